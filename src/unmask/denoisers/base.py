@@ -1,0 +1,101 @@
+"""The denoiser: given partly masked canvases, answer how likely tokens are at the asked positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+# Reduces logits at some asked positions (flattened over F and A; the slice says which) to a few numbers a position.
+Answer = Callable[[Float[Tensor, "C V"], slice], tuple[Tensor, ...]]
+
+_LOGITS_PER_CHUNK = 1 << 24  # 64 MB in float32: logits exist for one chunk at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """Classifier-free guidance: logits = u + (scale + 1)(c - u), u from the canvas with its prompt masked."""
+
+    scale: float
+    prompt_FL: Bool[Tensor, "F L"]
+
+
+@dataclass(frozen=True)
+class TargetLogProb:
+    """log softmax(logits / temperature) at K targets of each asked position: [C, K]."""
+
+    targets_QK: Int[Tensor, "Q K"]
+    temperature: float = 1.0
+
+    def __call__(self, logits_CV: Float[Tensor, "C V"], chunk: slice) -> tuple[Tensor, ...]:
+        scaled_CV = logits_CV.float() / self.temperature
+        return (scaled_CV.gather(1, self.targets_QK[chunk]) - scaled_CV.logsumexp(1, keepdim=True),)
+
+
+class Denoiser(nn.Module):
+    """A bidirectional transformer of `transformers` as p(token | canvas) at masked positions.
+
+    `model` is a causal-LM class with `is_causal=False`. `shift`: the network's output at i-1 predicts the token at i (Dream).
+    """
+
+    def __init__(self, model: Any, *, mask_id: int, eos_id: int, shift: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.mask_id = mask_id
+        self.eos_id = eos_id
+        self.shift = shift
+
+    @property
+    def max_length(self) -> int:
+        """Positions that the model takes, prompt and completion together."""
+        return int(self.model.config.max_position_embeddings)
+
+    def forward(
+        self,
+        tokens_FL: Int[Tensor, "F L"],
+        attention_FL: Bool[Tensor, "F L"],
+        asked_FA: Int[Tensor, "F A"],
+        answer: Answer,
+        guidance: Guidance | None = None,
+    ) -> tuple[Tensor, ...]:
+        """What `answer` makes of the logits at columns `asked_FA`: tensors [F, A, ...]. Logits exist there only, chunk by chunk."""
+        hidden_QD = self._hidden(tokens_FL, attention_FL, asked_FA)
+        blank_QD = None
+        if guidance is not None:
+            blank_FL = torch.where(guidance.prompt_FL, self.mask_id, tokens_FL)
+            blank_QD = self._hidden(blank_FL, attention_FL, asked_FA)
+
+        def reduce(start: int, stop: int) -> tuple[Tensor, ...]:
+            logits_CV = self._head(hidden_QD[start:stop])
+            if guidance is not None and blank_QD is not None:
+                blank_CV = self._head(blank_QD[start:stop])
+                logits_CV = blank_CV + (guidance.scale + 1) * (logits_CV - blank_CV)
+            return answer(logits_CV, slice(start, stop))
+
+        size = max(1, _LOGITS_PER_CHUNK // int(self.model.config.vocab_size))
+        bounds = [(start, min(start + size, len(hidden_QD))) for start in range(0, len(hidden_QD), size)]
+        if len(bounds) > 1 and torch.is_grad_enabled():
+            parts = [checkpoint(reduce, *bound, use_reentrant=False) for bound in bounds]
+        else:
+            parts = [reduce(*bound) for bound in bounds]
+        return tuple(torch.cat(part).unflatten(0, asked_FA.shape) for part in zip(*parts, strict=True))
+
+    def _hidden(
+        self, tokens_FL: Int[Tensor, "F L"], attention_FL: Bool[Tensor, "F L"], asked_FA: Int[Tensor, "F A"]
+    ) -> Float[Tensor, "Q D"]:
+        """Last hidden states at the asked positions, flattened over F and A."""
+        position_FL = (attention_FL.long().cumsum(1) - 1).clamp(min=0)
+        hidden_FLD = self.model.base_model(
+            input_ids=tokens_FL, attention_mask=attention_FL.long(), position_ids=position_FL, use_cache=False
+        ).last_hidden_state
+        columns_FA = (asked_FA - 1).clamp(min=0) if self.shift else asked_FA
+        return hidden_FLD.gather(1, columns_FA[..., None].expand(-1, -1, hidden_FLD.shape[-1])).flatten(0, 1)
+
+    def _head(self, hidden_QD: Float[Tensor, "Q D"]) -> Float[Tensor, "Q V"]:
+        logits: Tensor = self.model.get_output_embeddings()(hidden_QD)
+        return logits

@@ -1,0 +1,70 @@
+"""What the collapse monitor remembers of a run, in plain numbers that a checkpoint can hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+WINDOW_STEPS = 10
+FAST_WINDOW_STEPS = 5
+SLOW_WINDOW_STEPS = 20
+
+
+@dataclass(kw_only=True)
+class MetricsHistory:
+    """The first and the latest values of each metric, and the exponential means of the reward."""
+
+    steps: int = 0
+    rewards: int = 0
+    fast_reward: float = 0.0
+    slow_reward: float = 0.0
+    best_reward: float = 0.0
+    first: dict[str, list[float]] = field(default_factory=dict)
+    recent: dict[str, list[float]] = field(default_factory=dict)
+    warned_at: dict[str, int] = field(default_factory=dict)
+
+    def add(self, metrics: Mapping[str, Any], names: Iterable[str]) -> None:
+        """Take in the finite ones among the named metrics of one step."""
+        self.steps += 1
+        for name in names:
+            value = finite_number(metrics, name)
+            if value is None:
+                continue
+            first = self.first.setdefault(name, [])
+            if len(first) < WINDOW_STEPS:
+                first.append(value)
+            self.recent[name] = [*self.recent.get(name, []), value][-WINDOW_STEPS:]
+            if name == "reward":
+                self._add_reward(value)
+
+    def start(self, name: str) -> float | None:
+        """Mean over the first steps, once there have been enough of them."""
+        first = self.first.get(name, [])
+        return fmean(first) if len(first) == WINDOW_STEPS else None
+
+    def lately(self, name: str, steps: int = WINDOW_STEPS) -> float:
+        """Mean over the last `steps` values, 0 before there are that many."""
+        recent = self.recent.get(name, [])[-steps:]
+        return fmean(recent) if len(recent) == steps else 0.0
+
+    def _add_reward(self, reward: float) -> None:
+        self.rewards += 1
+        self.fast_reward = exponential_mean(self.fast_reward, reward, self.rewards, FAST_WINDOW_STEPS)
+        self.slow_reward = exponential_mean(self.slow_reward, reward, self.rewards, SLOW_WINDOW_STEPS)
+        # A mean of only a few rewards is too noisy to count as the best.
+        if self.rewards >= WINDOW_STEPS:
+            self.best_reward = max(self.best_reward, self.slow_reward)
+
+
+def exponential_mean(mean: float, value: float, count: int, window: int) -> float:
+    """The exponential mean after its `count`-th value; a plain mean until the window has filled."""
+    return mean + (value - mean) * max(1 / count, 2 / (window + 1))
+
+
+def finite_number(metrics: Mapping[str, Any], name: str) -> float | None:
+    """The named metric as a float, or None where it is missing, null or not finite."""
+    value = metrics.get(name)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

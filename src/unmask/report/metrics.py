@@ -1,0 +1,92 @@
+"""The run's records: one JSON object a line, cut back to the checkpoint when a run resumes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from unmask.errors import UserError
+
+
+class MetricsLog:
+    """Appends one JSON object a line to a file such as metrics.jsonl or completions.jsonl.
+
+    A resumed run passes as `keep_bytes` the `position()` that its checkpoint stored: what the
+    interrupted run wrote after that checkpoint is cut off, so no step appears twice.
+    """
+
+    def __init__(self, path: Path, keep_bytes: int | None = None) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if keep_bytes is not None:
+            _truncate(path, keep_bytes)
+        self._file = path.open("ab")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record; a number that is not finite is written as null."""
+        line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+
+    def position(self) -> int:
+        """Byte offset of the end of the file, once everything before it is safely on the disk."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Close the file; nothing can be written afterwards."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read back the records that a `MetricsLog` wrote, in order."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: name the folder of a run that has written metrics")
+    # Only \n ends a record: str.splitlines would also cut inside a completion that holds U+2028.
+    lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
+    return [_parse(line, number, path) for number, line in enumerate(lines, start=1) if line]
+
+
+def _parse(line: bytes, number: int, path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        shown = line[:40].decode(errors="replace")
+        raise UserError(f"{path} line {number} is not a JSON object: {shown!r}; mend or delete that line")
+    return record
+
+
+def _truncate(path: Path, keep_bytes: int) -> None:
+    present_bytes = path.stat().st_size if path.exists() else 0
+    if present_bytes < keep_bytes:
+        raise UserError(
+            f"{path} has {present_bytes} bytes but the checkpoint was saved at {keep_bytes}: "
+            "restore the file, or start the run afresh"
+        )
+    if present_bytes > keep_bytes:
+        os.truncate(path, keep_bytes)
+
+
+def _finite(value: Any) -> Any:
+    """The value with every NaN and infinity, which JSON cannot express, replaced by None."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

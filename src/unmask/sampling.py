@@ -1,0 +1,298 @@
+"""Block-wise denoising of a batch of left-padded prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unmask.denoisers.base import Denoiser, Guidance
+from unmask.errors import UserError
+from unmask.records import Record
+from unmask.types import Prompts, Rollout, Snapshot
+from unmask.uniforms import Uniforms
+from unmask.unmasking import LowConfidence, Measure, Schedule, Seen, Unmasking, uniform_schedule
+
+
+def inverse_cdf(scaled_CV: Tensor, uniform_CZ: Tensor) -> Tensor:
+    """Tokens [C, Z] with cumulative probability under softmax(scaled) first above the uniforms, in float64."""
+    cdf_CV = (scaled_CV.double() - scaled_CV.amax(1, keepdim=True).double()).exp().cumsum(1)
+    total_C1 = cdf_CV[:, -1:]
+    # The product may round up to the total, beyond every token.
+    level_CZ = torch.minimum(uniform_CZ * total_C1, total_C1 * (1 - 1e-15))
+    return torch.searchsorted(cdf_CV, level_CZ, right=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Propose:
+    """The answer of sampling: proposed tokens, their log-probs at the temperature, confidences, and Z further guesses.
+
+    The mask token is never drawn, but it keeps its part of the normaliser: what is recorded equals what scoring gives.
+    """
+
+    temperature: float
+    mask_id: int
+    measure: Measure
+    uniform_QZ: Tensor  # column 0 draws the proposal
+
+    def __call__(self, logits_CV: Tensor, chunk: slice) -> tuple[Tensor, ...]:
+        logits_CV = logits_CV.float()
+        scaled_CV = logits_CV / (self.temperature or 1.0)
+        allowed_CV = scaled_CV.index_fill(1, torch.tensor([self.mask_id], device=logits_CV.device), -float("inf"))
+        if self.temperature == 0:
+            tokens_CZ = allowed_CV.argmax(1, keepdim=True).expand(-1, self.uniform_QZ.shape[1])
+        else:
+            tokens_CZ = inverse_cdf(allowed_CV, self.uniform_QZ[chunk])
+        logp_CZ = scaled_CV.gather(1, tokens_CZ) - scaled_CV.logsumexp(1, keepdim=True)
+        confidence_C = self.measure(logits_CV, logits_CV.logsumexp(1), tokens_CZ[:, 0])
+        return tokens_CZ, logp_CZ, confidence_C
+
+
+@dataclass(kw_only=True)
+class _Canvas:
+    """Tensors that the denoising loop moves: [N, L]."""
+
+    tokens: Tensor
+    running: Tensor  # confidence so far, by the rule's statistic; -inf where never predicted
+    confidence: Tensor
+    logp: Tensor
+    revealed_at: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """Fill `max_new_tokens` masks after each prompt, block by block, in `steps` denoising steps in all.
+
+    temperature 0 is greedy (log-probs are then recorded at temperature 1). Adaptive unmasking rules take as many steps as they
+    need. Draws are keyed by prompt, sample, step and position, so tokens do not depend on the batch or its padding.
+    """
+
+    max_new_tokens: int
+    block_length: int
+    steps: int
+    temperature: float = 0.0
+    unmasking: Unmasking = field(default_factory=LowConfidence)
+    schedule: Schedule = uniform_schedule
+    guidance_scale: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.block_length < 1 or self.max_new_tokens % self.block_length:
+            raise UserError(
+                f"block_length {self.block_length} does not divide max_new_tokens {self.max_new_tokens}: "
+                f"give a divisor such as {self.max_new_tokens}"
+            )
+        blocks = self.max_new_tokens // self.block_length
+        if self.steps < blocks or self.steps % blocks:
+            raise UserError(
+                f"steps {self.steps} is not a multiple of the {blocks} blocks ({self.max_new_tokens} tokens in blocks of "
+                f"{self.block_length}): give a multiple such as {blocks * max(1, round(self.steps / blocks))}"
+            )
+        if self.temperature < 0:
+            raise UserError(f"temperature {self.temperature} is negative: give 0 (greedy) or more")
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        prompts: Prompts,
+        uniforms: Uniforms,
+        record: Record | None = None,
+        watch: Callable[[int, Tensor], None] | None = None,
+        group_size: int = 1,
+    ) -> Rollout:
+        """Complete the prompts. `watch` sees (step, canvas) after each step. Raises UserError if the model is too short."""
+        loop = _Loop(self, denoiser, prompts, uniforms, record, watch)
+        for block in range(self.max_new_tokens // self.block_length):
+            loop.denoise_block(block)
+        return loop.rollout(group_size)
+
+
+class _Loop:
+    """One call of a sampler: the canvas, and what has been remembered of it."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        denoiser: Denoiser,
+        prompts: Prompts,
+        uniforms: Uniforms,
+        record: Record | None,
+        watch: Callable[[int, Tensor], None] | None,
+    ) -> None:
+        self.sampler, self.denoiser, self.prompts, self.watch = sampler, denoiser, prompts, watch
+        core: Any = getattr(denoiser, "module", denoiser)  # what a distributed wrapper holds
+        self.mask_id, self.eos_id = core.mask_id, core.eos_id
+        self.start = prompts.tokens_NP.shape[1]
+        length = self.start + sampler.max_new_tokens
+        if length > core.max_length:
+            raise UserError(
+                f"prompt of {self.start} and completion of {sampler.max_new_tokens} tokens exceed the {core.max_length} that "
+                "the model takes: shorten max_new_tokens or drop the longest prompts"
+            )
+        self.canvas = self._blank(length)
+        self.attention = torch.nn.functional.pad(prompts.attention_NP, (0, sampler.max_new_tokens), value=True)
+        self.position = torch.arange(sampler.max_new_tokens, device=self.canvas.tokens.device)
+        self.uniforms = uniforms.key("sample", prompts.prompt_N[:, None], prompts.sample_N[:, None])
+        self.step = 0
+        self.record = record
+        steps = [] if record is None else record.steps(uniforms, prompts.prompt_N, prompts.sample_N, sampler.steps)
+        self.slots = [_Slot(step_N, record.guesses, self.canvas.tokens) for step_N in steps] if record else []
+
+    def _blank(self, length: int) -> _Canvas:
+        prompt = self.prompts.tokens_NP
+        tokens = prompt.new_full((len(prompt), length), self.mask_id)
+        tokens[:, : self.start] = prompt
+        zeros = torch.zeros(tokens.shape, device=prompt.device)
+        return _Canvas(
+            tokens=tokens,
+            running=zeros - float("inf"),
+            confidence=zeros,
+            logp=zeros.clone(),
+            revealed_at=torch.full_like(tokens, -1),
+        )
+
+    def denoise_block(self, block: int) -> None:
+        """Steps of one block: as scheduled, or until nothing is masked where the rule is adaptive."""
+        sampler = self.sampler
+        stop = (block + 1) * sampler.block_length
+        start = 0 if getattr(sampler.unmasking, "scope", "block") == "completion" else stop - sampler.block_length
+        if sampler.unmasking.adaptive:
+            for _ in range(sampler.block_length):
+                self._denoise(start, stop, count=0, remaining=0)
+                if not bool((self.canvas.tokens[:, self.start + start : self.start + stop] == self.mask_id).any()):
+                    return
+        steps = sampler.steps // (sampler.max_new_tokens // sampler.block_length)
+        counts = sampler.schedule(sampler.block_length, steps)
+        for index, count in enumerate(counts):
+            self._denoise(start, stop, count=count, remaining=sum(counts[index + 1 :]))
+
+    def _denoise(self, start: int, stop: int, *, count: int, remaining: int) -> None:
+        """One denoising step over the candidate positions [start, stop) of the completion."""
+        recording = [slot for slot in self.slots if slot.wants(self.step)]
+        # Only a recorded state asks about positions beyond the candidates.
+        asked = self.position if recording else self.position[start:stop]
+        tokens_NAZ, logp_NAZ, confidence_NA = self._propose(asked, guesses=bool(recording))
+        for slot in recording:
+            assert self.record is not None
+            first = 0 if self.record.own else 1
+            columns = slice(first, first + self.record.guesses)
+            slot.remember(self.step, self.canvas.tokens, self.start, tokens_NAZ[..., columns], logp_NAZ[..., columns], self.mask_id)
+        here = slice(start, stop) if recording else slice(None)
+        self._commit(
+            start, stop, tokens_NAZ[:, here, 0], logp_NAZ[:, here, 0], confidence_NA[:, here], count=count, remaining=remaining
+        )
+        if self.watch is not None:
+            self.watch(self.step, self.canvas.tokens)
+        self.step += 1
+
+    def _propose(self, asked: Tensor, *, guesses: bool) -> tuple[Tensor, ...]:
+        sampler, canvas = self.sampler, self.canvas.tokens
+        key = self.uniforms.key(self.step)
+        draws = [key.key("token", asked).draw()]
+        if guesses and self.record is not None and not self.record.own:
+            draws += [key.key("guess", guess).key(asked).draw() for guess in range(self.record.guesses)]
+        answer = Propose(
+            temperature=sampler.temperature,
+            mask_id=self.mask_id,
+            measure=sampler.unmasking.measure,
+            uniform_QZ=torch.stack(draws, dim=-1).flatten(0, 1),
+        )
+        guidance = None
+        if sampler.guidance_scale:
+            prompt = torch.arange(canvas.shape[1], device=canvas.device) < self.start
+            guidance = Guidance(scale=sampler.guidance_scale, prompt_FL=prompt.expand_as(canvas))
+        columns = (self.start + asked).expand(len(canvas), -1)
+        answers: tuple[Tensor, ...] = self.denoiser(canvas, self.attention, columns, answer, guidance=guidance)
+        return answers
+
+    def _commit(
+        self, start: int, stop: int, tokens: Tensor, logp: Tensor, confidence: Tensor, *, count: int, remaining: int
+    ) -> None:
+        """Fill the candidates with the proposals that the rule commits; mask what it masks again."""
+        canvas, rule = self.canvas, self.sampler.unmasking
+        here = (slice(None), slice(self.start + start, self.start + stop))
+        masked = canvas.tokens[here] == self.mask_id
+        running = confidence
+        if getattr(rule, "statistic", "latest") == "max":
+            running = torch.maximum(canvas.running[here], confidence)
+        canvas.running[here] = torch.where(masked, running, canvas.running[here])
+        masked_after = rule(
+            Seen(
+                masked_NC=masked,
+                confidence_NC=confidence,
+                running_NC=canvas.running[here],
+                position_C=self.position[start:stop],
+                count=count,
+                remaining=remaining,
+                uniforms=self.uniforms.key(self.step),
+            )
+        )
+        revealed = masked & ~masked_after
+        canvas.tokens[here] = torch.where(revealed, tokens, canvas.tokens[here].masked_fill(masked_after, self.mask_id))
+        canvas.logp[here] = torch.where(revealed, logp, canvas.logp[here])
+        canvas.confidence[here] = torch.where(revealed, confidence, canvas.confidence[here])
+        canvas.revealed_at[here] = canvas.revealed_at[here].masked_fill(revealed, self.step)
+
+    def rollout(self, group_size: int) -> Rollout:
+        sampler, canvas = self.sampler, self.canvas
+        block = self.position // sampler.block_length
+        block_L = torch.cat([block.new_full((self.start,), -1), block])
+        region = canvas.tokens[:, self.start :]
+        ended_before = (region == self.eos_id).long().cumsum(1) - (region == self.eos_id).long() > 0
+        return Rollout(
+            tokens_NL=canvas.tokens,
+            attention_NL=self.attention,
+            completion_NL=torch.nn.functional.pad(~ended_before, (self.start, 0), value=False),
+            block_NL=block_L.expand_as(canvas.tokens),
+            revealed_at_NL=canvas.revealed_at,
+            sampled_logp_NL=canvas.logp,
+            confidence_NL=canvas.confidence,
+            prompt_N=self.prompts.prompt_N,
+            sample_N=self.prompts.sample_N,
+            prompt_length=self.start,
+            group_size=group_size,
+            steps=self.step,
+            temperature=sampler.temperature,
+            mask_id=self.mask_id,
+            remasking=sampler.unmasking.remasks,
+            snapshots=tuple(slot.snapshot for slot in self.slots),
+        )
+
+
+class _Slot:
+    """A snapshot that fills as the samples pass their steps (known on the host: no device is waited for)."""
+
+    def __init__(self, step_N: Tensor, guesses: int, tokens_NL: Tensor) -> None:
+        self.step_N = step_N.cpu()
+        self.wanted = set(self.step_N.tolist())
+        empty = torch.zeros((guesses, *tokens_NL.shape), device=tokens_NL.device)
+        self.snapshot = Snapshot(
+            step_N=step_N.to(tokens_NL.device),
+            canvas_NL=tokens_NL.clone(),
+            guesses_ZNL=tokens_NL.repeat(guesses, 1, 1),
+            logp_ZNL=empty,
+            confidence_ZNL=empty.clone(),
+        )
+
+    def wants(self, step: int) -> bool:
+        return step in self.wanted
+
+    def remember(
+        self, step: int, canvas_NL: Tensor, start: int, tokens_NCZ: Tensor, logp_NCZ: Tensor, mask_id: int
+    ) -> None:
+        """Store the canvas of the samples that are at their step, and its masked positions as filled by the guesses."""
+        rows = torch.nonzero(self.step_N == step)[:, 0].to(canvas_NL.device)
+        canvas, masked = canvas_NL[rows], canvas_NL[rows] == mask_id
+        pad = (start, 0)
+        guesses = torch.nn.functional.pad(tokens_NCZ[rows].permute(2, 0, 1), pad)
+        logp = torch.nn.functional.pad(logp_NCZ[rows].permute(2, 0, 1), pad) * masked
+        self.snapshot = replace(
+            self.snapshot,
+            canvas_NL=self.snapshot.canvas_NL.index_copy(0, rows, canvas),
+            guesses_ZNL=self.snapshot.guesses_ZNL.index_copy(1, rows, torch.where(masked, guesses, canvas)),
+            logp_ZNL=self.snapshot.logp_ZNL.index_copy(1, rows, logp),
+            confidence_ZNL=self.snapshot.confidence_ZNL.index_copy(1, rows, logp.exp() * masked),
+        )

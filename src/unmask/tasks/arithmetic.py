@@ -1,0 +1,119 @@
+"""Arithmetic: work out an expression one operation at a time and write every step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import Any, ClassVar
+
+from unmask.tasks.base import Example, check_range, check_split, column, first_accepted, in_split
+from unmask.tasks.expressions import (
+    Expression,
+    InvalidExpression,
+    evaluate,
+    leaves,
+    parse,
+    random_expression,
+    render,
+    value,
+)
+
+SYMBOLS = "+-*"
+LEAST, GREATEST = -99, 999
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """Sums with steps: the prompt "(3+5)*4-7=" asks for "8*4-7=32-7=25".
+
+    terms: how many numbers a sum has, 2 to 6.
+    max_number: largest number in a prompt, 1 to 99; values on the way stay within -99 and 999.
+    Sums whose steps do not fit in `max_new_tokens` with the end token are not drawn.
+    """
+
+    name: ClassVar[str] = "arithmetic"
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
+
+    terms: int = 4
+    max_number: int = 9
+
+    def __post_init__(self) -> None:
+        check_range("terms", self.terms, 2, 6)
+        check_range("max_number", self.max_number, 1, 99)
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """Single characters: digits, signs and parentheses."""
+        return tuple("0123456789" + SYMBOLS + "()=")
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Eight tokens for each operation: 24 for four terms."""
+        return 8 * (self.terms - 1)
+
+    def examples(self, split: str, count: int, seed: int) -> list[Example]:
+        """Draw random expressions and work them out. See Task.examples."""
+        check_split(self, split)
+        rng = Random(f"{self.name}-{split}-{seed}")
+        mend = "raise terms or max_number"
+        return [first_accepted(lambda: self._draw(rng, split), self, split, mend) for _ in range(count)]
+
+    def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
+        """Give 1.0 where the text after the last "=" is the answer, else 0.0; the steps do not count."""
+        answers = column(columns, "answer", completions)
+        return [
+            float(completion.rpartition("=")[2].strip() == str(answer))
+            for completion, answer in zip(completions, answers, strict=True)
+        ]
+
+    def metrics(
+        self, prompts: list[str], completions: list[str], **columns: list[Any]
+    ) -> dict[str, list[float]]:
+        """Give "solved", which is the reward, and "chain_valid", the fraction of steps worth the answer."""
+        answers = column(columns, "answer", completions)
+        return {
+            "solved": self.rewards(prompts, completions, **columns),
+            "chain_valid": list(map(_valid_fraction, completions, answers)),
+        }
+
+    def _draw(self, rng: Random, split: str) -> Example | None:
+        drawn = [rng.randint(1, self.max_number) for _ in range(self.terms)]
+        problem = render(random_expression(rng, drawn, SYMBOLS))
+        # Printing drops parentheses: 1+(2+3) reads 1+2+3, so the steps must follow the text, not the tree.
+        chain = steps(parse(problem))
+        if any(not LEAST <= number <= GREATEST for step in chain for number in leaves(step)):
+            return None
+        prompt, solution = f"{problem}=", "=".join(map(render, chain))
+        if len(solution) >= self.max_new_tokens or not in_split(prompt, split):
+            return None
+        return Example(prompt=prompt, solution=solution, columns={"answer": chain[-1]})
+
+
+def steps(expression: Expression) -> list[Expression]:
+    """Work an expression out: each step does the leftmost operation whose two sides are numbers."""
+    chain = []
+    while isinstance(expression, tuple):
+        expression = _step(expression)
+        chain.append(expression)
+    return chain
+
+
+def _step(expression: tuple[str, Expression, Expression]) -> Expression:
+    symbol, left, right = expression
+    if isinstance(left, tuple):
+        return symbol, _step(left), right
+    if isinstance(right, tuple):
+        return symbol, left, _step(right)
+    return int(evaluate(expression))
+
+
+def _valid_fraction(completion: str, answer: int) -> float:
+    parts = completion.split("=")
+    return sum(_has_value(part, answer) for part in parts) / len(parts)
+
+
+def _has_value(text: str, answer: int) -> bool:
+    try:
+        return value(text) == answer
+    except InvalidExpression:
+        return False

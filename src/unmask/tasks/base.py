@@ -1,0 +1,102 @@
+"""What a task is: examples to train on, and a reward that checks a completion by the task's own rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, ClassVar, Protocol
+
+from unmask.errors import UserError
+
+DRAWS_BEFORE_GIVING_UP = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One prompt, one valid completion of it, and the columns that the reward reads.
+
+    `solution` is for supervised pretraining; other completions may be right too.
+    `columns` can be written as JSON.
+    """
+
+    prompt: str
+    solution: str
+    columns: Mapping[str, object]
+
+
+class Task(Protocol):
+    """A family of puzzles with a verifier."""
+
+    name: ClassVar[str]
+    splits: ClassVar[tuple[str, ...]]
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """Tokens that spell every prompt and every solution, without special tokens."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens in which every solution fits; where solutions vary in length, the end token fits too."""
+
+    def examples(self, split: str, count: int, seed: int) -> list[Example]:
+        """Draw `count` examples; the first k of them are the same for every count of at least k.
+
+        No puzzle occurs in two splits, whatever the seeds. A split that is read from a file keeps the file's
+        order, ignores the seed, and gives what the file has where that is less than `count`.
+        Raises UserError for an unknown split or a file that cannot be used.
+        """
+
+    def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
+        """Score each completion, 1.0 right and 0.0 wrong (TRL's signature).
+
+        `columns` are lists as long as `completions`. Raises UserError where a column is missing.
+        """
+
+    def metrics(
+        self, prompts: list[str], completions: list[str], **columns: list[Any]
+    ) -> dict[str, list[float]]:
+        """Give each metric's value (0 to 1) per completion; "solved" is always among them."""
+
+
+def check_split(task: Task, split: str) -> None:
+    """Raise UserError if the task has no such split."""
+    if split not in task.splits:
+        raise UserError(f"{task.name} has no split {split!r}; choose one of {', '.join(task.splits)}")
+
+
+def check_range(name: str, value: int, low: int, high: int) -> None:
+    """Raise UserError unless low <= value <= high."""
+    if not low <= value <= high:
+        raise UserError(f"{name} is {value}; choose an integer from {low} to {high}")
+
+
+def digest(text: str) -> int:
+    """Hash a text to an integer that is the same in every process and on every machine."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def in_split(puzzle: str, split: str) -> bool:
+    """Tell whether a puzzle belongs to "train" (nine tenths of all puzzles) or to any other split."""
+    return (digest(puzzle) % 10 > 0) == (split == "train")
+
+
+def first_accepted(draw: Callable[[], Example | None], task: Task, split: str, mend: str) -> Example:
+    """Draw until an example is accepted; raise UserError where the settings leave next to none."""
+    for _ in range(DRAWS_BEFORE_GIVING_UP):
+        example = draw()
+        if example is not None:
+            return example
+    raise UserError(f"{task} found no puzzle for split {split!r}; {mend}")
+
+
+def column(columns: Mapping[str, list[Any]], name: str, completions: list[str]) -> list[Any]:
+    """Give one column of a reward call; raise UserError if it is missing or not as long as `completions`."""
+    if name not in columns:
+        raise UserError(f"the reward needs the column {name!r}; add it to the data set")
+    values = columns[name]
+    if len(values) != len(completions):
+        raise UserError(
+            f"column {name!r} has {len(values)} values; give {len(completions)}, one per completion"
+        )
+    return values

@@ -1,0 +1,163 @@
+"""Countdown: reach a target with given numbers, each used once, by + - * / and parentheses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import permutations
+from random import Random
+from typing import Any, ClassVar
+
+from unmask.errors import UserError
+from unmask.tasks.base import Example, check_range, check_split, column, first_accepted, in_split
+from unmask.tasks.expressions import (
+    OPERATIONS,
+    Expression,
+    InvalidExpression,
+    evaluate,
+    numbers,
+    random_expression,
+    render,
+    value,
+)
+from unmask.tasks.files import read_jsonl
+
+SYMBOLS = "".join(OPERATIONS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Countdown:
+    """Countdown puzzles: the prompt "3 7 12=57:" asks for an expression such as "3*(7+12)".
+
+    count: how many numbers a puzzle has, 3 or 4.
+    max_number: largest number; max_target: largest target, both at least 1.
+    data: path of a file of lines {"input": "30,100,93", "output": "23"} that replaces the test split; its
+        puzzles are then left out of training.
+    """
+
+    name: ClassVar[str] = "countdown"
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
+    # The longest expression of four numbers has 11 tokens, but runs decode in 16 steps.
+    max_new_tokens: ClassVar[int] = 16
+
+    count: int = 3
+    max_number: int = 20
+    max_target: int = 100
+    data: str | None = None
+
+    def __post_init__(self) -> None:
+        check_range("count", self.count, 3, 4)
+        # Every integer up to the larger one is a token.
+        check_range("max_number", self.max_number, 1, 9999)
+        check_range("max_target", self.max_target, 1, 9999)
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """Every integer up to the largest number or target as one token, and the signs."""
+        largest = max(self.max_number, self.max_target)
+        return (*(str(number) for number in range(largest + 1)), *SYMBOLS, *"()=: ")
+
+    def examples(self, split: str, count: int, seed: int) -> list[Example]:
+        """Draw numbers and a random expression of them, whose value is the target. See Task.examples."""
+        check_split(self, split)
+        if split == "test" and self.data is not None:
+            return self._published[:count]
+        rng = Random(f"{self.name}-{split}-{seed}")
+        mend = "raise max_number or max_target"
+        return [first_accepted(lambda: self._draw(rng, split), self, split, mend) for _ in range(count)]
+
+    def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
+        """Give 1.0 to one expression that uses each number once and is exactly the target, else 0.0."""
+        puzzles = zip(
+            completions,
+            column(columns, "numbers", completions),
+            column(columns, "target", completions),
+            strict=True,
+        )
+        return [float(is_solved(*puzzle)) for puzzle in puzzles]
+
+    def metrics(
+        self, prompts: list[str], completions: list[str], **columns: list[Any]
+    ) -> dict[str, list[float]]:
+        """Give "solved", which is the reward."""
+        return {"solved": self.rewards(prompts, completions, **columns)}
+
+    def _draw(self, rng: Random, split: str) -> Example | None:
+        drawn = [rng.randint(1, self.max_number) for _ in range(self.count)]
+        expression = random_expression(rng, drawn, SYMBOLS)
+        try:
+            target = evaluate(expression)
+        except InvalidExpression:
+            return None
+        if target.denominator > 1 or not 1 <= target <= self.max_target:
+            return None
+        # In the order drawn, the numbers would read as they stand in the solution.
+        rng.shuffle(drawn)
+        example = _example(drawn, int(target), render(expression))
+        key = _key(example)
+        return example if in_split(key, split) and key not in self._published_keys else None
+
+    @cached_property
+    def _published(self) -> list[Example]:
+        if self.data is None:
+            return []
+        return read_jsonl(self.data, ("input", "output"), self._read)
+
+    @cached_property
+    def _published_keys(self) -> frozenset[str]:
+        return frozenset(map(_key, self._published))
+
+    def _read(self, row: Mapping[str, str]) -> Example:
+        given, target = _integers("input", row["input"]), _integers("output", row["output"])
+        if len(given) != self.count or len(target) != 1:
+            raise UserError(f"{len(given)} numbers and {len(target)} targets; write {self.count} and 1")
+        for number in given:
+            check_range("a number of input", number, 1, self.max_number)
+        check_range("output", target[0], 1, self.max_target)
+        solution = solve(list(given), target[0])
+        if solution is None:
+            raise UserError(f"no expression of {row['input']} is {row['output']}; remove the line")
+        return _example(given, target[0], solution)
+
+
+def is_solved(completion: str, given: list[int], target: int) -> bool:
+    """Tell whether a text is one expression of exactly the given numbers whose value is the target."""
+    try:
+        return sorted(numbers(completion)) == sorted(given) and value(completion) == target
+    except InvalidExpression:
+        return False
+
+
+def solve(pool: list[Expression], target: int) -> str | None:
+    """Give an expression that uses each part of `pool` once and is the target, or None if there is none."""
+    if len(pool) == 1:
+        try:
+            return render(pool[0]) if evaluate(pool[0]) == target else None
+        except InvalidExpression:
+            return None
+    for first, second in permutations(range(len(pool)), 2):
+        rest = [part for place, part in enumerate(pool) if place not in (first, second)]
+        for symbol in SYMBOLS:
+            solution = solve([*rest, (symbol, pool[first], pool[second])], target)
+            if solution is not None:
+                return solution
+    return None
+
+
+def _example(given: list[int], target: int, solution: str) -> Example:
+    prompt = f"{' '.join(map(str, given))}={target}:"
+    return Example(prompt=prompt, solution=solution, columns={"numbers": given, "target": target})
+
+
+def _key(example: Example) -> str:
+    """Name a puzzle whatever the order of its numbers."""
+    given, target = example.prompt.split("=")
+    return f"{sorted(given.split())}={target}"
+
+
+def _integers(name: str, text: str) -> list[int]:
+    if not re.fullmatch(r"[0-9]{1,9}(, ?[0-9]{1,9})*", text):
+        raise UserError(f"{name} is {text[:40]!r}; write integers with commas between")
+    return [int(number) for number in text.split(",")]

@@ -1,0 +1,114 @@
+"""Arithmetic expressions as trees: read without running anything, evaluated exactly, printed minimally."""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from math import comb
+from random import Random
+
+Expression = int | tuple[str, "Expression", "Expression"]
+
+LONGEST_TEXT = 200
+OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+_SYMBOLS: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+_ALLOWED = re.compile(rf"[0-9+\-*/() ]{{1,{LONGEST_TEXT}}}")
+
+
+class InvalidExpression(ValueError):
+    """A text that is not one expression of integers, + - * / and parentheses, or that has no value."""
+
+
+def parse(text: str) -> Expression:
+    """Read an expression of integers, + - * / and parentheses; a sign belongs only to a number.
+
+    Spaces are free. Raises InvalidExpression for anything else, and for more than 200 characters.
+    """
+    text = text.strip()
+    # The characters come first: Python's own syntax would take 1_0, 0x10 and names.
+    if not _ALLOWED.fullmatch(text):
+        raise InvalidExpression("characters that no expression has, or too many")
+    try:
+        return _tree(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise InvalidExpression(f"{text!r} is not an expression") from None
+
+
+def _tree(node: ast.expr) -> Expression:
+    match node:
+        case ast.BinOp(left=left, op=symbol, right=right) if type(symbol) in _SYMBOLS:
+            return _SYMBOLS[type(symbol)], _tree(left), _tree(right)
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int(number))):
+            return -number
+        case ast.Constant(value=int(number)):
+            return number
+        case _:
+            raise InvalidExpression(type(node).__name__)
+
+
+def evaluate(expression: Expression) -> Fraction:
+    """Give the exact value; raise InvalidExpression for a division by zero."""
+    if isinstance(expression, int):
+        return Fraction(expression)
+    symbol, left, right = expression
+    try:
+        return Fraction(OPERATIONS[symbol](evaluate(left), evaluate(right)))
+    except ZeroDivisionError:
+        raise InvalidExpression("division by zero") from None
+
+
+def leaves(expression: Expression) -> list[int]:
+    """Give the numbers of a tree from left to right."""
+    if isinstance(expression, int):
+        return [expression]
+    return leaves(expression[1]) + leaves(expression[2])
+
+
+def value(text: str) -> Fraction:
+    """Give the exact value of an expression; raise InvalidExpression if it has none."""
+    return evaluate(parse(text))
+
+
+def numbers(text: str) -> list[int]:
+    """Give the numbers in an expression from left to right; raise InvalidExpression if it is none."""
+    return leaves(parse(text))
+
+
+def render(expression: Expression) -> str:
+    """Print without spaces and with as few parentheses as keep the value."""
+    if isinstance(expression, int):
+        return str(expression)
+    symbol, left, right = expression
+    left_text, right_text = render(left), render(right)
+    if _binding(left) < _binding(expression):
+        left_text = f"({left_text})"
+    regroups = symbol in "-/" and _binding(right) == _binding(expression)
+    negative = isinstance(right, int) and right < 0
+    if _binding(right) < _binding(expression) or regroups or negative:
+        right_text = f"({right_text})"
+    return left_text + symbol + right_text
+
+
+def _binding(expression: Expression) -> int:
+    if isinstance(expression, int):
+        return 3
+    return 2 if expression[0] in "*/" else 1
+
+
+def random_expression(rng: Random, operands: Sequence[int], symbols: str) -> Expression:
+    """Draw a tree over the operands in their order; every shape and every choice of symbols is as likely."""
+    if len(operands) == 1:
+        return operands[0]
+    cuts = range(1, len(operands))
+    ways = [_shapes(cut) * _shapes(len(operands) - cut) for cut in cuts]
+    (cut,) = rng.choices(cuts, ways)
+    left = random_expression(rng, operands[:cut], symbols)
+    return rng.choice(symbols), left, random_expression(rng, operands[cut:], symbols)
+
+
+def _shapes(leaf_count: int) -> int:
+    """Number of binary trees with so many leaves (Catalan)."""
+    return comb(2 * leaf_count - 2, leaf_count - 1) // leaf_count

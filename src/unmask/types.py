@@ -1,0 +1,119 @@
+"""The nouns that pass between the rooms.
+
+Dimension letters, used as suffixes of tensor names everywhere:
+P prompts, G samples per prompt, N = P·G samples, S denoising steps, F forwards, R rows, U units, K scores a unit,
+Z guesses, L positions (left-padded prompt, then completion), C completion positions, A asked positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """A batch of left-padded prompts, one row a sample, and the keys of their random draws."""
+
+    tokens_NP: Int[Tensor, "N P"]
+    attention_NP: Bool[Tensor, "N P"]
+    prompt_N: Int[Tensor, "N"]  # index of the prompt in its data set
+    sample_N: Int[Tensor, "N"]  # index of the sample among those of its prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """Partly masked canvases met by the sampler, with completions guessed there: drawn in passing, logits never kept."""
+
+    step_N: Int[Tensor, "N"]  # denoising step before which the canvas stood
+    canvas_NL: Int[Tensor, "N L"]
+    guesses_ZNL: Int[Tensor, "Z N L"]  # equal to the canvas where it is not masked
+    logp_ZNL: Float[Tensor, "Z N L"]  # of the guessed tokens at the sampling temperature; 0 where not masked
+    confidence_ZNL: Float[Tensor, "Z N L"]  # probability of the guessed tokens at the sampling temperature; 0 where not masked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """Sampled completions and how they came about. Samples of one prompt are neighbours; no model inside."""
+
+    tokens_NL: Int[Tensor, "N L"]
+    attention_NL: Bool[Tensor, "N L"]
+    completion_NL: Bool[Tensor, "N L"]  # completion positions through the first end-of-sequence token
+    block_NL: Int[Tensor, "N L"]  # block of each completion position; -1 in the prompt
+    revealed_at_NL: Int[Tensor, "N L"]  # step that last revealed the position; -1 in the prompt
+    sampled_logp_NL: Float[Tensor, "N L"]  # at the sampling temperature, when revealed
+    confidence_NL: Float[Tensor, "N L"]  # the unmasking rule's, when revealed
+    prompt_N: Int[Tensor, "N"]
+    sample_N: Int[Tensor, "N"]
+    prompt_length: int  # columns before the completion, pads included
+    group_size: int
+    steps: int
+    temperature: float
+    mask_id: int
+    remasking: bool
+    snapshots: tuple[Snapshot, ...] = ()
+    policy_version: int = 0
+
+    @property
+    def region_L(self) -> Bool[Tensor, "L"]:
+        """Columns of the completion, whatever its length."""
+        return torch.arange(self.tokens_NL.shape[1], device=self.tokens_NL.device) >= self.prompt_length
+
+    @property
+    def position_L(self) -> Int[Tensor, "L"]:
+        """Positions counted from the completion's start: what random draws are keyed by."""
+        return torch.arange(self.tokens_NL.shape[1], device=self.tokens_NL.device) - self.prompt_length
+
+    def canvas(self, step: int) -> Int[Tensor, "N L"]:
+        """The canvas before `step`: where(revealed_at >= step, MASK, tokens). Refused after a sampler that remasks."""
+        if self.remasking:
+            raise ValueError("a remasking sampler does not leave its canvases in revealed_at: use recorded snapshots")
+        return torch.where(self.revealed_at_NL >= step, self.mask_id, self.tokens_NL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """Questions to the denoiser: rows (share a forward when their inputs are equal) that make up units (one credit each)."""
+
+    inputs_FL: Int[Tensor, "F L"]
+    attention_FL: Bool[Tensor, "F L"]
+    forward_R: Int[Tensor, "R"]
+    targets_RL: Int[Tensor, "R L"]
+    scored_RL: Bool[Tensor, "R L"]
+    weight_RL: Float[Tensor, "R L"]  # 0 where not scored
+    unit_R: Int[Tensor, "R"]
+    credit_U: Float[Tensor, "U"]
+    temperature: float = 1.0  # of the log-softmax that scores
+    old_RL: Float[Tensor, "R L"] | None = None  # log-probs recorded by the sampler, where they are those of these rows
+
+    def take_units(self, keep_U: Bool[Tensor, "U"]) -> Views:
+        """The views of some units alone, with the forwards and rows that they need: the only way to micro-batch."""
+        keep_R = keep_U[self.unit_R]
+        keep_F = torch.zeros(len(self.inputs_FL), dtype=torch.bool, device=keep_U.device)
+        keep_F[self.forward_R[keep_R]] = True
+        new_forward_F, new_unit_U = keep_F.cumsum(0) - 1, keep_U.cumsum(0) - 1
+        return replace(
+            self,
+            inputs_FL=self.inputs_FL[keep_F],
+            attention_FL=self.attention_FL[keep_F],
+            forward_R=new_forward_F[self.forward_R[keep_R]],
+            targets_RL=self.targets_RL[keep_R],
+            scored_RL=self.scored_RL[keep_R],
+            weight_RL=self.weight_RL[keep_R],
+            unit_R=new_unit_U[self.unit_R[keep_R]],
+            credit_U=self.credit_U[keep_U],
+            old_RL=None if self.old_RL is None else self.old_RL[keep_R],
+        )
+
+    def micro_batches(self, forwards: int) -> Iterator[tuple[Views, Bool[Tensor, "U"]]]:
+        """Views of about `forwards` forwards each (units stay whole), with the units that each holds."""
+        first_forward_U = torch.full_like(self.credit_U, len(self.inputs_FL), dtype=torch.long)
+        first_forward_U = first_forward_U.scatter_reduce(0, self.unit_R, self.forward_R, "amin")
+        for start in range(0, len(self.inputs_FL), forwards):
+            keep_U = (first_forward_U >= start) & (first_forward_U < start + forwards)
+            if bool(keep_U.any()):
+                yield self.take_units(keep_U), keep_U

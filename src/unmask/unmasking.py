@@ -1,0 +1,267 @@
+"""Unmasking rules: which masked positions a denoising step commits (and, for RCR, which it masks again).
+
+A rule is settings plus one call on what the step has seen; it knows no model and no loop. This module imports no torch,
+so that commands can list rules and their options at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from unmask.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from unmask.uniforms import Uniforms
+
+# (logits_CV, log-normaliser_C, token_C) -> confidence_C, at temperature 1, larger is surer
+Measure = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
+
+
+def probability(logits_CV: Tensor, normaliser_C: Tensor, token_C: Tensor) -> Tensor:
+    """p(proposed token)."""
+    return (logits_CV.gather(1, token_C[:, None])[:, 0] - normaliser_C).exp()
+
+
+def margin(logits_CV: Tensor, normaliser_C: Tensor, token_C: Tensor) -> Tensor:
+    """p(best token) - p(second best)."""
+    best_C2 = (logits_CV.topk(2, dim=1).values - normaliser_C[:, None]).exp()
+    return best_C2[:, 0] - best_C2[:, 1]
+
+
+def negative_entropy(logits_CV: Tensor, normaliser_C: Tensor, token_C: Tensor) -> Tensor:
+    """sum_v p log p, in nats: at most 0."""
+    logp_CV = logits_CV - normaliser_C[:, None]
+    return (logp_CV.exp() * logp_CV).sum(1)
+
+
+MEASURES: dict[str, Measure] = {"probability": probability, "margin": margin, "entropy": negative_entropy}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a step has seen, over the candidate columns (the active block; all up to its end where a rule reopens blocks)."""
+
+    masked_NC: Tensor
+    confidence_NC: Tensor  # of the proposals now
+    running_NC: Tensor  # latest (or largest) confidence of each position so far
+    position_C: Tensor  # from the completion's start
+    count: int  # to commit now, by the schedule
+    remaining: int  # to stay masked after this step, by the schedule
+    uniforms: Uniforms  # keyed by sample and step
+
+
+class Unmasking(Protocol):
+    """A rule: `measure` gives confidences, the call says which candidates are masked after the step."""
+
+    name: ClassVar[str]
+    adaptive: ClassVar[bool]  # commits as many as it likes: a block ends when it is full, not after its steps
+    remasks: ClassVar[bool]
+
+    @property
+    def measure(self) -> Measure: ...
+
+    def __call__(self, seen: Seen) -> Tensor:
+        """masked_NC after the step."""
+
+
+def _rank(score_NC: Tensor) -> Tensor:
+    """Rank of each column, 0 for the largest score; ties go to the lower column."""
+    return score_NC.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+
+
+def _masked_score(score_NC: Tensor, masked_NC: Tensor) -> Tensor:
+    return score_NC.masked_fill(~masked_NC, -float("inf"))
+
+
+def _keep_all_but_best(score_NC: Tensor, seen: Seen) -> Tensor:
+    return seen.masked_NC & (_rank(_masked_score(score_NC, seen.masked_NC)) >= seen.count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowConfidence:
+    """Commit the scheduled number of most probable proposals (low-confidence remasking, LCR; LLaDA 2502.09992)."""
+
+    name: ClassVar[str] = "low_confidence"
+    measure: ClassVar[Measure] = staticmethod(probability)
+    adaptive: ClassVar[bool] = False
+    remasks: ClassVar[bool] = False
+
+    def __call__(self, seen: Seen) -> Tensor:
+        return _keep_all_but_best(seen.confidence_NC, seen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopKMargin(LowConfidence):
+    """Commit where the best token leads the second by most."""
+
+    name: ClassVar[str] = "margin"
+    measure: ClassVar[Measure] = staticmethod(margin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entropy(LowConfidence):
+    """Commit where the prediction has least entropy (Dream 2508.15487)."""
+
+    name: ClassVar[str] = "entropy"
+    measure: ClassVar[Measure] = staticmethod(negative_entropy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random:
+    """Commit the scheduled number at random positions, each order equally likely."""
+
+    name: ClassVar[str] = "random"
+    measure: ClassVar[Measure] = staticmethod(probability)
+    adaptive: ClassVar[bool] = False
+    remasks: ClassVar[bool] = False
+
+    def __call__(self, seen: Seen) -> Tensor:
+        return _keep_all_but_best(seen.uniforms.key("order", seen.position_C).draw(), seen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftToRight:
+    """Commit the scheduled number of leftmost positions."""
+
+    name: ClassVar[str] = "left_to_right"
+    measure: ClassVar[Measure] = staticmethod(probability)
+    adaptive: ClassVar[bool] = False
+    remasks: ClassVar[bool] = False
+
+    def __call__(self, seen: Seen) -> Tensor:
+        return _keep_all_but_best((-seen.position_C).expand_as(seen.confidence_NC).double(), seen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """Commit every proposal with probability >= threshold, at least the best one (Fast-dLLM 2505.22618)."""
+
+    name: ClassVar[str] = "threshold"
+    measure: ClassVar[Measure] = staticmethod(probability)
+    adaptive: ClassVar[bool] = True
+    remasks: ClassVar[bool] = False
+    threshold: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise UserError(f"unmasking threshold {self.threshold} is not in (0, 1]: give a probability such as 0.9")
+
+    def __call__(self, seen: Seen) -> Tensor:
+        score_NC = _masked_score(seen.confidence_NC, seen.masked_NC)
+        return seen.masked_NC & ~((score_NC >= self.threshold) | (_rank(score_NC) == 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factor:
+    """Commit the r most probable while v_r >= 1 - factor / (r + 1), at least the best one (Fast-dLLM 2505.22618)."""
+
+    name: ClassVar[str] = "factor"
+    measure: ClassVar[Measure] = staticmethod(probability)
+    adaptive: ClassVar[bool] = True
+    remasks: ClassVar[bool] = False
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.factor <= 0:
+            raise UserError(f"unmasking factor {self.factor} is not positive: give a number such as 1.0")
+
+    def __call__(self, seen: Seen) -> Tensor:
+        score_NC = _masked_score(seen.confidence_NC, seen.masked_NC)
+        rank_NC = _rank(score_NC)
+        fits_NC = (score_NC >= 1 - self.factor / (rank_NC + 2)) | (rank_NC == 0)  # rank 0 is r = 1
+        # "while": all better ranks fit too.
+        first_misfit_N1 = rank_NC.masked_fill(fits_NC, rank_NC.shape[1]).amin(dim=1, keepdim=True)
+        return seen.masked_NC & (rank_NC >= first_misfit_N1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningConfidence:
+    """Fill all, then mask again the least confident so far: running confidence remasking, RCR (MDPO 2508.13148).
+
+    confidence: probability, margin or entropy of the proposals.
+    statistic: latest (the authors' code) or max confidence of a position over the steps that predicted it.
+    scope: candidates are the current block, or the whole completion up to its end (the authors' code: earlier blocks reopen).
+    """
+
+    name: ClassVar[str] = "rcr"
+    adaptive: ClassVar[bool] = False
+    remasks: ClassVar[bool] = True
+    confidence: str = "probability"
+    statistic: str = "latest"
+    scope: str = "block"
+
+    def __post_init__(self) -> None:
+        for field, value, allowed in (
+            ("confidence", self.confidence, tuple(MEASURES)),
+            ("statistic", self.statistic, ("latest", "max")),
+            ("scope", self.scope, ("block", "completion")),
+        ):
+            if value not in allowed:
+                raise UserError(f"rcr {field} {value!r} is unknown: give one of {', '.join(allowed)}")
+
+    @property
+    def measure(self) -> Measure:
+        return MEASURES[self.confidence]
+
+    def __call__(self, seen: Seen) -> Tensor:
+        return _rank(-seen.running_NC) < seen.remaining
+
+
+RULES: dict[str, type[Unmasking]] = {
+    rule.name: rule
+    for rule in (
+        LowConfidence,
+        TopKMargin,
+        Entropy,
+        Random,
+        LeftToRight,
+        Threshold,
+        Factor,
+        RunningConfidence,
+    )
+}
+
+
+# ---- schedules: how many positions of a block of `masks` each of its steps commits ----
+
+Schedule = Callable[[int, int], tuple[int, ...]]
+
+
+def uniform_schedule(masks: int, steps: int) -> tuple[int, ...]:
+    """Equal counts, the remainder spread over the first steps (LLaDA 2502.09992)."""
+    return tuple(masks // steps + (step < masks % steps) for step in range(steps))
+
+
+def _kept(curve: Callable[[float], float], masks: int, steps: int) -> tuple[int, ...]:
+    """Counts from floor(masks · curve(t)) masks left after a fraction t of the steps, curve(0) = 1."""
+    left = [masks] + [int(masks * curve((step + 1) / steps)) for step in range(steps)]
+    return tuple(before - after for before, after in zip(left[:-1], left[1:], strict=True))
+
+
+def linear_schedule(masks: int, steps: int) -> tuple[int, ...]:
+    """n_u = floor(B (1 - u/S)) - floor(B (1 - (u+1)/S)): uneven by rounding, as MDPO's code (2508.13148)."""
+    return _kept(lambda time: 1 - time, masks, steps)
+
+
+def cosine_schedule(masks: int, steps: int) -> tuple[int, ...]:
+    """Few first, many later: floor(B cos(pi t / 2)) masks left (MaskGIT 2202.04200)."""
+    from math import cos, pi
+
+    return _kept(lambda time: cos(time * pi / 2), masks, steps)
+
+
+def square_schedule(masks: int, steps: int) -> tuple[int, ...]:
+    """Few first, many later: floor(B (1 - t²)) masks left (MaskGIT 2202.04200)."""
+    return _kept(lambda time: 1 - time**2, masks, steps)
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "uniform": uniform_schedule,
+    "linear": linear_schedule,
+    "cosine": cosine_schedule,
+    "square": square_schedule,
+}
