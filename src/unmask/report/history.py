@@ -11,6 +11,7 @@ from typing import Any
 WINDOW_STEPS = 10
 FAST_WINDOW_STEPS = 5
 SLOW_WINDOW_STEPS = 20
+NOISE_WINDOW_STEPS = 50
 
 
 @dataclass(kw_only=True)
@@ -22,6 +23,8 @@ class MetricsHistory:
     fast_reward: float = 0.0
     slow_reward: float = 0.0
     best_reward: float = 0.0
+    last_reward: float = 0.0
+    reward_variance: float = 0.0
     first: dict[str, list[float]] = field(default_factory=dict)
     recent: dict[str, list[float]] = field(default_factory=dict)
     warned_at: dict[str, int] = field(default_factory=dict)
@@ -54,6 +57,12 @@ class MetricsHistory:
         self.rewards += 1
         self.fast_reward = exponential_mean(self.fast_reward, reward, self.rewards, FAST_WINDOW_STEPS)
         self.slow_reward = exponential_mean(self.slow_reward, reward, self.rewards, SLOW_WINDOW_STEPS)
+        if self.rewards > 1:
+            # Neighbouring rewards differ by noise; the run's trend hardly shows between two steps.
+            variance = (reward - self.last_reward) ** 2 / 2
+            count = self.rewards - 1
+            self.reward_variance = exponential_mean(self.reward_variance, variance, count, NOISE_WINDOW_STEPS)
+        self.last_reward = reward
         # A mean of only a few rewards is too noisy to count as the best.
         if self.rewards >= WINDOW_STEPS:
             self.best_reward = max(self.best_reward, self.slow_reward)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict
-from itertools import pairwise
-from statistics import fmean
 from typing import Any
 
 from unmask.report.history import FAST_WINDOW_STEPS, WINDOW_STEPS, MetricsHistory, finite_number
 
 QUIET_STEPS = 50
 REWARD_DROP = 0.8
-# Above 5.5 standard errors, noise fires about once in a thousand healthy runs of 200 steps, however
+# Above 5.5 standard errors, noise fires in about one of a thousand healthy runs of 200 steps, however
 # small the batches, while a fall from 50 % to nothing within 20 steps is still told before its half.
 REWARD_DROP_STANDARD_ERRORS = 5.5
 ZERO_STD_LIMIT = 0.9
@@ -57,15 +55,8 @@ class CollapseMonitor:
         self._history = MetricsHistory(**deepcopy(dict(state)))
 
 
-def fast_standard_error(rewards: Sequence[float], reward_stderr: float | None) -> float:
-    """Standard error of the fast exponential mean of the reward.
-
-    Without the standard error of a single step it is estimated from the differences of neighbouring
-    rewards, which a slow trend leaves alone.
-    """
-    if reward_stderr is None:
-        squares = [(after - before) ** 2 for before, after in pairwise(rewards)]
-        reward_stderr = math.sqrt(fmean(squares) / 2) if squares else 0.0
+def fast_standard_error(reward_stderr: float) -> float:
+    """Standard error of the fast exponential mean, from that of the reward of a single step."""
     # An exponential mean of weight a has the variance a / (2 - a) of one value: 1 / window.
     return reward_stderr / math.sqrt(FAST_WINDOW_STEPS)
 
@@ -94,11 +85,11 @@ def _not_finite(_: MetricsHistory, metrics: Mapping[str, Any]) -> str | None:
 
 
 def _reward_falls(history: MetricsHistory, metrics: Mapping[str, Any]) -> str | None:
-    rewards = history.recent.get("reward", [])
+    stderr = finite_number(metrics, "reward_stderr")
+    if stderr is None:
+        stderr = math.sqrt(history.reward_variance)
     fast, best = history.fast_reward, history.best_reward
-    if not reward_collapses(
-        fast, best, fast_standard_error(rewards, finite_number(metrics, "reward_stderr"))
-    ):
+    if not reward_collapses(fast, best, fast_standard_error(stderr)):
         return None
     return (
         f"reward is collapsing: {fast:.3f} over the last {FAST_WINDOW_STEPS} steps, "

@@ -26,7 +26,7 @@ LEAST, GREATEST = -99, 999
 class Arithmetic:
     """Sums with steps: the prompt "(3+5)*4-7=" asks for "8*4-7=32-7=25".
 
-    terms: how many numbers a sum has, 2 to 6.
+    terms: how many numbers a sum has, 2 to 5.
     max_number: largest number in a prompt, 1 to 99; values on the way stay within -99 and 999.
     Sums whose steps do not fit in `max_new_tokens` with the end token are not drawn.
     """
@@ -38,7 +38,7 @@ class Arithmetic:
     max_number: int = 9
 
     def __post_init__(self) -> None:
-        check_range("terms", self.terms, 2, 6)
+        check_range("terms", self.terms, 2, 5)
         check_range("max_number", self.max_number, 1, 99)
 
     @property
@@ -55,7 +55,7 @@ class Arithmetic:
         """Draw random expressions and work them out. See Task.examples."""
         check_split(self, split)
         rng = Random(f"{self.name}-{split}-{seed}")
-        mend = "raise terms or max_number"
+        mend = "choose another terms or max_number"
         return [first_accepted(lambda: self._draw(rng, split), self, split, mend) for _ in range(count)]
 
     def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
@@ -79,12 +79,15 @@ class Arithmetic:
     def _draw(self, rng: Random, split: str) -> Example | None:
         drawn = [rng.randint(1, self.max_number) for _ in range(self.terms)]
         problem = render(random_expression(rng, drawn, SYMBOLS))
+        prompt = f"{problem}="
+        if not in_split(prompt, split):
+            return None
         # Printing drops parentheses: 1+(2+3) reads 1+2+3, so the steps must follow the text, not the tree.
         chain = steps(parse(problem))
         if any(not LEAST <= number <= GREATEST for step in chain for number in leaves(step)):
             return None
-        prompt, solution = f"{problem}=", "=".join(map(render, chain))
-        if len(solution) >= self.max_new_tokens or not in_split(prompt, split):
+        solution = "=".join(map(render, chain))
+        if len(solution) >= self.max_new_tokens:
             return None
         return Example(prompt=prompt, solution=solution, columns={"answer": chain[-1]})
 

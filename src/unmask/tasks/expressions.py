@@ -5,15 +5,22 @@ from __future__ import annotations
 import ast
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import cache
 from math import comb
 from random import Random
 
+Rational = int | Fraction
 Expression = int | tuple[str, "Expression", "Expression"]
 
 LONGEST_TEXT = 200
-OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+OPERATIONS: dict[str, Callable[[Rational, Rational], Rational]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": Fraction,
+}
 _SYMBOLS: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 _ALLOWED = re.compile(rf"[0-9+\-*/() ]{{1,{LONGEST_TEXT}}}")
 
@@ -49,13 +56,13 @@ def _tree(node: ast.expr) -> Expression:
             raise InvalidExpression(type(node).__name__)
 
 
-def evaluate(expression: Expression) -> Fraction:
+def evaluate(expression: Expression) -> Rational:
     """Give the exact value; raise InvalidExpression for a division by zero."""
     if isinstance(expression, int):
-        return Fraction(expression)
+        return expression
     symbol, left, right = expression
     try:
-        return Fraction(OPERATIONS[symbol](evaluate(left), evaluate(right)))
+        return OPERATIONS[symbol](evaluate(left), evaluate(right))
     except ZeroDivisionError:
         raise InvalidExpression("division by zero") from None
 
@@ -69,7 +76,7 @@ def leaves(expression: Expression) -> list[int]:
 
 def value(text: str) -> Fraction:
     """Give the exact value of an expression; raise InvalidExpression if it has none."""
-    return evaluate(parse(text))
+    return Fraction(evaluate(parse(text)))
 
 
 def numbers(text: str) -> list[int]:
@@ -86,8 +93,7 @@ def render(expression: Expression) -> str:
     if _binding(left) < _binding(expression):
         left_text = f"({left_text})"
     regroups = symbol in "-/" and _binding(right) == _binding(expression)
-    negative = isinstance(right, int) and right < 0
-    if _binding(right) < _binding(expression) or regroups or negative:
+    if _binding(right) < _binding(expression) or regroups or right_text.startswith("-"):
         right_text = f"({right_text})"
     return left_text + symbol + right_text
 
@@ -109,6 +115,7 @@ def random_expression(rng: Random, operands: Sequence[int], symbols: str) -> Exp
     return rng.choice(symbols), left, random_expression(rng, operands[cut:], symbols)
 
 
+@cache
 def _shapes(leaf_count: int) -> int:
     """Number of binary trees with so many leaves (Catalan)."""
     return comb(2 * leaf_count - 2, leaf_count - 1) // leaf_count

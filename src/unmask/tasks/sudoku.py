@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from random import Random
@@ -18,7 +18,7 @@ UNSEEN_GRIDS = 58  # a fifth of the 288 grids of size 4
 
 @dataclass(frozen=True, kw_only=True)
 class Sudoku:
-    """Sudoku puzzles: the prompt is the grid row by row, 0 for an empty cell; the completion is the full grid.
+    """Sudoku puzzles: the prompt is the grid row by row with 0 for an empty cell, the answer the full one.
 
     size: 4, 6 (boxes of two rows and three columns) or 9.
     min_empty, max_empty: bounds of the number of empty cells, which is uniform between them. A puzzle may
@@ -87,11 +87,12 @@ class Sudoku:
         }
 
     def _draw(self, rng: Random, split: str) -> Example:
-        # Grid and number stay while places are refused: both keep their distribution in every split.
-        grid = _random_grid(self.size, split, rng)
+        next_grid = _grid_source(self.size, split, rng)
+        # Drawn once, so that refusals do not favour some numbers of empty cells.
         empty_count = rng.randint(self.min_empty, self.max_empty)
 
         def empty_some() -> Example | None:
+            grid = next_grid()
             cells = list(grid)
             for cell in rng.sample(range(len(cells)), empty_count):
                 cells[cell] = "0"
@@ -200,10 +201,15 @@ def _unseen_by_given() -> dict[tuple[int, str], int]:
     return table
 
 
-def _random_grid(size: int, split: str, rng: Random) -> str:
+def _grid_source(size: int, split: str, rng: Random) -> Callable[[], str]:
+    """Give a function that draws a grid for a split at each call, at little cost."""
     if size == 4:
-        return rng.choice(unseen_grids() if split == "test_unseen_grids" else seen_grids())
-    return next(solutions("0" * size**2, size, rng))
+        grids = unseen_grids() if split == "test_unseen_grids" else seen_grids()
+        return lambda: rng.choice(grids)
+    # One search serves all calls: a grid stays valid when its digits change names.
+    grid = next(solutions("0" * size**2, size, rng))
+    digits = "123456789"[:size]
+    return lambda: grid.translate(str.maketrans(digits, "".join(rng.sample(digits, size))))
 
 
 @cache

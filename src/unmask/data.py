@@ -1,0 +1,110 @@
+"""Text and tokens: tokenizers of the embedded models, batches of prompts, decoded completions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from unmask.errors import UserError
+from unmask.tasks import Example
+from unmask.types import Prompts, Rollout
+
+EOS_TOKEN, MASK_TOKEN = "<|endoftext|>", "<|mask|>"  # noqa: S105
+
+
+def task_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are the longest matches among `vocabulary`, with an end and a mask token behind them."""
+    tokens = {token: index for index, token in enumerate((*vocabulary, EOS_TOKEN, MASK_TOKEN))}
+    tokenizer = Tokenizer(models.WordLevel(tokens))
+    longest_first = sorted(vocabulary, key=len, reverse=True)
+    pattern = "|".join(re.escape(token) for token in longest_first)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=EOS_TOKEN,
+        pad_token=EOS_TOKEN,
+        mask_token=MASK_TOKEN,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, without special tokens. Raises UserError where a text cannot be spelt."""
+    encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    for text, ids in zip(texts, encoded, strict=True):
+        if not ids or None in ids:
+            raise UserError(f"the tokenizer cannot spell {text[:60]!r}: use the tokenizer that belongs to model and task")
+    return encoded
+
+
+def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Rows of ids as one matrix, padded on the left: (tokens, attention as bool)."""
+    width = max(len(row) for row in rows)
+    tokens = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows])
+    attention = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+    return tokens, attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Examples with their prompts encoded once; an example's index keys the random draws of its samples."""
+
+    items: Sequence[Example]
+    prompt_ids: Sequence[Sequence[int]]
+    eos_id: int
+
+    @staticmethod
+    def of(items: Sequence[Example], tokenizer: PreTrainedTokenizerFast, eos_id: int, room: int) -> Examples:
+        """Encode the prompts. Raises UserError where one is longer than the `room` (tokens) that the model leaves for it."""
+        prompt_ids = encode(tokenizer, [item.prompt for item in items])
+        for item, ids in zip(items, prompt_ids, strict=True):
+            if len(ids) > room:
+                raise UserError(
+                    f"prompt {item.prompt[:40]!r} has {len(ids)} tokens, the model leaves room for {room}: "
+                    "shorten the prompt or max_new_tokens"
+                )
+        return Examples(items=items, prompt_ids=prompt_ids, eos_id=eos_id)
+
+    def prompts(self, indices: Sequence[int], group_size: int, device: torch.device | str = "cpu") -> Prompts:
+        """`group_size` neighbouring rows for each example."""
+        tokens, attention = left_pad([self.prompt_ids[index] for index in indices], self.eos_id)
+        index_P = torch.tensor(indices)
+        return Prompts(
+            tokens_NP=tokens.repeat_interleave(group_size, 0).to(device),
+            attention_NP=attention.repeat_interleave(group_size, 0).to(device),
+            prompt_N=index_P.repeat_interleave(group_size).to(device),
+            sample_N=torch.arange(group_size).repeat(len(indices)).to(device),
+        )
+
+    def columns(self, indices: Sequence[int], repeats: int) -> dict[str, list[Any]]:
+        """Columns of the examples, each value `repeats` times: what a reward takes beside prompts and completions."""
+        names = self.items[indices[0]].columns
+        return {name: [self.items[index].columns[name] for index in indices for _ in range(repeats)] for name in names}
+
+
+def completion_texts(tokenizer: PreTrainedTokenizerFast, tokens: Tensor, eos_id: int) -> list[str]:
+    """Decoded completions (rows of completion tokens), cut before the first end-of-sequence token."""
+    rows = tokens.tolist()
+    return tokenizer.batch_decode([row[: row.index(eos_id)] if eos_id in row else row for row in rows])
+
+
+def rollout_texts(tokenizer: PreTrainedTokenizerFast, rollout: Rollout, eos_id: int) -> list[str]:
+    """Texts of the finished completions."""
+    return completion_texts(tokenizer, rollout.tokens_NL[:, rollout.prompt_length :], eos_id)
+
+
+def guess_texts(tokenizer: PreTrainedTokenizerFast, rollout: Rollout, eos_id: int) -> list[list[str]]:
+    """Texts of all recorded guesses of each sample: snapshots in order, their guesses in order."""
+    guesses = [state.guesses_ZNL[..., rollout.prompt_length :] for state in rollout.snapshots]
+    stacked = torch.cat(guesses).transpose(0, 1)
+    texts = completion_texts(tokenizer, stacked.flatten(0, 1), eos_id)
+    each = stacked.shape[1]
+    return [texts[start : start + each] for start in range(0, len(texts), each)]

@@ -1,0 +1,56 @@
+"""DiSPO (arXiv 2602.06462). Provenance: paper (no code exists); what the paper leaves open is marked reconstructed.
+
+    L = L_base + alpha L_step
+    a state x_t of every trajectory, t drawn with p(t) ∝ t^4; its masked positions filled at once Z times, R_z the reward of the fill
+    A_z = R_z - mean_z R;  L_step = clipped token surrogate on the filled tokens of x_t, prompt masked as in the base
+
+Reconstructed: t in 0..T-1 = state before step t; fills at the rollout's temperature, drawn once, reused over the inner updates;
+positions to the first EOS of each fill; token mean over all branch tokens; clip and KL of the base if it clips tokens, else 0.5
+and none. L_step is the mean over states, as L_base is over samples (the paper sums states).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from unmask.methods.diffu_grpo import DiffuGRPO
+from unmask.records import OneStep
+
+if TYPE_CHECKING:
+    from unmask.methods.base import Method, Term
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiSPO:
+    """Any terminal method, plus a policy gradient on single-state branches."""
+
+    name: ClassVar[str] = "dispo"
+    base: Method = field(default_factory=DiffuGRPO)  # the terminal method that it extends
+    alpha: float = 0.5  # weight of the branch term
+    branches: int = 2  # fills of each state, Z
+    degree: float = 4.0  # of the polynomial that favours late steps; 0 is uniform
+    shared_step: bool = False  # one step for all samples of a prompt, else one for each
+
+    def terms(self, eos_id: int) -> tuple[Term, ...]:
+        from unmask import credit, likelihood, masking, surrogate
+
+        base = self.base.terms(eos_id)
+        first, settings = base[0], self.base
+        clips = isinstance(first.surrogate, surrogate.ClippedToken)
+        branch = replace(
+            first,
+            record=OneStep(guesses=self.branches, degree=self.degree, shared=self.shared_step),
+            masking=masking.Branches(
+                eos_id=eos_id,
+                prompt_mask_prob=getattr(settings, "prompt_mask_prob", 0.0),
+                shared=getattr(settings, "shared_prompt_mask", False),
+            ),
+            credit=credit.centered_per_state,
+            likelihood=likelihood.per_token,
+            surrogate=first.surrogate if clips else surrogate.ClippedToken(epsilon=0.5),
+            normaliser=likelihood.token_count,
+            reference=first.reference if clips else None,
+            weight=self.alpha,
+        )
+        return (*base, branch)

@@ -1,0 +1,196 @@
+"""Shows in the terminal how a completion appears, denoising step by denoising step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+_MASK = "░"
+_SHOWN = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "␍"})
+# A state's style, and the signs put around its tokens where there is no colour.
+_KNOWN = ("", "", "")
+_MASKED = ("dim", "", "")
+_REVEALED = ("bold on green", "[", "]")
+_REMASKED = ("red", "(", ")")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """The completion after one denoising step; each list has one entry a token.
+
+    `revealed` marks the tokens this step filled in, `remasked` those it masked again, `confidence`
+    the probability the model gave each token. What `tokens` holds under a mask is never shown.
+    """
+
+    step: int
+    tokens: list[str]
+    masked: list[bool]
+    revealed: list[bool]
+    confidence: list[float] | None
+    remasked: list[bool] | None = None
+
+
+def denoising_text(frame: Frame, widths: Sequence[int] | None = None, color: bool = True) -> Text:
+    """One frame as running text.
+
+    A mask is as wide as `widths` says for its token, by default one column. Without colour a newly
+    revealed token reads [x] and a token masked again (░).
+    """
+    from rich.text import Text
+
+    widths = widths or [1] * len(frame.tokens)
+    text = Text()
+    for index, width in enumerate(widths):
+        text.append_text(_cell(frame, index, width, color))
+    return text
+
+
+def print_denoising(
+    frames: Sequence[Frame],
+    prompt: str,
+    answer: str,
+    reward: float,
+    console: Console,
+    columns: int | None = None,
+) -> None:
+    """Print the prompt, every frame, the answer and its reward.
+
+    With `columns` the tokens are laid out as a grid of that many columns, and the frames side by
+    side as far as the console is wide enough.
+    """
+    color = console.color_system is not None and not console.no_color
+    frames = _with_remasked(frames)
+    console.print(_labelled("prompt", prompt), soft_wrap=True)
+    console.print()
+    if columns is None:
+        _print_lines(frames, console, color)
+    else:
+        _print_grids(frames, console, color, columns)
+    console.print(_legend(frames, color), soft_wrap=True)
+    console.print(_labelled("answer", answer), soft_wrap=True)
+    console.print(_labelled("reward", f"{reward:.2f}"), soft_wrap=True)
+
+
+def _with_remasked(frames: Sequence[Frame]) -> list[Frame]:
+    """The frames, where they do not say so themselves told apart from the frame before."""
+    told = list(frames[:1])
+    for before, frame in pairwise(frames):
+        hidden = zip(before.masked, frame.masked, strict=True)
+        remasked = frame.remasked or [masked and not was_masked for was_masked, masked in hidden]
+        told.append(replace(frame, remasked=remasked))
+    return told
+
+
+def _state(frame: Frame, index: int) -> tuple[str, str, str]:
+    if frame.masked[index]:
+        return _REMASKED if frame.remasked is not None and frame.remasked[index] else _MASKED
+    return _REVEALED if frame.revealed[index] else _KNOWN
+
+
+def _shown(token: str) -> str:
+    """The token on one line, without control characters that would act on the terminal."""
+    return "".join(sign if sign.isprintable() else "�" for sign in token.translate(_SHOWN))
+
+
+def _cell(frame: Frame, index: int, width: int, color: bool) -> Text:
+    from rich.text import Text
+
+    style, left, right = _state(frame, index)
+    body = _MASK * max(width, 1) if frame.masked[index] else _shown(frame.tokens[index])
+    # The style goes on the sign, not on the text as a whole: padding added later stays plain.
+    return Text.assemble((body, style)) if color else Text(f"{left}{body}{right}")
+
+
+def _title(frame: Frame, step_digits: int) -> str:
+    title = f"step {frame.step:>{step_digits}}"
+    if frame.confidence is None or not any(frame.revealed):
+        return title
+    new = [value for value, revealed in zip(frame.confidence, frame.revealed, strict=True) if revealed]
+    return f"{title}  {100 * fmean(new):.0f} %"
+
+
+def _widths(frames: Sequence[Frame]) -> list[int]:
+    """Columns of each token as it was last seen: masks this wide keep the frames aligned."""
+    from rich.cells import cell_len
+
+    widths = [1] * len(frames[0].tokens)
+    for frame in frames:
+        for index, token in enumerate(frame.tokens):
+            if not frame.masked[index]:
+                widths[index] = cell_len(_shown(token))
+    return widths
+
+
+def _print_lines(frames: Sequence[Frame], console: Console, color: bool) -> None:
+    from rich.table import Table
+
+    widths = _widths(frames)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for frame in frames:
+        table.add_row(_title(frame, len(str(frames[-1].step))), denoising_text(frame, widths, color))
+    console.print(table)
+    console.print()
+
+
+def _print_grids(frames: Sequence[Frame], console: Console, color: bool, columns: int) -> None:
+    from rich.columns import Columns
+
+    width = max(_widths(frames))
+    grids = [_grid(frame, columns, width, color) for frame in frames]
+    console.print(Columns(grids, padding=(0, 4), equal=True))
+
+
+def _grid(frame: Frame, columns: int, width: int, color: bool) -> Text:
+    from rich.text import Text
+
+    rows = []
+    for start in range(0, len(frame.tokens), columns):
+        indexes = range(start, min(start + columns, len(frame.tokens)))
+        rows.append(Text(" " if color else "").join(_padded(frame, i, width, color) for i in indexes))
+    # The blank last line keeps the grids apart that come to stand one below the other.
+    return Text("\n").join([Text(_title(frame, 1)), *rows, Text(" ")])
+
+
+def _padded(frame: Frame, index: int, width: int, color: bool) -> Text:
+    from rich.text import Text
+
+    cell = _cell(frame, index, width, color)
+    signs_width = 0 if color else 2
+    if not color and _state(frame, index)[1] == "":
+        cell = Text(" ") + cell
+    cell.pad_right(max(0, width + signs_width - cell.cell_len))
+    return cell
+
+
+def _legend(frames: Sequence[Frame], color: bool) -> Text:
+    from rich.text import Text
+
+    states = [_state(frame, index) for frame in frames for index in range(len(frame.tokens))]
+    parts = []
+    for state, sample, meaning in (
+        (_MASKED, _MASK, "masked"),
+        (_REVEALED, "x", "new"),
+        (_REMASKED, _MASK, "masked again"),
+    ):
+        if state in states:
+            style, left, right = state
+            sign = (sample, style) if color else f"{left}{sample}{right}"
+            parts.append(Text.assemble(sign, f" {meaning}"))
+    if any(frame.confidence is not None for frame in frames):
+        parts.append(Text("% mean confidence of the new tokens"))
+    return Text("   ").join(parts)
+
+
+def _labelled(label: str, value: str) -> Text:
+    from rich.text import Text
+
+    return Text.assemble((label, "bold"), f"  {_shown(value)}")

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from unmask.report.denoising import Frame, denoising_text, print_denoising
+
+
+def _frames(tokens: list[str], states: list[str]) -> list[Frame]:
+    """One frame a state: `.` masked, `+` newly revealed, `=` known."""
+    return [
+        Frame(
+            step=step,
+            tokens=["<|mask|>" if sign == "." else token for token, sign in zip(tokens, state, strict=True)],
+            masked=[sign == "." for sign in state],
+            revealed=[sign == "+" for sign in state],
+            confidence=[0.5 + step / 10] * len(tokens),
+        )
+        for step, state in enumerate(states, start=1)
+    ]
+
+
+SENTENCE = ["The", " answer", " is", "\n", "4"]
+
+
+def _printed(frames: list[Frame], columns: int | None = None, width: int = 80, color: bool = False) -> str:
+    file = io.StringIO()
+    console = Console(
+        file=file, width=width, force_terminal=color, color_system="standard" if color else None
+    )
+    print_denoising(frames, "2+[b]2\n", "4", 1.0, console, columns)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+
+
+def test_plain_text_marks_what_is_new_and_what_is_masked_again() -> None:
+    printed = _printed(_frames(SENTENCE, ["+..+.", "=+..+", "==+++"]))
+    assert printed == (
+        "prompt  2+[b]2⏎\n"
+        "\n"
+        "step 1  60 %  [The]░░░░░░░░░░[⏎]░\n"
+        "step 2  70 %  The[ answer]░░░(░)[4]\n"
+        "step 3  80 %  The answer[ is][⏎][4]\n"
+        "\n"
+        "░ masked   [x] new   (░) masked again   % mean confidence of the new tokens\n"
+        "answer  4\n"
+        "reward  1.00"
+    )
+
+
+def test_grids_stand_side_by_side_as_far_as_they_fit() -> None:
+    frames = _frames(list("1221"), ["+...", "=++.", "===+"])
+    printed = _printed(frames, columns=2, width=30)
+    assert printed.split("\n")[2:10] == [
+        "step 1  60 %    step 2  70 %",
+        "[1] ░            1 [2]",
+        " ░  ░           [2] ░",
+        "",
+        "step 3  80 %",
+        " 1  2",
+        " 2 [1]",
+        "",
+    ]
+    assert "step 1  60 %    step 2  70 %    step 3  80 %" in _printed(frames, columns=2)
+
+
+def test_grid_cells_are_as_wide_as_the_widest_token() -> None:
+    printed = _printed(_frames(["10", "2", "3"], ["+..", "=++"]), columns=2)
+    assert printed.split("\n")[3:5] == ["[10] ░░          10 [2]", " ░░             [3]"]
+
+
+def test_colors_tell_the_states_apart() -> None:
+    printed = _printed(_frames(SENTENCE, ["+..+.", "=+..+"]), color=True)
+    assert "\x1b[1;42mThe\x1b[0m" in printed
+    assert "\x1b[2m░░░░░░░\x1b[0m" in printed
+    assert "\x1b[31m░\x1b[0m" in printed
+    assert "The\x1b[1;42m answer\x1b[0m" in printed
+
+
+def test_text_of_one_frame_has_one_column_a_mask() -> None:
+    frame = _frames(SENTENCE, ["+...="])[0]
+    assert denoising_text(frame).plain == "The░░░4"
+    assert denoising_text(frame, color=False).plain == "[The]░░░4"
+
+
+def test_remasked_tokens_the_frame_names_are_believed() -> None:
+    frame = Frame(step=1, tokens=["a"], masked=[True], revealed=[False], confidence=None, remasked=[True])
+    assert denoising_text(frame, color=False).plain == "(░)"
+
+
+@pytest.mark.parametrize(("token", "shown"), [("\x1b[2J", "�[2J"), ("\t", "⇥"), ("é ", "é ")])
+def test_control_characters_never_reach_the_terminal(token: str, shown: str) -> None:
+    assert denoising_text(_frames([token], ["="])[0]).plain == shown
