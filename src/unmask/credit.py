@@ -53,7 +53,6 @@ def future_mean(rewards: Float[Tensor, "P G S"]) -> Float[Tensor, "P G S"]:
 
 
 def difference_and_future(rewards: Float[Tensor, "P G S"]) -> Float[Tensor, "P G S"]:
-    """S_s = (r_s - r_{s-1}) + mean over u > s of r_u; the last step has its own reward alone (MDPO 2508.13148)."""
-    following = _mean_from(rewards).roll(-1, dims=2)
-    scores = step_difference(rewards) + following
-    return torch.cat([scores[..., :-1], rewards[..., -1:]], dim=2)
+    """S_s = (r_s - r_{s-1}) + mean over u > s of r_u, the last step's own reward in place of the mean (MDPO 2508.13148)."""
+    following = torch.cat([_mean_from(rewards)[..., 1:], rewards[..., -1:]], dim=2)
+    return step_difference(rewards) + following

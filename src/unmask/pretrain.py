@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
-from unmask.data import Examples, encode
+from unmask.data import Examples, encode, task_tokenizer
 from unmask.denoisers.base import Denoiser, TargetLogProb
+from unmask.denoisers.pretrained import save_denoiser
+from unmask.denoisers.tiny import tiny_denoiser
+from unmask.errors import UserError
+from unmask.recipe import PretrainRecipe
+from unmask.report.progress import TrainingProgress
 from unmask.uniforms import Uniforms
 
 
@@ -51,6 +59,46 @@ def elbo_loss(denoiser: Denoiser, batch: SupervisedBatch, uniforms: Uniforms) ->
     return -(logp_NC1[..., 0] * masked_NC / time_N1).mean()
 
 
-def solution_tokens(tokenizer, examples: Examples, length: int) -> list[list[int]]:  # type: ignore[no-untyped-def]
-    """Encoded solutions; each fits `length`."""
-    return encode(tokenizer, [item.solution for item in examples.items])
+def pretrain(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> Denoiser:
+    """The denoiser that the recipe makes: the same weights for the same recipe, machine and number of threads."""
+    length = recipe.task.max_new_tokens
+    denoiser = tiny_denoiser(
+        vocabulary=len(tokenizer),
+        mask_id=tokenizer.mask_token_id,
+        eos_id=tokenizer.eos_token_id,
+        hidden=recipe.hidden,
+        layers=recipe.layers,
+        heads=recipe.heads,
+        max_length=recipe.max_length,
+        seed=recipe.seed,
+    )
+    items = recipe.task.examples("train", recipe.examples, recipe.seed)
+    examples = Examples.of(items, tokenizer, denoiser.eos_id, room=recipe.max_length - length)
+    solutions = encode(tokenizer, [item.solution for item in items])
+    optimizer = torch.optim.AdamW(
+        denoiser.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
+    )
+    uniforms = Uniforms().key("pretrain", recipe.seed)
+    with TrainingProgress(recipe.steps) as progress:
+        for step in range(recipe.steps):
+            indices = [(step * recipe.batch + place) % len(items) for place in range(recipe.batch)]
+            loss = elbo_loss(denoiser, supervised_batch(examples, solutions, indices, length), uniforms.key(step))
+            optimizer.param_groups[0]["lr"] = recipe.learning_rate * min(1.0, (step + 1) / max(1, recipe.warmup_steps))
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(denoiser.parameters(), recipe.max_grad_norm)
+            optimizer.step()
+            progress.update(step + 1, f"loss {loss.item():.3f}")
+    return denoiser
+
+
+def pretrain_to(recipe: PretrainRecipe, directory: Path) -> None:
+    """Pretrain into a directory; print the hash of the weights. Raises UserError where the directory holds something."""
+    if directory.exists() and any(directory.iterdir()):
+        raise UserError(f"output {str(directory)!r} is not empty: give a new directory")
+    tokenizer = task_tokenizer(recipe.task.vocabulary)
+    denoiser = pretrain(recipe, tokenizer)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_denoiser(denoiser, tokenizer, directory)
+    digest = hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
+    print(f"model: {directory}\nsha256 of model.safetensors: {digest}")  # noqa: T201

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from unmask.uniforms import Uniforms
 
 
+@runtime_checkable
 class Record(Protocol):
     """`guesses` completions of the states before the steps that `steps` names; `own`: the sampler's own proposal is one."""
 

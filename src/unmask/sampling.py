@@ -104,6 +104,11 @@ class Sampler:
         group_size: int = 1,
     ) -> Rollout:
         """Complete the prompts. `watch` sees (step, canvas) after each step. Raises UserError if the model is too short."""
+        if record is not None and self.unmasking.adaptive:
+            raise UserError(
+                f"unmasking {self.unmasking.name} takes as many steps as it likes, so its steps cannot be recorded: "
+                "train with a scheduled rule such as low_confidence"
+            )
         loop = _Loop(self, denoiser, prompts, uniforms, record, watch)
         for block in range(self.max_new_tokens // self.block_length):
             loop.denoise_block(block)

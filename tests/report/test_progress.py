@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from unmask.report import progress
-from unmask.report.progress import TrainingProgress, progress_figures
+from unmask.report.progress import TrainingProgress, with_speed
 
 
 @pytest.fixture
@@ -27,13 +27,13 @@ def test_plain_lines_come_at_most_every_ten_seconds_and_at_the_end(clock: list[f
     with TrainingProgress(30, first_step=5, console=Console(file=file, width=20)) as shown:
         for step in range(6, 31):
             clock[0] += 1.25
-            shown.update(step, reward=0.5123, solved=step / 30)
+            shown.update(step, f"reward 0.512  solved {step / 30:.1%}")
         shown.message("reward [red] falls")
     assert file.getvalue().splitlines() == [
-        "step 6/30  reward 0.512  solved 20.0 %  0.8 steps/s  0:30 left",
-        "step 14/30  reward 0.512  solved 46.7 %  0.8 steps/s  0:20 left",
-        "step 22/30  reward 0.512  solved 73.3 %  0.8 steps/s  0:10 left",
-        "step 30/30  reward 0.512  solved 100.0 %  0.8 steps/s  0:00 left",
+        "step 6/30  reward 0.512  solved 20.0%  0.8 steps/s  0:30 left",
+        "step 14/30  reward 0.512  solved 46.7%  0.8 steps/s  0:20 left",
+        "step 22/30  reward 0.512  solved 73.3%  0.8 steps/s  0:10 left",
+        "step 30/30  reward 0.512  solved 100.0%  0.8 steps/s  0:00 left",
         "reward [red] falls",
     ]
 
@@ -43,12 +43,12 @@ def test_terminal_shows_a_bar_with_messages_above() -> None:
     with TrainingProgress(
         4, console=Console(file=file, width=100, force_terminal=True, color_system=None)
     ) as shown:
-        shown.update(1, reward=0.25, solved=0.25)
+        shown.update(1, "reward 0.250")
         shown.message("reward is collapsing")
-        shown.update(4, reward=0.75, solved=0.75)
+        shown.update(4, "reward 0.750")
     text = file.getvalue()
     assert text.index("reward is collapsing") < text.rindex("4/4")
-    assert "reward 0.750  solved 75.0 %" in text
+    assert "reward 0.750" in text
     assert "━" in text
 
 
@@ -58,8 +58,8 @@ def test_terminal_shows_a_bar_with_messages_above() -> None:
         (0.9, 109, "0.9 steps/s  2:01 left"),
         (0.0123, 150, "0.012 steps/s  3:23:15 left"),
         (123.4, 1000, "123 steps/s  0:08 left"),
-        (0.0, 10, "solved 50.0 %"),
+        (0.0, 10, "reward 0.500"),
     ],
 )
 def test_speed_and_time_left_at_every_scale(speed: float, left: int, end: str) -> None:
-    assert progress_figures(0.5, 0.5, speed, left).endswith(end)
+    assert with_speed("reward 0.500", speed, left).endswith(end)

@@ -33,7 +33,8 @@ class TargetLogProb:
     temperature: float = 1.0
 
     def __call__(self, logits_CV: Float[Tensor, "C V"], chunk: slice) -> tuple[Tensor, ...]:
-        scaled_CV = logits_CV.float() / self.temperature
+        exact_CV = logits_CV if logits_CV.dtype == torch.float64 else logits_CV.float()
+        scaled_CV = exact_CV / self.temperature
         return (scaled_CV.gather(1, self.targets_QK[chunk]) - scaled_CV.logsumexp(1, keepdim=True),)
 
 
@@ -46,6 +47,7 @@ class Denoiser(nn.Module):
     def __init__(self, model: Any, *, mask_id: int, eos_id: int, shift: bool = False) -> None:
         super().__init__()
         self.model = model
+        model.get_input_embeddings().padding_idx = None  # else the pad token, often the end of sequence too, never learns
         self.mask_id = mask_id
         self.eos_id = eos_id
         self.shift = shift

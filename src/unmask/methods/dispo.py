@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from unmask.methods.base import Method, Term
 
 
+BASES = {DiffuGRPO.name: DiffuGRPO}
+
+
 @dataclass(frozen=True, kw_only=True)
 class DiSPO:
     """Any terminal method, plus a policy gradient on single-state branches."""
 
     name: ClassVar[str] = "dispo"
-    base: Method = field(default_factory=DiffuGRPO)  # the terminal method that it extends
+    base: Method = field(default_factory=DiffuGRPO, metadata={"choices": BASES})  # the terminal method that it extends
     alpha: float = 0.5  # weight of the branch term
     branches: int = 2  # fills of each state, Z
     degree: float = 4.0  # of the polynomial that favours late steps; 0 is uniform

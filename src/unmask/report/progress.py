@@ -43,11 +43,11 @@ class TrainingProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, step: int, reward: float, solved: float) -> None:
-        """Show that `step` steps are done, with the mean reward and the share of tasks solved."""
+    def update(self, step: int, figures: str) -> None:
+        """Show that `step` steps are done, with the figures of the last one, such as "reward 0.512"."""
         now_seconds = time.monotonic()
         speed = (step - self._first_step) / max(now_seconds - self._start_seconds, 1e-9)
-        figures = progress_figures(reward, solved, speed, self._total_steps - step)
+        figures = with_speed(figures, speed, self._total_steps - step)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, figures=figures)
         elif self._is_due(step, now_seconds):
@@ -63,13 +63,12 @@ class TrainingProgress:
         return waited_seconds >= self._plain_interval_seconds or step == self._total_steps
 
 
-def progress_figures(reward: float, solved: float, steps_per_second: float, steps_left: int) -> str:
-    """The figures of one step as text: `reward 0.512  solved 51.2 %  0.9 steps/s  2:01 left`."""
-    text = f"reward {reward:.3f}  solved {100 * solved:.1f} %"
+def with_speed(figures: str, steps_per_second: float, steps_left: int) -> str:
+    """The figures of one step with speed and time left: `reward 0.512  0.9 steps/s  2:01 left`."""
     if steps_per_second <= 0:
-        return text
+        return figures
     digits = ".0f" if steps_per_second >= 10 else ".2g"
-    return f"{text}  {steps_per_second:{digits}} steps/s  {_clock(steps_left / steps_per_second)} left"
+    return f"{figures}  {steps_per_second:{digits}} steps/s  {_clock(steps_left / steps_per_second)} left"
 
 
 def _clock(seconds: float) -> str:

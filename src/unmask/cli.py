@@ -1,0 +1,172 @@
+"""The `unmask` command: flags from settings. Help and argument errors come without importing torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from unmask import __version__, commands
+from unmask.config import Document, Leaf, build, leaves, override, perhaps, read_recipe, recipe_names
+from unmask.errors import UserError
+from unmask.recipe import EvaluateSettings, PretrainRecipe, Recipe, SampleSettings
+
+_EXIT_USAGE = 2
+_EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A subcommand: its settings, what it does with them, and the arguments beside them."""
+
+    settings: type
+    run: Callable[[Any, argparse.Namespace], None]
+    summary: str
+    example: str
+    arguments: tuple[tuple[str, str], ...] = ()  # flag and help
+    default_recipe: str | None = None
+
+
+COMMANDS = {
+    "train": Command(
+        settings=Recipe,
+        run=commands.train,
+        summary="improve a model by reinforcement learning",
+        example="unmask train --recipe sudoku-mdpo --train.seed 1",
+        arguments=(
+            ("--recipe", "name of a shipped recipe, or a .toml file: {recipes} (default: sudoku-dispo)"),
+            ("--output", "directory of the run (default: runs/RECIPE-NNN)"),
+            ("--resume", "directory of a run to continue; its own recipe.toml holds"),
+        ),
+        default_recipe="sudoku-dispo",
+    ),
+    "sample": Command(
+        settings=SampleSettings,
+        run=commands.sample,
+        summary="show how a model fills one completion, step by step",
+        example="unmask sample --model runs/sudoku-dispo-001/checkpoints/step_000300 --item 3",
+        arguments=(("--prompt", "text to complete (default: a held-out item of the task)"),),
+    ),
+    "evaluate": Command(
+        settings=EvaluateSettings,
+        run=commands.evaluate,
+        summary="measure a model on held-out items, by unmasking rule and number of steps",
+        example="unmask evaluate --steps 4,16 --unmasking low_confidence,rcr",
+        arguments=(("--output", "file for the same figures as JSON"),),
+    ),
+    "pretrain": Command(
+        settings=PretrainRecipe,
+        run=commands.pretrain,
+        summary="train a small base model from scratch, supervised",
+        example="unmask pretrain --recipe pretrain-sudoku --output models/sudoku",
+        arguments=(
+            ("--recipe", "name of a shipped recipe, or a .toml file: {recipes} (default: pretrain-sudoku)"),
+            ("--output", "directory of the model (required)"),
+        ),
+        default_recipe="pretrain-sudoku",
+    ),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argument errors as UserError: one line, no usage block."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0, or 2 after an error that the user can mend, or 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except UserError as error:
+        print(f"unmask: error: {error}", file=sys.stderr)  # noqa: T201
+        return _EXIT_USAGE
+    except KeyboardInterrupt:
+        print("unmask: interrupted; `unmask train --resume DIR` goes on from the newest checkpoint", file=sys.stderr)  # noqa: T201
+        return _EXIT_INTERRUPTED
+
+
+def _dispatch(words: list[str]) -> int:
+    parser = _Parser(
+        prog="unmask",
+        description="Reinforcement-learning post-training of masked diffusion language models.",
+        epilog="Each command has its own --help. Start with: unmask train",
+    )
+    parser.add_argument("--version", action="version", version=f"unmask {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name, command in COMMANDS.items():
+        subparsers.add_parser(name, help=command.summary, add_help=False)
+    if not words or words[0] in ("-h", "--help"):
+        parser.print_help()
+        return 0
+    if words[0].startswith("-"):
+        parser.parse_args(words)
+    if words[0] not in COMMANDS:
+        raise UserError(f"unknown command {words[0]!r}{perhaps(words[0], list(COMMANDS))}")
+    command = COMMANDS[words[0]]
+    settings, options = parse(words[0], command, words[1:])
+    command.run(settings, options)
+    return 0
+
+
+def parse(name: str, command: Command, words: list[str]) -> tuple[Any, argparse.Namespace]:
+    """Settings and options of a command line: defaults < recipe < flags. Raises UserError."""
+    recipe = _flag_value(words, "--recipe") or command.default_recipe
+    document: Document = read_recipe(recipe) if recipe is not None else {}
+    # A flag that names a choice (--method mdpo) decides which further flags there are.
+    for _ in range(2):
+        for leaf in list(leaves(build(command.settings, document))):
+            if leaf.kind == "name" and (value := _flag_value(words, _flag(leaf))) is not None:
+                override(document, leaf, value)
+    settings = build(command.settings, document)
+    known = list(leaves(settings))
+    options, unknown = _parser(name, command, known).parse_known_args(words)
+    if unknown:
+        flags = [_flag(leaf) for leaf in known] + [flag for flag, _ in command.arguments]
+        raise UserError(f"unknown argument {unknown[0]!r}{perhaps(unknown[0].split('=')[0], flags)}")
+    for leaf in known:
+        if leaf.kind != "name" and leaf.path in options:
+            override(document, leaf, getattr(options, leaf.path))
+    return build(command.settings, document), options
+
+
+def _parser(name: str, command: Command, known: list[Leaf]) -> _Parser:
+    parser = _Parser(
+        prog=f"unmask {name}",
+        description=command.summary.capitalize() + ".",
+        epilog=f"example: {command.example}",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=110),
+        allow_abbrev=False,
+        usage=f"unmask {name} [--SETTING VALUE ...]",
+    )
+    recipes = ", ".join(recipe_names(name))
+    for flag, text in command.arguments:
+        parser.add_argument(flag, metavar=flag.strip("-").upper(), help=text.format(recipes=recipes))
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for leaf in known:
+        section = leaf.path.partition(".")[0] if "." in leaf.path or leaf.kind == "name" else "settings"
+        group = groups.setdefault(section, parser.add_argument_group(section) if section not in groups else groups[section])
+        default = "unset" if leaf.default is None else leaf.default
+        group.add_argument(
+            _flag(leaf),
+            dest=leaf.path,
+            default=argparse.SUPPRESS,
+            metavar=leaf.kind.partition(" ")[0].upper(),
+            help=f"{leaf.help} (default: {default})".replace("%", "%%").strip(),
+        )
+    return parser
+
+
+def _flag(leaf: Leaf) -> str:
+    return "--" + leaf.path.replace("_", "-")
+
+
+def _flag_value(words: Sequence[str], flag: str) -> str | None:
+    """The last value of a flag, written `--flag value` or `--flag=value`."""
+    values = [word.partition("=")[2] for word in words if word.startswith(flag + "=")]
+    values += [words[place + 1] for place, word in enumerate(words[:-1]) if word == flag]
+    return values[-1] if values else None

@@ -1,0 +1,78 @@
+"""What each subcommand does. Nothing heavy is imported before it runs."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unmask.errors import UserError
+
+if TYPE_CHECKING:
+    from unmask.recipe import EvaluateSettings, PretrainRecipe, Recipe, SampleSettings
+
+
+def train(recipe: Recipe, options: Namespace) -> None:
+    """Train, or go on with a run; print where the result lies."""
+    from unmask.environment import prepare
+    from unmask.run import resume_run, start_run
+
+    prepare(recipe.train.threads)
+    name = Path(options.recipe or "sudoku-dispo").stem
+    run = resume_run(Path(options.resume)) if options.resume else start_run(recipe, options.output, name)
+    _say(run.is_main, f"run directory: {run.directory}")
+    summary = run.finish()
+    if run.is_main:
+        _print_summary(summary, run.directory)
+
+
+def _print_summary(summary: dict[str, Any], directory: Path) -> None:
+    for name, figures in summary.items():
+        if isinstance(figures, dict):
+            before, after = figures["before"]["solved"], figures["after"]["solved"]
+            kind, steps = name.split("_")
+            interval = f"{figures['gain']:+.1%}, 95 % interval {figures['gain_low']:+.1%} to {figures['gain_high']:+.1%}"
+            _say(True, f"held-out, {kind} in {steps} steps: {before:.1%} before, {after:.1%} after ({interval})")
+    _say(True, f"model: {directory / 'checkpoints' / ('step_%06d' % summary['steps'])}")
+    _say(True, f"curve: {directory / 'curve.png'}")
+
+
+def sample(settings: SampleSettings, options: Namespace) -> None:
+    """Fill one completion and show how."""
+    from unmask.environment import prepare
+    from unmask.sample import show_sample
+
+    prepare(None)
+    show_sample(settings, options.prompt)
+
+
+def evaluate(settings: EvaluateSettings, options: Namespace) -> None:
+    """Print a table of solve rates; write it as JSON where asked."""
+    from unmask.environment import prepare
+    from unmask.table import evaluation_table, print_table
+
+    prepare(settings.threads)
+    output = Path(options.output).expanduser() if options.output else None
+    if output is not None and not output.parent.is_dir():
+        raise UserError(f"output {options.output!r} lies in no directory: make {str(output.parent)!r} first")
+    rows = evaluation_table(settings)
+    print_table(rows, settings)
+    if output is not None:
+        output.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def pretrain(recipe: PretrainRecipe, options: Namespace) -> None:
+    """Train a base model from scratch."""
+    from unmask.environment import prepare
+    from unmask.pretrain import pretrain_to
+
+    if not options.output:
+        raise UserError("pretrain needs --output: give a directory for the model")
+    prepare(recipe.threads)
+    pretrain_to(recipe, Path(options.output).expanduser())
+
+
+def _say(speaks: bool, text: str) -> None:
+    if speaks:
+        print(text, flush=True)  # noqa: T201

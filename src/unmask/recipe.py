@@ -1,0 +1,195 @@
+"""The settings of a training run and of the commands beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from unmask.errors import UserError
+from unmask.methods import METHODS, DiSPO
+from unmask.methods.choice import one_of
+from unmask.tasks import TASKS, Sudoku, Task
+from unmask.unmasking import RULES, SCHEDULES, LowConfidence, Unmasking
+
+if TYPE_CHECKING:
+    from unmask.methods.base import Method
+    from unmask.sampling import Sampler
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if value <= 0:
+            raise UserError(f"{name} is {value}: give a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSettings:
+    """How completions are sampled."""
+
+    prompts: int = 16  # prompts a training step, over all ranks
+    group_size: int = 8  # completions a prompt
+    max_new_tokens: int | None = None  # completion length in tokens; unset: the task's
+    block_length: int | None = None  # tokens a block; unset: one block
+    steps: int = 4  # denoising steps a completion
+    temperature: float = 1.0  # sampling temperature; 0 is greedy
+    guidance_scale: float = 0.0  # classifier-free guidance; 0 is none
+    schedule: str = "uniform"  # tokens revealed a step: uniform, linear, cosine or square
+    unmasking: Unmasking = field(default_factory=LowConfidence, metadata={"choices": RULES})  # which positions to reveal
+
+    def __post_init__(self) -> None:
+        _positive(**{"rollout.prompts": self.prompts, "rollout.steps": self.steps})
+        one_of("rollout.schedule", self.schedule, tuple(SCHEDULES))
+        if self.group_size < 2:
+            raise UserError(f"rollout.group_size is {self.group_size}: credit compares completions of one prompt, give 2 or more")
+
+    def sampler(self, task: Task, *, steps: int | None = None, temperature: float | None = None) -> Sampler:
+        """The sampler of these settings, other steps or temperature in their place. Raises UserError where they do not fit."""
+        from unmask.sampling import Sampler
+
+        length = self.max_new_tokens or task.max_new_tokens
+        return Sampler(
+            max_new_tokens=length,
+            block_length=self.block_length or length,
+            steps=steps or self.steps,
+            temperature=self.temperature if temperature is None else temperature,
+            unmasking=self.unmasking,
+            schedule=SCHEDULES[self.schedule],
+            guidance_scale=self.guidance_scale,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How the policy is updated."""
+
+    steps: int = 300  # training steps: one batch of rollouts each
+    updates: int = 1  # optimizer updates a batch of rollouts (mu)
+    learning_rate: float = 1e-4  # peak, after the warm-up
+    warmup_steps: int = 20  # training steps of linear warm-up
+    adam_beta1: float = 0.9  # AdamW's first decay
+    adam_beta2: float = 0.99  # AdamW's second decay
+    weight_decay: float = 0.0  # AdamW's
+    max_grad_norm: float = 0.5  # gradients are clipped to this norm
+    micro_batch: int = 0  # forwards at a time in an update; 0: all
+    precision: str = "fp32"  # fp32, or bf16 autocast
+    threads: int | None = None  # CPU threads; unset: PyTorch's choice
+    seed: int = 0  # of every random draw
+    examples: int = 20_000  # training prompts
+    over_denoising_filter: bool = False  # keep prompts right at some greedy step and wrong at the end (MDPO)
+    shuffle_rewards: bool = False  # control: rewards are permuted over the batch
+    evaluate_every: int = 50  # training steps between evaluations
+    checkpoint_every: int = 50  # training steps between checkpoints
+    keep_checkpoints: int = 2  # newest checkpoints kept
+
+    def __post_init__(self) -> None:
+        names = ("steps", "updates", "learning_rate", "max_grad_norm", "examples", "evaluate_every", "checkpoint_every")
+        _positive(**{f"train.{name}": getattr(self, name) for name in (*names, "keep_checkpoints")})
+        one_of("train.precision", self.precision, ("fp32", "bf16"))
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, then constant; `step` counts from 0."""
+        return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """What is measured on held-out prompts."""
+
+    examples: int = 2000  # held-out prompts before and after training
+    examples_during: int = 500  # of them, during training
+    greedy_steps: int = 16  # denoising steps of the slow greedy figure
+    batch: int = 250  # completions at a time
+    seed: int = 1  # of the held-out prompts and their draws
+
+    def __post_init__(self) -> None:
+        names = ("examples", "examples_during", "greedy_steps", "batch")
+        _positive(**{f"evaluation.{name}": getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that determines a run."""
+
+    model: str = "embedded:sudoku"  # checkpoint directory, or embedded:NAME
+    task: Task = field(default_factory=Sudoku, metadata={"choices": TASKS})  # prompts and their reward
+    method: Method = field(default_factory=DiSPO, metadata={"choices": METHODS})  # objective
+    rollout: RolloutSettings = field(default_factory=RolloutSettings, metadata={"section": True})
+    train: TrainSettings = field(default_factory=TrainSettings, metadata={"section": True})
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings, metadata={"section": True})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainRecipe:
+    """Masked-diffusion supervised training of a small model from scratch."""
+
+    task: Task = field(default_factory=Sudoku, metadata={"choices": TASKS})  # prompts and solutions
+    hidden: int = 96  # width of the model
+    layers: int = 3  # transformer layers
+    heads: int = 3  # attention heads
+    max_length: int = 64  # tokens that the model takes, prompt and completion
+    steps: int = 800  # optimizer updates
+    batch: int = 128  # examples an update
+    examples: int = 100_000  # training examples; more updates go round again
+    learning_rate: float = 1e-3  # peak, after the warm-up
+    warmup_steps: int = 50  # updates of linear warm-up
+    weight_decay: float = 0.01  # AdamW's
+    max_grad_norm: float = 1.0  # gradients are clipped to this norm
+    threads: int | None = None  # CPU threads; unset: PyTorch's choice
+    seed: int = 0  # of weights, examples, order and masks
+
+    def __post_init__(self) -> None:
+        names = ("hidden", "layers", "heads", "max_length", "steps", "batch", "examples", "learning_rate")
+        _positive(**{name: getattr(self, name) for name in names})
+        if self.hidden % (2 * self.heads):
+            raise UserError(f"hidden {self.hidden} is not an even multiple of {self.heads} heads: give such as {64 * self.heads}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """One completion to look at."""
+
+    model: str = "embedded:sudoku"  # checkpoint directory, or embedded:NAME
+    task: Task = field(default_factory=Sudoku, metadata={"choices": TASKS})  # whose items and reward
+    item: int = 0  # which held-out item of the task
+    steps: int = 4  # denoising steps
+    block_length: int | None = None  # tokens a block; unset: one block
+    temperature: float = 0.0  # sampling temperature; 0 is greedy
+    unmasking: Unmasking = field(default_factory=LowConfidence, metadata={"choices": RULES})  # which positions to reveal
+    seed: int = 0  # of the draws
+
+    def __post_init__(self) -> None:
+        _positive(steps=self.steps, item=self.item + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """A table of solve rates."""
+
+    model: str = "embedded:sudoku"  # checkpoint directory, or embedded:NAME
+    task: Task = field(default_factory=Sudoku, metadata={"choices": TASKS})  # whose held-out items
+    split: str = "test"  # which held-out items; 4x4 Sudoku has test_unseen_grids too
+    examples: int = 500  # items
+    unmasking: str = "low_confidence"  # rules to compare, by commas
+    steps: str = "4,16"  # numbers of denoising steps to compare, by commas
+    temperature: float = 0.0  # sampling temperature; 0 is greedy
+    block_length: int | None = None  # tokens a block; unset: one block
+    batch: int = 250  # completions at a time
+    threads: int | None = None  # CPU threads; unset: PyTorch's choice
+    seed: int = 1  # of the held-out items and their draws
+
+    def __post_init__(self) -> None:
+        _positive(examples=self.examples, batch=self.batch)
+        for rule in self.rules:
+            one_of("unmasking", rule, tuple(RULES))
+        if not all(word.isdigit() and int(word) for word in self.steps.split(",")):
+            raise UserError(f"steps is {self.steps!r}: give numbers of denoising steps with commas between, such as 4,16")
+
+    @property
+    def rules(self) -> list[str]:
+        """Names of the unmasking rules."""
+        return self.unmasking.split(",")
+
+    @property
+    def step_counts(self) -> list[int]:
+        """Numbers of denoising steps."""
+        return [int(word) for word in self.steps.split(",")]

@@ -1,0 +1,253 @@
+"""The training loop: prompts → rollouts → rewards → updates. Blind to the method."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unmask import distributed
+from unmask.checkpoint import load_optimizer
+from unmask.data import Examples, guess_texts, rollout_texts
+from unmask.denoisers.pretrained import load_denoiser, load_tokenizer
+from unmask.errors import UserError
+from unmask.evaluate import Evaluator, over_denoised, solved_summary
+from unmask.methods.base import Term, record_of
+from unmask.policy import Policy
+from unmask.recipe import Recipe
+from unmask.sampling import Sampler
+from unmask.types import Rollout
+from unmask.uniforms import Uniforms
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """A policy, its prompts and its objective; `step` is one batch of rollouts and its updates."""
+
+    recipe: Recipe
+    policy: Policy
+    tokenizer: Any
+    examples: Examples
+    order: list[int]  # examples that are trained on
+    sampler: Sampler
+    terms: tuple[Term, ...]
+    uniforms: Uniforms
+    evaluator: Evaluator
+    device: Any
+
+    def step(self, step: int) -> tuple[dict[str, float], dict[str, Any]]:
+        """Training step number `step` (from 0): its metrics, and one prompt's completions to look at."""
+        settings = self.recipe.train
+        uniforms = self.uniforms.key("iteration", step)
+        indices = distributed.own_share(self.policy.accelerator, self._prompts_of(step))
+        rollout = self.rollout(indices, uniforms)
+        solved, rewards = self._rewards(rollout, indices, uniforms)
+        questions = self.policy.questions(self.terms, rollout, rewards, uniforms, settings.updates)
+        rate = settings.learning_rate_at(step)
+        updates = [self.policy.update(question, rate) for question in questions]
+        metrics = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
+        final_PG = solved.view(-1, rollout.group_size)
+        return metrics | {"learning_rate": rate} | self._rollout_metrics(rollout, final_PG), self._sample(rollout, indices, solved)
+
+    def rollout(self, indices: list[int], uniforms: Uniforms) -> Rollout:
+        """A group of completions for each example."""
+        group_size = self.recipe.rollout.group_size
+        prompts = self.examples.prompts(indices, group_size, self.device)
+        self.policy.denoiser.eval()
+        with self.policy.accelerator.autocast():
+            return self.sampler(
+                self.policy.denoiser, prompts, uniforms, record=record_of(self.terms), group_size=group_size
+            )
+
+    def _prompts_of(self, step: int) -> list[int]:
+        """The step's examples: epochs of a keyed order."""
+        count, size = self.recipe.rollout.prompts, len(self.order)
+        chosen = []
+        for place in range(step * count, (step + 1) * count):
+            epoch = self.uniforms.key("epoch", place // size)
+            chosen.append(self.order[_permutation(epoch, size)[place % size]])
+        return chosen
+
+    def _rewards(self, rollout: Rollout, indices: list[int], uniforms: Uniforms) -> tuple[Tensor, list[Tensor]]:
+        """Final rewards [N], and for each term what its credit reads."""
+        texts = [[text] for text in rollout_texts(self.tokenizer, rollout, self.examples.eos_id)]
+        guesses = guess_texts(self.tokenizer, rollout, self.examples.eos_id) if rollout.snapshots else [[] for _ in texts]
+        each = 1 + len(guesses[0])
+        flat = [text for final, others in zip(texts, guesses, strict=True) for text in (*final, *others)]
+        columns = self.examples.columns(indices, rollout.group_size * each)
+        prompts = [self.examples.items[index].prompt for index in indices for _ in range(rollout.group_size * each)]
+        scored = torch.tensor(self.recipe.task.rewards(prompts, flat, **columns), device=self.device).view(-1, each)
+        solved = scored[:, 0]
+        if self.recipe.train.shuffle_rewards:
+            scored = scored[uniforms.permutation(len(scored))]
+        grouped = scored.view(len(indices), rollout.group_size, each)
+        return solved, [grouped[..., 0] if term.record is None else grouped[..., 1:] for term in self.terms]
+
+    def _rollout_metrics(self, rollout: Rollout, final_PG: Tensor) -> dict[str, float]:
+        completion = rollout.completion_NL
+        sums = torch.stack(
+            [
+                final_PG.sum(),
+                final_PG.std(1).sum(),
+                (final_PG.std(1) == 0).sum(),
+                (rollout.sampled_logp_NL * completion).sum(),
+                completion.sum(),
+                final_PG.square().sum(),
+            ]
+        )
+        reward, spread, equal, logp, tokens, square = distributed.total(self.policy.accelerator, sums).tolist()
+        prompts = self.recipe.rollout.prompts
+        samples = prompts * rollout.group_size
+        mean = reward / samples
+        return {
+            "reward": mean,
+            "reward_std": spread / prompts,
+            "reward_stderr": math.sqrt(max(square / samples - mean**2, 0.0) / samples),
+            "frac_reward_zero_std": equal / prompts,
+            "entropy": -logp / tokens,
+            "completions/mean_length": tokens / samples,
+        }
+
+    def _sample(self, rollout: Rollout, indices: list[int], solved: Tensor) -> dict[str, Any]:
+        """The first prompt's group, with the step that revealed each token."""
+        texts = rollout_texts(self.tokenizer, rollout, self.examples.eos_id)[: rollout.group_size]
+        start = rollout.prompt_length
+        return {
+            "prompt": self.examples.items[indices[0]].prompt,
+            "completions": [
+                {"text": text, "reward": reward, "tokens": tokens, "revealed_at": revealed}
+                for text, reward, tokens, revealed in zip(
+                    texts,
+                    solved.tolist(),
+                    [self.tokenizer.convert_ids_to_tokens(row) for row in rollout.tokens_NL[: len(texts), start:].tolist()],
+                    rollout.revealed_at_NL[: len(texts), start:].tolist(),
+                    strict=False,
+                )
+            ],
+        }
+
+    def evaluation(self, count: int) -> dict[str, list[float]]:
+        """"NAME/METRIC" -> values of held-out examples: sampled as in training, greedy in as many steps, greedy in many steps."""
+        task, settings = self.recipe.task, self.recipe.rollout
+        few, many = settings.steps, self.recipe.evaluation.greedy_steps
+        samplers = {
+            f"sampled_{few}": self.sampler,
+            f"greedy_{few}": settings.sampler(task, temperature=0.0),
+            f"greedy_{many}": settings.sampler(task, steps=many, temperature=0.0),
+        }
+        return {
+            f"{name}/{metric}": values
+            for name, sampler in samplers.items()
+            for metric, values in self.evaluator.metrics(self.policy.denoiser, sampler, count).items()
+        }
+
+
+_PERMUTATIONS: dict[Any, list[int]] = {}
+
+
+def _permutation(key: Uniforms, size: int) -> list[int]:
+    """A keyed permutation, the last one remembered."""
+    if (key, size) not in _PERMUTATIONS:
+        _PERMUTATIONS.clear()
+        _PERMUTATIONS[key, size] = key.permutation(size)
+    return _PERMUTATIONS[key, size]
+
+
+def evaluation_row(values: dict[str, list[float]]) -> dict[str, float]:
+    """Metrics of an evaluation: means, and 95 % intervals of solve rates."""
+    row: dict[str, float] = {}
+    for name, numbers in values.items():
+        if name.endswith("/solved"):
+            prefix = "eval/" + name.removesuffix("solved")
+            row |= {prefix + key: value for key, value in solved_summary(numbers).items()}
+        else:
+            row[f"eval/{name}"] = sum(numbers) / len(numbers)
+    return row
+
+
+def build_trainer(recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
+    """Everything a run needs, its weights from `checkpoint` where given. Raises UserError before anything is written."""
+    settings = recipe.train
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    sampler = recipe.rollout.sampler(recipe.task)
+    recipe.rollout.sampler(recipe.task, steps=recipe.evaluation.greedy_steps)
+    accelerator = distributed.make_accelerator(settings.precision)
+    if recipe.rollout.prompts % accelerator.num_processes:
+        raise UserError(
+            f"rollout.prompts {recipe.rollout.prompts} cannot be shared by {accelerator.num_processes} ranks: give a multiple"
+        )
+    tokenizer = load_tokenizer(recipe.model)
+    denoiser = load_denoiser(recipe.model if checkpoint is None else str(checkpoint)).to(accelerator.device)
+    terms = recipe.method.terms(denoiser.eos_id)
+    reference = None
+    if any(term.reference is not None for term in terms):
+        reference = load_denoiser(recipe.model) if checkpoint else copy.deepcopy(denoiser)
+        reference = reference.to(accelerator.device).eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(
+        denoiser.parameters(),
+        lr=settings.learning_rate,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        weight_decay=settings.weight_decay,
+    )
+    if checkpoint is not None:
+        load_optimizer(checkpoint, denoiser, optimizer)
+    policy = Policy(
+        denoiser=denoiser,
+        optimizer=optimizer,
+        reference=reference,
+        accelerator=accelerator,
+        max_grad_norm=settings.max_grad_norm,
+        micro_batch=settings.micro_batch,
+    )
+    room = denoiser.max_length - sampler.max_new_tokens
+
+    def encoded(split: str, count: int, seed: int) -> Examples:
+        return Examples.of(recipe.task.examples(split, count, seed), tokenizer, denoiser.eos_id, room)
+
+    held_out = recipe.evaluation
+    return Trainer(
+        recipe=recipe,
+        policy=policy,
+        tokenizer=tokenizer,
+        examples=(examples := encoded("train", settings.examples, settings.seed)),
+        order=list(range(len(examples.items))),
+        sampler=sampler,
+        terms=terms,
+        uniforms=Uniforms().key(settings.seed),
+        evaluator=Evaluator(
+            task=recipe.task,
+            tokenizer=tokenizer,
+            examples=encoded("test", held_out.examples, held_out.seed),
+            uniforms=Uniforms().key("evaluation", held_out.seed),
+            batch=held_out.batch,
+            device=accelerator.device,
+        ),
+        device=accelerator.device,
+    )
+
+
+def filtered_order(trainer: Trainer) -> list[int]:
+    """Examples that the base model over-denoises. Raises UserError where there are none."""
+    recipe = trainer.recipe
+    flags = over_denoised(
+        trainer.policy.denoiser,
+        trainer.tokenizer,
+        recipe.task,
+        trainer.examples,
+        recipe.rollout.sampler(recipe.task, temperature=0.0),
+        recipe.evaluation.batch,
+        trainer.device,
+    )
+    kept = [index for index, flag in enumerate(flags) if flag]
+    if not kept:
+        raise UserError(
+            f"train.over_denoising_filter kept none of {len(flags)} examples: raise train.examples or set the filter to false"
+        )
+    return kept

@@ -1,0 +1,191 @@
+"""The authors' own training code gives the same log-probs, advantages, losses and gradients (float32, 1e-5 relative)."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import reference_cases
+
+from unmask import credit
+from unmask.likelihood import row_logp, token_count, unit_count
+from unmask.methods import MDPO, DiffuGRPO
+from unmask.types import Rollout, Snapshot, Views
+from unmask.uniforms import Uniforms
+
+MASK, EOS = 255, 254
+
+
+def close(ours, theirs, atol=1e-6, rtol=1e-5):
+    theirs = torch.as_tensor(theirs, dtype=torch.float32)
+    torch.testing.assert_close(torch.as_tensor(ours), theirs, rtol=rtol, atol=atol)
+
+
+def assert_gradients_equal(loss, denoiser, tensors, expected):
+    """Slices to 1e-5 of their largest entry (small entries are sums that cancel), the norm of all gradients to 2e-5."""
+    named = dict(denoiser.model.named_parameters())
+    gradients = dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
+    for ours, theirs in (
+        (gradients["lm_head.weight"][:32, :16], tensors["lm_head_grad_slice"]),
+        (gradients["model.layers.0.self_attn.q_proj.weight"][:8, :16], tensors["block0_q_proj_grad_slice"]),
+    ):
+        close(ours, theirs, atol=1e-5 * float(theirs.abs().max()))
+    # 2e-5: ratios far from 1 multiply the float32 error of log-probs on both sides.
+    norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+    close(norm, expected["global_grad_norm"], rtol=2e-5)
+
+
+# ---- diffu-GRPO ----
+
+
+def d1_views(case) -> Views:
+    """The stored masked inputs, as the published code feeds them: pads are attended to."""
+    tensors, shared = case["tensors"], case["shared"]
+    inputs = tensors["masked_input_ids"].long()
+    prompt = shared["prompt_ids"].shape[1]
+    row = torch.arange(len(inputs))
+    scored = torch.nn.functional.pad(shared["completion_mask"].bool(), (prompt, 0))
+    return Views(
+        inputs_FL=inputs,
+        attention_FL=torch.ones_like(inputs).bool(),
+        forward_R=row,
+        targets_RL=torch.cat([shared["prompt_ids"], shared["completion_ids"]], dim=1).long(),
+        scored_RL=scored,
+        weight_RL=scored.float(),
+        unit_R=row,
+        credit_U=credit.centered(shared["rewards"].view(2, 3)).flatten(),
+    )
+
+
+@pytest.mark.parametrize("case", reference_cases("methods/diffu_grpo"), ids=lambda case: case["name"])
+def test_diffu_grpo(case, llada_tiny):
+    tensors, shared = case["tensors"], case["shared"]
+    (term,) = DiffuGRPO(beta=case["beta"], epsilon=case["epsilon"]).terms(EOS)
+    views = d1_views(case)
+    close(views.credit_U, shared["advantages"])
+    now = row_logp(llada_tiny, views)
+    prompt = shared["prompt_ids"].shape[1]
+
+    def stored(name):
+        return torch.nn.functional.pad(tensors[name], (prompt, 0)) * views.scored_RL
+
+    close(now.detach(), stored("per_token_logps"), atol=2e-5)  # log-probs near -10 from logits near 10, in float32
+    old = stored("old_per_token_logps") if "old_per_token_logps" in tensors else now.detach()
+    reference = stored("ref_per_token_logps") if "ref_per_token_logps" in tensors else None
+    loss, sums = term.loss(views, now, old, reference, token_count(views))
+    close(loss.detach(), case["loss"])
+    if reference is not None:
+        close(sums["kl"] / sums["weight"], case["kl"])
+    # TRL's clip_ratio counts the tokens outside the range whose gradient is *not* cut off; ours counts the others.
+    outside = ((now - old).exp() - 1).abs() > case["epsilon"]
+    credited = (outside & views.scored_RL & (views.credit_U != 0)[:, None]).sum()
+    close((credited - sums["clip_ratio"]) / sums["weight"], case["clip_ratio"])
+    assert_gradients_equal(loss, llada_tiny, tensors, case)
+
+
+# ---- MDPO ----
+
+MDPO_CASES = reference_cases("methods/mdpo")
+TRAINED = [case for case in MDPO_CASES if "micro_batches" in case]
+
+
+def normalised(score):
+    return credit.z_score(score[None])[0]
+
+
+@pytest.mark.parametrize("case", MDPO_CASES, ids=lambda case: case["name"])
+def test_mdpo_advantages(case):
+    tensors = case["tensors"]
+    raw = credit.difference_and_future(tensors["rewards"][None])[0]
+    # The published 1 + (difference) + (mean) shifts a column, which its normalisation removes.
+    shift = tensors["raw_step_advantages"] - raw
+    close(shift, shift[:1].expand_as(shift))
+    ours, theirs = normalised(raw), tensors["advantages"]
+    flat = raw.std(0) < 1e-6  # both are rounding noise there
+    close(ours[:, ~flat], theirs[:, ~flat])
+    assert ours[:, flat].abs().max() < 5e-3 if bool(flat.any()) else True
+
+
+def mdpo_rollout(case) -> Rollout:
+    """The stored trajectory as a rollout of one group."""
+    tensors = case["tensors"]
+    prompt, attention = tensors["prompt_ids"].long(), tensors["prompt_mask"].bool()
+    start, canvases = prompt.shape[1], tensors["all_steps_input_ids"].long()
+    group, length = canvases.shape[1:]
+
+    def whole(completion):
+        return torch.cat([prompt, completion.long()], dim=1)
+
+    def beside(numbers):
+        return torch.nn.functional.pad(numbers, (start, 0))
+
+    steps = torch.arange(len(canvases))
+    snapshots = tuple(
+        Snapshot(
+            step_N=torch.full((group,), step),
+            canvas_NL=whole(canvases[step]),
+            guesses_ZNL=whole(tensors["all_steps_completion_ids"][step])[None],
+            logp_ZNL=torch.zeros(1, group, start + length),
+            confidence_ZNL=beside(tensors["all_confidence"][step])[None] * (whole(canvases[step]) == MASK),
+        )
+        for step in steps.tolist()
+    )
+    tokens = snapshots[-1].guesses_ZNL[0]
+    return Rollout(
+        tokens_NL=tokens,
+        attention_NL=torch.nn.functional.pad(attention, (0, length), value=True),
+        completion_NL=beside(torch.ones(group, length).bool()),
+        block_NL=torch.zeros_like(tokens),
+        revealed_at_NL=torch.zeros_like(tokens),
+        sampled_logp_NL=torch.zeros(tokens.shape),
+        confidence_NL=torch.zeros(tokens.shape),
+        prompt_N=torch.zeros(group, dtype=torch.long),
+        sample_N=torch.arange(group),
+        prompt_length=start,
+        group_size=group,
+        steps=len(steps),
+        temperature=case["temperature"],
+        mask_id=MASK,
+        remasking=case["rcr"],
+        snapshots=snapshots,
+    )
+
+
+@pytest.mark.parametrize("case", TRAINED, ids=lambda case: case["name"])
+def test_mdpo(case, llada_tiny):
+    tensors, rollout = case["tensors"], mdpo_rollout(case)
+    start = rollout.prompt_length
+    (term,) = MDPO(beta=case["beta"], epsilon=case["epsilon"], steps=case["sample_train_steps"]).terms(EOS)
+    views = term.views(rollout, tensors["rewards"][None], Uniforms(), 0, 1)
+    units = torch.arange(len(views.credit_U)).view(case["num_generations"], -1)
+    for index, (step, expected) in enumerate(zip(case["selected_steps"], case["micro_batches"], strict=True)):
+        prefix = f"micro{index}."
+        micro = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        keep = torch.zeros(len(views.credit_U), dtype=torch.bool)
+        keep[units[:, index]] = True
+        ours = views.take_units(keep)
+        masked = ours.scored_RL.sum(1)
+        assert step == expected["step"]
+        assert torch.equal(ours.inputs_FL, micro["input_ids"].long())
+        assert torch.equal(ours.targets_RL[ours.scored_RL], micro["target_ids"].long()[ours.scored_RL])
+        assert torch.equal(ours.attention_FL, micro["input_mask"].bool())
+        assert int(masked.sum()) == expected["masked_tokens"]
+        close(ours.credit_U * masked / case["max_completion_length"], micro["advantages"])
+        close(ours.weight_RL[:, start:] * masked[:, None], micro["conf"] * ours.scored_RL[:, start:])
+
+        now = row_logp(llada_tiny, ours)
+        scored = ours.scored_RL[:, start:]
+        # Errors of logits (1e-5) are divided by the temperature.
+        close(now.detach()[:, start:], micro["per_token_logps"] * scored, atol=2e-5 / case["temperature"])
+
+        def stored(name, micro=micro, scored=scored):
+            return torch.nn.functional.pad(micro[name] * scored, (start, 0))
+
+        old = stored("old_per_token_logps") if "old_per_token_logps" in micro else now.detach()
+        reference = stored("ref_per_token_logps") if "ref_per_token_logps" in micro else None
+        # The published lambda is L / (|x| + 1e-4).
+        published = replace(ours, credit_U=ours.credit_U * masked / (masked + 1e-4))
+        loss, sums = term.loss(published, now, old, reference, unit_count(published))
+        close(loss.detach(), expected["loss"], rtol=2e-5)  # lambda times ratios: float32 log-probs again
+        if reference is not None:
+            close(sums["kl"] / sums["weight"], expected["kl"])
+        assert_gradients_equal(loss, llada_tiny, micro, expected)

@@ -1,0 +1,359 @@
+"""The sampler: tokens depend on prompt and sample alone, follow the law of the denoiser, and records say what was seen."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small import EOS, MASK, VOCABULARY, few, prompts_of, small_denoiser, surprise
+
+from unmask.denoisers.base import Guidance, TargetLogProb
+from unmask.errors import UserError
+from unmask.records import EveryStep, OneStep
+from unmask.sampling import Sampler, inverse_cdf
+from unmask.types import Prompts
+from unmask.uniforms import Uniforms
+from unmask.unmasking import RULES, SCHEDULES, LowConfidence, Random, RunningConfidence, Threshold
+
+DENOISER = small_denoiser()
+ROWS = [[1, 2, 3], [4, 5], [6, 7, 1, 2, 3], [2]]
+RCR = [
+    RunningConfidence(confidence=confidence, statistic=statistic, scope=scope)
+    for confidence in ("probability", "margin", "entropy")
+    for statistic in ("latest", "max")
+    for scope in ("block", "completion")
+]
+SCHEDULED = [rule() for rule in RULES.values() if not rule.adaptive]
+KEEPING = [rule for rule in SCHEDULED if not rule.remasks]
+
+
+def name_of(rule) -> str:
+    return "-".join([rule.name, *(str(value) for value in vars(rule).values())])
+
+
+def sampler_of(rule=None, temperature=1.0, **changes) -> Sampler:
+    settings = {"max_new_tokens": 8, "block_length": 4, "steps": 4, "temperature": temperature} | changes
+    return Sampler(unmasking=rule or LowConfidence(), **settings)
+
+
+def traced(sampler, prompts, record=None):
+    """The canvas before each step and after the last, and the rollout."""
+    blank = torch.nn.functional.pad(prompts.tokens_NP, (0, sampler.max_new_tokens), value=MASK)
+    states = [blank]
+    rollout = sampler(DENOISER, prompts, Uniforms(), record, watch=lambda step, canvas: states.append(canvas.clone()))
+    return torch.stack(states), rollout
+
+
+# ---- what the tokens depend on ----
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("rule", [rule() for rule in RULES.values()], ids=name_of)
+@few
+@given(order=st.permutations(range(len(ROWS))), size=st.integers(1, len(ROWS)), pads=st.integers(0, 4))
+def test_completions_do_not_depend_on_the_batch(rule, temperature, order, size, pads):
+    sampler = sampler_of(rule, temperature)
+    rows = [ROWS[index] for index in order[:size]]
+    together = sampler(DENOISER, prompts_of(rows, width=5 + pads), Uniforms())
+    alone = sampler(DENOISER, prompts_of(rows[:1]), Uniforms())
+    width, start = together.prompt_length, alone.prompt_length
+    assert torch.equal(together.tokens_NL[0, width:], alone.tokens_NL[0, start:])
+    assert torch.equal(together.completion_NL[0, width:], alone.completion_NL[0, start:])
+    torch.testing.assert_close(together.sampled_logp_NL[0, width:], alone.sampled_logp_NL[0, start:], atol=1e-4, rtol=0)
+
+
+def test_samples_and_seeds_differ_and_repeat():
+    sampler = sampler_of(max_new_tokens=16, block_length=16)
+    rollout = sampler(DENOISER, prompts_of(ROWS[:1], samples=range(4)), Uniforms(), group_size=4)
+    assert rollout.group_size == 4
+    assert len(rollout.tokens_NL.unique(dim=0)) == 4
+    torch.manual_seed(1)
+    again = sampler(DENOISER, prompts_of(ROWS[:1], samples=range(4)), Uniforms())
+    assert torch.equal(again.tokens_NL, rollout.tokens_NL)
+    other = sampler(DENOISER, prompts_of(ROWS[:1], samples=range(4)), Uniforms().key(1))
+    assert not torch.equal(other.tokens_NL, rollout.tokens_NL)
+
+
+@pytest.mark.parametrize("rule", [*(rule() for rule in RULES.values()), *RCR], ids=name_of)
+@few
+@given(temperature=st.sampled_from([0.0, 0.7, 1.0]), blocks=st.sampled_from([1, 2]), schedule=st.sampled_from(sorted(SCHEDULES)))
+def test_all_masks_are_filled_and_the_prompt_stays(rule, temperature, blocks, schedule):
+    sampler = sampler_of(rule, temperature, block_length=8 // blocks, schedule=SCHEDULES[schedule])
+    prompts = prompts_of(ROWS)
+    rollout = sampler(DENOISER, prompts, Uniforms())
+    assert torch.equal(rollout.tokens_NL[:, :5], prompts.tokens_NP)
+    assert not bool((rollout.tokens_NL == MASK).any())
+    assert rollout.attention_NL.tolist() == [[*row.tolist(), *[True] * 8] for row in prompts.attention_NP]
+    assert bool((rollout.revealed_at_NL[:, :5] == -1).all())
+    assert bool((rollout.revealed_at_NL[:, 5:] >= 0).all())
+    assert int(rollout.revealed_at_NL.max()) < rollout.steps
+    assert rollout.block_NL[0].tolist() == [-1] * 5 + [index * blocks // 8 for index in range(8)]
+    assert rollout.remasking == rule.remasks
+    assert rule.adaptive or rollout.steps == sampler.steps
+
+
+def test_the_completion_ends_with_the_first_end_of_sequence():
+    rollout = sampler_of()(DENOISER, prompts_of([[1, EOS, 3], *ROWS], samples=range(8)), Uniforms())
+    lengths = set()
+    for row, completion in zip(rollout.tokens_NL.tolist(), rollout.completion_NL.tolist(), strict=True):
+        region = row[5:]
+        length = region.index(EOS) + 1 if EOS in region else len(region)
+        assert completion == [False] * 5 + [True] * length + [False] * (8 - length)
+        lengths.add(length)
+    assert {1, 8} < lengths
+
+
+# ---- schedules and states ----
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@few
+@given(masks=st.integers(1, 64), steps=st.integers(1, 64))
+def test_schedules_commit_everything(schedule, masks, steps):
+    counts = schedule(masks, steps)
+    assert len(counts) == steps
+    assert sum(counts) == masks
+    assert min(counts) >= 0
+
+
+@pytest.mark.parametrize("rule", KEEPING, ids=name_of)
+def test_revealed_at_keeps_every_canvas(rule):
+    states, rollout = traced(sampler_of(rule, schedule=SCHEDULES["square"]), prompts_of(ROWS))
+    assert torch.equal(torch.stack([rollout.canvas(step) for step in range(rollout.steps + 1)]), states)
+    masks = [(states[step + 1, :, 5:] == MASK).sum(1).tolist() for step in range(4)]
+    assert masks == [[7] * 4, [4] * 4, [3] * 4, [0] * 4]
+
+
+@pytest.mark.parametrize("rule", RCR, ids=name_of)
+def test_remasking_leaves_the_scheduled_number_of_masks(rule):
+    sampler = sampler_of(rule, max_new_tokens=16, block_length=8, steps=8, schedule=SCHEDULES["linear"])
+    states, rollout = traced(sampler, prompts_of(ROWS))
+    counts = SCHEDULES["linear"](8, 4)
+    for block, (start, stop) in enumerate(((0, 8), (8, 16))):
+        first = 0 if rule.scope == "completion" else start
+        for index in range(4):
+            after = states[4 * block + index + 1][:, 5:]
+            assert (after[:, first:stop] == MASK).sum(1).tolist() == [sum(counts[index + 1 :])] * len(ROWS)
+            assert bool((after[:, stop:] == MASK).all())
+    masked = states == MASK
+    assert bool((masked[1:] & ~masked[:-1]).any())
+    with pytest.raises(ValueError, match="snapshots"):
+        rollout.canvas(1)
+
+
+def test_remasking_options_differ():
+    settings = {"max_new_tokens": 16, "block_length": 8, "steps": 16}
+    results = [traced(sampler_of(rule, **settings), prompts_of(ROWS, samples=range(4)))[0] for rule in RCR]
+    assert all(not torch.equal(a, b) for index, a in enumerate(results) for b in results[:index])
+
+
+def test_random_orders_are_equally_likely():
+    sampler = sampler_of(Random(), max_new_tokens=3, block_length=3, steps=3)
+    rollout = sampler(DENOISER, prompts_of([[1]], samples=range(3000)), Uniforms())
+    order = (rollout.revealed_at_NL[:, 1:] * torch.tensor([9, 3, 1])).sum(1)
+    assert surprise(torch.stack([(order == code).sum() for code in (5, 7, 11, 15, 19, 21)]), torch.full((6,), 1 / 6)) < 4
+
+
+# ---- what is recorded of the tokens ----
+
+
+def rescored(states, tokens, temperature):
+    """log p(tokens | state) of every state at every completion column."""
+    asked = torch.arange(5, tokens.shape[1]).expand(len(tokens), -1)
+    attention = torch.nn.functional.pad(prompts_of(ROWS).attention_NP, (0, asked.shape[1]), value=True)
+    with torch.no_grad():
+        answer = TargetLogProb(tokens[:, 5:].reshape(-1, 1), temperature)
+        return torch.stack([DENOISER(state, attention, asked, answer)[0][..., 0] for state in states])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("rule", [LowConfidence(), Random(), Threshold(threshold=0.6), *RCR[:4]], ids=name_of)
+def test_logp_is_that_of_the_canvas_before_the_reveal(rule, temperature):
+    states, rollout = traced(sampler_of(rule, temperature), prompts_of(ROWS))
+    revealed = rollout.revealed_at_NL[None, :, 5:]
+    for recorded, scored in (
+        (rollout.sampled_logp_NL, rescored(states, rollout.tokens_NL, temperature or 1.0)),
+        (rollout.confidence_NL.log(), rescored(states, rollout.tokens_NL, 1.0)),
+    ):
+        torch.testing.assert_close(recorded[:, 5:], scored.gather(0, revealed)[0], atol=1e-5, rtol=1e-5)
+    assert bool((rollout.sampled_logp_NL[:, :5] == 0).all())
+
+
+def test_inverse_cdf_follows_softmax():
+    logits = torch.tensor([[1.0, -1.0, 0.5, -float("inf"), 2.0], [-float("inf"), 0.0, 0.0, 3.0, -float("inf")]])
+    draws = Uniforms().key(torch.arange(2)[:, None], torch.arange(20_000)).draw()
+    tokens = inverse_cdf(logits, draws)
+    for row, law in zip(tokens, logits.softmax(1), strict=True):
+        assert surprise(row.bincount(minlength=5), law) < 4
+    edges = torch.tensor([[0.0, 1 - 2**-53], [0.0, 1 - 2**-53]], dtype=torch.float64)
+    assert inverse_cdf(logits, edges).tolist() == [[0, 4], [1, 3]]
+    assert inverse_cdf(torch.tensor([[0.0] * 4]), torch.tensor([[0.0, 0.25, 0.5, 0.75]]).double()).tolist() == [[0, 1, 2, 3]]
+
+
+def test_one_step_follows_the_product_law():
+    prompts = prompts_of([[1, 2]], samples=range(20_000))
+    sampler = sampler_of(max_new_tokens=2, block_length=2, steps=1)
+    tokens = sampler(DENOISER, prompts, Uniforms()).tokens_NL[:, 2:]
+    canvas, asked = torch.tensor([[1, 2, MASK, MASK]]), torch.tensor([[2, 3]])
+    (logits,) = DENOISER(canvas, torch.ones(1, 4).bool(), asked, lambda logits_CV, chunk: (logits_CV,))
+    first, second = logits[0].index_fill(1, torch.tensor([MASK]), -float("inf")).softmax(1)
+    counts = (tokens[:, 0] * VOCABULARY + tokens[:, 1]).bincount(minlength=VOCABULARY**2)
+    law = torch.outer(first, second).flatten()
+    common = law * 20_000 >= 5
+    pooled = torch.cat([counts[common], counts[~common].sum()[None]])
+    assert surprise(pooled, torch.cat([law[common], law[~common].sum()[None]]).detach()) < 4
+
+
+def test_greedy_takes_the_likeliest_token():
+    states, rollout = traced(sampler_of(temperature=0.0), prompts_of(ROWS))
+    best = torch.stack([rescored(states, torch.full_like(rollout.tokens_NL, token), 1.0) for token in range(MASK)])
+    likeliest = best.argmax(0).gather(0, rollout.revealed_at_NL[None, :, 5:])[0]
+    assert torch.equal(rollout.tokens_NL[:, 5:], likeliest)
+
+
+# ---- records ----
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("rule", SCHEDULED, ids=name_of)
+def test_every_step_records_what_the_sampler_saw_and_proposed(rule, temperature):
+    states, rollout = traced(sampler_of(rule, temperature), prompts_of(ROWS), EveryStep())
+    assert len(rollout.snapshots) == rollout.steps == 4
+    for step, snapshot in enumerate(rollout.snapshots):
+        assert snapshot.step_N.tolist() == [step] * len(ROWS)
+        assert torch.equal(snapshot.canvas_NL, states[step])
+        (guess,), masked = snapshot.guesses_ZNL, states[step] == MASK
+        assert torch.equal(guess[~masked], states[step][~masked])
+        assert not bool((guess == MASK).any())
+        committed = masked & (states[step + 1] != MASK)
+        assert torch.equal(guess[committed], states[step + 1][committed])
+        logp = torch.nn.functional.pad(rescored(states[step : step + 1], guess, temperature or 1.0)[0], (5, 0)) * masked
+        torch.testing.assert_close(snapshot.logp_ZNL[0], logp, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(snapshot.confidence_ZNL[0], logp.exp() * masked, atol=1e-5, rtol=1e-5)
+    last = rollout.snapshots[-1].guesses_ZNL[0] if not rule.remasks else rollout.tokens_NL
+    assert torch.equal(last, rollout.tokens_NL)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_one_step_records_guesses_at_its_state(shared):
+    record = OneStep(guesses=3, degree=1.0, shared=shared)
+    prompts = prompts_of(ROWS, samples=range(6))
+    states, rollout = traced(sampler_of(), prompts, record)
+    (snapshot,) = rollout.snapshots
+    row = torch.arange(len(rollout.tokens_NL))
+    canvas = states[snapshot.step_N, row]
+    assert torch.equal(snapshot.canvas_NL, canvas)
+    masked = canvas == MASK
+    assert torch.equal(snapshot.guesses_ZNL[:, ~masked], canvas[~masked].expand(3, -1))
+    assert not bool((snapshot.guesses_ZNL == MASK).any())
+    assert len(snapshot.guesses_ZNL.flatten(1).unique(dim=0)) == 3
+    asked = torch.arange(rollout.tokens_NL.shape[1]).expand_as(canvas)
+    answer = TargetLogProb(snapshot.guesses_ZNL.flatten(1).T)
+    with torch.no_grad():
+        (logp,) = DENOISER(canvas, rollout.attention_NL, asked, answer)
+    expected = logp.permute(2, 0, 1) * masked
+    torch.testing.assert_close(snapshot.logp_ZNL, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(snapshot.confidence_ZNL, expected.exp() * masked, atol=1e-5, rtol=1e-5)
+    steps = snapshot.step_N.view(len(ROWS), 6)
+    assert bool((steps == steps[:, :1]).all()) == shared
+
+
+def test_recorded_guesses_follow_the_law_of_their_state():
+    prompts = prompts_of([[1, 2]], samples=range(8000))
+    sampler = sampler_of(max_new_tokens=1, block_length=1, steps=1)
+    (snapshot,) = sampler(DENOISER, prompts, Uniforms(), OneStep()).snapshots
+    first, second = snapshot.guesses_ZNL[:, :, 2]
+    (logits,) = DENOISER(
+        torch.tensor([[1, 2, MASK]]), torch.ones(1, 3).bool(), torch.tensor([[2]]), lambda logits_CV, chunk: (logits_CV,)
+    )
+    law = logits[0, 0].index_fill(0, torch.tensor([MASK]), -float("inf")).softmax(0).detach()
+    joint = (first * VOCABULARY + second).bincount(minlength=VOCABULARY**2)
+    common = torch.outer(law, law).flatten() * 8000 >= 5
+    pooled = torch.cat([joint[common], joint[~common].sum()[None]])
+    likely = torch.outer(law, law).flatten()[common]
+    assert surprise(pooled, torch.cat([likely, 1 - likely.sum()[None]])) < 4
+
+
+@pytest.mark.parametrize("degree", [0.0, 1.0, 4.0])
+def test_the_recorded_step_follows_its_polynomial(degree):
+    samples = torch.arange(20_000)
+    (steps,) = OneStep(degree=degree).steps(Uniforms(), torch.zeros_like(samples), samples, 8)
+    weight = torch.arange(8, dtype=torch.float64) ** degree
+    assert surprise(steps.bincount(minlength=8), weight / weight.sum()) < 4
+    (only,) = OneStep(degree=degree).steps(Uniforms(), samples, samples, 1)
+    assert bool((only == 0).all())
+    (shared,) = OneStep(degree=degree, shared=True).steps(Uniforms(), samples, samples * 0, 8)
+    assert surprise(shared.bincount(minlength=8), weight / weight.sum()) < 4
+    (same,) = OneStep(degree=degree, shared=True).steps(Uniforms(), samples * 0, samples, 8)
+    assert len(same.unique()) == 1
+
+
+@pytest.mark.parametrize("record", [EveryStep(), OneStep(), OneStep(guesses=4, shared=True)], ids=repr)
+@pytest.mark.parametrize("rule", SCHEDULED, ids=name_of)
+def test_recording_does_not_change_the_tokens(rule, record):
+    prompts = prompts_of(ROWS, samples=range(2))
+    plain, recorded = (sampler_of(rule)(DENOISER, prompts, Uniforms(), wanted) for wanted in (None, record))
+    assert torch.equal(plain.tokens_NL, recorded.tokens_NL)
+    assert torch.equal(plain.revealed_at_NL, recorded.revealed_at_NL)
+
+
+# ---- guidance and refusals ----
+
+
+def test_guidance():
+    canvas = torch.tensor([[1, 2, MASK, 3, MASK]])
+    asked, attention = torch.tensor([[2, 4]]), torch.ones(1, 5).bool()
+    prompt = torch.tensor([[True, True, False, False, False]])
+
+    def logits(tokens, guidance=None):
+        return DENOISER(tokens, attention, asked, lambda logits_CV, chunk: (logits_CV,), guidance=guidance)[0]
+
+    plain, blank = logits(canvas), logits(canvas.masked_fill(prompt, MASK))
+    torch.testing.assert_close(logits(canvas, Guidance(scale=0.0, prompt_FL=prompt)), plain)
+    guided = logits(canvas, Guidance(scale=1.5, prompt_FL=prompt))
+    torch.testing.assert_close(guided, blank + 2.5 * (plain - blank))
+    unguided, scaled = (sampler_of(guidance_scale=scale)(DENOISER, prompts_of(ROWS), Uniforms()) for scale in (0.0, 2.0))
+    assert torch.equal(unguided.tokens_NL, sampler_of()(DENOISER, prompts_of(ROWS), Uniforms()).tokens_NL)
+    assert not torch.equal(unguided.tokens_NL, scaled.tokens_NL)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block_length": 3}, "block_length 3 does not divide max_new_tokens 8"),
+        ({"block_length": 0}, "block_length 0"),
+        ({"steps": 5}, "steps 5 is not a multiple of the 2 blocks"),
+        ({"steps": 1}, "steps 1 is not a multiple of the 2 blocks"),
+        ({"temperature": -0.5}, "temperature -0.5 is negative"),
+    ],
+)
+def test_settings_that_cannot_be(changes, message):
+    with pytest.raises(UserError, match=message):
+        sampler_of(**changes)
+
+
+@pytest.mark.parametrize(
+    ("rule", "settings", "message"),
+    [
+        (Threshold, {"threshold": 0.0}, "threshold 0.0"),
+        (Threshold, {"threshold": 1.5}, "threshold 1.5"),
+        (RULES["factor"], {"factor": 0.0}, "factor 0.0"),
+        (RunningConfidence, {"confidence": "luck"}, "'luck'"),
+        (RunningConfidence, {"statistic": "mean"}, "'mean'"),
+        (RunningConfidence, {"scope": "prompt"}, "'prompt'"),
+    ],
+)
+def test_rule_settings_that_cannot_be(rule, settings, message):
+    with pytest.raises(UserError, match=message):
+        rule(**settings)
+
+
+def test_longer_than_the_model():
+    fits = prompts_of(ROWS, width=32)
+    sampler_of()(DENOISER, fits, Uniforms())
+    with pytest.raises(UserError, match="prompt of 33 and completion of 8 tokens exceed the 40"):
+        sampler_of()(DENOISER, prompts_of(ROWS, width=33), Uniforms())
+
+
+def test_a_record_needs_a_known_number_of_steps():
+    with pytest.raises(UserError, match="threshold"):
+        sampler_of(Threshold())(DENOISER, prompts_of(ROWS), Uniforms(), EveryStep())
