@@ -1,4 +1,4 @@
-"""What several tests stand on: a small denoiser with lively logits, prompts for it, and a measure of surprise."""
+"""For several tests: a small denoiser with lively logits, prompts for it, and a measure of surprise."""
 
 import torch
 from hypothesis import settings

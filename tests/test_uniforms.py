@@ -1,9 +1,9 @@
-"""Keyed uniforms: pinned values, the same numbers however they are asked for, and no visible pattern along any key."""
+"""Keyed uniforms: pinned values, the same however they are asked for, no pattern along any key."""
 
 import pytest
 import torch
-from small import surprise
 
+from small import surprise
 from unmask.uniforms import Uniforms
 
 CELLS = 64
@@ -39,11 +39,16 @@ def test_tensor_words_equal_integer_words():
     for i, j, k in torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(4)).tolist():
         words = (int(prompt[i]), int(sample[j]), int(position[k]))
         assert Uniforms().key(11, "purpose", *words).draw() == drawn[i, j, k]
-    assert torch.equal(Uniforms().key(11, "purpose", prompt[:1, None, None], sample[:, None], position).draw(), drawn[:1])
+    assert torch.equal(
+        Uniforms().key(11, "purpose", prompt[:1, None, None], sample[:, None], position).draw(), drawn[:1]
+    )
 
 
 def test_words_are_ordered_and_named():
-    draws = {Uniforms().key(*words).draw().item() for words in ((1, 2), (2, 1), ("a", "b"), ("b", "a"), ("ab",), ())}
+    draws = {
+        Uniforms().key(*words).draw().item()
+        for words in ((1, 2), (2, 1), ("a", "b"), ("b", "a"), ("ab",), ())
+    }
     assert len(draws) == 6
 
 
@@ -52,7 +57,9 @@ def test_uniform_along_every_axis(draws):
     assert draws.dtype == torch.float64
     assert bool(((draws >= 0) & (draws < 1)).all())
     assert len(draws.unique()) == len(draws)
-    assert abs(surprise((draws * CELLS).long().bincount(minlength=CELLS), torch.full((CELLS,), 1 / CELLS))) < 4
+    assert (
+        abs(surprise((draws * CELLS).long().bincount(minlength=CELLS), torch.full((CELLS,), 1 / CELLS))) < 4
+    )
     low_bits = (draws * 2**53).long() % CELLS
     assert abs(surprise(low_bits.bincount(minlength=CELLS), torch.full((CELLS,), 1 / CELLS))) < 4
 

@@ -97,17 +97,19 @@ class Trainer:
                 (final_PG.std(1) == 0).sum(),
                 (rollout.sampled_logp_NL * completion).sum(),
                 completion.sum(),
-                final_PG.square().sum(),
+                final_PG.mean(1).square().sum(),
             ]
         )
         reward, spread, equal, logp, tokens, square = distributed.total(self.policy.accelerator, sums).tolist()
         prompts = self.recipe.rollout.prompts
         samples = prompts * rollout.group_size
         mean = reward / samples
+        # Completions of one prompt are alike: the batch is as uncertain as its prompts are few.
+        variance = max(square / prompts - mean**2, 0.0) / max(1, prompts - 1)
         return {
             "reward": mean,
             "reward_std": spread / prompts,
-            "reward_stderr": math.sqrt(max(square / samples - mean**2, 0.0) / samples),
+            "reward_stderr": math.sqrt(variance),
             "frac_reward_zero_std": equal / prompts,
             "entropy": -logp / tokens,
             "completions/mean_length": tokens / samples,

@@ -3,9 +3,9 @@
 import json
 
 import torch
-from conftest import REFERENCE
 from safetensors.torch import load_file
 
+from conftest import REFERENCE
 from unmask.denoisers.pretrained import load_denoiser, save_denoiser
 
 DIRECTORY = REFERENCE / "models" / "llada-tiny"

@@ -1,11 +1,11 @@
-"""The authors' own training code gives the same log-probs, advantages, losses and gradients (float32, 1e-5 relative)."""
+"""The authors' own training code gives the same log-probs, advantages, losses and gradients (1e-5 relative)."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import reference_cases
 
+from conftest import reference_cases
 from unmask import credit
 from unmask.likelihood import row_logp, token_count, unit_count
 from unmask.methods import MDPO, DiffuGRPO
@@ -68,7 +68,9 @@ def test_diffu_grpo(case, llada_tiny):
     def stored(name):
         return torch.nn.functional.pad(tensors[name], (prompt, 0)) * views.scored_RL
 
-    close(now.detach(), stored("per_token_logps"), atol=2e-5)  # log-probs near -10 from logits near 10, in float32
+    close(
+        now.detach(), stored("per_token_logps"), atol=2e-5
+    )  # log-probs near -10 from logits near 10, in float32
     old = stored("old_per_token_logps") if "old_per_token_logps" in tensors else now.detach()
     reference = stored("ref_per_token_logps") if "ref_per_token_logps" in tensors else None
     loss, sums = term.loss(views, now, old, reference, token_count(views))

@@ -5,7 +5,6 @@ from itertools import product
 
 import pytest
 import torch
-from small import surprise
 from toy import (
     COMPLETIONS,
     LENGTH,
@@ -21,6 +20,7 @@ from toy import (
     with_prompt,
 )
 
+from small import surprise
 from unmask.credit import centered, centered_per_state, difference_and_future, z_score
 from unmask.likelihood import per_token, row_logp
 from unmask.masking import Branches
@@ -32,7 +32,10 @@ from unmask.unmasking import LowConfidence, Random
 
 UNCLIPPED = ClippedToken(epsilon=1e9)
 ONE = torch.tensor(1.0)
-SAMPLERS = {"random": (Random(), random_order_trajectories), "low_confidence": (LowConfidence(), low_confidence_trajectories)}
+SAMPLERS = {
+    "random": (Random(), random_order_trajectories),
+    "low_confidence": (LowConfidence(), low_confidence_trajectories),
+}
 
 
 @cache
@@ -51,7 +54,9 @@ def close(ours, exact):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_trajectory_probabilities_sum_to_one(name):
     _, trajectories = enumerated(name)
-    close(torch.stack([trajectory.logp for trajectory in trajectories]).exp().sum(), torch.tensor(1.0).double())
+    close(
+        torch.stack([trajectory.logp for trajectory in trajectories]).exp().sum(), torch.tensor(1.0).double()
+    )
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -59,7 +64,7 @@ def test_the_sampler_draws_the_enumerated_law(name):
     toy, trajectories = enumerated(name)
     probability = dict.fromkeys(product(COMPLETIONS, product(range(LENGTH), repeat=LENGTH)), 0.0)
     for trajectory in trajectories:
-        probability[trajectory.completion, trajectory.revealed_at] += float(trajectory.logp.exp())
+        probability[trajectory.completion, trajectory.revealed_at] += trajectory.logp.exp().item()
     sampler = Sampler(
         max_new_tokens=LENGTH, block_length=LENGTH, steps=LENGTH, temperature=1.0, unmasking=SAMPLERS[name][0]
     )
@@ -83,7 +88,7 @@ def trajectory_views(trajectories) -> Views:
     for row, (trajectory, step) in enumerate(steps):
         for position, token in trajectory.proposals[step].items():
             targets[row, PROMPT + position] = token
-            weight[row, PROMPT + position] = float(trajectory.logp.exp())
+            weight[row, PROMPT + position] = trajectory.logp.exp().item()
     return Views(
         inputs_FL=inputs,
         attention_FL=torch.ones_like(inputs).bool(),
@@ -92,14 +97,18 @@ def trajectory_views(trajectories) -> Views:
         scored_RL=weight > 0,
         weight_RL=weight,
         unit_R=torch.arange(len(steps)),
-        credit_U=torch.tensor([reward(trajectory.completion) for trajectory, _ in steps]).double(),
+        credit_U=torch.tensor(
+            [reward(trajectory.completion) for trajectory, _ in steps], dtype=torch.float64
+        ),
     )
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_trajectory_policy_gradient_is_the_gradient_of_expected_reward(name):
     toy, trajectories = enumerated(name)
-    expected_reward = sum(trajectory.logp.exp() * reward(trajectory.completion) for trajectory in trajectories)
+    expected_reward = sum(
+        trajectory.logp.exp() * reward(trajectory.completion) for trajectory in trajectories
+    )
     (exact,) = torch.autograd.grad(expected_reward, toy.table, retain_graph=True)
     views = trajectory_views(trajectories)
     now = row_logp(toy, views)
@@ -154,7 +163,9 @@ def step_gradient(now, old, guesses, credit_of, sequence):
         )
         rollout = rollout_of([fills[0]] * len(tuple_NZ), [(0,) * LENGTH] * len(tuple_NZ), [snapshot])
         views = Branches(eos_id=-1)(rollout, credit_of(rewards[tuple_NZ][None]), Uniforms(), 0, 1)
-        probability_U1 = (state_probability * law[tuple_NZ].prod(1) / guesses).repeat_interleave(guesses)[:, None]
+        probability_U1 = (state_probability * law[tuple_NZ].prod(1) / guesses).repeat_interleave(guesses)[
+            :, None
+        ]
         now_scores, old_scores = (per_token(row_logp(model, views), views) for model in (now, old))
         values = [now_scores.value_UK, old_scores.value_UK.detach()]
         weight = now_scores.weight_UK * probability_U1
@@ -204,7 +215,9 @@ def test_mdpo_advantages_by_hand():
     scores = difference_and_future(rewards)
     close(scores, torch.tensor([[[0.75, 1.5, 0.0], [1.5, 0.0, 2.0]]]).double())
     difference = torch.tensor([-0.75, 1.5, -2.0]).double()  # of the two samples, step by step
-    first = difference / 2 / (difference.abs() / 2**0.5 + 1e-4)  # unbiased std of two numbers: |a - b| / sqrt 2
+    first = (
+        difference / 2 / (difference.abs() / 2**0.5 + 1e-4)
+    )  # unbiased std of two numbers: |a - b| / sqrt 2
     close(z_score(scores), torch.stack([first, -first])[None])
 
 
@@ -214,4 +227,3 @@ def test_centered_and_z_score_by_hand():
     close(z_score(rewards)[0], torch.tensor([-2.0, -1.0, 3.0]).double() / (7**0.5 + 1e-4))
     close(z_score(rewards)[1], torch.zeros(3).double())
     close(z_score(torch.tensor([[3.0]]).double()), torch.zeros(1, 1).double())
-

@@ -79,7 +79,9 @@ def random_order_trajectories(toy):
 
 def low_confidence_trajectories(toy):
     """Every proposal of all masked positions at every step; the rule itself says which one is committed."""
-    yield from _continued(toy, Trajectory((), (), (-1,) * LENGTH, (MASK,) * LENGTH, torch.zeros((), dtype=torch.float64)))
+    yield from _continued(
+        toy, Trajectory((), (), (-1,) * LENGTH, (MASK,) * LENGTH, torch.zeros((), dtype=torch.float64))
+    )
 
 
 def _continued(toy, past):

@@ -4,12 +4,20 @@ import json
 
 import pytest
 import torch
-from conftest import REFERENCE, reference_cases
 
+from conftest import REFERENCE, reference_cases
 from unmask.sampling import Sampler
 from unmask.types import Prompts
 from unmask.uniforms import Uniforms
-from unmask.unmasking import SCHEDULES, Entropy, Factor, LowConfidence, RunningConfidence, Threshold, TopKMargin
+from unmask.unmasking import (
+    SCHEDULES,
+    Entropy,
+    Factor,
+    LowConfidence,
+    RunningConfidence,
+    Threshold,
+    TopKMargin,
+)
 
 
 def prompts_of(tokens, attention=None) -> Prompts:
