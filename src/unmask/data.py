@@ -22,13 +22,14 @@ EOS_TOKEN, MASK_TOKEN = "<|endoftext|>", "<|mask|>"  # noqa: S105
 def task_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
     """A tokenizer whose tokens are the longest matches among `vocabulary`, with an end and a mask token behind them."""
     tokens = {token: index for index, token in enumerate((*vocabulary, EOS_TOKEN, MASK_TOKEN))}
-    tokenizer = Tokenizer(models.WordLevel(tokens))
+    tokenizer = Tokenizer(models.WordLevel(tokens, unk_token=EOS_TOKEN))  # `encode` refuses what it stands for
     longest_first = sorted(vocabulary, key=len, reverse=True)
     pattern = "|".join(re.escape(token) for token in longest_first)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
+        unk_token=EOS_TOKEN,
         eos_token=EOS_TOKEN,
         pad_token=EOS_TOKEN,
         mask_token=MASK_TOKEN,
@@ -40,7 +41,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[lis
     """Token ids of each text, without special tokens. Raises UserError where a text cannot be spelt."""
     encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     for text, ids in zip(texts, encoded, strict=True):
-        if not ids or None in ids:
+        if not ids or tokenizer.unk_token_id in ids:
             raise UserError(f"the tokenizer cannot spell {text[:60]!r}: use the tokenizer that belongs to model and task")
     return encoded
 

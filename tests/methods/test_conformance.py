@@ -46,7 +46,7 @@ def rewards_of(term, rollout, order) -> torch.Tensor:
 
 @cache
 def scene(method, order=tuple(range(GROUP)), width=6):
-    """A real rollout for the method, and its terms with their rewards; `order` of the samples in their groups."""
+    """A real rollout for the method, `order` of the samples in their groups; its terms with their rewards."""
     terms = method.terms(EOS)
     prompts = prompts_of(ROWS, samples=order, width=width)
     rollout = SAMPLER(DENOISER, prompts, Uniforms(), record_of(terms), group_size=GROUP)

@@ -454,6 +454,7 @@ def test_clipped_token_by_hand():
         [True, False, False],
         [False] * 3,
     ]
+    assert not bool(ClippedToken(epsilon=0.0).clipped(old, old, CREDIT).any())
 
 
 def test_divergences_by_hand():

@@ -1,4 +1,4 @@
-"""The authors' own training code gives the same log-probs, advantages, losses and gradients (1e-5 relative)."""
+"""The authors' own training code gives the same log-probs, advantages, losses and gradients (1e-5)."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ def close(ours, theirs, atol=1e-6, rtol=1e-5):
 
 
 def assert_gradients_equal(loss, denoiser, tensors, expected):
-    """Slices to 1e-5 of their largest entry (small entries are sums that cancel), the norm of all gradients to 2e-5."""
+    """Slices to 1e-5 of their largest entry (small ones are sums that cancel), the norm of all to 2e-5."""
     named = dict(denoiser.model.named_parameters())
     gradients = dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
     for ours, theirs in (
@@ -77,7 +77,7 @@ def test_diffu_grpo(case, llada_tiny):
     close(loss.detach(), case["loss"])
     if reference is not None:
         close(sums["kl"] / sums["weight"], case["kl"])
-    # TRL's clip_ratio counts the tokens outside the range whose gradient is *not* cut off; ours counts the others.
+    # TRL's clip_ratio counts the tokens outside the range whose gradient is *not* cut off; ours the others.
     outside = ((now - old).exp() - 1).abs() > case["epsilon"]
     credited = (outside & views.scored_RL & (views.credit_U != 0)[:, None]).sum()
     close((credited - sums["clip_ratio"]) / sums["weight"], case["clip_ratio"])

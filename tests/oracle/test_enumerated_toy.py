@@ -142,7 +142,7 @@ def fill_probability(toy, canvas, fill):
 
 
 def step_gradient(now, old, guesses, credit_of, sequence):
-    """-grad of L_step in expectation over all Z-tuples of fills drawn by `old`, and the gradient of J_step."""
+    """E of -grad L_step over all Z-tuples of fills drawn by `old`, and the gradient of J_step."""
     gradient, expected_reward = torch.zeros_like(now.table), 0.0
     for canvas, state_probability in STATES.items():
         fills = fills_of(canvas)

@@ -1,4 +1,4 @@
-"""A denoiser small enough that everything it can do is enumerated: three completion tokens over three symbols, float64."""
+"""A denoiser so small that all it can do is enumerated: three tokens over three symbols, float64."""
 
 from itertools import permutations, product
 from math import factorial
@@ -19,7 +19,7 @@ IMPOSSIBLE = -1e9
 
 
 class Toy(Denoiser):
-    """Logits of every position are a table lookup on the whole completion; the mask token has no probability."""
+    """Logits are a table lookup on the whole completion; the mask token has no probability."""
 
     mask_id, eos_id, max_length = MASK, -1, PROMPT + LENGTH
 
@@ -53,7 +53,7 @@ def reward(completion) -> float:
 
 
 class Trajectory(NamedTuple):
-    """What happened, step by step: the canvas, the tokens proposed there (position: token), and what was committed."""
+    """Step by step, the canvas and the tokens proposed there (position: token); what was committed when."""
 
     canvases: tuple
     proposals: tuple

@@ -1,4 +1,4 @@
-"""The sampler: tokens depend on prompt and sample alone and follow the denoiser; records say what was seen."""
+"""The sampler: tokens depend on prompt and sample alone and follow the denoiser; records are true."""
 
 import pytest
 import torch

@@ -1,0 +1,136 @@
+"""Every mistake is refused at the start: exit code 2, one line with the value and the mend, no half-written run."""
+
+import json
+import shutil
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from unmask.cli import main
+
+SUDOKU = Path(str(files("unmask"))) / "assets" / "sudoku"
+
+
+def refused(capsys, *arguments: str) -> str:
+    """The error line of a command that must fail."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("unmask: error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value", "mend"),
+    [
+        (["trian"], "'trian'", "'train'"),
+        (["train", "--train.learning-rat", "1"], "--train.learning-rat", "'--train.learning-rate'"),
+        (["train", "--train.learning-rate", "fast"], "'fast'", "a number"),
+        (["train", "--train.steps", "1.5"], "'1.5'", "an integer"),
+        (["train", "--train.steps", "0"], "0", "positive"),
+        (["train", "--train.shuffle-rewards", "yes"], "'yes'", "true or false"),
+        (["train", "--train.precision", "fp8"], "'fp8'", "bf16"),
+        (["train", "--method", "mdpoo"], "'mdpoo'", "'mdpo'"),
+        (["train", "--method", "mdpo", "--method.advantage", "best"], "'best'", "future_mean"),
+        (["train", "--task", "chess"], "'chess'", "sudoku"),
+        (["train", "--task.size", "5"], "5", "4, 6 or 9"),
+        (["train", "--recipe", "sudoku-dispoo"], "'sudoku-dispoo'", "'sudoku-dispo'"),
+        (["train", "--recipe", "nowhere.toml"], "'nowhere.toml'", "No such file"),
+        (["train", "--resume", "nowhere"], "'nowhere'", "--resume"),
+        (["train", "--model", "nowhere"], "'nowhere'", "config.json"),
+        (["train", "--model", "embedded:chess"], "'embedded:chess'", "sudoku"),
+        (["train", "--rollout.group-size", "1"], "1", "2 or more"),
+        (["train", "--rollout.block-length", "5"], "5", "divisor"),
+        (["train", "--rollout.block-length", "4", "--rollout.steps", "6"], "6", "multiple"),
+        (["train", "--evaluation.greedy-steps", "7", "--rollout.block-length", "4"], "7", "multiple"),
+        (["train", "--rollout.unmasking", "threshold", "--rollout.unmasking.threshold", "2"], "2.0", "0.9"),
+        (["train", "--rollout.max-new-tokens", "48"], "room for", "max_new_tokens"),
+        (["train", "--task.data", "nowhere.csv"], "nowhere.csv", "No such file"),
+        (["sample", "--item", "-1"], "0", "positive"),
+        (["sample", "--prompt", "sudoku!"], "'sudoku!'", "tokenizer"),
+        (["evaluate", "--unmasking", "low_confidence,best"], "'best'", "rcr"),
+        (["evaluate", "--steps", "4,many"], "'4,many'", "4,16"),
+        (["evaluate", "--split", "valid"], "'valid'", "test_unseen_grids"),
+        (["evaluate", "--output", "nowhere/table.json"], "nowhere", "make"),
+        (["pretrain"], "--output", "directory"),
+        (["pretrain", "--heads", "5", "--output", "model"], "5 heads", "multiple"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_on_the_command_line(arguments, value, mend, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = refused(capsys, *arguments)
+    assert value in line
+    assert mend in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("[train]\nlearningrate = 1e-4", "'train.learningrate'"),
+        ("[train]\nlearning_rate = '1e-4'", "'1e-4'"),
+        ("[train]\nsteps = true", "True"),
+        ("train = 3", "train is 3"),
+        ("[method]\nalpha = 0.5", "method.name"),
+        ("steps = 3 3", "not TOML"),
+    ],
+)
+def test_mistakes_in_a_recipe(text, value, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.toml").write_text(text)
+    assert value in refused(capsys, "train", "--recipe", "recipe.toml")
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.toml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("", "empty"), ("Puzzle,Solution\n", "no"), ("Puzzle,Solution\n12,34\n", "line 2"), ("a,b\n1,2\n", "Puzzle")],
+)
+def test_mistakes_in_a_data_file(text, value, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("puzzles.csv").write_text(text)
+    assert value in refused(capsys, "train", "--task.data", "puzzles.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["puzzles.csv"]
+
+
+def test_output_that_holds_something(capsys, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "not empty" in refused(capsys, "train", "--output", str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ({"mask_token_id": None}, "mask_token_id"),
+        ({"mask_token_id": 99}, "99"),
+        ({"eos_token_id": None}, "eos_token_id"),
+        ({"is_causal": True}, "is_causal"),
+    ],
+)
+def test_checkpoints_that_do_not_fit(change, value, capsys, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(SUDOKU, model)
+    config = json.loads((model / "config.json").read_text()) | change
+    (model / "config.json").write_text(json.dumps(config))
+    assert value in refused(capsys, "train", "--model", str(model), "--output", str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer.json"])
+def test_checkpoints_with_a_file_missing(missing, capsys, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(SUDOKU, model)
+    (model / missing).unlink()
+    assert "safetensors" in refused(capsys, "sample", "--model", str(model)) or missing == "tokenizer.json"
+    assert str(model) in refused(capsys, "sample", "--model", str(model))
+
+
+def test_a_pickled_checkpoint_is_not_opened(capsys, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(SUDOKU, model)
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    assert "pickled" in refused(capsys, "sample", "--model", str(model))
