@@ -45,10 +45,7 @@ def test_tensor_words_equal_integer_words():
 
 
 def test_words_are_ordered_and_named():
-    draws = {
-        Uniforms().key(*words).draw().item()
-        for words in ((1, 2), (2, 1), ("a", "b"), ("b", "a"), ("ab",), ())
-    }
+    draws = {Uniforms().key(*words).draw().item() for words in ((1, 2), (2, 1), ("a", "b"), ("b", "a"), ("ab",), ())}
     assert len(draws) == 6
 
 
@@ -57,9 +54,7 @@ def test_uniform_along_every_axis(draws):
     assert draws.dtype == torch.float64
     assert bool(((draws >= 0) & (draws < 1)).all())
     assert len(draws.unique()) == len(draws)
-    assert (
-        abs(surprise((draws * CELLS).long().bincount(minlength=CELLS), torch.full((CELLS,), 1 / CELLS))) < 4
-    )
+    assert abs(surprise((draws * CELLS).long().bincount(minlength=CELLS), torch.full((CELLS,), 1 / CELLS))) < 4
     low_bits = (draws * 2**53).long() % CELLS
     assert abs(surprise(low_bits.bincount(minlength=CELLS), torch.full((CELLS,), 1 / CELLS))) < 4
 

@@ -97,9 +97,7 @@ def changed(node: ast.AST) -> Iterator[ast.AST]:  # noqa: C901 (a table of cases
             for name in ("lower", "upper"):
                 if (bound := getattr(node, name)) is not None:
                     for operator in (ast.Add(), ast.Sub()):
-                        yield _with(
-                            node, **{name: ast.BinOp(left=bound, op=operator, right=ast.Constant(value=1))}
-                        )
+                        yield _with(node, **{name: ast.BinOp(left=bound, op=operator, right=ast.Constant(value=1))})
 
 
 def _with(node: ast.AST, **fields: object) -> ast.AST:
@@ -137,11 +135,7 @@ def mutants_of(name: str) -> Iterator[Mutant]:
         line = getattr(node, "lineno", line)
         for replacement in changed(node):
             before, after = ast.unparse(node), ast.unparse(replacement)
-            if (
-                isinstance(parent, ast.UnaryOp)
-                and isinstance(parent.op, ast.USub)
-                and isinstance(node, ast.Constant)
-            ):
+            if isinstance(parent, ast.UnaryOp) and isinstance(parent.op, ast.USub) and isinstance(node, ast.Constant):
                 continue  # the sign itself is dropped already
             _put(parent, field, index, replacement)
             yield Mutant(file=name, line=line, before=before, after=after, source=ast.unparse(tree))
@@ -225,9 +219,7 @@ def run(mutants: list[Mutant | None], workers: int) -> Iterator[tuple[Mutant | N
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=100, help="mutants to try, drawn at random from all")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--workers", type=int, default=2, help="processes")

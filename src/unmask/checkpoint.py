@@ -30,7 +30,7 @@ def write_durably(path: Path, text: str) -> None:
 def save_checkpoint(
     folder: Path, step: int, denoiser: Denoiser, tokenizer: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any]
 ) -> Path:
-    """Write checkpoint `step` under `folder`: the model in the Hugging Face layout, optimizer moments, the run's state."""
+    """Write checkpoint `step` under `folder`: model (Hugging Face layout), optimizer moments, the run's state."""
     final, partial = folder / f"step_{step:06d}", folder / f".step_{step:06d}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -69,7 +69,8 @@ def load_optimizer(directory: Path, denoiser: Denoiser, optimizer: torch.optim.O
     for name, parameter in denoiser.named_parameters():
         if f"{name}/step" in moments:
             optimizer.state[parameter] = {
-                moment: moments[f"{name}/{moment}"].to("cpu" if moment == "step" else parameter.device) for moment in _MOMENTS
+                moment: moments[f"{name}/{moment}"].to("cpu" if moment == "step" else parameter.device)
+                for moment in _MOMENTS
             }
     torch.set_rng_state(load_file(directory / "random_state.safetensors")["cpu"])
 

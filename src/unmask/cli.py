@@ -122,7 +122,7 @@ def parse(name: str, command: Command, words: list[str]) -> tuple[Any, argparse.
         for leaf in list(leaves(build(command.settings, document))):
             if leaf.kind == "name" and (value := _flag_value(words, _flag(leaf))) is not None:
                 override(document, leaf, value)
-    settings = build(command.settings, document)
+    settings: Any = build(command.settings, document)
     known = list(leaves(settings))
     options, unknown = _parser(name, command, known).parse_known_args(words)
     if unknown:
@@ -149,7 +149,9 @@ def _parser(name: str, command: Command, known: list[Leaf]) -> _Parser:
     groups: dict[str, argparse._ArgumentGroup] = {}
     for leaf in known:
         section = leaf.path.partition(".")[0] if "." in leaf.path or leaf.kind == "name" else "settings"
-        group = groups.setdefault(section, parser.add_argument_group(section) if section not in groups else groups[section])
+        group = groups.setdefault(
+            section, parser.add_argument_group(section) if section not in groups else groups[section]
+        )
         default = "unset" if leaf.default is None else leaf.default
         group.add_argument(
             _flag(leaf),

@@ -32,9 +32,12 @@ def _print_summary(summary: dict[str, Any], directory: Path) -> None:
         if isinstance(figures, dict):
             before, after = figures["before"]["solved"], figures["after"]["solved"]
             kind, steps = name.split("_")
-            interval = f"{figures['gain']:+.1%}, 95 % interval {figures['gain_low']:+.1%} to {figures['gain_high']:+.1%}"
+            interval = (
+                f"{figures['gain']:+.1%}, 95 % interval {figures['gain_low']:+.1%} to {figures['gain_high']:+.1%}"
+            )
             _say(True, f"held-out, {kind} in {steps} steps: {before:.1%} before, {after:.1%} after ({interval})")
-    _say(True, f"model: {directory / 'checkpoints' / ('step_%06d' % summary['steps'])}")
+    checkpoint = directory / "checkpoints" / f"step_{summary['steps']:06d}"
+    _say(True, f"model: {checkpoint}")
     _say(True, f"curve: {directory / 'curve.png'}")
 
 

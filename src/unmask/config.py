@@ -56,8 +56,11 @@ def _value(field: dataclasses.Field[Any], value: Any, path: str) -> Any:
     if field.metadata.get("section"):
         return build(field.default_factory, _table(value, path), path + ".")  # type: ignore[arg-type]
     kinds = _KINDS[str(field.type)]
-    if isinstance(value, bool) and bool not in kinds or not isinstance(value, kinds):
-        raise UserError(f"{path} is {value!r}: give {'a number' if float in kinds else 'a value of type ' + str(field.type)}")
+    fits = isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds)
+    if not fits:
+        raise UserError(
+            f"{path} is {value!r}: give {'a number' if float in kinds else 'a value of type ' + str(field.type)}"
+        )
     return float(value) if float in kinds else value
 
 
@@ -147,7 +150,9 @@ def _refuse(leaf: Leaf, text: str) -> Any:
 def recipe_names(command: str) -> list[str]:
     """Names of the shipped recipes of a command: those of `pretrain` begin with its name."""
     folder = Path(str(files("unmask").joinpath("recipes")))
-    return sorted(path.stem for path in folder.glob("*.toml") if path.stem.startswith("pretrain-") == (command == "pretrain"))
+    return sorted(
+        path.stem for path in folder.glob("*.toml") if path.stem.startswith("pretrain-") == (command == "pretrain")
+    )
 
 
 def read_recipe(recipe: str) -> Document:
@@ -156,7 +161,8 @@ def read_recipe(recipe: str) -> Document:
     if not recipe.endswith(".toml"):
         path = Path(str(files("unmask").joinpath("recipes"))) / f"{recipe}.toml"
         if not path.is_file():
-            raise UserError(f"unknown recipe {recipe!r}{perhaps(recipe, recipe_names('train') + recipe_names('pretrain'))}, or a path that ends in .toml")
+            known = recipe_names("train") + recipe_names("pretrain")
+            raise UserError(f"unknown recipe {recipe!r}{perhaps(recipe, known)}, or a path that ends in .toml")
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:

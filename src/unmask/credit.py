@@ -53,6 +53,6 @@ def future_mean(rewards: Float[Tensor, "P G S"]) -> Float[Tensor, "P G S"]:
 
 
 def difference_and_future(rewards: Float[Tensor, "P G S"]) -> Float[Tensor, "P G S"]:
-    """S_s = (r_s - r_{s-1}) + mean over u > s of r_u, the last step's own reward in place of the mean (MDPO 2508.13148)."""
+    """S_s = (r_s - r_{s-1}) + mean over u > s of r_u; r_last in its place in the last step (MDPO 2508.13148)."""
     following = torch.cat([_mean_from(rewards)[..., 1:], rewards[..., -1:]], dim=2)
     return step_difference(rewards) + following

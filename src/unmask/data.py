@@ -16,7 +16,7 @@ from unmask.errors import UserError
 from unmask.tasks import Example
 from unmask.types import Prompts, Rollout
 
-EOS_TOKEN, MASK_TOKEN = "<|endoftext|>", "<|mask|>"  # noqa: S105
+EOS_TOKEN, MASK_TOKEN = "<|endoftext|>", "<|mask|>"
 
 
 def task_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -42,7 +42,9 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[lis
     encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     for text, ids in zip(texts, encoded, strict=True):
         if not ids or tokenizer.unk_token_id in ids:
-            raise UserError(f"the tokenizer cannot spell {text[:60]!r}: use the tokenizer that belongs to model and task")
+            raise UserError(
+                f"the tokenizer cannot spell {text[:60]!r}: use the tokenizer that belongs to model and task"
+            )
     return encoded
 
 
@@ -64,7 +66,7 @@ class Examples:
 
     @staticmethod
     def of(items: Sequence[Example], tokenizer: PreTrainedTokenizerFast, eos_id: int, room: int) -> Examples:
-        """Encode the prompts. Raises UserError where one is longer than the `room` (tokens) that the model leaves for it."""
+        """Encode the prompts. Raises UserError where one is longer than the `room` (tokens) that the model leaves."""
         prompt_ids = encode(tokenizer, [item.prompt for item in items])
         for item, ids in zip(items, prompt_ids, strict=True):
             if len(ids) > room:
@@ -94,7 +96,8 @@ class Examples:
 def completion_texts(tokenizer: PreTrainedTokenizerFast, tokens: Tensor, eos_id: int) -> list[str]:
     """Decoded completions (rows of completion tokens), cut before the first end-of-sequence token."""
     rows = tokens.tolist()
-    return tokenizer.batch_decode([row[: row.index(eos_id)] if eos_id in row else row for row in rows])
+    texts: list[str] = tokenizer.batch_decode([row[: row.index(eos_id)] if eos_id in row else row for row in rows])
+    return texts
 
 
 def rollout_texts(tokenizer: PreTrainedTokenizerFast, rollout: Rollout, eos_id: int) -> list[str]:

@@ -27,15 +27,15 @@ def total(accelerator: Any, value: Tensor) -> Tensor:
 def sum_gradients(accelerator: Any, parameters: Iterable[nn.Parameter]) -> None:
     """Add up gradients over ranks, as one flat message; a parameter without gradient counts as zero.
 
-    Losses are divided by normalisers of all ranks, so the sum is the gradient of one large batch. Ranks may differ in the number
-    of their forwards (equal-reward groups cost none), which the hooks of DDP would not allow.
+    Losses are divided by normalisers of all ranks, so the sum is the gradient of one large batch. Ranks may differ in
+    the number of their forwards (equal-reward groups cost none), which the hooks of DDP would not allow.
     """
     if accelerator.num_processes == 1:
         return
     trained = list(parameters)
     flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in trained])
     flat = total(accelerator, flat)
-    for parameter, gradient in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
+    for parameter, gradient in zip(trained, torch.split(flat, [p.numel() for p in trained]), strict=True):
         parameter.grad = gradient.view_as(parameter)
 
 

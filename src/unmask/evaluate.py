@@ -72,7 +72,13 @@ def solved_summary(solved: Sequence[float]) -> dict[str, float]:
 
 @torch.no_grad()
 def over_denoised(
-    denoiser: Denoiser, tokenizer: Any, task: Task, examples: Examples, sampler: Sampler, batch: int, device: Any = "cpu"
+    denoiser: Denoiser,
+    tokenizer: Any,
+    task: Task,
+    examples: Examples,
+    sampler: Sampler,
+    batch: int,
+    device: Any = "cpu",
 ) -> list[bool]:
     """Examples right at some greedy intermediate guess and wrong at the end ("answer backslide", MDPO 2508.13148)."""
     flags: list[bool] = []

@@ -13,7 +13,10 @@ from unmask.types import Views
 
 
 def row_logp(denoiser: Denoiser, views: Views) -> Float[Tensor, "R L"]:
-    """log p(target | input) at the scored positions of every row, 0 elsewhere. Rows of one forward are answered together."""
+    """log p(target | input) at the scored positions of every row, 0 elsewhere.
+
+    Rows of one forward are answered together.
+    """
     asked_FA = _asked(views)
     slot_R = _slots(views.forward_R)
     forwards, length = views.inputs_FL.shape
@@ -28,7 +31,7 @@ def row_logp(denoiser: Denoiser, views: Views) -> Float[Tensor, "R L"]:
 
 
 def _asked(views: Views) -> Int[Tensor, "F A"]:
-    """Columns where some row of the forward is scored; forwards with fewer ask about others too, which no row counts."""
+    """Columns where some row of the forward is scored; forwards with fewer ask others too, which no row counts."""
     scored_FL = torch.zeros(views.inputs_FL.shape, dtype=torch.long, device=views.inputs_FL.device)
     scored_FL = scored_FL.index_add(0, views.forward_R, views.scored_RL.long()) > 0
     width = max(1, int(scored_FL.sum(1).max()))

@@ -1,4 +1,7 @@
-"""Masking: which questions a method asks about a rollout, and which credit each carries. Pure: tensors and keys in, views out."""
+"""Masking: which questions a method asks about a rollout, and which credit each carries.
+
+Pure: tensors and keys in, views out.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,11 @@ def through_first_eos(
     return region_L & (ends.cumsum(-1) - ends == 0)
 
 
-def mask_prompt(
-    rollout: Rollout, prob: float, uniforms: Uniforms, update: int, *, shared: bool
-) -> Bool[Tensor, "N L"]:
-    """Prompt tokens masked with probability `prob`, drawn afresh each update; one draw a group if `shared`, else one a sample."""
+def mask_prompt(rollout: Rollout, prob: float, uniforms: Uniforms, update: int, *, shared: bool) -> Bool[Tensor, "N L"]:
+    """Prompt tokens masked with probability `prob`, drawn afresh each update.
+
+    One draw a group if `shared`, else one a sample.
+    """
     key = uniforms.key("prompt mask", update).key(rollout.prompt_N[:, None])
     if not shared:
         key = key.key(rollout.sample_N[:, None])
@@ -44,9 +48,7 @@ class FullyMasked:
     def __call__(
         self, rollout: Rollout, credit: Float[Tensor, "P G"], uniforms: Uniforms, update: int, updates: int
     ) -> Views:
-        masked_NL = rollout.region_L | mask_prompt(
-            rollout, self.prompt_mask_prob, uniforms, update, shared=self.shared
-        )
+        masked_NL = rollout.region_L | mask_prompt(rollout, self.prompt_mask_prob, uniforms, update, shared=self.shared)
         inputs_NL = rollout.tokens_NL.masked_fill(masked_NL, rollout.mask_id)
         row_N = torch.arange(len(inputs_NL), device=inputs_NL.device)
         size = rollout.group_size if self.shared else 1
@@ -66,7 +68,8 @@ class FullyMasked:
 class Branches:
     """Z rows a recorded state, one forward: the state's masked positions as filled by each guess (DiSPO 2602.06462).
 
-    Scored: masked positions up to the first end-of-sequence token of each filled completion. Prompt masked as in the base.
+    Scored: masked positions up to the first end-of-sequence token of each filled completion.
+    Prompt masked as in the base.
     """
 
     eos_id: int
@@ -142,8 +145,9 @@ def masked_through_eos(rollout: Rollout, snapshot: Snapshot, step: int, eos_id: 
 class OwnGuesses:
     """One row a (sample, trained step): the recorded state, its target that step's own guess (MDPO 2508.13148).
 
-    weight_i = c_i / |x_s|, c_i the guessed token's probability (1 without `confidence_weight`), |x_s| the positions trained;
-    credit = lambda A, lambda = L / |x_s| (1 without `length_weight`). Scored at the sampling temperature; old = as recorded.
+    weight_i = c_i / |x_s|, c_i the guessed token's probability (1 without `confidence_weight`), |x_s| the positions
+    trained; credit = lambda A, lambda = L / |x_s| (1 without `length_weight`). Scored at the sampling temperature;
+    old = as recorded.
     """
 
     eos_id: int

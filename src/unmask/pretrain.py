@@ -30,7 +30,9 @@ class SupervisedBatch:
     prompt_length: int
 
 
-def supervised_batch(examples: Examples, solution_ids: list[list[int]], indices: list[int], length: int) -> SupervisedBatch:
+def supervised_batch(
+    examples: Examples, solution_ids: list[list[int]], indices: list[int], length: int
+) -> SupervisedBatch:
     """The batch of some examples, completions of `length` tokens."""
     prompts = examples.prompts(indices, group_size=1)
     filled = [solution_ids[index] + [examples.eos_id] * (length - len(solution_ids[index])) for index in indices]
@@ -43,7 +45,7 @@ def supervised_batch(examples: Examples, solution_ids: list[list[int]], indices:
 
 
 def elbo_loss(denoiser: Denoiser, batch: SupervisedBatch, uniforms: Uniforms) -> Tensor:
-    """-E_t [ (1/t) sum over masked i of log p(o_i | q, x_t) ] / L, completion tokens masked with probability t ~ U(0, 1].
+    """-E_t [ (1/t) sum over masked i of log p(o_i | q, x_t) ] / L, completion tokens masked w.p. t ~ U(0, 1].
 
     t is stratified over the batch: t_n = (n + u) / N, one u a batch (LLaDA 2502.09992).
     """
@@ -55,6 +57,7 @@ def elbo_loss(denoiser: Denoiser, batch: SupervisedBatch, uniforms: Uniforms) ->
     inputs_NL = batch.tokens_NL.clone()
     inputs_NL[:, start:] = inputs_NL[:, start:].masked_fill(masked_NC, denoiser.mask_id)
     answer = TargetLogProb(batch.tokens_NL[:, start:].flatten()[:, None])
+    logp_NC1: Tensor
     (logp_NC1,) = denoiser(inputs_NL, batch.attention_NL, completion.expand(rows, -1), answer)
     return -(logp_NC1[..., 0] * masked_NC / time_N1).mean()
 
@@ -93,7 +96,7 @@ def pretrain(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> Deno
 
 
 def pretrain_to(recipe: PretrainRecipe, directory: Path) -> None:
-    """Pretrain into a directory; print the hash of the weights. Raises UserError where the directory holds something."""
+    """Pretrain into a directory; print the hash of the weights. Raises UserError where it holds something."""
     if directory.exists() and any(directory.iterdir()):
         raise UserError(f"output {str(directory)!r} is not empty: give a new directory")
     tokenizer = task_tokenizer(recipe.task.vocabulary)

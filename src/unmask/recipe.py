@@ -34,16 +34,21 @@ class RolloutSettings:
     temperature: float = 1.0  # sampling temperature; 0 is greedy
     guidance_scale: float = 0.0  # classifier-free guidance; 0 is none
     schedule: str = "uniform"  # tokens revealed a step: uniform, linear, cosine or square
-    unmasking: Unmasking = field(default_factory=LowConfidence, metadata={"choices": RULES})  # which positions to reveal
+    unmasking: Unmasking = field(default_factory=LowConfidence, metadata={"choices": RULES})  # positions to reveal
 
     def __post_init__(self) -> None:
         _positive(**{"rollout.prompts": self.prompts, "rollout.steps": self.steps})
         one_of("rollout.schedule", self.schedule, tuple(SCHEDULES))
         if self.group_size < 2:
-            raise UserError(f"rollout.group_size is {self.group_size}: credit compares completions of one prompt, give 2 or more")
+            raise UserError(
+                f"rollout.group_size is {self.group_size}: credit compares completions of one prompt, give 2 or more"
+            )
 
     def sampler(self, task: Task, *, steps: int | None = None, temperature: float | None = None) -> Sampler:
-        """The sampler of these settings, other steps or temperature in their place. Raises UserError where they do not fit."""
+        """The sampler of these settings, other steps or temperature in their place.
+
+        Raises UserError where they do not fit.
+        """
         from unmask.sampling import Sampler
 
         length = self.max_new_tokens or task.max_new_tokens
@@ -141,7 +146,9 @@ class PretrainRecipe:
         names = ("hidden", "layers", "heads", "max_length", "steps", "batch", "examples", "learning_rate")
         _positive(**{name: getattr(self, name) for name in names})
         if self.hidden % (2 * self.heads):
-            raise UserError(f"hidden {self.hidden} is not an even multiple of {self.heads} heads: give such as {64 * self.heads}")
+            raise UserError(
+                f"hidden {self.hidden} is not an even multiple of {self.heads} heads: give such as {64 * self.heads}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +161,7 @@ class SampleSettings:
     steps: int = 4  # denoising steps
     block_length: int | None = None  # tokens a block; unset: one block
     temperature: float = 0.0  # sampling temperature; 0 is greedy
-    unmasking: Unmasking = field(default_factory=LowConfidence, metadata={"choices": RULES})  # which positions to reveal
+    unmasking: Unmasking = field(default_factory=LowConfidence, metadata={"choices": RULES})  # positions to reveal
     seed: int = 0  # of the draws
 
     def __post_init__(self) -> None:
@@ -182,7 +189,9 @@ class EvaluateSettings:
         for rule in self.rules:
             one_of("unmasking", rule, tuple(RULES))
         if not all(word.isdigit() and int(word) for word in self.steps.split(",")):
-            raise UserError(f"steps is {self.steps!r}: give numbers of denoising steps with commas between, such as 4,16")
+            raise UserError(
+                f"steps is {self.steps!r}: give numbers of denoising steps with commas between, such as 4,16"
+            )
 
     @property
     def rules(self) -> list[str]:

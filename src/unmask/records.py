@@ -13,10 +13,13 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Record(Protocol):
-    """`guesses` completions of the states before the steps that `steps` names; `own`: the sampler's own proposal is one."""
+    """`guesses` completions of the states before the steps in `steps`; `own`: the sampler's own proposal is one."""
 
-    guesses: int
-    own: bool
+    @property
+    def guesses(self) -> int: ...
+
+    @property
+    def own(self) -> bool: ...
 
     def steps(self, uniforms: Uniforms, prompt_N: Tensor, sample_N: Tensor, steps: int) -> list[Tensor]:
         """Slots of the record, each the step of every sample: int64 [N], on the host, known before the rollout."""

@@ -38,7 +38,9 @@ def new_directory(output: str | None, name: str) -> Path:
     if output is not None:
         directory = Path(output).expanduser()
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise UserError(f"output {output!r} is not empty: give a new directory, or --resume {output} to continue its run")
+            raise UserError(
+                f"output {output!r} is not empty: give a new directory, or --resume {output} to continue its run"
+            )
         return directory
     number = 1
     while (directory := Path("runs") / f"{name}-{number:03d}").exists():
@@ -104,7 +106,12 @@ class Run:
         return self.directory / name if self.is_main else Path("/dev/null")
 
     def _train_step(
-        self, step: int, metrics: MetricsLog, completions: MetricsLog, progress: TrainingProgress, monitor: CollapseMonitor
+        self,
+        step: int,
+        metrics: MetricsLog,
+        completions: MetricsLog,
+        progress: TrainingProgress,
+        monitor: CollapseMonitor,
     ) -> None:
         settings = self.trainer.recipe.train
         started = time.monotonic()

@@ -46,7 +46,9 @@ def _item(settings: SampleSettings, prompt: str | None) -> Example:
         return Example(prompt=prompt, solution="", columns={})
     items = settings.task.examples("test", settings.item + 1, seed=1)
     if settings.item >= len(items):
-        raise UserError(f"item {settings.item} does not exist: the task has {len(items)} held-out items, counted from 0")
+        raise UserError(
+            f"item {settings.item} does not exist: the task has {len(items)} held-out items, counted from 0"
+        )
     return items[settings.item]
 
 

@@ -66,8 +66,9 @@ class _Canvas:
 class Sampler:
     """Fill `max_new_tokens` masks after each prompt, block by block, in `steps` denoising steps in all.
 
-    temperature 0 is greedy (log-probs are then recorded at temperature 1). Adaptive unmasking rules take as many steps as they
-    need. Draws are keyed by prompt, sample, step and position, so tokens do not depend on the batch or its padding.
+    temperature 0 is greedy (log-probs are then recorded at temperature 1). Adaptive unmasking rules take as many steps
+    as they need. Draws are keyed by prompt, sample, step and position, so tokens do not depend on the batch or its
+    padding.
     """
 
     max_new_tokens: int
@@ -87,8 +88,8 @@ class Sampler:
         blocks = self.max_new_tokens // self.block_length
         if self.steps < blocks or self.steps % blocks:
             raise UserError(
-                f"steps {self.steps} is not a multiple of the {blocks} blocks ({self.max_new_tokens} tokens in blocks of "
-                f"{self.block_length}): give a multiple such as {blocks * max(1, round(self.steps / blocks))}"
+                f"steps {self.steps} is not a multiple of the {blocks} blocks ({self.max_new_tokens} tokens in blocks "
+                f"of {self.block_length}): give a multiple such as {blocks * max(1, round(self.steps / blocks))}"
             )
         if self.temperature < 0:
             raise UserError(f"temperature {self.temperature} is negative: give 0 (greedy) or more")
@@ -103,7 +104,10 @@ class Sampler:
         watch: Callable[[int, Tensor], None] | None = None,
         group_size: int = 1,
     ) -> Rollout:
-        """Complete the prompts. `watch` sees (step, canvas) after each step. Raises UserError if the model is too short."""
+        """Complete the prompts; `watch` sees (step, canvas) after each step.
+
+        Raises UserError if the model is too short.
+        """
         if record is not None and self.unmasking.adaptive:
             raise UserError(
                 f"unmasking {self.unmasking.name} takes as many steps as it likes, so its steps cannot be recorded: "
@@ -134,8 +138,8 @@ class _Loop:
         length = self.start + sampler.max_new_tokens
         if length > core.max_length:
             raise UserError(
-                f"prompt of {self.start} and completion of {sampler.max_new_tokens} tokens exceed the {core.max_length} that "
-                "the model takes: shorten max_new_tokens or drop the longest prompts"
+                f"prompt of {self.start} and completion of {sampler.max_new_tokens} tokens exceed the "
+                f"{core.max_length} that the model takes: shorten max_new_tokens or drop the longest prompts"
             )
         self.canvas = self._blank(length)
         self.attention = torch.nn.functional.pad(prompts.attention_NP, (0, sampler.max_new_tokens), value=True)
@@ -143,8 +147,10 @@ class _Loop:
         self.uniforms = uniforms.key("sample", prompts.prompt_N[:, None], prompts.sample_N[:, None])
         self.step = 0
         self.record = record
-        steps = [] if record is None else record.steps(uniforms, prompts.prompt_N, prompts.sample_N, sampler.steps)
-        self.slots = [_Slot(step_N, record.guesses, self.canvas.tokens) for step_N in steps] if record else []
+        self.slots: list[_Slot] = []
+        if record is not None:
+            steps = record.steps(uniforms, prompts.prompt_N, prompts.sample_N, sampler.steps)
+            self.slots = [_Slot(step_N, record, self.canvas.tokens) for step_N in steps]
 
     def _blank(self, length: int) -> _Canvas:
         prompt = self.prompts.tokens_NP
@@ -168,7 +174,8 @@ class _Loop:
             for _ in range(sampler.block_length):
                 self._denoise(start, stop, count=0, remaining=0)
                 if not bool((self.canvas.tokens[:, self.start + start : self.start + stop] == self.mask_id).any()):
-                    return
+                    break
+            return
         steps = sampler.steps // (sampler.max_new_tokens // sampler.block_length)
         counts = sampler.schedule(sampler.block_length, steps)
         for index, count in enumerate(counts):
@@ -181,13 +188,16 @@ class _Loop:
         asked = self.position if recording else self.position[start:stop]
         tokens_NAZ, logp_NAZ, confidence_NA = self._propose(asked, guesses=bool(recording))
         for slot in recording:
-            assert self.record is not None
-            first = 0 if self.record.own else 1
-            columns = slice(first, first + self.record.guesses)
-            slot.remember(self.step, self.canvas.tokens, self.start, tokens_NAZ[..., columns], logp_NAZ[..., columns], self.mask_id)
+            slot.remember(self.step, self.canvas.tokens, self.start, tokens_NAZ, logp_NAZ, self.mask_id)
         here = slice(start, stop) if recording else slice(None)
         self._commit(
-            start, stop, tokens_NAZ[:, here, 0], logp_NAZ[:, here, 0], confidence_NA[:, here], count=count, remaining=remaining
+            start,
+            stop,
+            tokens_NAZ[:, here, 0],
+            logp_NAZ[:, here, 0],
+            confidence_NA[:, here],
+            count=count,
+            remaining=remaining,
         )
         if self.watch is not None:
             self.watch(self.step, self.canvas.tokens)
@@ -270,14 +280,16 @@ class _Loop:
 class _Slot:
     """A snapshot that fills as the samples pass their steps (known on the host: no device is waited for)."""
 
-    def __init__(self, step_N: Tensor, guesses: int, tokens_NL: Tensor) -> None:
+    def __init__(self, step_N: Tensor, record: Record, tokens_NL: Tensor) -> None:
         self.step_N = step_N.cpu()
         self.wanted = set(self.step_N.tolist())
-        empty = torch.zeros((guesses, *tokens_NL.shape), device=tokens_NL.device)
+        first = 0 if record.own else 1  # answer 0 is the sampler's own proposal
+        self.guesses = slice(first, first + record.guesses)
+        empty = torch.zeros((record.guesses, *tokens_NL.shape), device=tokens_NL.device)
         self.snapshot = Snapshot(
             step_N=step_N.to(tokens_NL.device),
             canvas_NL=tokens_NL.clone(),
-            guesses_ZNL=tokens_NL.repeat(guesses, 1, 1),
+            guesses_ZNL=tokens_NL.repeat(record.guesses, 1, 1),
             logp_ZNL=empty,
             confidence_ZNL=empty.clone(),
         )
@@ -292,8 +304,8 @@ class _Slot:
         rows = torch.nonzero(self.step_N == step)[:, 0].to(canvas_NL.device)
         canvas, masked = canvas_NL[rows], canvas_NL[rows] == mask_id
         pad = (start, 0)
-        guesses = torch.nn.functional.pad(tokens_NCZ[rows].permute(2, 0, 1), pad)
-        logp = torch.nn.functional.pad(logp_NCZ[rows].permute(2, 0, 1), pad) * masked
+        guesses = torch.nn.functional.pad(tokens_NCZ[..., self.guesses][rows].permute(2, 0, 1), pad)
+        logp = torch.nn.functional.pad(logp_NCZ[..., self.guesses][rows].permute(2, 0, 1), pad) * masked
         self.snapshot = replace(
             self.snapshot,
             canvas_NL=self.snapshot.canvas_NL.index_copy(0, rows, canvas),

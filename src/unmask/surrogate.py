@@ -1,4 +1,7 @@
-"""Surrogates: what is minimised. Pure; the normaliser is an argument, so that accumulation and ranks equal one large batch."""
+"""Surrogates: what is minimised.
+
+Pure; the normaliser is an argument, so that accumulation and ranks equal one large batch.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class ClippedToken:
-    """-sum_uk w min(rho A, clip(rho, 1 - epsilon, 1 + epsilon) A) / normaliser, rho = exp(now - old) (PPO 1707.06347)."""
+    """-sum_uk w min(rho A, clip(rho, 1 ± epsilon) A) / normaliser, rho = exp(now - old) (PPO 1707.06347)."""
 
     epsilon: float
 

@@ -51,7 +51,9 @@ def print_table(rows: list[dict[str, Any]], settings: EvaluateSettings) -> None:
     from rich.table import Table
 
     how = "greedy" if settings.temperature == 0 else f"temperature {settings.temperature}"
-    table = Table(title=f"{settings.model} on {settings.task.name} ({settings.split}, {rows[0]['examples']} items, {how})")
+    table = Table(
+        title=f"{settings.model} on {settings.task.name} ({settings.split}, {rows[0]['examples']} items, {how})"
+    )
     shown = ("unmasking", "steps", "solved", "95 % interval")
     others = [name for name in rows[0] if name not in (*shown, "examples", "solved_low", "solved_high")]
     for name in (*shown, *others):

@@ -52,7 +52,9 @@ class Trainer:
         updates = [self.policy.update(question, rate) for question in questions]
         metrics = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
         final_PG = solved.view(-1, rollout.group_size)
-        return metrics | {"learning_rate": rate} | self._rollout_metrics(rollout, final_PG), self._sample(rollout, indices, solved)
+        return metrics | {"learning_rate": rate} | self._rollout_metrics(rollout, final_PG), self._sample(
+            rollout, indices, solved
+        )
 
     def rollout(self, indices: list[int], uniforms: Uniforms) -> Rollout:
         """A group of completions for each example."""
@@ -76,7 +78,9 @@ class Trainer:
     def _rewards(self, rollout: Rollout, indices: list[int], uniforms: Uniforms) -> tuple[Tensor, list[Tensor]]:
         """Final rewards [N], and for each term what its credit reads."""
         texts = [[text] for text in rollout_texts(self.tokenizer, rollout, self.examples.eos_id)]
-        guesses = guess_texts(self.tokenizer, rollout, self.examples.eos_id) if rollout.snapshots else [[] for _ in texts]
+        guesses = (
+            guess_texts(self.tokenizer, rollout, self.examples.eos_id) if rollout.snapshots else [[] for _ in texts]
+        )
         each = 1 + len(guesses[0])
         flat = [text for final, others in zip(texts, guesses, strict=True) for text in (*final, *others)]
         columns = self.examples.columns(indices, rollout.group_size * each)
@@ -126,7 +130,10 @@ class Trainer:
                 for text, reward, tokens, revealed in zip(
                     texts,
                     solved.tolist(),
-                    [self.tokenizer.convert_ids_to_tokens(row) for row in rollout.tokens_NL[: len(texts), start:].tolist()],
+                    [
+                        self.tokenizer.convert_ids_to_tokens(row)
+                        for row in rollout.tokens_NL[: len(texts), start:].tolist()
+                    ],
                     rollout.revealed_at_NL[: len(texts), start:].tolist(),
                     strict=False,
                 )
@@ -134,7 +141,7 @@ class Trainer:
         }
 
     def evaluation(self, count: int) -> dict[str, list[float]]:
-        """"NAME/METRIC" -> values of held-out examples: sampled as in training, greedy in as many steps, greedy in many steps."""
+        """Values of held-out examples by "NAME/METRIC": sampled as in training, greedy in as many and in many steps."""
         task, settings = self.recipe.task, self.recipe.rollout
         few, many = settings.steps, self.recipe.evaluation.greedy_steps
         samplers = {
@@ -173,7 +180,7 @@ def evaluation_row(values: dict[str, list[float]]) -> dict[str, float]:
 
 
 def build_trainer(recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
-    """Everything a run needs, its weights from `checkpoint` where given. Raises UserError before anything is written."""
+    """All that a run needs, its weights from `checkpoint` where given. Raises UserError before anything is written."""
     settings = recipe.train
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -183,7 +190,8 @@ def build_trainer(recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
     accelerator = distributed.make_accelerator(settings.precision)
     if recipe.rollout.prompts % accelerator.num_processes:
         raise UserError(
-            f"rollout.prompts {recipe.rollout.prompts} cannot be shared by {accelerator.num_processes} ranks: give a multiple"
+            f"rollout.prompts {recipe.rollout.prompts} cannot be shared by {accelerator.num_processes} ranks: "
+            "give a multiple"
         )
     tokenizer = load_tokenizer(recipe.model)
     denoiser = load_denoiser(recipe.model if checkpoint is None else str(checkpoint)).to(accelerator.device)
@@ -250,6 +258,7 @@ def filtered_order(trainer: Trainer) -> list[int]:
     kept = [index for index, flag in enumerate(flags) if flag]
     if not kept:
         raise UserError(
-            f"train.over_denoising_filter kept none of {len(flags)} examples: raise train.examples or set the filter to false"
+            f"train.over_denoising_filter kept none of {len(flags)} examples: "
+            "raise train.examples or set the filter to false"
         )
     return kept

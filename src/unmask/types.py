@@ -27,13 +27,13 @@ class Prompts:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """Partly masked canvases met by the sampler, with completions guessed there: drawn in passing, logits never kept."""
+    """Partly masked canvases met by the sampler, with completions guessed there in passing; logits are never kept."""
 
     step_N: Int[Tensor, "N"]  # denoising step before which the canvas stood
     canvas_NL: Int[Tensor, "N L"]
     guesses_ZNL: Int[Tensor, "Z N L"]  # equal to the canvas where it is not masked
     logp_ZNL: Float[Tensor, "Z N L"]  # of the guessed tokens at the sampling temperature; 0 where not masked
-    confidence_ZNL: Float[Tensor, "Z N L"]  # probability of the guessed tokens at the sampling temperature; 0 where not masked
+    confidence_ZNL: Float[Tensor, "Z N L"]  # probability of the guessed tokens at that temperature; 0 where not masked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class Rollout:
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """Questions to the denoiser: rows (share a forward when their inputs are equal) that make up units (one credit each)."""
+    """Questions to the denoiser: rows (of one forward if inputs are equal) that make up units (one credit each)."""
 
     inputs_FL: Int[Tensor, "F L"]
     attention_FL: Bool[Tensor, "F L"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from unmask.errors import UserError
@@ -43,7 +44,7 @@ MEASURES: dict[str, Measure] = {"probability": probability, "margin": margin, "e
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What a step has seen, over the candidate columns (the active block; all up to its end where a rule reopens blocks)."""
+    """What a step has seen of its candidates (the active block; all up to its end where a rule reopens blocks)."""
 
     masked_NC: Tensor
     confidence_NC: Tensor  # of the proposals now
@@ -86,9 +87,12 @@ class LowConfidence:
     """Commit the scheduled number of most probable proposals (low-confidence remasking, LCR; LLaDA 2502.09992)."""
 
     name: ClassVar[str] = "low_confidence"
-    measure: ClassVar[Measure] = staticmethod(probability)
     adaptive: ClassVar[bool] = False
     remasks: ClassVar[bool] = False
+
+    @property
+    def measure(self) -> Measure:
+        return probability
 
     def __call__(self, seen: Seen) -> Tensor:
         return _keep_all_but_best(seen.confidence_NC, seen)
@@ -99,7 +103,10 @@ class TopKMargin(LowConfidence):
     """Commit where the best token leads the second by most."""
 
     name: ClassVar[str] = "margin"
-    measure: ClassVar[Measure] = staticmethod(margin)
+
+    @property
+    def measure(self) -> Measure:
+        return margin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +114,10 @@ class Entropy(LowConfidence):
     """Commit where the prediction has least entropy (Dream 2508.15487)."""
 
     name: ClassVar[str] = "entropy"
-    measure: ClassVar[Measure] = staticmethod(negative_entropy)
+
+    @property
+    def measure(self) -> Measure:
+        return negative_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +125,12 @@ class Random:
     """Commit the scheduled number at random positions, each order equally likely."""
 
     name: ClassVar[str] = "random"
-    measure: ClassVar[Measure] = staticmethod(probability)
     adaptive: ClassVar[bool] = False
     remasks: ClassVar[bool] = False
+
+    @property
+    def measure(self) -> Measure:
+        return probability
 
     def __call__(self, seen: Seen) -> Tensor:
         return _keep_all_but_best(seen.uniforms.key("order", seen.position_C).draw(), seen)
@@ -128,9 +141,12 @@ class LeftToRight:
     """Commit the scheduled number of leftmost positions."""
 
     name: ClassVar[str] = "left_to_right"
-    measure: ClassVar[Measure] = staticmethod(probability)
     adaptive: ClassVar[bool] = False
     remasks: ClassVar[bool] = False
+
+    @property
+    def measure(self) -> Measure:
+        return probability
 
     def __call__(self, seen: Seen) -> Tensor:
         return _keep_all_but_best((-seen.position_C).expand_as(seen.confidence_NC).double(), seen)
@@ -141,7 +157,6 @@ class Threshold:
     """Commit every proposal with probability >= threshold, at least the best one (Fast-dLLM 2505.22618)."""
 
     name: ClassVar[str] = "threshold"
-    measure: ClassVar[Measure] = staticmethod(probability)
     adaptive: ClassVar[bool] = True
     remasks: ClassVar[bool] = False
     threshold: float = 0.9
@@ -149,6 +164,10 @@ class Threshold:
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
             raise UserError(f"unmasking threshold {self.threshold} is not in (0, 1]: give a probability such as 0.9")
+
+    @property
+    def measure(self) -> Measure:
+        return probability
 
     def __call__(self, seen: Seen) -> Tensor:
         score_NC = _masked_score(seen.confidence_NC, seen.masked_NC)
@@ -160,7 +179,6 @@ class Factor:
     """Commit the r most probable while v_r >= 1 - factor / (r + 1), at least the best one (Fast-dLLM 2505.22618)."""
 
     name: ClassVar[str] = "factor"
-    measure: ClassVar[Measure] = staticmethod(probability)
     adaptive: ClassVar[bool] = True
     remasks: ClassVar[bool] = False
     factor: float = 1.0
@@ -169,13 +187,16 @@ class Factor:
         if self.factor <= 0:
             raise UserError(f"unmasking factor {self.factor} is not positive: give a number such as 1.0")
 
+    @property
+    def measure(self) -> Measure:
+        return probability
+
     def __call__(self, seen: Seen) -> Tensor:
         score_NC = _masked_score(seen.confidence_NC, seen.masked_NC)
         rank_NC = _rank(score_NC)
-        fits_NC = (score_NC >= 1 - self.factor / (rank_NC + 2)) | (rank_NC == 0)  # rank 0 is r = 1
-        # "while": all better ranks fit too.
-        first_misfit_N1 = rank_NC.masked_fill(fits_NC, rank_NC.shape[1]).amin(dim=1, keepdim=True)
-        return seen.masked_NC & (rank_NC >= first_misfit_N1)
+        # Rank 0 is r = 1. v_r falls and its threshold rises with r, so "while" needs no more.
+        fits_NC = (score_NC >= 1 - self.factor / (rank_NC + 2)) | (rank_NC == 0)
+        return seen.masked_NC & ~fits_NC
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +205,8 @@ class RunningConfidence:
 
     confidence: probability, margin or entropy of the proposals.
     statistic: latest (the authors' code) or max confidence of a position over the steps that predicted it.
-    scope: candidates are the current block, or the whole completion up to its end (the authors' code: earlier blocks reopen).
+    scope: candidates are the current block, or the whole completion up to its end (the authors' code: earlier blocks
+    reopen).
     """
 
     name: ClassVar[str] = "rcr"
@@ -239,7 +261,7 @@ def uniform_schedule(masks: int, steps: int) -> tuple[int, ...]:
 def _kept(curve: Callable[[float], float], masks: int, steps: int) -> tuple[int, ...]:
     """Counts from floor(masks · curve(t)) masks left after a fraction t of the steps, curve(0) = 1."""
     left = [masks] + [int(masks * curve((step + 1) / steps)) for step in range(steps)]
-    return tuple(before - after for before, after in zip(left[:-1], left[1:], strict=True))
+    return tuple(before - after for before, after in pairwise(left))
 
 
 def linear_schedule(masks: int, steps: int) -> tuple[int, ...]:

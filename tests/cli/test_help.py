@@ -11,7 +11,9 @@ from unmask.config import build, document_of, leaves, recipe_names
 HEAVY = ("torch", "transformers", "accelerate", "numpy", "matplotlib", "rich", "tokenizers")
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [[], ["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)], ids=" ".join
+)
 def test_help_imports_nothing_heavy(words):
     code = (
         "import sys\nfrom unmask.cli import main\n"

@@ -22,13 +22,9 @@ SAMPLER = Sampler(max_new_tokens=6, block_length=3, steps=6, temperature=0.8)
 VARIANTS = {
     **{name: method() for name, method in METHODS.items()},
     "diffu-grpo, shared mask": DiffuGRPO(shared_prompt_mask=True, prompt_mask_prob=0.5),
-    "dispo, shared": DiSPO(
-        base=DiffuGRPO(shared_prompt_mask=True, beta=0.0), branches=3, shared_step=True, degree=0.0
-    ),
+    "dispo, shared": DiSPO(base=DiffuGRPO(shared_prompt_mask=True, beta=0.0), branches=3, shared_step=True, degree=0.0),
     "mdpo, plain": MDPO(steps=2, length_weight=False, confidence_weight=False, advantage="step_outcome"),
-    "mdpo, committed": MDPO(
-        steps=3, positions="committed", step_choice="spread_steps", advantage="step_reward"
-    ),
+    "mdpo, committed": MDPO(steps=3, positions="committed", step_choice="spread_steps", advantage="step_reward"),
     "mdpo, through eos": MDPO(steps=3, positions="masked_through_eos", step_choice="random_steps"),
 }
 every_method = pytest.mark.parametrize("method", VARIANTS.values(), ids=VARIANTS)
@@ -60,17 +56,12 @@ def term_loss(term, views, normaliser=None, on_policy=False):
         reference = row_logp(REFERENCE, views)
     old = now.detach() if on_policy else 0.9 * now.detach() + 0.1 * reference
     reference = now.detach() if on_policy else reference
-    return term.loss(
-        views, now, old, reference, term.normaliser(views) if normaliser is None else normaliser
-    )[0]
+    return term.loss(views, now, old, reference, term.normaliser(views) if normaliser is None else normaliser)[0]
 
 
 def losses(method, update=0, **changes):
     rollout, parts = scene(method, **changes)
-    return [
-        term_loss(term, term.views(rollout, rewards, Uniforms(), update, 2)).detach()
-        for term, rewards in parts
-    ]
+    return [term_loss(term, term.views(rollout, rewards, Uniforms(), update, 2)).detach() for term, rewards in parts]
 
 
 def gradients_of(loss):
@@ -91,9 +82,7 @@ def close(ours, theirs, atol=1e-6):
 
 @every_method
 def test_settings_are_read_back(method):
-    assert (
-        type(method)(**{setting.name: getattr(method, setting.name) for setting in fields(method)}) == method
-    )
+    assert type(method)(**{setting.name: getattr(method, setting.name) for setting in fields(method)}) == method
     printed = asdict(method)
     for setting in fields(method):
         if is_dataclass(getattr(method, setting.name)):
@@ -145,9 +134,7 @@ def test_counts(method):
         assert unit_count(views) == len(views.credit_U)
         assert sorted(views.unit_R.unique().tolist()) == list(range(len(views.credit_U)))
         assert sorted(views.forward_R.unique().tolist()) == list(range(len(views.inputs_FL)))
-        assert term.normaliser(views) == (
-            unit_count(views) if isinstance(method, MDPO) else token_count(views)
-        )
+        assert term.normaliser(views) == (unit_count(views) if isinstance(method, MDPO) else token_count(views))
         assert views.temperature == (SAMPLER.temperature if isinstance(method, MDPO) else 1.0)
 
 
@@ -176,9 +163,7 @@ def test_recorded_log_probs_are_those_of_the_rows(method):
 
 @every_method
 def test_prompt_masks_are_drawn_afresh(method):
-    for (_, first), (_, again), (_, second) in zip(
-        *[views_of(method, update) for update in (0, 0, 1)], strict=True
-    ):
+    for (_, first), (_, again), (_, second) in zip(*[views_of(method, update) for update in (0, 0, 1)], strict=True):
         assert torch.equal(first.inputs_FL, again.inputs_FL)
         assert torch.equal(first.inputs_FL, second.inputs_FL) == isinstance(method, MDPO)
 
@@ -201,9 +186,7 @@ def test_equal_rewards_teach_nothing(method, beta):
         assert bool((views.credit_U == 0).all())
         for gradient in gradients_of(term_loss(term, views, on_policy=True)):
             assert gradient is None or not bool(gradient.any())
-        unequal = gradients_of(
-            term_loss(term, term.views(rollout, rewards, Uniforms(), 0, 2), on_policy=True)
-        )
+        unequal = gradients_of(term_loss(term, term.views(rollout, rewards, Uniforms(), 0, 2), on_policy=True))
         assert any(bool(gradient.any()) for gradient in unequal if gradient is not None)
 
 
@@ -252,9 +235,7 @@ def test_micro_batches_add_up(method, forwards):
         assert all(torch.equal(part.credit_U, views.credit_U[keep]) for part, keep in parts)
         pieces = [term_loss(term, part, normaliser) for part, _ in parts]
         close(sum(pieces).detach(), whole.detach())
-        for ours, summed in zip(
-            gradients_of(whole), zip(*map(gradients_of, pieces), strict=True), strict=True
-        ):
+        for ours, summed in zip(gradients_of(whole), zip(*map(gradients_of, pieces), strict=True), strict=True):
             close(sum(summed), ours, atol=1e-5 * float(ours.abs().max()) + 1e-7)
 
 

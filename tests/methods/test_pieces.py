@@ -174,9 +174,7 @@ def test_prompt_masks():
     assert torch.equal(drawn(1.0), maskable)
     assert not bool(drawn(0.0).any())
     samples = torch.arange(4000)
-    first_row = {
-        name: value[:1].expand(4000, -1) for name, value in vars(ROLLOUT).items() if name.endswith("_NL")
-    }
+    first_row = {name: value[:1].expand(4000, -1) for name, value in vars(ROLLOUT).items() if name.endswith("_NL")}
     wide = replace(ROLLOUT, **first_row, prompt_N=torch.zeros_like(samples), sample_N=samples)
     single = mask_prompt(wide, 0.3, Uniforms(), 0, shared=False)[:, :PROMPT]
     assert abs(single.float().mean() - 0.3) < 0.02
@@ -185,9 +183,7 @@ def test_prompt_masks():
     assert len({tuple(drawn(0.5, update, shared=True).flatten().tolist()) for update in range(8)}) > 4
     both = drawn(0.5, shared=True)
     assert torch.equal(both[0], both[1])
-    expected = (
-        Uniforms().key("prompt mask", 0, ROLLOUT.prompt_N[:, None]).key(ROLLOUT.position_L).draw() < 0.5
-    )
+    expected = Uniforms().key("prompt mask", 0, ROLLOUT.prompt_N[:, None]).key(ROLLOUT.position_L).draw() < 0.5
     assert torch.equal(both, expected & maskable)
 
 
@@ -198,10 +194,7 @@ def test_fully_masked(shared):
     hidden = mask_prompt(ROLLOUT, 0.5, Uniforms(), 3, shared=shared)
     rows = [0, 2] if shared else [0, 1, 2, 3]
     for forward, row in enumerate(rows):
-        prompt = [
-            M if hide else token
-            for hide, token in zip(hidden[row, :3].tolist(), TOKENS[row][:3], strict=True)
-        ]
+        prompt = [M if hide else token for hide, token in zip(hidden[row, :3].tolist(), TOKENS[row][:3], strict=True)]
         assert views.inputs_FL[forward].tolist() == [*prompt, M, M, M, M]
     assert views.attention_FL.tolist() == ROLLOUT.attention_NL[rows].tolist()
     assert views.forward_R.tolist() == ([0, 0, 1, 1] if shared else [0, 1, 2, 3])
@@ -229,9 +222,7 @@ def test_defaults_are_the_papers():
     assert (MDPO().steps, MDPO().epsilon, MDPO().beta) == (8, 0.2, 0.02)
     assert (DiSPO().alpha, DiSPO().branches, DiSPO().degree, DiSPO().shared_step) == (0.5, 2, 4.0, False)
     assert (Threshold().threshold, Factor().factor) == (0.9, 1.0)
-    assert RunningConfidence() == RunningConfidence(
-        confidence="probability", statistic="latest", scope="block"
-    )
+    assert RunningConfidence() == RunningConfidence(confidence="probability", statistic="latest", scope="block")
 
 
 def test_branches():
@@ -330,9 +321,7 @@ def test_own_guesses_without_weights_or_positions():
     views = own(ROLLOUT, advantages, Uniforms(), 0, 1)
     close(views.weight_RL.sum(1), torch.ones(12))
     close(views.credit_U, torch.ones(12))
-    ended = replace(own, positions=masked_through_eos, length_weight=True)(
-        ROLLOUT, advantages, Uniforms(), 0, 1
-    )
+    ended = replace(own, positions=masked_through_eos, length_weight=True)(ROLLOUT, advantages, Uniforms(), 0, 1)
     counts = ended.scored_RL.sum(1)
     assert counts.tolist() == [4, 2, 1, 4, 1, 2, 1, 0, 0, 2, 3, 2]
     close(ended.weight_RL.sum(1), (counts > 0).float())
@@ -428,9 +417,7 @@ def test_take_units_and_micro_batches():
     assert taken.credit_U.tolist() == [1.0, 2.0]
     parts = [keep.tolist() for _, keep in views.micro_batches(2)]
     assert parts == [[True, True, False, False], [False, False, True, True]]
-    recorded = replace(views, old_RL=torch.arange(20.0).view(5, 4)).take_units(
-        torch.tensor([False, True, True, False])
-    )
+    recorded = replace(views, old_RL=torch.arange(20.0).view(5, 4)).take_units(torch.tensor([False, True, True, False]))
     assert recorded.old_RL.tolist() == [[8.0, 9.0, 10.0, 11.0], [12.0, 13.0, 14.0, 15.0]]
 
 
@@ -538,9 +525,7 @@ def test_left_to_right():
 
 
 def test_random_positions():
-    after = torch.stack(
-        [Random()(seen(CONFIDENCE, MASKED, uniforms=Uniforms().key(seed))) for seed in range(600)]
-    )
+    after = torch.stack([Random()(seen(CONFIDENCE, MASKED, uniforms=Uniforms().key(seed))) for seed in range(600)])
     assert bool((after.sum(2) == 2).all())
     assert bool((after <= torch.tensor(MASKED).bool()).all())
     chosen = (~after & torch.tensor(MASKED).bool()).float().mean(0)

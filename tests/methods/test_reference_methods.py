@@ -68,9 +68,7 @@ def test_diffu_grpo(case, llada_tiny):
     def stored(name):
         return torch.nn.functional.pad(tensors[name], (prompt, 0)) * views.scored_RL
 
-    close(
-        now.detach(), stored("per_token_logps"), atol=2e-5
-    )  # log-probs near -10 from logits near 10, in float32
+    close(now.detach(), stored("per_token_logps"), atol=2e-5)  # log-probs near -10 from logits near 10, in float32
     old = stored("old_per_token_logps") if "old_per_token_logps" in tensors else now.detach()
     reference = stored("ref_per_token_logps") if "ref_per_token_logps" in tensors else None
     loss, sums = term.loss(views, now, old, reference, token_count(views))

@@ -54,9 +54,7 @@ def close(ours, exact):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_trajectory_probabilities_sum_to_one(name):
     _, trajectories = enumerated(name)
-    close(
-        torch.stack([trajectory.logp for trajectory in trajectories]).exp().sum(), torch.tensor(1.0).double()
-    )
+    close(torch.stack([trajectory.logp for trajectory in trajectories]).exp().sum(), torch.tensor(1.0).double())
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -97,18 +95,14 @@ def trajectory_views(trajectories) -> Views:
         scored_RL=weight > 0,
         weight_RL=weight,
         unit_R=torch.arange(len(steps)),
-        credit_U=torch.tensor(
-            [reward(trajectory.completion) for trajectory, _ in steps], dtype=torch.float64
-        ),
+        credit_U=torch.tensor([reward(trajectory.completion) for trajectory, _ in steps], dtype=torch.float64),
     )
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_trajectory_policy_gradient_is_the_gradient_of_expected_reward(name):
     toy, trajectories = enumerated(name)
-    expected_reward = sum(
-        trajectory.logp.exp() * reward(trajectory.completion) for trajectory in trajectories
-    )
+    expected_reward = sum(trajectory.logp.exp() * reward(trajectory.completion) for trajectory in trajectories)
     (exact,) = torch.autograd.grad(expected_reward, toy.table, retain_graph=True)
     views = trajectory_views(trajectories)
     now = row_logp(toy, views)
@@ -163,9 +157,7 @@ def step_gradient(now, old, guesses, credit_of, sequence):
         )
         rollout = rollout_of([fills[0]] * len(tuple_NZ), [(0,) * LENGTH] * len(tuple_NZ), [snapshot])
         views = Branches(eos_id=-1)(rollout, credit_of(rewards[tuple_NZ][None]), Uniforms(), 0, 1)
-        probability_U1 = (state_probability * law[tuple_NZ].prod(1) / guesses).repeat_interleave(guesses)[
-            :, None
-        ]
+        probability_U1 = (state_probability * law[tuple_NZ].prod(1) / guesses).repeat_interleave(guesses)[:, None]
         now_scores, old_scores = (per_token(row_logp(model, views), views) for model in (now, old))
         values = [now_scores.value_UK, old_scores.value_UK.detach()]
         weight = now_scores.weight_UK * probability_U1
@@ -215,9 +207,7 @@ def test_mdpo_advantages_by_hand():
     scores = difference_and_future(rewards)
     close(scores, torch.tensor([[[0.75, 1.5, 0.0], [1.5, 0.0, 2.0]]]).double())
     difference = torch.tensor([-0.75, 1.5, -2.0]).double()  # of the two samples, step by step
-    first = (
-        difference / 2 / (difference.abs() / 2**0.5 + 1e-4)
-    )  # unbiased std of two numbers: |a - b| / sqrt 2
+    first = difference / 2 / (difference.abs() / 2**0.5 + 1e-4)  # unbiased std of two numbers: |a - b| / sqrt 2
     close(z_score(scores), torch.stack([first, -first])[None])
 
 

@@ -25,12 +25,16 @@ def _frames(tokens: list[str], states: list[str]) -> list[Frame]:
 SENTENCE = ["The", " answer", " is", "\n", "4"]
 
 
-def _printed(frames: list[Frame], columns: int | None = None, width: int = 80, color: bool = False) -> str:
+def _printed(
+    frames: list[Frame],
+    columns: int | None = None,
+    width: int = 80,
+    color: bool = False,
+    reward: float | None = 1.0,
+) -> str:
     file = io.StringIO()
-    console = Console(
-        file=file, width=width, force_terminal=color, color_system="standard" if color else None
-    )
-    print_denoising(frames, "2+[b]2\n", "4", 1.0, console, columns)
+    console = Console(file=file, width=width, force_terminal=color, color_system="standard" if color else None)
+    print_denoising(frames, "2+[b]2\n", "4", reward, console, columns)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
@@ -47,6 +51,10 @@ def test_plain_text_marks_what_is_new_and_what_is_masked_again() -> None:
         "answer  4\n"
         "reward  1.00"
     )
+
+
+def test_an_answer_that_nobody_scored_has_no_reward_line() -> None:
+    assert _printed(_frames(["4"], ["+"]), reward=None).endswith("\nanswer  4")
 
 
 def test_grids_stand_side_by_side_as_far_as_they_fit() -> None:

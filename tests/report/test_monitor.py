@@ -110,9 +110,7 @@ def test_numbers_that_are_not_finite_are_told_at_once(name: str, value: float) -
 
 def test_missing_and_null_metrics_are_passed_over() -> None:
     assert _warnings([{"step": step, "reward": None, "loss": None} for step in range(60)]) == []
-    assert (
-        CollapseMonitor().update({"loss": math.nan})[0].endswith("lower learning_rate to a half or a third")
-    )
+    assert CollapseMonitor().update({"loss": math.nan})[0].endswith("lower learning_rate to a half or a third")
 
 
 def test_rewards_below_zero_have_no_share_to_lose() -> None:

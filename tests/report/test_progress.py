@@ -40,9 +40,7 @@ def test_plain_lines_come_at_most_every_ten_seconds_and_at_the_end(clock: list[f
 
 def test_terminal_shows_a_bar_with_messages_above() -> None:
     file = io.StringIO()
-    with TrainingProgress(
-        4, console=Console(file=file, width=100, force_terminal=True, color_system=None)
-    ) as shown:
+    with TrainingProgress(4, console=Console(file=file, width=100, force_terminal=True, color_system=None)) as shown:
         shown.update(1, "reward 0.250")
         shown.message("reward is collapsing")
         shown.update(4, "reward 0.750")

@@ -64,7 +64,10 @@ def test_killed_run_resumes_bit_for_bit(moment, uninterrupted, tmp_path):
     draw = random.Random(f"moment {moment}")  # two of three moments lie after a checkpoint
     lines = draw.randint(1 + 3 * moment, 2 + 3 * moment)
     deadline = time.monotonic() + 120
-    while not (directory / "metrics.jsonl").exists() or len((directory / "metrics.jsonl").read_bytes().splitlines()) < lines:
+    while (
+        not (directory / "metrics.jsonl").exists()
+        or len((directory / "metrics.jsonl").read_bytes().splitlines()) < lines
+    ):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -1,4 +1,4 @@
-"""Training runs: what a run directory holds, that rewards matter, that collapse is warned of, that two ranks equal one."""
+"""Training runs: what a run directory holds; rewards matter, collapse is warned of, two ranks equal one."""
 
 import json
 import os
@@ -57,14 +57,28 @@ def test_run_directory_explains_itself(tmp_path, capsys):
     assert all(name in about for name in names - {"README.txt"})
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 3]
-    trained = {"loss", "grad_norm", "reward", "reward_std", "frac_reward_zero_std", "entropy", "clip_ratio", "learning_rate"}
+    trained = {
+        "loss",
+        "grad_norm",
+        "reward",
+        "reward_std",
+        "frac_reward_zero_std",
+        "entropy",
+        "clip_ratio",
+        "learning_rate",
+    }
     assert trained <= rows[1].keys()
     assert {"eval/sampled_4/solved", "eval/greedy_4/solved_low", "eval/greedy_8/correct_cells"} <= rows[0].keys()
     group = json.loads((directory / "completions.jsonl").read_text().splitlines()[0])
     assert len(group["completions"]) == 4
     assert max(group["completions"][0]["revealed_at"]) == 3
-    assert main(["train", *run_flags(), "--recipe", str(directory / "recipe.toml"), "--output", str(tmp_path / "again")]) == 0
-    first, again = (load_file(tmp_path / name / "checkpoints/step_000003/model.safetensors") for name in ("run", "again"))
+    assert (
+        main(["train", *run_flags(), "--recipe", str(directory / "recipe.toml"), "--output", str(tmp_path / "again")])
+        == 0
+    )
+    first, again = (
+        load_file(tmp_path / name / "checkpoints/step_000003/model.safetensors") for name in ("run", "again")
+    )
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
@@ -96,7 +110,9 @@ def test_every_method_moves_the_weights(method):
 
 def test_equal_rewards_without_divergence_move_nothing(monkeypatch):
     trainer = build_trainer(recipe(method={"name": "dispo", "base": {"name": "diffu-grpo", "beta": 0.0}}))
-    monkeypatch.setattr(type(trainer.recipe.task), "rewards", lambda self, prompts, completions, **columns: [1.0] * len(completions))
+    monkeypatch.setattr(
+        type(trainer.recipe.task), "rewards", lambda self, prompts, completions, **columns: [1.0] * len(completions)
+    )
     before = weights(trainer)
     metrics, _ = trainer.step(0)
     assert torch.equal(weights(trainer), before)
@@ -147,7 +163,11 @@ def test_two_ranks_equal_one(tmp_path):
     for launcher in ([], ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611"]):
         environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
         done = subprocess.run(
-            [sys.executable, *launcher, str(script), document], capture_output=True, text=True, env=environment, timeout=240
+            [sys.executable, *launcher, str(script), document],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=240,
         )
         assert done.returncode == 0, done.stderr[-2000:]
         line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))

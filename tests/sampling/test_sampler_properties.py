@@ -38,9 +38,7 @@ def traced(sampler, prompts, record=None):
     """The canvas before each step and after the last, and the rollout."""
     blank = torch.nn.functional.pad(prompts.tokens_NP, (0, sampler.max_new_tokens), value=MASK)
     states = [blank]
-    rollout = sampler(
-        DENOISER, prompts, Uniforms(), record, watch=lambda step, canvas: states.append(canvas.clone())
-    )
+    rollout = sampler(DENOISER, prompts, Uniforms(), record, watch=lambda step, canvas: states.append(canvas.clone()))
     return torch.stack(states), rollout
 
 
@@ -59,9 +57,7 @@ def test_completions_do_not_depend_on_the_batch(rule, temperature, order, size, 
     width, start = together.prompt_length, alone.prompt_length
     assert torch.equal(together.tokens_NL[0, width:], alone.tokens_NL[0, start:])
     assert torch.equal(together.completion_NL[0, width:], alone.completion_NL[0, start:])
-    torch.testing.assert_close(
-        together.sampled_logp_NL[0, width:], alone.sampled_logp_NL[0, start:], atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(together.sampled_logp_NL[0, width:], alone.sampled_logp_NL[0, start:], atol=1e-4, rtol=0)
 
 
 def test_samples_and_seeds_differ_and_repeat():
@@ -158,10 +154,7 @@ def test_random_orders_are_equally_likely():
     rollout = sampler(DENOISER, prompts_of([[1]], samples=range(3000)), Uniforms())
     order = (rollout.revealed_at_NL[:, 1:] * torch.tensor([9, 3, 1])).sum(1)
     assert (
-        surprise(
-            torch.stack([(order == code).sum() for code in (5, 7, 11, 15, 19, 21)]), torch.full((6,), 1 / 6)
-        )
-        < 4
+        surprise(torch.stack([(order == code).sum() for code in (5, 7, 11, 15, 19, 21)]), torch.full((6,), 1 / 6)) < 4
     )
 
 
@@ -191,18 +184,16 @@ def test_logp_is_that_of_the_canvas_before_the_reveal(rule, temperature):
 
 
 def test_inverse_cdf_follows_softmax():
-    logits = torch.tensor(
-        [[1.0, -1.0, 0.5, -float("inf"), 2.0], [-float("inf"), 0.0, 0.0, 3.0, -float("inf")]]
-    )
+    logits = torch.tensor([[1.0, -1.0, 0.5, -float("inf"), 2.0], [-float("inf"), 0.0, 0.0, 3.0, -float("inf")]])
     draws = Uniforms().key(torch.arange(2)[:, None], torch.arange(20_000)).draw()
     tokens = inverse_cdf(logits, draws)
     for row, law in zip(tokens, logits.softmax(1), strict=True):
         assert surprise(row.bincount(minlength=5), law) < 4
     edges = torch.tensor([[0.0, 1 - 2**-53], [0.0, 1 - 2**-53]], dtype=torch.float64)
     assert inverse_cdf(logits, edges).tolist() == [[0, 4], [1, 3]]
-    assert inverse_cdf(
-        torch.tensor([[0.0] * 4]), torch.tensor([[0.0, 0.25, 0.5, 0.75]]).double()
-    ).tolist() == [[0, 1, 2, 3]]
+    assert inverse_cdf(torch.tensor([[0.0] * 4]), torch.tensor([[0.0, 0.25, 0.5, 0.75]]).double()).tolist() == [
+        [0, 1, 2, 3]
+    ]
 
 
 def test_one_step_follows_the_product_law():
@@ -221,9 +212,7 @@ def test_one_step_follows_the_product_law():
 
 def test_greedy_takes_the_likeliest_token():
     states, rollout = traced(sampler_of(temperature=0.0), prompts_of(ROWS))
-    best = torch.stack(
-        [rescored(states, torch.full_like(rollout.tokens_NL, token), 1.0) for token in range(MASK)]
-    )
+    best = torch.stack([rescored(states, torch.full_like(rollout.tokens_NL, token), 1.0) for token in range(MASK)])
     likeliest = best.argmax(0).gather(0, rollout.revealed_at_NL[None, :, 5:])[0]
     assert torch.equal(rollout.tokens_NL[:, 5:], likeliest)
 
@@ -244,10 +233,7 @@ def test_every_step_records_what_the_sampler_saw_and_proposed(rule, temperature)
         assert not bool((guess == MASK).any())
         committed = masked & (states[step + 1] != MASK)
         assert torch.equal(guess[committed], states[step + 1][committed])
-        logp = (
-            torch.nn.functional.pad(rescored(states[step : step + 1], guess, temperature or 1.0)[0], (5, 0))
-            * masked
-        )
+        logp = torch.nn.functional.pad(rescored(states[step : step + 1], guess, temperature or 1.0)[0], (5, 0)) * masked
         torch.testing.assert_close(snapshot.logp_ZNL[0], logp, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(snapshot.confidence_ZNL[0], logp.exp() * masked, atol=1e-5, rtol=1e-5)
     last = rollout.snapshots[-1].guesses_ZNL[0] if not rule.remasks else rollout.tokens_NL

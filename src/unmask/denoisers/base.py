@@ -41,13 +41,15 @@ class TargetLogProb:
 class Denoiser(nn.Module):
     """A bidirectional transformer of `transformers` as p(token | canvas) at masked positions.
 
-    `model` is a causal-LM class with `is_causal=False`. `shift`: the network's output at i-1 predicts the token at i (Dream).
+    `model` is a causal-LM class with `is_causal=False`.
+    `shift`: the network's output at i-1 predicts the token at i (Dream).
     """
 
     def __init__(self, model: Any, *, mask_id: int, eos_id: int, shift: bool = False) -> None:
         super().__init__()
         self.model = model
-        model.get_input_embeddings().padding_idx = None  # else the pad token, often the end of sequence too, never learns
+        # Else the pad token, often the end of sequence too, never learns.
+        model.get_input_embeddings().padding_idx = None
         self.mask_id = mask_id
         self.eos_id = eos_id
         self.shift = shift
@@ -65,7 +67,10 @@ class Denoiser(nn.Module):
         answer: Answer,
         guidance: Guidance | None = None,
     ) -> tuple[Tensor, ...]:
-        """What `answer` makes of the logits at columns `asked_FA`: tensors [F, A, ...]. Logits exist there only, chunk by chunk."""
+        """What `answer` makes of the logits at columns `asked_FA`: tensors [F, A, ...].
+
+        Logits exist there only, chunk by chunk.
+        """
         hidden_QD = self._hidden(tokens_FL, attention_FL, asked_FA)
         blank_QD = None
         if guidance is not None:
@@ -85,14 +90,14 @@ class Denoiser(nn.Module):
             parts = [checkpoint(reduce, *bound, use_reentrant=False) for bound in bounds]
         else:
             parts = [reduce(*bound) for bound in bounds]
-        return tuple(torch.cat(part).unflatten(0, asked_FA.shape) for part in zip(*parts, strict=True))
+        return tuple(torch.unflatten(torch.cat(part), 0, asked_FA.shape) for part in zip(*parts, strict=True))
 
     def _hidden(
         self, tokens_FL: Int[Tensor, "F L"], attention_FL: Bool[Tensor, "F L"], asked_FA: Int[Tensor, "F A"]
     ) -> Float[Tensor, "Q D"]:
         """Last hidden states at the asked positions, flattened over F and A."""
         position_FL = (attention_FL.long().cumsum(1) - 1).clamp(min=0)
-        hidden_FLD = self.model.base_model(
+        hidden_FLD: Tensor = self.model.base_model(
             input_ids=tokens_FL, attention_mask=attention_FL.long(), position_ids=position_FL, use_cache=False
         ).last_hidden_state
         columns_FA = (asked_FA - 1).clamp(min=0) if self.shift else asked_FA

@@ -1,4 +1,4 @@
-"""LLaDA's published layout (GSAI-ML/LLaDA-8B, LLaDA-1.5): a Llama that attends both ways, under other names (2502.09992)."""
+"""LLaDA's layout (GSAI-ML/LLaDA-8B, LLaDA-1.5): a Llama that attends both ways, under other names (2502.09992)."""
 
 from __future__ import annotations
 
@@ -40,10 +40,12 @@ _REQUIRED = {
 
 
 def llama_config(published: dict[str, Any]) -> LlamaConfig:
-    """The Llama configuration of a published LLaDA config.json. Raises UserError where the architecture is not Llama's."""
+    """The Llama configuration of a LLaDA config.json. Raises UserError where the architecture is not Llama's."""
     for key, value in _REQUIRED.items():
         if published.get(key, value) != value:
-            raise UserError(f"LLaDA config has {key} = {published[key]!r}, only {value!r} is known: is this a LLaDA-8B layout?")
+            raise UserError(
+                f"LLaDA config has {key} = {published[key]!r}, only {value!r} is known: is this a LLaDA-8B layout?"
+            )
     return LlamaConfig(
         vocab_size=published.get("embedding_size") or published["vocab_size"],
         hidden_size=published["d_model"],

@@ -1,4 +1,4 @@
-"""Loading and saving denoisers in the Hugging Face layout: config.json, safetensors, tokenizer. Nothing is unpickled."""
+"""Load and save denoisers in the Hugging Face layout: config.json, safetensors, tokenizer. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -33,20 +33,26 @@ def resolve(model: str) -> Path:
 
 
 def load_denoiser(model: str, dtype: torch.dtype = torch.float32) -> Denoiser:
-    """The denoiser in a checkpoint directory. Raises UserError for missing files, a missing mask token, unknown layouts."""
+    """The denoiser in a checkpoint directory. Raises UserError for missing files or special tokens, unknown layouts."""
     directory = resolve(model)
     published = _read_config(directory)
     if not any(directory.glob("*.safetensors")):
-        raise UserError(f"model {model!r} has no *.safetensors file: convert its weights (pickled weights are not opened)")
+        raise UserError(
+            f"model {model!r} has no *.safetensors file: convert its weights (pickled weights are not opened)"
+        )
     mask_id = published.get("mask_token_id")
     if not isinstance(mask_id, int):
         raise UserError(f"model {model!r} names no mask token: add mask_token_id to its config.json")
     eos_id = published.get("eos_token_id")
     if not isinstance(eos_id, int):
-        raise UserError(f"model {model!r} names no end-of-sequence token: add eos_token_id (one integer) to its config.json")
+        raise UserError(
+            f"model {model!r} names no end-of-sequence token: add eos_token_id (one integer) to its config.json"
+        )
     network = _load_network(directory, published, dtype)
     if not 0 <= mask_id < network.config.vocab_size:
-        raise UserError(f"mask_token_id {mask_id} of {model!r} lies outside its vocabulary of {network.config.vocab_size}")
+        raise UserError(
+            f"mask_token_id {mask_id} of {model!r} lies outside its vocabulary of {network.config.vocab_size}"
+        )
     network.config.mask_token_id = mask_id
     return Denoiser(network, mask_id=mask_id, eos_id=eos_id)
 
@@ -66,13 +72,17 @@ def _load_network(directory: Path, published: dict[str, Any], dtype: torch.dtype
             directory, config=config, key_mapping=KEY_MAPPING, dtype=dtype, use_safetensors=True
         )
     if published.get("is_causal") is not False:
-        raise UserError(f"model {directory.name!r} attends causally: a masked diffusion model has is_causal = false in config.json")
+        raise UserError(
+            f"model {directory.name!r} attends causally: a masked diffusion model has is_causal = false in config.json"
+        )
     config = AutoConfig.from_pretrained(directory)
     return AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=dtype, use_safetensors=True)
 
 
-def save_denoiser(denoiser: Denoiser, tokenizer: PreTrainedTokenizerFast, directory: Path, source: Path | None = None) -> None:
-    """Write config.json, model.safetensors and the tokenizer; a published layout keeps its config.json and tensor names."""
+def save_denoiser(
+    denoiser: Denoiser, tokenizer: PreTrainedTokenizerFast, directory: Path, source: Path | None = None
+) -> None:
+    """Write config.json, model.safetensors, tokenizer; a published layout keeps its config.json and tensor names."""
     denoiser.model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     if source is not None and _read_config(source).get("model_type") == "llada":

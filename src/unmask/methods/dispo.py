@@ -1,12 +1,13 @@
 """DiSPO (arXiv 2602.06462). Provenance: paper (no code exists); what the paper leaves open is marked reconstructed.
 
     L = L_base + alpha L_step
-    a state x_t of every trajectory, t drawn with p(t) ∝ t^4; its masked positions filled at once Z times, R_z the reward of the fill
+    a state x_t of every trajectory, t drawn with p(t) ∝ t^4; its masked positions filled at once Z times,
+    R_z the reward of the fill
     A_z = R_z - mean_z R;  L_step = clipped token surrogate on the filled tokens of x_t, prompt masked as in the base
 
-Reconstructed: t in 0..T-1 = state before step t; fills at the rollout's temperature, drawn once, reused over the inner updates;
-positions to the first EOS of each fill; token mean over all branch tokens; clip and KL of the base if it clips tokens, else 0.5
-and none. L_step is the mean over states, as L_base is over samples (the paper sums states).
+Reconstructed: t in 0..T-1 = state before step t; fills at the rollout's temperature, drawn once, reused over the inner
+updates; positions to the first EOS of each fill; token mean over all branch tokens; clip and KL of the base if it clips
+tokens, else 0.5 and none. L_step is the mean over states, as L_base is over samples (the paper sums states).
 """
 
 from __future__ import annotations

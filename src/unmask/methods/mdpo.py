@@ -1,12 +1,14 @@
 """MDPO (arXiv 2508.13148). Provenance: authors' code.
 
-    every step s guesses a full completion x0_s with reward r_s;  S_s = (r_s - r_{s-1}) + mean_{u>s} r_u
+    every step s guesses a full completion x0_s with reward r_s
+    S_s = (r_s - r_{s-1}) + mean_{u>s} r_u,  S_last = (r_last - r_{last-1}) + r_last
     A_s = z-score of S_s over the group;  trained: the `steps` steps with the largest sum of |A| over the group
-    L = mean over units of sum_i c_i [ -lambda min(rho_i A, clip 0.2) + beta/2 (ref_i - logp_i)² ] / |x_s|,  lambda = L / |x_s|
+    L = mean over units of sum_i c_i [ -lambda min(rho_i A, clip 0.2) + beta/2 (ref_i - logp_i)² ] / |x_s|
+    lambda = L / |x_s|
 
-Deviations: steps are chosen over the whole group (published: over the samples that a process holds, which is one); c_i is the
-sampled token's probability under every unmasking rule (published: the running confidence under RCR, at most 0 for entropy);
-old log-probs are recorded, so several inner updates work (published: one).
+Deviations: steps are chosen over the whole group (published: over the samples that a process holds, which is one); c_i
+is the sampled token's probability under every unmasking rule (published: the running confidence under RCR, at most 0
+for entropy); old log-probs are recorded, so several inner updates work (published: one).
 """
 
 from __future__ import annotations

@@ -114,9 +114,7 @@ def _draw_evaluations(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> list[
         above = [max(0.0, high.get(step, value) - value) for step, value in points]
         steps, values = zip(*points, strict=True)
         name = key.removeprefix("eval/").removesuffix("/solved")
-        bars = axes.errorbar(
-            steps, values, yerr=(below, above), color=color, linewidth=1.2, capsize=3, zorder=3
-        )
+        bars = axes.errorbar(steps, values, yerr=(below, above), color=color, linewidth=1.2, capsize=3, zorder=3)
         bars.set_label(f"{name}, 95 % interval")
         axes.plot(steps, values, "o", color=color, markersize=4.5, zorder=3)
         labels.append(_Label(step=steps[-1], value=values[-1], color=color, side="right"))

@@ -56,11 +56,11 @@ def print_denoising(
     frames: Sequence[Frame],
     prompt: str,
     answer: str,
-    reward: float,
+    reward: float | None,
     console: Console,
     columns: int | None = None,
 ) -> None:
-    """Print the prompt, every frame, the answer and its reward.
+    """Print the prompt, every frame, the answer and its reward where there is one.
 
     With `columns` the tokens are laid out as a grid of that many columns, and the frames side by
     side as far as the console is wide enough.
@@ -75,7 +75,8 @@ def print_denoising(
         _print_grids(frames, console, color, columns)
     console.print(_legend(frames, color), soft_wrap=True)
     console.print(_labelled("answer", answer), soft_wrap=True)
-    console.print(_labelled("reward", f"{reward:.2f}"), soft_wrap=True)
+    if reward is not None:
+        console.print(_labelled("reward", f"{reward:.2f}"), soft_wrap=True)
 
 
 def _with_remasked(frames: Sequence[Frame]) -> list[Frame]:

@@ -66,9 +66,7 @@ class Arithmetic:
             for completion, answer in zip(completions, answers, strict=True)
         ]
 
-    def metrics(
-        self, prompts: list[str], completions: list[str], **columns: list[Any]
-    ) -> dict[str, list[float]]:
+    def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
         """Give "solved", which is the reward, and "chain_valid", the fraction of steps worth the answer."""
         answers = column(columns, "answer", completions)
         return {

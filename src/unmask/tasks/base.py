@@ -53,9 +53,7 @@ class Task(Protocol):
         `columns` are lists as long as `completions`. Raises UserError where a column is missing.
         """
 
-    def metrics(
-        self, prompts: list[str], completions: list[str], **columns: list[Any]
-    ) -> dict[str, list[float]]:
+    def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
         """Give each metric's value (0 to 1) per completion; "solved" is always among them."""
 
 
@@ -96,7 +94,5 @@ def column(columns: Mapping[str, list[Any]], name: str, completions: list[str]) 
         raise UserError(f"the reward needs the column {name!r}; add it to the data set")
     values = columns[name]
     if len(values) != len(completions):
-        raise UserError(
-            f"column {name!r} has {len(values)} values; give {len(completions)}, one per completion"
-        )
+        raise UserError(f"column {name!r} has {len(values)} values; give {len(completions)}, one per completion")
     return values

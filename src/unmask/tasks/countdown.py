@@ -78,9 +78,7 @@ class Countdown:
         )
         return [float(is_solved(*puzzle)) for puzzle in puzzles]
 
-    def metrics(
-        self, prompts: list[str], completions: list[str], **columns: list[Any]
-    ) -> dict[str, list[float]]:
+    def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
         """Give "solved", which is the reward."""
         return {"solved": self.rewards(prompts, completions, **columns)}
 

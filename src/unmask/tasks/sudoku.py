@@ -72,9 +72,7 @@ class Sudoku:
             for puzzle, completion in zip(puzzles, completions, strict=True)
         ]
 
-    def metrics(
-        self, prompts: list[str], completions: list[str], **columns: list[Any]
-    ) -> dict[str, list[float]]:
+    def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
         """Give "solved", which is the reward, and "correct_cells", the score that d1 published.
 
         That one is the fraction of empty cells filled as in the one solution on record.
@@ -135,9 +133,7 @@ class Sudoku:
 def is_solved(puzzle: str, completion: str, size: int) -> bool:
     """Tell whether a completion is a full valid grid with the puzzle's givens; spaces around it are free."""
     grid = completion.strip()
-    if len(grid) != size**2 or any(
-        given not in ("0", cell) for given, cell in zip(puzzle, grid, strict=True)
-    ):
+    if len(grid) != size**2 or any(given not in ("0", cell) for given, cell in zip(puzzle, grid, strict=True)):
         return False
     digits = {str(digit) for digit in range(1, size + 1)}
     return all({grid[cell] for cell in unit} == digits for unit in _units(size))
