@@ -93,22 +93,21 @@ class Examples:
         return {name: [self.items[index].columns[name] for index in indices for _ in range(repeats)] for name in names}
 
 
-def completion_texts(tokenizer: PreTrainedTokenizerFast, tokens: Tensor, eos_id: int) -> list[str]:
+def completion_texts(tokenizer: PreTrainedTokenizerFast, rows: list[list[int]], eos_id: int) -> list[str]:
     """Decoded completions (rows of completion tokens), cut before the first end-of-sequence token."""
-    rows = tokens.tolist()
     texts: list[str] = tokenizer.batch_decode([row[: row.index(eos_id)] if eos_id in row else row for row in rows])
     return texts
 
 
 def rollout_texts(tokenizer: PreTrainedTokenizerFast, rollout: Rollout, eos_id: int) -> list[str]:
     """Texts of the finished completions."""
-    return completion_texts(tokenizer, rollout.tokens_NL[:, rollout.prompt_length :], eos_id)
+    return completion_texts(tokenizer, rollout.tokens_NL[:, rollout.prompt_length :].tolist(), eos_id)
 
 
 def guess_texts(tokenizer: PreTrainedTokenizerFast, rollout: Rollout, eos_id: int) -> list[list[str]]:
     """Texts of all recorded guesses of each sample: snapshots in order, their guesses in order."""
     guesses = [state.guesses_ZNL[..., rollout.prompt_length :] for state in rollout.snapshots]
     stacked = torch.cat(guesses).transpose(0, 1)
-    texts = completion_texts(tokenizer, stacked.flatten(0, 1), eos_id)
+    texts = completion_texts(tokenizer, stacked.flatten(0, 1).tolist(), eos_id)
     each = stacked.shape[1]
     return [texts[start : start + each] for start in range(0, len(texts), each)]

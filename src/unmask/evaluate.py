@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from unmask.data import Examples, completion_texts, guess_texts, rollout_texts
+from unmask.data import Examples, guess_texts, rollout_texts
 from unmask.denoisers.base import Denoiser
 from unmask.records import EveryStep
 from unmask.sampling import Sampler
@@ -86,7 +86,7 @@ def over_denoised(
         part = list(range(len(examples.items)))[start : start + batch]
         rollout = sampler(denoiser, examples.prompts(part, 1, device), Uniforms(), record=EveryStep())
         guesses = guess_texts(tokenizer, rollout, examples.eos_id)
-        finals = completion_texts(tokenizer, rollout.tokens_NL[:, rollout.prompt_length :], examples.eos_id)
+        finals = rollout_texts(tokenizer, rollout, examples.eos_id)
         for index, texts, final in zip(part, guesses, finals, strict=True):
             rows = [*texts, final]
             item = examples.items[index]

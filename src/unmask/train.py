@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unmask import distributed
 from unmask.checkpoint import load_optimizer
-from unmask.data import Examples, guess_texts, rollout_texts
+from unmask.data import Examples, completion_texts, rollout_texts
 from unmask.denoisers.pretrained import load_denoiser, load_tokenizer
 from unmask.errors import UserError
 from unmask.evaluate import Evaluator, over_denoised, solved_summary
@@ -77,20 +77,28 @@ class Trainer:
 
     def _rewards(self, rollout: Rollout, indices: list[int], uniforms: Uniforms) -> tuple[Tensor, list[Tensor]]:
         """Final rewards [N], and for each term what its credit reads."""
-        texts = [[text] for text in rollout_texts(self.tokenizer, rollout, self.examples.eos_id)]
-        guesses = (
-            guess_texts(self.tokenizer, rollout, self.examples.eos_id) if rollout.snapshots else [[] for _ in texts]
-        )
-        each = 1 + len(guesses[0])
-        flat = [text for final, others in zip(texts, guesses, strict=True) for text in (*final, *others)]
-        columns = self.examples.columns(indices, rollout.group_size * each)
-        prompts = [self.examples.items[index].prompt for index in indices for _ in range(rollout.group_size * each)]
-        scored = torch.tensor(self.recipe.task.rewards(prompts, flat, **columns), device=self.device).view(-1, each)
-        solved = scored[:, 0]
+        start = rollout.prompt_length
+        guesses = [state.guesses_ZNL[..., start:] for state in rollout.snapshots]
+        completions_ENC = torch.cat([rollout.tokens_NL[None, :, start:], *guesses])
+        scored_NE = self._score(completions_ENC.transpose(0, 1), indices)
+        solved = scored_NE[:, 0]
         if self.recipe.train.shuffle_rewards:
-            scored = scored[uniforms.permutation(len(scored))]
-        grouped = scored.view(len(indices), rollout.group_size, each)
+            scored_NE = scored_NE[uniforms.permutation(len(scored_NE))]
+        grouped = scored_NE.view(len(indices), rollout.group_size, -1)
         return solved, [grouped[..., 0] if term.record is None else grouped[..., 1:] for term in self.terms]
+
+    def _score(self, completions_NEC: Tensor, indices: list[int]) -> Tensor:
+        """Rewards [N, E] of completions, each distinct one of an example decoded and scored once."""
+        samples, each, _ = completions_NEC.shape
+        owners = [index for index in indices for _ in range(samples // len(indices) * each)]
+        keys = list(zip(owners, map(tuple, completions_NEC.flatten(0, 1).tolist()), strict=True))
+        distinct = list(dict.fromkeys(keys))
+        texts = completion_texts(self.tokenizer, [list(row) for _, row in distinct], self.examples.eos_id)
+        asked = [index for index, _ in distinct]
+        prompts = [self.examples.items[index].prompt for index in asked]
+        rewards = self.recipe.task.rewards(prompts, texts, **self.examples.columns(asked, 1))
+        reward_of = dict(zip(distinct, rewards, strict=True))
+        return torch.tensor([reward_of[key] for key in keys], device=self.device).view(samples, each)
 
     def _rollout_metrics(self, rollout: Rollout, final_PG: Tensor) -> dict[str, float]:
         completion = rollout.completion_NL
