@@ -71,6 +71,7 @@ class TrainSettings:
     updates: int = 1  # optimizer updates a batch of rollouts (mu)
     learning_rate: float = 1e-4  # peak, after the warm-up
     warmup_steps: int = 20  # training steps of linear warm-up
+    final_fraction: float = 1.0  # of the peak rate, reached linearly at the last step; 1 is constant
     adam_beta1: float = 0.9  # AdamW's first decay
     adam_beta2: float = 0.99  # AdamW's second decay
     weight_decay: float = 0.0  # AdamW's
@@ -90,10 +91,14 @@ class TrainSettings:
         names = ("steps", "updates", "learning_rate", "max_grad_norm", "examples", "evaluate_every", "checkpoint_every")
         _positive(**{f"train.{name}": getattr(self, name) for name in (*names, "keep_checkpoints")})
         one_of("train.precision", self.precision, ("fp32", "bf16"))
+        if not 0 <= self.final_fraction <= 1:
+            raise UserError(f"train.final_fraction is {self.final_fraction}: give a fraction of the peak rate, 0 to 1")
 
     def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, then constant; `step` counts from 0."""
-        return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
+        """Linear warm-up, then linearly to the final fraction of the peak; `step` counts from 0."""
+        warm_up = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        after = max(0, step + 1 - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.learning_rate * warm_up * (1 - (1 - self.final_fraction) * after)
 
 
 @dataclass(frozen=True, kw_only=True)
