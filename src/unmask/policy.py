@@ -94,19 +94,19 @@ class Policy:
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value
         asked = distributed.total(self.accelerator, torch.tensor(float(len(questions)), device=sums["loss"].device))
         if asked == 0:
-            return {"loss": 0.0, "grad_norm": 0.0}
+            return {"loss": 0.0, "grad_norm": 0.0, "clip_ratio/region_mean": 0.0, "approx_kl": 0.0}
         distributed.sum_gradients(self.accelerator, self.denoiser.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), self.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         if bool(torch.isfinite(norm)):  # a NaN is reported by the monitor, never stepped on
             self.optimizer.step()
-        names = ("loss", "weight", "clip_ratio", "log_ratio", "kl")
+        names = ("loss", "weight", "clip_ratio", "approx_kl", "kl")
         zero = torch.zeros_like(sums["loss"])
         stacked = distributed.total(self.accelerator, torch.stack([sums.get(name, zero) for name in names]))
-        loss, weight, clipped, log_ratio, divergence = stacked.tolist()
+        loss, weight, clipped, approximate_kl, divergence = stacked.tolist()
         metrics = {"loss": loss, "grad_norm": norm.item()}
-        metrics |= {"clip_ratio": clipped / max(weight, 1), "log_ratio": log_ratio / max(weight, 1)}
+        metrics |= {"clip_ratio/region_mean": clipped / max(weight, 1), "approx_kl": approximate_kl / max(weight, 1)}
         return metrics | ({"kl": divergence / max(weight, 1)} if "kl" in sums else {})
 
     def _backward(self, question: Question) -> dict[str, Tensor]:

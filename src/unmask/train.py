@@ -51,10 +51,9 @@ class Trainer:
         rate = settings.learning_rate_at(step)
         updates = [self.policy.update(question, rate) for question in questions]
         metrics = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
-        final_PG = solved.view(-1, rollout.group_size)
-        return metrics | {"learning_rate": rate} | self._rollout_metrics(rollout, final_PG), self._sample(
-            rollout, indices, solved
-        )
+        texts = rollout_texts(self.tokenizer, rollout, self.examples.eos_id)
+        seen = self._rollout_metrics(rollout, solved.view(-1, rollout.group_size), texts)
+        return metrics | {"learning_rate": rate} | seen, self._sample(rollout, indices, solved, texts)
 
     def rollout(self, indices: list[int], uniforms: Uniforms) -> Rollout:
         """A group of completions for each example."""
@@ -100,8 +99,9 @@ class Trainer:
         reward_of = dict(zip(distinct, rewards, strict=True))
         return torch.tensor([reward_of[key] for key in keys], device=self.device).view(samples, each)
 
-    def _rollout_metrics(self, rollout: Rollout, final_PG: Tensor) -> dict[str, float]:
+    def _rollout_metrics(self, rollout: Rollout, final_PG: Tensor, texts: list[str]) -> dict[str, float]:
         completion = rollout.completion_NL
+        well_formed = sum(map(self.recipe.task.well_formed, texts))
         sums = torch.stack(
             [
                 final_PG.sum(),
@@ -110,9 +110,10 @@ class Trainer:
                 (rollout.sampled_logp_NL * completion).sum(),
                 completion.sum(),
                 final_PG.mean(1).square().sum(),
+                final_PG.new_tensor(well_formed),
             ]
         )
-        reward, spread, equal, logp, tokens, square = distributed.total(self.policy.accelerator, sums).tolist()
+        reward, spread, equal, logp, tokens, square, valid = distributed.total(self.policy.accelerator, sums).tolist()
         prompts = self.recipe.rollout.prompts
         samples = prompts * rollout.group_size
         mean = reward / samples
@@ -125,26 +126,20 @@ class Trainer:
             "frac_reward_zero_std": equal / prompts,
             "entropy": -logp / tokens,
             "completions/mean_length": tokens / samples,
+            "completions/valid_fraction": valid / samples,
         }
 
-    def _sample(self, rollout: Rollout, indices: list[int], solved: Tensor) -> dict[str, Any]:
+    def _sample(self, rollout: Rollout, indices: list[int], solved: Tensor, texts: list[str]) -> dict[str, Any]:
         """The first prompt's group, with the step that revealed each token."""
-        texts = rollout_texts(self.tokenizer, rollout, self.examples.eos_id)[: rollout.group_size]
-        start = rollout.prompt_length
+        group = (slice(rollout.group_size), slice(rollout.prompt_length, None))
+        tokens = [self.tokenizer.convert_ids_to_tokens(row) for row in rollout.tokens_NL[group].tolist()]
+        columns = (texts[: rollout.group_size], solved.tolist()[: rollout.group_size], tokens)
+        revealed_at = rollout.revealed_at_NL[group].tolist()
         return {
             "prompt": self.examples.items[indices[0]].prompt,
             "completions": [
-                {"text": text, "reward": reward, "tokens": tokens, "revealed_at": revealed}
-                for text, reward, tokens, revealed in zip(
-                    texts,
-                    solved.tolist(),
-                    [
-                        self.tokenizer.convert_ids_to_tokens(row)
-                        for row in rollout.tokens_NL[: len(texts), start:].tolist()
-                    ],
-                    rollout.revealed_at_NL[: len(texts), start:].tolist(),
-                    strict=False,
-                )
+                {"text": text, "reward": reward, "tokens": words, "revealed_at": steps}
+                for text, reward, words, steps in zip(*columns, revealed_at, strict=True)
             ],
         }
 

@@ -64,7 +64,9 @@ def test_run_directory_explains_itself(tmp_path, capsys):
         "reward_std",
         "frac_reward_zero_std",
         "entropy",
-        "clip_ratio",
+        "clip_ratio/region_mean",
+        "approx_kl",
+        "completions/valid_fraction",
         "learning_rate",
     }
     assert trained <= rows[1].keys()

@@ -114,3 +114,10 @@ def test_wrong_use_is_named() -> None:
         Arithmetic().examples("dev", 1, 0)
     with pytest.raises(UserError, match="'answer'"):
         Arithmetic().rewards([""], ["1"])
+
+
+def test_form_is_a_chain_of_expressions() -> None:
+    task = Arithmetic()
+    assert task.well_formed("8*4-7=32-7=25")
+    assert task.well_formed("25")
+    assert [text for text in ("", "25=", "=25", "8*=3", "8==8") if task.well_formed(text)] == []

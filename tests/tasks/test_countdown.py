@@ -155,3 +155,9 @@ def test_unknown_split_and_settings_without_puzzles() -> None:
         Countdown().examples("valid", 1, 0)
     with pytest.raises(UserError, match="raise max_number"):
         Countdown(max_number=1, max_target=1).examples("test", 1, 0)
+
+
+def test_form_is_an_expression_with_a_value() -> None:
+    task = Countdown()
+    assert task.well_formed("(3+7)*12")
+    assert [text for text in ("", "3+", "3/0", "3=3", "(3") if task.well_formed(text)] == []

@@ -262,3 +262,9 @@ def test_wrong_use_is_named() -> None:
         Sudoku(min_empty=16, max_empty=16).examples("train", 1, 0)
     with pytest.raises(UserError, match="'puzzle'"):
         Sudoku().rewards([""], [""])
+
+
+def test_form_is_a_full_grid_of_digits() -> None:
+    task = Sudoku()
+    assert task.well_formed("1" * 16)
+    assert [text for text in ("1" * 15, "1" * 17, "0" * 16, "5" * 16, "", " " * 16) if task.well_formed(text)] == []

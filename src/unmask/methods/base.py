@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unmask.likelihood import Scores
 from unmask.records import Record
-from unmask.surrogate import ClippedToken, Penalty
+from unmask.surrogate import ClippedToken, Penalty, k3
 from unmask.types import Rollout, Views
 from unmask.uniforms import Uniforms
 
@@ -54,7 +54,7 @@ class Term:
         sums = {
             "weight": counted_UK.sum(),
             "clip_ratio": (self.surrogate.clipped(now.value_UK, old.value_UK, views.credit_U) & counted_UK).sum(),
-            "log_ratio": ((now.value_UK - old.value_UK).abs() * counted_UK).sum(),
+            "approx_kl": (k3(now.value_UK, old.value_UK) * counted_UK).sum(),
         }
         if self.reference is not None and reference_RL is not None:
             reference = self.likelihood(reference_RL, views)

@@ -24,7 +24,8 @@ APPROX_KL_LIMIT = 0.1
 
 _VALID = "completions/valid_fraction"
 _ZERO_STD = "frac_reward_zero_std"
-_FOLLOWED = ("reward", "entropy", _VALID, _ZERO_STD, "clip_ratio", "approx_kl")
+_CLIP_RATIO = "clip_ratio/region_mean"
+_FOLLOWED = ("reward", "entropy", _VALID, _ZERO_STD, _CLIP_RATIO, "approx_kl")
 
 
 class CollapseMonitor:
@@ -157,6 +158,6 @@ _RULES: dict[str, Callable[[MetricsHistory, Mapping[str, Any]], str | None]] = {
     "entropy low": _entropy_low,
     "entropy high": _entropy_high,
     "format": _format_lost,
-    "clip_ratio": _step_too_long("clip_ratio", CLIP_RATIO_LIMIT),
+    _CLIP_RATIO: _step_too_long(_CLIP_RATIO, CLIP_RATIO_LIMIT),
     "approx_kl": _step_too_long("approx_kl", APPROX_KL_LIMIT),
 }

@@ -11,6 +11,7 @@ from unmask.tasks.expressions import (
     Expression,
     InvalidExpression,
     evaluate,
+    is_expression,
     leaves,
     parse,
     random_expression,
@@ -65,6 +66,10 @@ class Arithmetic:
             float(completion.rpartition("=")[2].strip() == str(answer))
             for completion, answer in zip(completions, answers, strict=True)
         ]
+
+    def well_formed(self, completion: str) -> bool:
+        """Tell whether a completion is a chain of expressions that have values."""
+        return all(map(is_expression, completion.split("=")))
 
     def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
         """Give "solved", which is the reward, and "chain_valid", the fraction of steps worth the answer."""

@@ -53,6 +53,9 @@ class Task(Protocol):
         `columns` are lists as long as `completions`. Raises UserError where a column is missing.
         """
 
+    def well_formed(self, completion: str) -> bool:
+        """Tell whether a completion has the form of an answer, right or wrong: what collapse loses first."""
+
     def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
         """Give each metric's value (0 to 1) per completion; "solved" is always among them."""
 

@@ -17,6 +17,7 @@ from unmask.tasks.expressions import (
     Expression,
     InvalidExpression,
     evaluate,
+    is_expression,
     numbers,
     random_expression,
     render,
@@ -77,6 +78,10 @@ class Countdown:
             strict=True,
         )
         return [float(is_solved(*puzzle)) for puzzle in puzzles]
+
+    def well_formed(self, completion: str) -> bool:
+        """Tell whether a completion is one expression that has a value."""
+        return is_expression(completion)
 
     def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
         """Give "solved", which is the reward."""

@@ -79,6 +79,15 @@ def value(text: str) -> Fraction:
     return Fraction(evaluate(parse(text)))
 
 
+def is_expression(text: str) -> bool:
+    """Tell whether a text is an expression that has a value."""
+    try:
+        value(text)
+    except InvalidExpression:
+        return False
+    return True
+
+
 def numbers(text: str) -> list[int]:
     """Give the numbers in an expression from left to right; raise InvalidExpression if it is none."""
     return leaves(parse(text))

@@ -72,6 +72,10 @@ class Sudoku:
             for puzzle, completion in zip(puzzles, completions, strict=True)
         ]
 
+    def well_formed(self, completion: str) -> bool:
+        """Tell whether a completion is a full grid of the digits that may stand in one."""
+        return len(completion) == self.size**2 and set(completion) <= set("123456789"[: self.size])
+
     def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
         """Give "solved", which is the reward, and "correct_cells", the score that d1 published.
 
