@@ -1,4 +1,4 @@
-"""Tokenizers spell their tasks and refuse other text; prompts are padded left; completions end at the first end token."""
+"""Tokenizers spell their tasks and refuse other text; prompts are padded left; completions end at the end token."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Supervised training: its loss is the ELBO it claims, it learns, it is reproducible; the shipped models are its work."""
+"""Supervised training: its loss is the ELBO it claims, it learns, it is reproducible; shipped models are its work."""
 
 import hashlib
 import math
