@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test lint mutants clean
+.PHONY: train test lint mutants check-gpu clean
 
 train: $(VENV)/.installed
 	$(BIN)/unmask train
@@ -19,6 +19,9 @@ lint: $(VENV)/.installed-test
 
 mutants: $(VENV)/.installed-test
 	$(BIN)/python tools/mutants.py
+
+check-gpu: $(VENV)/.installed
+	$(BIN)/python tools/check_gpu.py
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)

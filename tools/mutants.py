@@ -1,4 +1,3 @@
-# ruff: noqa: T201
 """Do the tests notice? Flip operators of the pure pieces one at a time and run the fast tests against each.
 
     python tools/mutants.py [--count 100] [--seed 0] [--workers 2]

@@ -12,6 +12,11 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's mallopt
 _ONE_GIB = 1 << 30
 
 
+def best_device() -> torch.device:
+    """The first CUDA device, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def prepare(threads: int | None) -> None:
     """Set CPU threads, keep freed memory in the process, and silence progress bars of libraries."""
     if threads:

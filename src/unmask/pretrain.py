@@ -14,6 +14,7 @@ from unmask.data import Examples, encode, task_tokenizer
 from unmask.denoisers.base import Denoiser, TargetLogProb
 from unmask.denoisers.pretrained import save_denoiser
 from unmask.denoisers.tiny import tiny_denoiser
+from unmask.environment import best_device
 from unmask.errors import UserError
 from unmask.recipe import PretrainRecipe
 from unmask.report.progress import TrainingProgress
@@ -31,13 +32,17 @@ class SupervisedBatch:
 
 
 def supervised_batch(
-    examples: Examples, solution_ids: list[list[int]], indices: list[int], length: int
+    examples: Examples,
+    solution_ids: list[list[int]],
+    indices: list[int],
+    length: int,
+    device: torch.device | str = "cpu",
 ) -> SupervisedBatch:
     """The batch of some examples, completions of `length` tokens."""
-    prompts = examples.prompts(indices, group_size=1)
+    prompts = examples.prompts(indices, 1, device)
     filled = [solution_ids[index] + [examples.eos_id] * (length - len(solution_ids[index])) for index in indices]
     return SupervisedBatch(
-        tokens_NL=torch.cat([prompts.tokens_NP, torch.tensor(filled)], dim=1),
+        tokens_NL=torch.cat([prompts.tokens_NP, torch.tensor(filled, device=device)], dim=1),
         attention_NL=torch.nn.functional.pad(prompts.attention_NP, (0, length), value=True),
         example_N=prompts.prompt_N,
         prompt_length=prompts.tokens_NP.shape[1],
@@ -49,9 +54,9 @@ def elbo_loss(denoiser: Denoiser, batch: SupervisedBatch, uniforms: Uniforms) ->
 
     t is stratified over the batch: t_n = (n + u) / N, one u a batch (LLaDA 2502.09992).
     """
-    rows, start = len(batch.tokens_NL), batch.prompt_length
-    completion = torch.arange(start, batch.tokens_NL.shape[1])
-    time_N1 = ((torch.arange(1, rows + 1) - uniforms.key("time").draw()) / rows)[:, None].float()
+    rows, start, device = len(batch.tokens_NL), batch.prompt_length, batch.tokens_NL.device
+    completion = torch.arange(start, batch.tokens_NL.shape[1], device=device)
+    time_N1 = ((torch.arange(1, rows + 1, device=device) - uniforms.key("time").draw()) / rows)[:, None].float()
     draw_NC = uniforms.key("mask", batch.example_N[:, None]).key(completion - start).draw()
     masked_NC = draw_NC < time_N1
     inputs_NL = batch.tokens_NL.clone()
@@ -64,7 +69,7 @@ def elbo_loss(denoiser: Denoiser, batch: SupervisedBatch, uniforms: Uniforms) ->
 
 def pretrain(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> Denoiser:
     """The denoiser that the recipe makes: the same weights for the same recipe, machine and number of threads."""
-    length = recipe.task.max_new_tokens
+    length, device = recipe.task.max_new_tokens, best_device()
     denoiser = tiny_denoiser(
         vocabulary=len(tokenizer),
         mask_id=tokenizer.mask_token_id,
@@ -74,7 +79,7 @@ def pretrain(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> Deno
         heads=recipe.heads,
         max_length=recipe.max_length,
         seed=recipe.seed,
-    )
+    ).to(device)
     items = recipe.task.examples("train", recipe.examples, recipe.seed)
     examples = Examples.of(items, tokenizer, denoiser.eos_id, room=recipe.max_length - length)
     solutions = encode(tokenizer, [item.solution for item in items])
@@ -85,7 +90,9 @@ def pretrain(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> Deno
     with TrainingProgress(recipe.steps) as progress:
         for step in range(recipe.steps):
             indices = [(step * recipe.batch + place) % len(items) for place in range(recipe.batch)]
-            loss = elbo_loss(denoiser, supervised_batch(examples, solutions, indices, length), uniforms.key(step))
+            loss = elbo_loss(
+                denoiser, supervised_batch(examples, solutions, indices, length, device), uniforms.key(step)
+            )
             optimizer.param_groups[0]["lr"] = recipe.learning_rate * min(1.0, (step + 1) / max(1, recipe.warmup_steps))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unmask.data import Examples, rollout_texts
 from unmask.denoisers.pretrained import load_denoiser, load_tokenizer
+from unmask.environment import best_device
 from unmask.errors import UserError
 from unmask.recipe import RolloutSettings, SampleSettings
 from unmask.report.denoising import Frame, print_denoising
@@ -20,7 +21,7 @@ def show_sample(settings: SampleSettings, prompt: str | None) -> None:
     """Complete a prompt, or a held-out item of the task, and print every denoising step."""
     from rich.console import Console
 
-    tokenizer, denoiser = load_tokenizer(settings.model), load_denoiser(settings.model).eval()
+    tokenizer, denoiser = load_tokenizer(settings.model), load_denoiser(settings.model).to(best_device()).eval()
     item = _item(settings, prompt)
     rollout_settings = RolloutSettings(
         steps=settings.steps, block_length=settings.block_length, unmasking=settings.unmasking
@@ -30,7 +31,7 @@ def show_sample(settings: SampleSettings, prompt: str | None) -> None:
     canvases: list[Tensor] = []
     rollout = sampler(
         denoiser,
-        examples.prompts([0], 1),
+        examples.prompts([0], 1, best_device()),
         Uniforms().key("show", settings.seed),
         watch=lambda step, canvas: canvases.append(canvas[0, -sampler.max_new_tokens :].clone()),
     )

@@ -7,6 +7,7 @@ from typing import Any
 from unmask.config import build
 from unmask.data import Examples
 from unmask.denoisers.pretrained import load_denoiser, load_tokenizer
+from unmask.environment import best_device
 from unmask.evaluate import Evaluator, solved_summary
 from unmask.recipe import EvaluateSettings, RolloutSettings
 from unmask.uniforms import Uniforms
@@ -15,7 +16,8 @@ from unmask.unmasking import RULES
 
 def evaluation_table(settings: EvaluateSettings) -> list[dict[str, Any]]:
     """A row for each rule and number of steps: every metric of the task, with intervals on the solve rate."""
-    tokenizer, denoiser = load_tokenizer(settings.model), load_denoiser(settings.model)
+    device = best_device()
+    tokenizer, denoiser = load_tokenizer(settings.model), load_denoiser(settings.model).to(device)
     samplers = [
         (
             rule,
@@ -35,6 +37,7 @@ def evaluation_table(settings: EvaluateSettings) -> list[dict[str, Any]]:
         examples=Examples.of(items, tokenizer, denoiser.eos_id, room),
         uniforms=Uniforms().key("evaluation", settings.seed),
         batch=settings.batch,
+        device=device,
     )
     rows = []
     for rule, steps, sampler in samplers:
