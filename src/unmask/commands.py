@@ -31,14 +31,16 @@ def _print_summary(summary: dict[str, Any], directory: Path) -> None:
     for name, figures in summary.items():
         if isinstance(figures, dict):
             before, after = figures["before"]["solved"], figures["after"]["solved"]
-            kind, steps = name.split("_")
-            interval = (
-                f"{figures['gain']:+.1%}, 95 % interval {figures['gain_low']:+.1%} to {figures['gain_high']:+.1%}"
-            )
-            _say(True, f"held-out, {kind} in {steps} steps: {before:.1%} before, {after:.1%} after ({interval})")
-    checkpoint = directory / "checkpoints" / f"step_{summary['steps']:06d}"
-    _say(True, f"model: {checkpoint}")
+            gain = f"{figures['gain']:+.1%}, 95 % interval {figures['gain_low']:+.1%} to {figures['gain_high']:+.1%}"
+            _say(True, f"{_label(name)}: {before:.1%} solved before, {after:.1%} after ({gain})")
+    _say(True, f"model: {directory / 'checkpoints'}/step_{summary['steps']:06d}")
     _say(True, f"curve: {directory / 'curve.png'}")
+
+
+def _label(name: str) -> str:
+    """A line's name: greedy_16 as "held-out, greedy in 16 steps", another held-out split by its name."""
+    kind, _, steps = name.partition("_")
+    return f"held-out, {kind} in {steps} steps" if steps.isdigit() else f"split {name}, as sampled in training"
 
 
 def sample(settings: SampleSettings, options: Namespace) -> None:

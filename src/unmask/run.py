@@ -143,6 +143,8 @@ class Run:
 
     def _evaluate(self, step: int, count: int, metrics: MetricsLog, name: str | None = None) -> None:
         values = self.trainer.evaluation(count)
+        if name is not None:
+            values |= self.trainer.further_evaluation()
         metrics.write({"step": step, **evaluation_row(values)})
         if name is not None and self.is_main:
             write_durably(self.directory / name, json.dumps(values))

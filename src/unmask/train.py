@@ -37,7 +37,7 @@ class Trainer:
     sampler: Sampler
     terms: tuple[Term, ...]
     uniforms: Uniforms
-    evaluator: Evaluator
+    evaluators: dict[str, Evaluator]  # by held-out split, "test" first
     device: Any
 
     def step(self, step: int) -> tuple[dict[str, float], dict[str, Any]]:
@@ -144,7 +144,7 @@ class Trainer:
         }
 
     def evaluation(self, count: int) -> dict[str, list[float]]:
-        """Values of held-out examples by "NAME/METRIC": sampled as in training, greedy in as many and in many steps."""
+        """Values of test examples by "NAME/METRIC": sampled as in training, greedy in as many and in many steps."""
         task, settings = self.recipe.task, self.recipe.rollout
         few, many = settings.steps, self.recipe.evaluation.greedy_steps
         samplers = {
@@ -155,7 +155,16 @@ class Trainer:
         return {
             f"{name}/{metric}": values
             for name, sampler in samplers.items()
-            for metric, values in self.evaluator.metrics(self.policy.denoiser, sampler, count).items()
+            for metric, values in self.evaluators["test"].metrics(self.policy.denoiser, sampler, count).items()
+        }
+
+    def further_evaluation(self) -> dict[str, list[float]]:
+        """Values of the task's further held-out splits by "SPLIT/METRIC", sampled as in training."""
+        return {
+            f"{split}/{metric}": values
+            for split, evaluator in self.evaluators.items()
+            if split != "test"
+            for metric, values in evaluator.metrics(self.policy.denoiser, self.sampler).items()
         }
 
 
@@ -234,14 +243,18 @@ def build_trainer(recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
         sampler=sampler,
         terms=terms,
         uniforms=Uniforms().key(settings.seed),
-        evaluator=Evaluator(
-            task=recipe.task,
-            tokenizer=tokenizer,
-            examples=encoded("test", held_out.examples, held_out.seed),
-            uniforms=Uniforms().key("evaluation", held_out.seed),
-            batch=held_out.batch,
-            device=accelerator.device,
-        ),
+        evaluators={
+            split: Evaluator(
+                task=recipe.task,
+                tokenizer=tokenizer,
+                examples=encoded(split, held_out.examples, held_out.seed),
+                uniforms=Uniforms().key("evaluation", held_out.seed),
+                batch=held_out.batch,
+                device=accelerator.device,
+            )
+            for split in recipe.task.splits
+            if split != "train"
+        },
         device=accelerator.device,
     )
 

@@ -29,7 +29,10 @@ class Task(Protocol):
     """A family of puzzles with a verifier."""
 
     name: ClassVar[str]
-    splits: ClassVar[tuple[str, ...]]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits: "train", "test", then further held-out ones."""
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
