@@ -145,3 +145,13 @@ def test_loaded_monitor_goes_on_bit_for_bit() -> None:
     assert any(told[70:])
     assert second.state() == whole.state()
     assert saved == first.state()
+
+
+def test_one_batch_that_looks_certain_is_no_collapse() -> None:
+    """A rate of 0.27 in batches of 16 prompts falls by chance; so does the standard error of such a batch."""
+    monitor = CollapseMonitor()
+    noise = random.Random(0)
+    for step in range(60):
+        bad = 50 <= step < 54
+        row = {"reward": 0.1 if bad else 0.27 + noise.gauss(0, 0.05), "reward_stderr": 0.02 if bad else 0.08}
+        assert monitor.update(row) == []

@@ -68,12 +68,12 @@ def test_killed_run_resumes_bit_for_bit(moment, uninterrupted, tmp_path):
         not (directory / "metrics.jsonl").exists()
         or len((directory / "metrics.jsonl").read_bytes().splitlines()) < lines
     ):
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)
     time.sleep(draw.random() * 0.1)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert not (directory / "summary.json").exists()
     finish(start("train", "--resume", str(directory)))
     resumed = outcome(directory)

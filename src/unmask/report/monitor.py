@@ -25,7 +25,8 @@ APPROX_KL_LIMIT = 0.1
 _VALID = "completions/valid_fraction"
 _ZERO_STD = "frac_reward_zero_std"
 _CLIP_RATIO = "clip_ratio/region_mean"
-_FOLLOWED = ("reward", "entropy", _VALID, _ZERO_STD, _CLIP_RATIO, "approx_kl")
+_STANDARD_ERROR = "reward_stderr"
+_FOLLOWED = ("reward", _STANDARD_ERROR, "entropy", _VALID, _ZERO_STD, _CLIP_RATIO, "approx_kl")
 
 
 class CollapseMonitor:
@@ -86,9 +87,8 @@ def _not_finite(_: MetricsHistory, metrics: Mapping[str, Any]) -> str | None:
 
 
 def _reward_falls(history: MetricsHistory, metrics: Mapping[str, Any]) -> str | None:
-    stderr = finite_number(metrics, "reward_stderr")
-    if stderr is None:
-        stderr = math.sqrt(history.reward_variance)
+    # The figure of one step is itself noise: a batch that is nearly all wrong looks certain.
+    stderr = history.lately(_STANDARD_ERROR) or math.sqrt(history.reward_variance)
     fast, best = history.fast_reward, history.best_reward
     if not reward_collapses(fast, best, fast_standard_error(stderr)):
         return None
