@@ -152,6 +152,6 @@ def test_one_batch_that_looks_certain_is_no_collapse() -> None:
     monitor = CollapseMonitor()
     noise = random.Random(0)
     for step in range(60):
-        bad = 50 <= step < 54
-        row = {"reward": 0.1 if bad else 0.27 + noise.gauss(0, 0.05), "reward_stderr": 0.02 if bad else 0.08}
+        bad = 50 <= step < 53
+        row = {"reward": 0.15 if bad else 0.27 + noise.gauss(0, 0.05), "reward_stderr": 0.02 if bad else 0.08}
         assert monitor.update(row) == []

@@ -256,7 +256,7 @@ def test_options_out_of_range(options: dict[str, int], message: str) -> None:
 def test_wrong_use_is_named() -> None:
     with pytest.raises(UserError, match="'dev'; choose one of train, test, test_unseen_grids"):
         Sudoku().examples("dev", 1, 0)
-    with pytest.raises(UserError, match="no split 'test_unseen_grids'; choose one of train, test$"):
+    with pytest.raises(UserError, match=r"no split 'test_unseen_grids'; choose one of train, test$"):
         Sudoku(size=9).examples("test_unseen_grids", 1, 0)
     with pytest.raises(UserError, match=r"max_empty=16.*'train'; lower max_empty"):
         Sudoku(min_empty=16, max_empty=16).examples("train", 1, 0)
