@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file, save_model
 
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.pretrained import save_denoiser
@@ -28,14 +28,25 @@ def write_durably(path: Path, text: str) -> None:
 
 
 def save_checkpoint(
-    folder: Path, step: int, denoiser: Denoiser, tokenizer: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    folder: Path,
+    step: int,
+    denoiser: Denoiser,
+    tokenizer: Any,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    reference: Denoiser | None = None,
 ) -> Path:
-    """Write checkpoint `step` under `folder`: model (Hugging Face layout), optimizer moments, the run's state."""
+    """Write checkpoint `step` under `folder`: model (Hugging Face layout), optimizer moments, the run's state.
+
+    `reference`: frozen weights that have moved since the start.
+    """
     final, partial = folder / f"step_{step:06d}", folder / f".step_{step:06d}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_denoiser(denoiser, tokenizer, partial)
     save_file(_moments(denoiser, optimizer), partial / "optimizer.safetensors")
+    if reference is not None:
+        save_model(reference, str(partial / "reference.safetensors"))
     save_file({"cpu": torch.get_rng_state()}, partial / "random_state.safetensors")
     (partial / "state.json").write_text(json.dumps(state | {"step": step}, indent=1))
     for path in partial.iterdir():
@@ -73,6 +84,11 @@ def load_optimizer(directory: Path, denoiser: Denoiser, optimizer: torch.optim.O
                 for moment in _MOMENTS
             }
     torch.set_rng_state(load_file(directory / "random_state.safetensors")["cpu"])
+
+
+def load_reference(directory: Path, reference: Denoiser) -> None:
+    """Put back the reference weights of a run that mixes the policy into them."""
+    load_model(reference, str(directory / "reference.safetensors"))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

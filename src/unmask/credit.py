@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,6 +21,48 @@ def z_score(rewards: Float[Tensor, "P G *rest"]) -> Float[Tensor, "P G *rest"]:
     if rewards.shape[1] == 1:
         return torch.zeros_like(rewards)
     return centered(rewards) / (rewards.std(dim=1, keepdim=True) + STD_EPSILON)
+
+
+def leave_one_out(rewards: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
+    """A = r - mean of the others in the group = G/(G-1) (r - mean) (RLOO 2402.14740)."""
+    return centered(rewards) * rewards.shape[1] / (rewards.shape[1] - 1)
+
+
+def softmax_pair(rewards: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
+    """G (softmax(A) - softmax(-A)) over the group, A centered (wd1 2507.08838).
+
+    Times G, so that the mean over samples is the mean over groups of the published sums.
+    """
+    advantage = centered(rewards)
+    return rewards.shape[1] * (advantage.softmax(1) - (-advantage).softmax(1))
+
+
+def softmax_positive(rewards: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
+    """G softmax(A) over the group, A centered: equal rewards keep equal weights (wd1-P 2507.08838)."""
+    return rewards.shape[1] * centered(rewards).softmax(1)
+
+
+def bounded_z_score(rewards: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
+    """The z-score, clipped to [-1, 1] (LFPO 2603.01563)."""
+    return z_score(rewards).clamp(-1, 1)
+
+
+def as_given(rewards: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
+    """The rewards themselves (preference pairs)."""
+    return rewards
+
+
+@dataclass(frozen=True, kw_only=True)
+class PopulationZScore:
+    """A = (r - mean) / population std, no epsilon; 0 where std is 0 or the mean outside [lowest, highest] (TraceRL)."""
+
+    lowest: float = -float("inf")
+    highest: float = float("inf")
+
+    def __call__(self, rewards: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
+        mean_P1, std_P1 = rewards.mean(1, keepdim=True), rewards.std(1, correction=0, keepdim=True)
+        kept_P1 = (std_P1 > 0) & (mean_P1 >= self.lowest) & (mean_P1 <= self.highest)
+        return torch.where(kept_P1, (rewards - mean_P1) / torch.where(std_P1 > 0, std_P1, 1.0), 0.0)
 
 
 def centered_per_state(rewards: Float[Tensor, "P G Z"]) -> Float[Tensor, "P G Z"]:

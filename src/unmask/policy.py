@@ -13,6 +13,7 @@ from unmask import distributed
 from unmask.denoisers.base import Denoiser
 from unmask.likelihood import row_logp
 from unmask.methods.base import Term
+from unmask.surrogate import RelativeScore
 from unmask.types import Rollout, Views
 from unmask.uniforms import Uniforms
 
@@ -38,11 +39,14 @@ class Policy:
     accelerator: Any
     max_grad_norm: float
     micro_batch: int = 0
+    old: Denoiser | None = None  # copy of the weights that sampled, for terms that blend logits and several updates
 
     def questions(
         self, terms: tuple[Term, ...], rollout: Rollout, rewards: list[Tensor], uniforms: Uniforms, updates: int
     ) -> list[list[Question]]:
         """All questions of all inner updates, drawn and answered by the old policy before the first of them."""
+        if self.old is not None:
+            self.old.load_state_dict(self.denoiser.state_dict())
         return [
             [
                 question
@@ -62,12 +66,12 @@ class Policy:
             return None
         views = views.take_units(trained_U)
         old_RL = None
-        if update > 0:
+        if update > 0 and term.reads("old"):
             old_RL = views.old_RL if views.old_RL is not None else self._answers(self.denoiser, views)
         reference_RL = None
-        if term.reference is not None:
+        if term.reads("reference"):
             if self.reference is None:
-                raise ValueError("a term pays a divergence to the reference policy, and there is none")
+                raise ValueError("a term compares with the reference policy, and there is none")
             reference_RL = self._answers(self.reference, views)
         return Question(term=term, views=views, normaliser=normaliser, old_RL=old_RL, reference_RL=reference_RL)
 
@@ -109,15 +113,37 @@ class Policy:
         metrics |= {"clip_ratio/region_mean": clipped / max(weight, 1), "approx_kl": approximate_kl / max(weight, 1)}
         return metrics | ({"kl": divergence / max(weight, 1)} if "kl" in sums else {})
 
+    def _credited(self, question: Question) -> Views:
+        """The question's views with their final credit: another pass where credit depends on scores."""
+        if not isinstance(question.term.surrogate, RelativeScore):
+            return question.views
+        now_RL = self._answers(self.denoiser, question.views)
+        return question.term.credited(question.views, now_RL, question.reference_RL, self._mean)
+
+    def _mean(self, value: Tensor) -> Tensor:
+        """Mean over the elements of all ranks."""
+        sums = torch.stack([value.sum(), value.new_tensor(float(value.numel()))])
+        summed = distributed.total(self.accelerator, sums)
+        return summed[0] / summed[1]
+
+    def sync_reference(self, mixup: float) -> None:
+        """reference <- (1 - mixup) reference + mixup policy."""
+        if self.reference is not None:
+            with torch.no_grad():
+                for ours, theirs in zip(self.reference.parameters(), self.denoiser.parameters(), strict=True):
+                    ours.lerp_(theirs, mixup)
+
     def _backward(self, question: Question) -> dict[str, Tensor]:
         """Gradients of one term, micro-batch by micro-batch; sums of its metrics."""
         sums: dict[str, Tensor] = {}
-        views = question.views
+        views = self._credited(question)
         for part, units_U in self._parts(views):
             rows_R = units_U[views.unit_R]
             with self.accelerator.autocast():
-                now_RL = row_logp(self.denoiser, part)
-            old_RL = now_RL.detach() if question.old_RL is None else question.old_RL[rows_R]
+                now_RL = question.term.answers(self.denoiser, part, self.old)
+            old_RL = None
+            if question.term.reads("old"):
+                old_RL = now_RL.detach() if question.old_RL is None else question.old_RL[rows_R]
             reference_RL = None if question.reference_RL is None else question.reference_RL[rows_R]
             loss, part_sums = question.term.loss(part, now_RL, old_RL, reference_RL, question.normaliser)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -78,6 +78,8 @@ class TrainSettings:
     max_grad_norm: float = 0.5  # gradients are clipped to this norm
     micro_batch: int = 0  # forwards at a time in an update; 0: all
     precision: str = "fp32"  # fp32, or bf16 autocast
+    reference_sync_steps: int = 0  # training steps between mixes of the policy into the reference; 0: it stays
+    reference_mixup: float = 0.6  # share of the policy in such a mix
     threads: int | None = None  # CPU threads; unset: PyTorch's choice
     seed: int = 0  # of every random draw
     examples: int = 20_000  # training prompts
@@ -126,6 +128,14 @@ class Recipe:
     rollout: RolloutSettings = field(default_factory=RolloutSettings, metadata={"section": True})
     train: TrainSettings = field(default_factory=TrainSettings, metadata={"section": True})
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings, metadata={"section": True})
+
+    def __post_init__(self) -> None:
+        wanted = getattr(self.method, "unmasking", self.rollout.unmasking.name)
+        if self.rollout.unmasking.name != wanted:
+            raise UserError(
+                f"method {self.method.name} scores the law of {wanted} sampling, not of {self.rollout.unmasking.name}: "
+                f"give --rollout.unmasking {wanted}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

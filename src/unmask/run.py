@@ -138,7 +138,9 @@ class Run:
         }
         if trainer.recipe.train.over_denoising_filter:
             state["order"] = trainer.order
-        save_checkpoint(folder, done, trainer.policy.denoiser, trainer.tokenizer, trainer.policy.optimizer, state)
+        policy = trainer.policy
+        moved = policy.reference if trainer.recipe.train.reference_sync_steps else None
+        save_checkpoint(folder, done, policy.denoiser, trainer.tokenizer, policy.optimizer, state, moved)
         drop_old(folder, trainer.recipe.train.keep_checkpoints)
 
     def _evaluate(self, step: int, count: int, metrics: MetricsLog, name: str | None = None) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unmask import distributed
-from unmask.checkpoint import load_optimizer
+from unmask.checkpoint import load_optimizer, load_reference
 from unmask.data import Examples, completion_texts, rollout_texts
 from unmask.denoisers.pretrained import load_denoiser, load_tokenizer
 from unmask.errors import UserError
@@ -50,6 +50,8 @@ class Trainer:
         questions = self.policy.questions(self.terms, rollout, rewards, uniforms, settings.updates)
         rate = settings.learning_rate_at(step)
         updates = [self.policy.update(question, rate) for question in questions]
+        if settings.reference_sync_steps and (step + 1) % settings.reference_sync_steps == 0:
+            self.policy.sync_reference(settings.reference_mixup)
         metrics = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
         texts = rollout_texts(self.tokenizer, rollout, self.examples.eos_id)
         seen = self._rollout_metrics(rollout, solved.view(-1, rollout.group_size), texts)
@@ -206,28 +208,8 @@ def build_trainer(recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
             "give a multiple"
         )
     tokenizer = load_tokenizer(recipe.model)
-    denoiser = load_denoiser(recipe.model if checkpoint is None else str(checkpoint)).to(accelerator.device)
-    terms = recipe.method.terms(denoiser.eos_id)
-    reference = None
-    if any(term.reference is not None for term in terms):
-        reference = load_denoiser(recipe.model) if checkpoint else copy.deepcopy(denoiser)
-        reference = reference.to(accelerator.device).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        denoiser.parameters(),
-        lr=settings.learning_rate,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        weight_decay=settings.weight_decay,
-    )
-    if checkpoint is not None:
-        load_optimizer(checkpoint, denoiser, optimizer)
-    policy = Policy(
-        denoiser=denoiser,
-        optimizer=optimizer,
-        reference=reference,
-        accelerator=accelerator,
-        max_grad_norm=settings.max_grad_norm,
-        micro_batch=settings.micro_batch,
-    )
+    terms, policy = _load_policy(recipe, accelerator, checkpoint)
+    denoiser = policy.denoiser
     room = denoiser.max_length - sampler.max_new_tokens
 
     def encoded(split: str, count: int, seed: int) -> Examples:
@@ -256,6 +238,38 @@ def build_trainer(recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
             if split != "train"
         },
         device=accelerator.device,
+    )
+
+
+def _load_policy(recipe: Recipe, accelerator: Any, checkpoint: Path | None) -> tuple[tuple[Term, ...], Policy]:
+    """The method's terms, and the policy with the frozen weights that they read."""
+    settings = recipe.train
+    denoiser = load_denoiser(recipe.model if checkpoint is None else str(checkpoint)).to(accelerator.device)
+    terms = recipe.method.terms(denoiser.eos_id)
+    reference = old = None
+    if any(term.reads("reference") for term in terms):
+        reference = load_denoiser(recipe.model) if checkpoint else copy.deepcopy(denoiser)
+        reference = reference.to(accelerator.device).eval().requires_grad_(False)
+        if checkpoint is not None and settings.reference_sync_steps:
+            load_reference(checkpoint, reference)
+    if settings.updates > 1 and any(term.blend is not None for term in terms):
+        old = copy.deepcopy(denoiser).eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(
+        denoiser.parameters(),
+        lr=settings.learning_rate,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        weight_decay=settings.weight_decay,
+    )
+    if checkpoint is not None:
+        load_optimizer(checkpoint, denoiser, optimizer)
+    return terms, Policy(
+        denoiser=denoiser,
+        optimizer=optimizer,
+        reference=reference,
+        accelerator=accelerator,
+        max_grad_norm=settings.max_grad_norm,
+        micro_batch=settings.micro_batch,
+        old=old,
     )
 
 

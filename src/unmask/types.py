@@ -84,11 +84,18 @@ class Views:
     forward_R: Int[Tensor, "R"]
     targets_RL: Int[Tensor, "R L"]
     scored_RL: Bool[Tensor, "R L"]
-    weight_RL: Float[Tensor, "R L"]  # 0 where not scored
+    weight_RL: Float[Tensor, "R L"]  # as the likelihood reads it; 0 where not scored
     unit_R: Int[Tensor, "R"]
     credit_U: Float[Tensor, "U"]
+    length_U: Int[Tensor, "U"]  # tokens that the unit speaks for
     temperature: float = 1.0  # of the log-softmax that scores
     old_RL: Float[Tensor, "R L"] | None = None  # log-probs recorded by the sampler, where they are those of these rows
+
+    @property
+    def scored_U(self) -> Bool[Tensor, "U"]:
+        """Units in which something is scored."""
+        counts_U = torch.zeros(len(self.credit_U), dtype=torch.long, device=self.credit_U.device)
+        return counts_U.index_add(0, self.unit_R, self.scored_RL.sum(1)) > 0
 
     def take_units(self, keep_U: Bool[Tensor, "U"]) -> Views:
         """The views of some units alone, with the forwards and rows that they need: the only way to micro-batch."""
@@ -106,6 +113,7 @@ class Views:
             weight_RL=self.weight_RL[keep_R],
             unit_R=new_unit_U[self.unit_R[keep_R]],
             credit_U=self.credit_U[keep_U],
+            length_U=self.length_U[keep_U],
             old_RL=None if self.old_RL is None else self.old_RL[keep_R],
         )
 

@@ -138,7 +138,7 @@ class Random:
 
 @dataclass(frozen=True, kw_only=True)
 class LeftToRight:
-    """Commit the scheduled number of leftmost positions."""
+    """Commit the scheduled number of leftmost positions; the confidence recorded is minus the entropy."""
 
     name: ClassVar[str] = "left_to_right"
     adaptive: ClassVar[bool] = False
@@ -146,7 +146,7 @@ class LeftToRight:
 
     @property
     def measure(self) -> Measure:
-        return probability
+        return negative_entropy
 
     def __call__(self, seen: Seen) -> Tensor:
         return _keep_all_but_best((-seen.position_C).expand_as(seen.confidence_NC).double(), seen)

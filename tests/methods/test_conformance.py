@@ -8,8 +8,25 @@ import pytest
 import torch
 
 from small import EOS, MASK, prompts_of, small_denoiser
-from unmask.likelihood import row_logp, token_count, unit_count
-from unmask.methods import MDPO, METHODS, DiffuGRPO, DiSPO
+from unmask.likelihood import credited_count, row_logp, token_count, unit_count
+from unmask.masking import Branches
+from unmask.methods import (
+    ESPO,
+    GDPO,
+    LFPO,
+    MDPO,
+    METHODS,
+    RSPO,
+    SPG,
+    WD1,
+    DiffuGRPO,
+    DiSPO,
+    JustGRPO,
+    StepMerge,
+    TraceRL,
+    UniGRPO,
+)
+from unmask.methods.dispo import BASES
 from unmask.methods.base import record_of
 from unmask.records import EveryStep, OneStep
 from unmask.sampling import Sampler
@@ -23,6 +40,15 @@ VARIANTS = {
     **{name: method() for name, method in METHODS.items()},
     "diffu-grpo, shared mask": DiffuGRPO(shared_prompt_mask=True, prompt_mask_prob=0.5),
     "dispo, shared": DiSPO(base=DiffuGRPO(shared_prompt_mask=True, beta=0.0), branches=3, shared_step=True, degree=0.0),
+    **{f"dispo on {name}": DiSPO(base=base(), branches=3, degree=1.0) for name, base in BASES.items()},
+    "wd1-P": WD1(positive_only=True),
+    "unigrpo, independent": UniGRPO(views=3, divergence_to="old"),
+    "spg, one view": SPG(views=1, beta=1.0),
+    "gdpo, to the end": GDPO(nodes=2, empirical=True, through_eos=True),
+    "lfpo, recorded": LFPO(recorded_states=True, blend=0.5),
+    "just-grpo, fast": JustGRPO(fraction=0.25),
+    "tracerl, all": TraceRL(shrink=2, eos_tokens=-1, lowest=0.0, highest=1.0),
+    "tracerl, one end": TraceRL(shrink=1, eos_tokens=1, lowest=0.0, highest=1.0),
     "mdpo, plain": MDPO(steps=2, length_weight=False, confidence_weight=False, advantage="step_outcome"),
     "mdpo, committed": MDPO(steps=3, positions="committed", step_choice="spread_steps", advantage="step_reward"),
     "mdpo, through eos": MDPO(steps=3, positions="masked_through_eos", step_choice="random_steps"),
@@ -49,14 +75,27 @@ def scene(method, order=tuple(range(GROUP)), width=6):
     return rollout, [(term, rewards_of(term, rollout, order)) for term in terms]
 
 
-def term_loss(term, views, normaliser=None, on_policy=False):
-    """The loss of some views; old log-probs are those recorded, or of a neighbour of the reference."""
-    now = row_logp(DENOISER, views)
+def frozen(term, views, on_policy=False):
+    """Old answers, a neighbour of the reference's, and the reference's; those of now on policy."""
     with torch.no_grad():
-        reference = row_logp(REFERENCE, views)
-    old = now.detach() if on_policy else 0.9 * now.detach() + 0.1 * reference
-    reference = now.detach() if on_policy else reference
-    return term.loss(views, now, old, reference, term.normaliser(views) if normaliser is None else normaliser)[0]
+        now, reference = row_logp(DENOISER, views), row_logp(REFERENCE, views)
+    return (now, now) if on_policy else (0.9 * now + 0.1 * reference, reference)
+
+
+def credited(term, views, on_policy=False):
+    """The views with their final credit, which a batch has before it is split."""
+    _, reference = frozen(term, views, on_policy)
+    with torch.no_grad():
+        return term.credited(views, term.answers(DENOISER, views), reference, torch.mean)
+
+
+def term_loss(term, views, normaliser=None, on_policy=False):
+    """The loss of some views, whose credit is final where the normaliser is given."""
+    old_denoiser = None if on_policy else REFERENCE
+    if normaliser is None:
+        views, normaliser = credited(term, views, on_policy), term.normaliser(views).clamp(min=1)
+    now = term.answers(DENOISER, views, old_denoiser)
+    return term.loss(views, now, *frozen(term, views, on_policy), normaliser)[0]
 
 
 def losses(method, update=0, **changes):
@@ -124,17 +163,20 @@ def test_scored_targets_are_masked_in_their_input(method):
             assert not bool((views.targets_RL[views.scored_RL] == MASK).any())
             assert bool(views.attention_FL[views.forward_R][views.scored_RL].all())
             assert bool((views.weight_RL[~views.scored_RL] == 0).all())
-            assert bool((views.weight_RL[views.scored_RL] > 0).all())
+            assert bool((views.weight_RL[views.scored_RL] != 0).all())
 
 
 @every_method
 def test_counts(method):
     for term, views in views_of(method):
-        assert token_count(views) == views.scored_RL.sum()
-        assert unit_count(views) == len(views.credit_U)
+        assert token_count(views) == views.length_U.sum()
+        assert unit_count(views) == len(views.credit_U) == len(views.length_U)
+        assert credited_count(views) == ((views.credit_U != 0) & views.scored_U).sum() <= unit_count(views)
+        assert views.scored_U.tolist() == [
+            bool(views.scored_RL[views.unit_R == unit].any()) for unit in range(len(views.credit_U))
+        ]
         assert sorted(views.unit_R.unique().tolist()) == list(range(len(views.credit_U)))
         assert sorted(views.forward_R.unique().tolist()) == list(range(len(views.inputs_FL)))
-        assert term.normaliser(views) == (unit_count(views) if isinstance(method, MDPO) else token_count(views))
         assert views.temperature == (SAMPLER.temperature if isinstance(method, MDPO) else 1.0)
 
 
@@ -145,6 +187,7 @@ def test_taken_units_keep_their_answers(method):
         keep = Uniforms().key("keep", torch.arange(units)).draw() < 0.5
         taken, rows = views.take_units(keep), keep[views.unit_R]
         assert torch.equal(taken.credit_U, views.credit_U[keep])
+        assert torch.equal(taken.length_U, views.length_U[keep])
         for name in ("targets_RL", "scored_RL", "weight_RL"):
             assert torch.equal(getattr(taken, name), getattr(views, name)[rows])
         assert torch.equal(taken.inputs_FL[taken.forward_R], views.inputs_FL[views.forward_R[rows]])
@@ -163,9 +206,11 @@ def test_recorded_log_probs_are_those_of_the_rows(method):
 
 @every_method
 def test_prompt_masks_are_drawn_afresh(method):
-    for (_, first), (_, again), (_, second) in zip(*[views_of(method, update) for update in (0, 0, 1)], strict=True):
+    for (term, first), (_, again), (_, second) in zip(*[views_of(method, update) for update in (0, 0, 1)], strict=True):
         assert torch.equal(first.inputs_FL, again.inputs_FL)
-        assert torch.equal(first.inputs_FL, second.inputs_FL) == isinstance(method, MDPO)
+        fixed = isinstance(method, (MDPO, JustGRPO, TraceRL, StepMerge))
+        fixed |= isinstance(term.masking, Branches) and term.masking.prompt_mask_prob == 0
+        assert torch.equal(first.inputs_FL, second.inputs_FL) == fixed
 
 
 # ---- losses ----
@@ -174,31 +219,37 @@ def test_prompt_masks_are_drawn_afresh(method):
 @every_method
 @pytest.mark.parametrize("beta", [0.0, None], ids=["no divergence", "at the reference"])
 def test_equal_rewards_teach_nothing(method, beta):
-    if beta is not None and isinstance(method, DiSPO):
-        method = replace(method, base=replace(method.base, beta=beta))
-    elif beta is not None:
-        method = replace(method, beta=beta)
-    if isinstance(method, MDPO):
-        method = replace(method, step_choice="spread_steps")
-    rollout, parts = scene(method)
+    rollout, parts = scene(replace(method, step_choice="spread_steps") if isinstance(method, MDPO) else method)
     for term, rewards in parts:
+        term = replace(term, penalty=None) if beta == 0.0 else term
         views = term.views(rollout, torch.full_like(rewards, 0.5), Uniforms(), 0, 2)
+        if isinstance(method, WD1) and method.positive_only:
+            assert bool((views.credit_U == 1).all())  # as its authors say
+            continue
         assert bool((views.credit_U == 0).all())
+        largest = max(float(g.abs().max()) for g in learned(term, rollout, rewards) if g is not None)
+        assert largest > 0
         for gradient in gradients_of(term_loss(term, views, on_policy=True)):
-            assert gradient is None or not bool(gradient.any())
-        unequal = gradients_of(term_loss(term, term.views(rollout, rewards, Uniforms(), 0, 2), on_policy=True))
-        assert any(bool(gradient.any()) for gradient in unequal if gradient is not None)
+            # LFPO's two gradients cancel, the others are never there.
+            assert gradient is None or float(gradient.abs().max()) <= (1e-6 * largest if term.blend else 0)
+
+
+def learned(term, rollout, rewards):
+    """Gradients from unequal rewards."""
+    return gradients_of(term_loss(term, term.views(rollout, rewards, Uniforms(), 0, 2), on_policy=True))
 
 
 @every_method
 def test_units_without_credit_are_trained_for_divergence_alone(method):
     for term, views in views_of(method):
         views = replace(views, credit_U=views.credit_U.index_fill(0, torch.tensor([0]), 0.0))
-        without = replace(term, reference=None)
-        assert without.trained(views).tolist() == (views.credit_U != 0).tolist()
-        assert not bool(without.trained(views)[0])
-        paid = replace(term, reference=DiffuGRPO(beta=0.1).terms(EOS)[0].reference)
-        assert bool(paid.trained(views).all())
+        credited, scored = (views.credit_U != 0).tolist(), views.scored_U.tolist()
+        without = replace(term, penalty=None)
+        if not term.surrogate.trains_all:
+            assert without.trained(views).tolist() == [*map(all, zip(credited, scored, strict=True))]
+            assert not bool(without.trained(views)[0])
+        paid = replace(term, penalty=DiffuGRPO(beta=0.1).terms(EOS)[0].penalty)
+        assert paid.trained(views).tolist() == scored
 
 
 @every_method
@@ -227,11 +278,12 @@ def test_the_global_seed_does_not_matter(method):
 @pytest.mark.parametrize("forwards", [1, 2, 4])
 def test_micro_batches_add_up(method, forwards):
     for term, views in views_of(method):
-        normaliser = term.normaliser(views)
+        normaliser, views = term.normaliser(views), credited(term, views)
         whole = term_loss(term, views, normaliser)
         parts = list(views.micro_batches(forwards))
         assert torch.stack([keep for _, keep in parts]).sum(0).tolist() == [1] * len(views.credit_U)
-        assert all(len(part.inputs_FL) <= forwards for part, _ in parts)
+        largest_unit = max(len(views.forward_R[views.unit_R == unit].unique()) for unit in range(len(views.credit_U)))
+        assert all(len(part.inputs_FL) < forwards + largest_unit for part, _ in parts)
         assert all(torch.equal(part.credit_U, views.credit_U[keep]) for part, keep in parts)
         pieces = [term_loss(term, part, normaliser) for part, _ in parts]
         close(sum(pieces).detach(), whole.detach())
@@ -268,6 +320,6 @@ def test_the_branch_term_is_weighed_and_clipped_as_its_base():
     base, branch = DiSPO(alpha=0.1, base=DiffuGRPO(epsilon=0.3, beta=0.2)).terms(EOS)
     assert (base.weight, branch.weight) == (1.0, 0.1)
     assert branch.surrogate == base.surrogate
-    assert branch.reference == base.reference
+    assert branch.penalty == base.penalty
     ((_, _), (term, views)) = views_of(DiSPO(alpha=0.1))
     close(term_loss(replace(term, weight=1.0), views).detach() * 0.1, term_loss(term, views).detach())

@@ -23,7 +23,7 @@ from unmask.masking import (
     through_first_eos,
 )
 from unmask.methods import MDPO, DiffuGRPO, DiSPO
-from unmask.surrogate import ClippedToken, Penalty, k2, k3
+from unmask.surrogate import Clipped, Penalty, k2, k3
 from unmask.types import Rollout, Snapshot, Views
 from unmask.uniforms import Uniforms
 from unmask.unmasking import (
@@ -346,6 +346,7 @@ def hand_views(scored) -> Views:
         weight_RL=scored / 2,
         unit_R=torch.tensor([0, 0, 1, 2, 3]),
         credit_U=torch.tensor([1.0, -1.0, 0.0, 2.0]),
+        length_U=torch.tensor([4, 2, 1, 0]),
         temperature=0.7,
     )
 
@@ -376,7 +377,7 @@ def test_only_scored_columns_are_asked():
     widths = []
 
     class Asked(type(DENOISER)):
-        def forward(self, tokens_FL, attention_FL, asked_FA, answer, guidance=None):
+        def forward(self, tokens_FL, attention_FL, asked_FA, answer, guidance=None, beside=None):
             widths.append(asked_FA.tolist())
             return super().forward(tokens_FL, attention_FL, asked_FA, answer, guidance)
 
@@ -425,7 +426,7 @@ def test_take_units_and_micro_batches():
 
 RATIOS = torch.tensor([[0.5, 1.0, 1.5], [0.5, 1.0, 1.5], [0.8, 1.2, 2.0]])
 CREDIT = torch.tensor([2.0, -1.0, 0.0])
-CLIP = ClippedToken(epsilon=0.25)
+CLIP = Clipped(epsilon=0.25)
 
 
 def test_clipped_token_by_hand():
@@ -441,7 +442,7 @@ def test_clipped_token_by_hand():
         [True, False, False],
         [False] * 3,
     ]
-    assert not bool(ClippedToken(epsilon=0.0).clipped(old, old, CREDIT).any())
+    assert not bool(Clipped(epsilon=0.0).clipped(old, old, CREDIT).any())
 
 
 def test_divergences_by_hand():
@@ -450,7 +451,9 @@ def test_divergences_by_hand():
     close(k3(now, other), [[0.60653066 + 0.5 - 1, 2.71828183 - 1 - 1]])
     close(k3(now, now), [[0.0, 0.0]])
     penalty = Penalty(estimate=k2, coefficient=0.1)
-    close(penalty(now, other, torch.tensor([[1.0, 3.0]]), torch.tensor(5.0)), 0.1 * (0.125 + 1.5) / 5)
+    close(
+        penalty(now, other, torch.tensor([[1.0, 3.0]]), torch.tensor([4]), torch.tensor(5.0)), 0.1 * (0.125 + 1.5) / 5
+    )
 
 
 def test_a_term_adds_its_parts_and_reports_sums():
@@ -458,7 +461,9 @@ def test_a_term_adds_its_parts_and_reports_sums():
     views = hand_views(SCORED)
     old = torch.full((5, 4), -1.0)
     now, reference = old + 0.5, old - 0.25
-    rows = replace(views, unit_R=torch.arange(5), credit_U=torch.tensor([1.0, -1.0, 0.0, 2.0, 1.0]))
+    rows = replace(
+        views, unit_R=torch.arange(5), credit_U=torch.tensor([1.0, -1.0, 0.0, 2.0, 1.0]), length_U=torch.ones(5).long()
+    )
     loss, sums = term.loss(rows, now, old, reference, torch.tensor(2.0))
     ratio, k3_now = 0.5 * 2.71828183**0.5, 2.71828183**-0.75 + 0.75 - 1
     policy = -(0.5 * 2 * 1.25 - 2 * ratio + 0.5 * 1 * 2 * 1.25) / 2
@@ -512,7 +517,7 @@ def test_the_surest_are_committed(rule):
 
 
 def test_rules_measure_what_they_say():
-    expected = {"margin": "margin", "entropy": "entropy"}
+    expected = {"margin": "margin", "entropy": "entropy", "left_to_right": "entropy"}
     assert all(rule().measure is MEASURES[expected.get(name, "probability")] for name, rule in RULES.items())
     assert all(RunningConfidence(confidence=name).measure is measure for name, measure in MEASURES.items())
     assert {name for name, rule in RULES.items() if rule.adaptive} == {"threshold", "factor"}

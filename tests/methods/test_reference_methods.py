@@ -52,6 +52,7 @@ def d1_views(case) -> Views:
         scored_RL=scored,
         weight_RL=scored.float(),
         unit_R=row,
+        length_U=scored.sum(1),
         credit_U=credit.centered(shared["rewards"].view(2, 3)).flatten(),
     )
 

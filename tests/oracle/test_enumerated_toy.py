@@ -25,12 +25,12 @@ from unmask.credit import centered, centered_per_state, difference_and_future, z
 from unmask.likelihood import per_token, row_logp
 from unmask.masking import Branches
 from unmask.sampling import Sampler
-from unmask.surrogate import ClippedToken
+from unmask.surrogate import Clipped
 from unmask.types import Snapshot, Views
 from unmask.uniforms import Uniforms
 from unmask.unmasking import LowConfidence, Random
 
-UNCLIPPED = ClippedToken(epsilon=1e9)
+UNCLIPPED = Clipped(epsilon=1e9)
 ONE = torch.tensor(1.0)
 SAMPLERS = {
     "random": (Random(), random_order_trajectories),
@@ -95,6 +95,7 @@ def trajectory_views(trajectories) -> Views:
         scored_RL=weight > 0,
         weight_RL=weight,
         unit_R=torch.arange(len(steps)),
+        length_U=torch.ones(len(steps)).long(),
         credit_U=torch.tensor([reward(trajectory.completion) for trajectory, _ in steps], dtype=torch.float64),
     )
 

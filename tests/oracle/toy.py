@@ -33,7 +33,7 @@ class Toy(Denoiser):
         index_F = (canvas_FC * (MASK + 1) ** torch.arange(LENGTH)).sum(1)
         return nn.functional.pad(self.table[index_F], (0, 1), value=IMPOSSIBLE)
 
-    def forward(self, tokens_FL, attention_FL, asked_FA, answer, guidance=None):
+    def forward(self, tokens_FL, attention_FL, asked_FA, answer, guidance=None, beside=None):
         logits_FCV = self.logits(tokens_FL[:, PROMPT:])
         column_FA1 = (asked_FA - PROMPT).clamp(min=0)[..., None]
         asked_FAV = logits_FCV.gather(1, column_FA1.expand(-1, -1, SYMBOLS + 1))

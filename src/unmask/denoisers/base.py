@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 # Reduces logits at some asked positions (flattened over F and A; the slice says which) to a few numbers a position.
-Answer = Callable[[Float[Tensor, "C V"], slice], tuple[Tensor, ...]]
+# Reads the logits of a second, frozen denoiser too, where `forward` is given one.
+Answer = Callable[..., tuple[Tensor, ...]]
 
 _LOGITS_PER_CHUNK = 1 << 24  # 64 MB in float32: logits exist for one chunk at a time
 
@@ -36,6 +37,25 @@ class TargetLogProb:
         exact_CV = logits_CV if logits_CV.dtype == torch.float64 else logits_CV.float()
         scaled_CV = exact_CV / self.temperature
         return (scaled_CV.gather(1, self.targets_QK[chunk]) - scaled_CV.logsumexp(1, keepdim=True),)
+
+
+@dataclass(frozen=True)
+class ContrastiveLogProb:
+    """log softmax of (1-b) old + b now, and of (1+b) old - b now, at the target of each asked position: [C, 2]."""
+
+    targets_Q: Int[Tensor, "Q"]
+    blend: float
+
+    def __call__(
+        self, logits_CV: Float[Tensor, "C V"], chunk: slice, old_CV: Float[Tensor, "C V"]
+    ) -> tuple[Tensor, ...]:
+        if logits_CV.dtype != torch.float64:
+            logits_CV, old_CV = logits_CV.float(), old_CV.float()
+        pulled_CV = old_CV + self.blend * (logits_CV - old_CV)
+        mirrored_CV = old_CV - self.blend * (logits_CV - old_CV)
+        target_C1 = self.targets_Q[chunk][:, None]
+        logps = [mixed.gather(1, target_C1) - mixed.logsumexp(1, keepdim=True) for mixed in (pulled_CV, mirrored_CV)]
+        return (torch.cat(logps, dim=1),)
 
 
 class Denoiser(nn.Module):
@@ -66,13 +86,18 @@ class Denoiser(nn.Module):
         asked_FA: Int[Tensor, "F A"],
         answer: Answer,
         guidance: Guidance | None = None,
+        beside: Denoiser | None = None,
     ) -> tuple[Tensor, ...]:
         """What `answer` makes of the logits at columns `asked_FA`: tensors [F, A, ...].
 
-        Logits exist there only, chunk by chunk.
+        Logits exist there only, chunk by chunk. `beside`: its logits, without gradient, are a further argument of
+        `answer`; this denoiser itself stands for a copy of it.
         """
         hidden_QD = self._hidden(tokens_FL, attention_FL, asked_FA)
-        blank_QD = None
+        blank_QD = beside_QD = None
+        if beside is not None and beside is not self:
+            with torch.no_grad():
+                beside_QD = beside._hidden(tokens_FL, attention_FL, asked_FA)
         if guidance is not None:
             blank_FL = torch.where(guidance.prompt_FL, self.mask_id, tokens_FL)
             blank_QD = self._hidden(blank_FL, attention_FL, asked_FA)
@@ -82,7 +107,11 @@ class Denoiser(nn.Module):
             if guidance is not None and blank_QD is not None:
                 blank_CV = self._head(blank_QD[start:stop])
                 logits_CV = blank_CV + (guidance.scale + 1) * (logits_CV - blank_CV)
-            return answer(logits_CV, slice(start, stop))
+            if beside is None:
+                return answer(logits_CV, slice(start, stop))
+            with torch.no_grad():
+                beside_CV = logits_CV.detach() if beside_QD is None else beside._head(beside_QD[start:stop])
+            return answer(logits_CV, slice(start, stop), beside_CV)
 
         size = max(1, _LOGITS_PER_CHUNK // int(self.model.config.vocab_size))
         bounds = [(start, min(start + size, len(hidden_QD))) for start in range(0, len(hidden_QD), size)]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unmask.likelihood import Scores
+from unmask.denoisers.base import Denoiser
+from unmask.likelihood import Scores, row_contrast, row_logp
 from unmask.records import Record
-from unmask.surrogate import ClippedToken, Penalty, k3
+from unmask.surrogate import Clipped, Penalty, RelativeScore, Surrogate, k3
 from unmask.types import Rollout, Views
 from unmask.uniforms import Uniforms
 
@@ -29,51 +29,77 @@ class Term:
     masking: Masking
     credit: Callable[[Tensor], Tensor]
     likelihood: Callable[[Tensor, Views], Scores]
-    surrogate: ClippedToken
+    surrogate: Surrogate
     normaliser: Callable[[Views], Tensor]
-    reference: Penalty | None = None
+    penalty: Penalty | None = None
     weight: float = 1.0
     record: Record | None = None
+    blend: float | None = None  # set: rows are answered by two blends of the logits of now and of the old policy
 
     def views(self, rollout: Rollout, rewards: Tensor, uniforms: Uniforms, update: int, updates: int) -> Views:
         """The questions of one of the `updates` inner updates; rewards as `credit` reads them."""
         return self.masking(rollout, self.credit(rewards), uniforms, update, updates)
 
+    def answers(self, denoiser: Denoiser, views: Views, old: Denoiser | None = None) -> Tensor:
+        """The answers to all rows: [R, L], or [R, L, 2] where they blend (`old` None: now, detached)."""
+        return row_logp(denoiser, views) if self.blend is None else row_contrast(denoiser, views, old, self.blend)
+
+    def reads(self, policy: str) -> bool:
+        """Whether the loss compares with the answers of the "old" or the "reference" policy."""
+        return policy in (self.surrogate.against, self.penalty and self.penalty.against)
+
+    def credited(
+        self, views: Views, now_RL: Tensor, reference_RL: Tensor | None, mean: Callable[[Tensor], Tensor]
+    ) -> Views:
+        """The views with the credit that depends on scores (RSPO); `mean` is over the whole optimizer batch."""
+        if not isinstance(self.surrogate, RelativeScore) or reference_RL is None:
+            return views
+        now, reference = self.likelihood(now_RL, views), self.likelihood(reference_RL, views)
+        credit_U = self.surrogate.credit(now.value_UK, reference.value_UK, views.credit_U, mean)
+        return replace(views, credit_U=credit_U)
+
     def loss(
         self,
         views: Views,
-        now_RL: Float[Tensor, "R L"],
-        old_RL: Float[Tensor, "R L"],
+        now_RL: Float[Tensor, "R L *two"],
+        old_RL: Float[Tensor, "R L"] | None,
         reference_RL: Float[Tensor, "R L"] | None,
         normaliser: Float[Tensor, ""],
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The term's share of the loss, and detached sums for the metrics (divide by `weight` for means)."""
-        now, old = self.likelihood(now_RL, views), self.likelihood(old_RL, views)
-        loss = self.surrogate(now.value_UK, old.value_UK, views.credit_U, now.weight_UK, normaliser)
-        counted_UK = now.weight_UK > 0
-        sums = {
-            "weight": counted_UK.sum(),
-            "clip_ratio": (self.surrogate.clipped(now.value_UK, old.value_UK, views.credit_U) & counted_UK).sum(),
-            "approx_kl": (k3(now.value_UK, old.value_UK) * counted_UK).sum(),
+        now, credit_U = self.likelihood(now_RL, views), views.credit_U
+        answers = {"old": old_RL, "reference": reference_RL}
+        other = {  # scores of the frozen policies that are read
+            name: self.likelihood(answer, views).value_UK
+            for name, answer in answers.items()
+            if answer is not None and self.reads(name)
         }
-        if self.reference is not None and reference_RL is not None:
-            reference = self.likelihood(reference_RL, views)
-            loss = loss + self.reference(now.value_UK, reference.value_UK, now.weight_UK, normaliser)
-            divergence_UK = self.reference.estimate(now.value_UK, reference.value_UK)
-            sums["kl"] = (divergence_UK * counted_UK).sum()
+        compared_UK = other.get(self.surrogate.against) if self.surrogate.against else None
+        loss = self.surrogate(now.value_UK, compared_UK, credit_U, now.weight_UK, normaliser)
+        counted_UK = now.weight_UK > 0
+        sums = {"weight": counted_UK.sum()}
+        if "old" in other:
+            sums["approx_kl"] = (k3(now.value_UK, other["old"]) * counted_UK).sum()
+        if isinstance(self.surrogate, Clipped):
+            sums["clip_ratio"] = (self.surrogate.clipped(now.value_UK, other["old"], credit_U) & counted_UK).sum()
+        if self.penalty is not None and self.penalty.against in other:
+            other_UK = other[self.penalty.against]
+            loss = loss + self.penalty(now.value_UK, other_UK, now.weight_UK, views.length_U, normaliser)
+            sums["kl"] = (self.penalty.estimate(now.value_UK, other_UK) * counted_UK).sum()
         return self.weight * loss, {name: value.detach().float() for name, value in sums.items()}
 
     def trained(self, views: Views) -> Tensor:
-        """Units that carry a gradient: those with credit, or all where a divergence is paid. [U] bool."""
-        if self.reference is not None:
-            return torch.ones_like(views.credit_U, dtype=torch.bool)
-        return views.credit_U != 0
+        """Units that carry a gradient: scored, with credit unless more than credit moves them. [U] bool."""
+        moves_all = self.surrogate.trains_all or (self.penalty is not None and self.penalty.against == "reference")
+        return views.scored_U if moves_all else views.scored_U & (views.credit_U != 0)
 
 
 class Method(Protocol):
     """Settings of a published method; `terms` composes it. Settings import no torch."""
 
     name: ClassVar[str]
+    paper: ClassVar[str]
+    provenance: ClassVar[str]
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
         """The objective, the sum of these terms."""

@@ -22,6 +22,8 @@ class DiffuGRPO:
     """Clipped policy gradient on a one-step estimate of token log-probs."""
 
     name: ClassVar[str] = "diffu-grpo"
+    paper: ClassVar[str] = "2504.12216"
+    provenance: ClassVar[str] = "code"
     prompt_mask_prob: float = 0.15  # probability that a prompt token is masked in the estimate
     shared_prompt_mask: bool = False  # one prompt mask a group: its samples share one forward
     epsilon: float = 0.5  # clip range of the probability ratio
@@ -36,8 +38,8 @@ class DiffuGRPO:
                 masking=masking.FullyMasked(prompt_mask_prob=self.prompt_mask_prob, shared=self.shared_prompt_mask),
                 credit=credit.centered,
                 likelihood=likelihood.per_token,
-                surrogate=surrogate.ClippedToken(epsilon=self.epsilon),
+                surrogate=surrogate.Clipped(epsilon=self.epsilon),
                 normaliser=likelihood.token_count,
-                reference=surrogate.Penalty(estimate=surrogate.k3, coefficient=self.beta) if self.beta else None,
+                penalty=surrogate.penalty(surrogate.k3, self.beta),
             ),
         )

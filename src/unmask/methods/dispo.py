@@ -16,13 +16,17 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from unmask.methods.diffu_grpo import DiffuGRPO
+from unmask.methods.espo import ESPO
+from unmask.methods.gdpo import GDPO
+from unmask.methods.spg import SPG
+from unmask.methods.wd1 import WD1
 from unmask.records import OneStep
 
 if TYPE_CHECKING:
     from unmask.methods.base import Method, Term
 
 
-BASES = {DiffuGRPO.name: DiffuGRPO}
+BASES = {method.name: method for method in (DiffuGRPO, SPG, GDPO, ESPO, WD1)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,8 @@ class DiSPO:
     """Any terminal method, plus a policy gradient on single-state branches."""
 
     name: ClassVar[str] = "dispo"
+    paper: ClassVar[str] = "2602.06462"
+    provenance: ClassVar[str] = "paper"
     base: Method = field(default_factory=DiffuGRPO, metadata={"choices": BASES})  # the terminal method that it extends
     alpha: float = 0.5  # weight of the branch term
     branches: int = 2  # fills of each state, Z
@@ -41,7 +47,7 @@ class DiSPO:
 
         base = self.base.terms(eos_id)
         first, settings = base[0], self.base
-        clips = isinstance(first.surrogate, surrogate.ClippedToken)
+        clips = first.likelihood is likelihood.per_token
         branch = replace(
             first,
             record=OneStep(guesses=self.branches, degree=self.degree, shared=self.shared_step),
@@ -52,9 +58,9 @@ class DiSPO:
             ),
             credit=credit.centered_per_state,
             likelihood=likelihood.per_token,
-            surrogate=first.surrogate if clips else surrogate.ClippedToken(epsilon=0.5),
+            surrogate=first.surrogate if clips else surrogate.Clipped(epsilon=0.5),
             normaliser=likelihood.token_count,
-            reference=first.reference if clips else None,
+            penalty=first.penalty if clips else None,
             weight=self.alpha,
         )
         return (*base, branch)

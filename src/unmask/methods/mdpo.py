@@ -32,6 +32,8 @@ class MDPO:
     """Clipped policy gradient at recorded denoising steps, each credited for its own guess."""
 
     name: ClassVar[str] = "mdpo"
+    paper: ClassVar[str] = "2508.13148"
+    provenance: ClassVar[str] = "code"
     steps: int = 8  # denoising steps trained of each trajectory
     advantage: str = "difference_and_future"  # credit of a step, before its z-score over the group
     step_choice: str = "largest_advantages"  # which steps are trained
@@ -64,8 +66,8 @@ class MDPO:
                 ),
                 credit=lambda rewards_PGS: credit.z_score(step_score(rewards_PGS)),
                 likelihood=likelihood.per_token,
-                surrogate=surrogate.ClippedToken(epsilon=self.epsilon),
+                surrogate=surrogate.Clipped(epsilon=self.epsilon),
                 normaliser=likelihood.unit_count,
-                reference=surrogate.Penalty(estimate=surrogate.k2, coefficient=self.beta) if self.beta else None,
+                penalty=surrogate.penalty(surrogate.k2, self.beta),
             ),
         )

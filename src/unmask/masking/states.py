@@ -1,67 +1,18 @@
-"""Masking: which questions a method asks about a rollout, and which credit each carries.
-
-Pure: tensors and keys in, views out.
-"""
+"""Rows at states that the sampler recorded, with completions guessed there."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from unmask.masking.base import mask_prompt, through_first_eos
 from unmask.types import Rollout, Snapshot, Views
 from unmask.uniforms import Uniforms
-
-
-def through_first_eos(
-    tokens: Int[Tensor, "*rows L"], region_L: Bool[Tensor, "L"], eos_id: int
-) -> Bool[Tensor, "*rows L"]:
-    """Completion positions through the first end-of-sequence token, itself included."""
-    ends = ((tokens == eos_id) & region_L).long()
-    return region_L & (ends.cumsum(-1) - ends == 0)
-
-
-def mask_prompt(rollout: Rollout, prob: float, uniforms: Uniforms, update: int, *, shared: bool) -> Bool[Tensor, "N L"]:
-    """Prompt tokens masked with probability `prob`, drawn afresh each update.
-
-    One draw a group if `shared`, else one a sample.
-    """
-    key = uniforms.key("prompt mask", update).key(rollout.prompt_N[:, None])
-    if not shared:
-        key = key.key(rollout.sample_N[:, None])
-    return (key.key(rollout.position_L).draw() < prob) & rollout.attention_NL & ~rollout.region_L
-
-
-@dataclass(frozen=True, kw_only=True)
-class FullyMasked:
-    """One row a sample: the whole completion masked, prompt tokens masked with probability p (d1 2504.12216).
-
-    `shared`: the prompt mask is one a group; then all samples of a prompt share one forward.
-    """
-
-    prompt_mask_prob: float = 0.15
-    shared: bool = False
-
-    def __call__(
-        self, rollout: Rollout, credit: Float[Tensor, "P G"], uniforms: Uniforms, update: int, updates: int
-    ) -> Views:
-        masked_NL = rollout.region_L | mask_prompt(rollout, self.prompt_mask_prob, uniforms, update, shared=self.shared)
-        inputs_NL = rollout.tokens_NL.masked_fill(masked_NL, rollout.mask_id)
-        row_N = torch.arange(len(inputs_NL), device=inputs_NL.device)
-        size = rollout.group_size if self.shared else 1
-        return Views(
-            inputs_FL=inputs_NL[::size],
-            attention_FL=rollout.attention_NL[::size],
-            forward_R=row_N // size,
-            targets_RL=rollout.tokens_NL,
-            scored_RL=rollout.completion_NL,
-            weight_RL=rollout.completion_NL.float(),
-            unit_R=row_N,
-            credit_U=credit.flatten(),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +23,8 @@ class Branches:
     Prompt masked as in the base.
     """
 
+    rows: ClassVar[str] = "guesses at a recorded state"
+    unit: ClassVar[str] = "branch"
     eos_id: int
     prompt_mask_prob: float = 0.0
     shared: bool = False
@@ -91,9 +44,10 @@ class Branches:
             forward_R=row_R // rows,
             targets_RL=guesses.flatten(0, 1),
             scored_RL=scored_RL,
-            weight_RL=scored_RL.float(),
+            weight_RL=scored_RL.to(credit.dtype),
             unit_R=row_R,
             credit_U=credit.flatten(),
+            length_U=scored_RL.sum(1),
         )
 
 
@@ -150,6 +104,8 @@ class OwnGuesses:
     old = as recorded.
     """
 
+    rows: ClassVar[str] = "recorded states, each with its own guess"
+    unit: ClassVar[str] = "(sample, step)"
     eos_id: int
     steps: int = 8
     choose: StepChoice = largest_advantages
@@ -187,6 +143,7 @@ class OwnGuesses:
             weight_RL=weight_RL,
             unit_R=row_R,
             credit_U=credit_R,
+            length_U=scored_RL.sum(1),
             temperature=rollout.temperature or 1.0,
             old_RL=pick([state.logp_ZNL[0] for state in snapshots]),
         )

@@ -1,0 +1,140 @@
+"""What every masking is made of: spans, prompt masks, and the rows of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from unmask.types import Rollout, Views
+from unmask.uniforms import Uniforms
+
+
+def through_first_eos(
+    tokens: Int[Tensor, "*rows L"], region_L: Bool[Tensor, "L"], eos_id: int
+) -> Bool[Tensor, "*rows L"]:
+    """Completion positions through the first end-of-sequence token, itself included."""
+    ends = ((tokens == eos_id) & region_L).long()
+    return region_L & (ends.cumsum(-1) - ends == 0)
+
+
+# ---- spans: which positions of a rollout count as its completion ----
+
+Span = Callable[[Rollout], Bool[Tensor, "N L"]]
+
+
+def through_eos(rollout: Rollout) -> Bool[Tensor, "N L"]:
+    """Completion positions through the first end-of-sequence token."""
+    return rollout.completion_NL
+
+
+def whole_region(rollout: Rollout) -> Bool[Tensor, "N L"]:
+    """All completion positions, those after the end of the sequence included."""
+    return rollout.region_L.expand_as(rollout.tokens_NL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EosTokens:
+    """Completion positions that hold no end-of-sequence token, and the first `count` that hold one."""
+
+    eos_id: int
+    count: int
+
+    def __call__(self, rollout: Rollout) -> Bool[Tensor, "N L"]:
+        ends_NL = (rollout.tokens_NL == self.eos_id) & rollout.region_L
+        return rollout.region_L & (~ends_NL | (ends_NL.long().cumsum(1) <= self.count))
+
+
+# ---- rows ----
+
+
+def mask_prompt(rollout: Rollout, prob: float, uniforms: Uniforms, update: int, *, shared: bool) -> Bool[Tensor, "N L"]:
+    """Prompt tokens masked with probability `prob`, drawn afresh each update.
+
+    One draw a group if `shared`, else one a sample.
+    """
+    key = uniforms.key("prompt mask", update).key(rollout.prompt_N[:, None])
+    if not shared:
+        key = key.key(rollout.sample_N[:, None])
+    return (key.key(rollout.position_L).draw() < prob) & rollout.attention_NL & ~rollout.region_L
+
+
+def row_draws(rollout: Rollout, uniforms: Uniforms, rows: int) -> Uniforms:
+    """Keys of the rows of each sample: [N, rows]."""
+    key = uniforms.key(rollout.prompt_N[:, None]).key(rollout.sample_N[:, None])
+    return key.key(torch.arange(rows, device=rollout.tokens_NL.device))
+
+
+def position_draws(rollout: Rollout, key_NR: Uniforms) -> Float[Tensor, "N R L"]:
+    """A uniform for each position of each row."""
+    state = key_NR.state
+    return Uniforms(state[..., None] if isinstance(state, Tensor) else state).key(rollout.position_L).draw()
+
+
+def smallest(
+    draw_NRL: Float[Tensor, "N R L"], eligible_NRL: Bool[Tensor, "N R L"], count_NR: Int[Tensor, "N R"]
+) -> Bool[Tensor, "N R L"]:
+    """The `count` eligible positions with the smallest draws: a uniform subset of exactly that size."""
+    rank_NRL = draw_NRL.masked_fill(~eligible_NRL, float("inf")).argsort(dim=2).argsort(dim=2)
+    return eligible_NRL & (rank_NRL < count_NR[..., None])
+
+
+def sample_views(
+    rollout: Rollout,
+    *,
+    masked_NRL: Bool[Tensor, "N R L"],
+    scored_NRL: Bool[Tensor, "N R L"],
+    weight_NRL: Float[Tensor, "N R L"],
+    length_N: Int[Tensor, "N"],
+    credit: Float[Tensor, "P G"],
+) -> Views:
+    """R rows a sample that make one unit: its tokens with some masked."""
+    samples, rows, _ = masked_NRL.shape
+    sample_R = torch.arange(samples, device=masked_NRL.device).repeat_interleave(rows)
+    return Views(
+        inputs_FL=rollout.tokens_NL[sample_R].masked_fill(masked_NRL.flatten(0, 1), rollout.mask_id),
+        attention_FL=rollout.attention_NL[sample_R],
+        forward_R=torch.arange(len(sample_R), device=sample_R.device),
+        targets_RL=rollout.tokens_NL[sample_R],
+        scored_RL=scored_NRL.flatten(0, 1),
+        weight_RL=weight_NRL.flatten(0, 1).to(credit.dtype),
+        unit_R=sample_R,
+        credit_U=credit.flatten(),
+        length_U=length_N,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullyMasked:
+    """One row a sample: the whole completion masked, prompt tokens masked with probability p (d1 2504.12216).
+
+    `shared`: the prompt mask is one a group; then all samples of a prompt share one forward.
+    """
+
+    rows: ClassVar[str] = "completion fully masked, prompt tokens masked at random"
+    unit: ClassVar[str] = "sample"
+    prompt_mask_prob: float = 0.15
+    shared: bool = False
+
+    def __call__(
+        self, rollout: Rollout, credit: Float[Tensor, "P G"], uniforms: Uniforms, update: int, updates: int
+    ) -> Views:
+        masked_NL = rollout.region_L | mask_prompt(rollout, self.prompt_mask_prob, uniforms, update, shared=self.shared)
+        inputs_NL = rollout.tokens_NL.masked_fill(masked_NL, rollout.mask_id)
+        row_N = torch.arange(len(inputs_NL), device=inputs_NL.device)
+        size = rollout.group_size if self.shared else 1
+        return Views(
+            inputs_FL=inputs_NL[::size],
+            attention_FL=rollout.attention_NL[::size],
+            forward_R=row_N // size,
+            targets_RL=rollout.tokens_NL,
+            scored_RL=rollout.completion_NL,
+            weight_RL=rollout.completion_NL.to(credit.dtype),
+            unit_R=row_N,
+            credit_U=credit.flatten(),
+            length_U=rollout.completion_NL.sum(1),
+        )

@@ -1,0 +1,53 @@
+"""GDPO (arXiv 2510.08554). Provenance: official port, paper page.
+
+    score = sum_n w_n (1/t_n) sum_i 1[i masked] logp_i(x_n),  t_n, w_n of Gauss-Legendre on [0, 1]
+    x_n: max(1, floor(t_n L)) of all L completion positions masked, without replacement
+    L = mean over samples of -min(rho A, clip(rho, 1 ± epsilon) A),  rho = exp((score - old) / L);  A = r - mean
+
+The quadrature is biased by design: exact only where the masked log-prob is a polynomial in t.
+Options: `empirical` weights w_n L / count undo the floor; `through_eos` masks and divides up to the end of the sequence
+(the NeMo-RL port) instead of over all positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from unmask.methods.choice import one_of
+
+if TYPE_CHECKING:
+    from unmask.methods.base import Term
+
+
+@dataclass(frozen=True, kw_only=True)
+class GDPO:
+    """Clipped policy gradient on a sequence ELBO by quadrature over the mask ratio."""
+
+    name: ClassVar[str] = "gdpo"
+    paper: ClassVar[str] = "2510.08554"
+    provenance: ClassVar[str] = "port"
+    nodes: int = 3  # quadrature nodes, 1 to 3
+    empirical: bool = False  # weigh by the masked fraction itself instead of the node
+    through_eos: bool = False  # mask and divide up to the end of the sequence instead of all positions
+    epsilon: float = 0.5  # clip range of the sequence ratio per token
+
+    def __post_init__(self) -> None:
+        one_of("gdpo nodes", str(self.nodes), ("1", "2", "3"))
+
+    def terms(self, eos_id: int) -> tuple[Term, ...]:
+        from unmask import credit, likelihood, masking, surrogate
+        from unmask.methods.base import Term
+
+        return (
+            Term(
+                masking=masking.RandomMasks(
+                    law=masking.QuadratureNodes(nodes=self.nodes, empirical=self.empirical),
+                    span=masking.through_eos if self.through_eos else masking.whole_region,
+                ),
+                credit=credit.centered,
+                likelihood=likelihood.elbo,
+                surrogate=surrogate.Clipped(epsilon=self.epsilon),
+                normaliser=likelihood.unit_count,
+            ),
+        )

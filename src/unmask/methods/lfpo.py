@@ -1,0 +1,47 @@
+"""LFPO (arXiv 2603.01563). Provenance: reconstructed from the paper's equations; no code was found.
+
+    logits of pi+ = (1-b) old + b now, of pi- = (1+b) old - b now
+    L = mean over samples and views of [ r CE(o, pi+) + (1-r) CE(o, pi-) ],  CE mean over the masked tokens
+    r = 1/2 + 1/2 clip(z-score, -1, 1);  ratios t stratified in (0, 1], random masks of o
+
+On policy both laws are now, and the gradient is that of clip(z) CE. The only method that keeps the old weights.
+Reconstructed: that logits are mixed, not probabilities; the number of views; one token at least is masked.
+Option: `recorded_states` in place of random masks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from unmask.methods.base import Term
+
+
+@dataclass(frozen=True, kw_only=True)
+class LFPO:
+    """Contrast of the final tokens under logits pulled towards now and mirrored away from it."""
+
+    name: ClassVar[str] = "lfpo"
+    paper: ClassVar[str] = "2603.01563"
+    provenance: ClassVar[str] = "reconstructed"
+    views: int = 4  # rows a sample
+    blend: float = 1.0  # b
+    recorded_states: bool = False  # states of the sample's own trajectory instead of random masks
+
+    def terms(self, eos_id: int) -> tuple[Term, ...]:
+        from unmask import credit, likelihood, masking, surrogate
+        from unmask.methods.base import Term
+
+        return (
+            Term(
+                masking=masking.RandomMasks(
+                    law=(masking.RecordedTimes if self.recorded_states else masking.StratifiedTimes)(count=self.views)
+                ),
+                credit=credit.bounded_z_score,
+                likelihood=likelihood.masked_mean,
+                surrogate=surrogate.Contrastive(),
+                normaliser=likelihood.unit_count,
+                blend=self.blend,
+            ),
+        )

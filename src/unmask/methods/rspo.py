@@ -1,0 +1,42 @@
+"""RSPO (arXiv 2605.10218). Provenance: port of the paper's Eq. 3.3.
+
+    d = score - score of the reference, ELBO per token, masks shared;  dhat = d - mean of the batch (detached)
+    L = -mean over samples of stopgrad(A - lambda dhat) dhat;  A = z-score over the group
+
+The gradient of lambda/2 mean (dhat - A/lambda)²; no ratio, no clip, no other divergence.
+Reconstructed: rows of l ~ U{1..len} masked tokens weighing len/l, so that no mask is empty (the port draws a ratio and
+redraws empty masks).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from unmask.methods.base import Term
+
+
+@dataclass(frozen=True, kw_only=True)
+class RSPO:
+    """Regression of centred log-ratios to the reference onto advantages."""
+
+    name: ClassVar[str] = "rspo"
+    paper: ClassVar[str] = "2605.10218"
+    provenance: ClassVar[str] = "port"
+    views: int = 2  # rows a sample
+    strength: float = 0.01  # lambda: pull of the log-ratio towards A / lambda
+
+    def terms(self, eos_id: int) -> tuple[Term, ...]:
+        from unmask import credit, likelihood, masking, surrogate
+        from unmask.methods.base import Term
+
+        return (
+            Term(
+                masking=masking.RandomMasks(law=masking.UniformCounts(count=self.views)),
+                credit=credit.z_score,
+                likelihood=likelihood.elbo,
+                surrogate=surrogate.RelativeScore(strength=self.strength),
+                normaliser=likelihood.unit_count,
+            ),
+        )

@@ -1,0 +1,45 @@
+"""SPG (arXiv 2510.09541). Provenance: authors' code.
+
+    views: a block masked at random, earlier blocks clean, later ones masked; clean tokens masked w.p. 0.15
+    A >= 0: score = mean over views of the mean of logp over masked tokens (a lower bound, up to its weights)
+    A < 0: score = mix EUBO + (1 - mix) of that;  EUBO = (1/beta) mean_k log mean_views p_k^beta 1[k masked] / t
+    L = -sum_j A_j score_j len_j / sum_j len_j;  A = r - mean of the group;  t = masked fraction of the view
+
+No ratio, no clip, no frozen policy; views are drawn afresh each update. The published Sudoku runs have beta = 1.
+EUBO is above log p for beta >= L only. Deviations: pads are never attended to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from unmask.methods.base import Term
+
+
+@dataclass(frozen=True, kw_only=True)
+class SPG:
+    """Policy gradient squeezed between a lower bound for good samples and an upper one for bad ones."""
+
+    name: ClassVar[str] = "spg"
+    paper: ClassVar[str] = "2510.09541"
+    provenance: ClassVar[str] = "code"
+    views: int = 2  # rows a completion
+    prompt_mask_prob: float = 0.15  # probability that a clean token is masked
+    beta: float = 1.5  # order of the upper bound
+    mix: float = 0.5  # share of the upper bound in the score of bad samples
+
+    def terms(self, eos_id: int) -> tuple[Term, ...]:
+        from unmask import credit, likelihood, masking, surrogate
+        from unmask.methods.base import Term
+
+        return (
+            Term(
+                masking=masking.BlockRandom(count=self.views, prompt_mask_prob=self.prompt_mask_prob),
+                credit=credit.centered,
+                likelihood=likelihood.Sandwich(beta=self.beta, mix=self.mix),
+                surrogate=surrogate.WeightedLikelihood(),
+                normaliser=likelihood.token_count,
+            ),
+        )

@@ -1,0 +1,53 @@
+"""TraceRL (arXiv 2509.06949). Provenance: authors' code.
+
+    rows: `shrink` consecutive denoising steps; revealed at or after the first of them: masked; revealed in them: scored
+    L = mean over rows of [ mean over tokens of -min(rho A, clip(rho, 1 ± epsilon) A) + beta sum over tokens k3(old) ]
+    A = z-score (population std, no epsilon), 0 in groups whose mean reward is outside [lowest, highest]
+
+Every token is scored in exactly one row. `eos_tokens`: how many end-of-sequence tokens are scored, -1 for all.
+Deviations: the published rule that completions near the length limit count as wrong is left to the reward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from unmask.methods.base import Term
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceRL:
+    """Clipped policy gradient along the sampled trajectory, steps taken in groups."""
+
+    name: ClassVar[str] = "tracerl"
+    paper: ClassVar[str] = "2509.06949"
+    provenance: ClassVar[str] = "code"
+    shrink: int = 8  # denoising steps a row
+    eos_tokens: int = 0  # end-of-sequence tokens scored; -1: all
+    epsilon: float = 0.2  # clip range of the token ratio
+    beta: float = 0.01  # weight of k3 to the old policy
+    lowest: float = 0.2  # groups of a lower mean reward are dropped
+    highest: float = 0.8  # groups of a higher mean reward are dropped
+
+    def terms(self, eos_id: int) -> tuple[Term, ...]:
+        from unmask import credit, likelihood, masking, surrogate
+        from unmask.methods.base import Term
+
+        return (
+            Term(
+                masking=masking.Segments(
+                    grouping=masking.ShrunkSteps(shrink=self.shrink),
+                    span=masking.whole_region
+                    if self.eos_tokens < 0
+                    else masking.EosTokens(eos_id=eos_id, count=self.eos_tokens),
+                    per_row=True,
+                ),
+                credit=credit.PopulationZScore(lowest=self.lowest, highest=self.highest),
+                likelihood=likelihood.per_token,
+                surrogate=surrogate.Clipped(epsilon=self.epsilon),
+                normaliser=likelihood.credited_count,
+                penalty=surrogate.penalty(surrogate.k3, self.beta, against="old", per_unit=True),
+            ),
+        )

@@ -1,0 +1,41 @@
+"""VRPO (LLaDA 1.5, arXiv 2505.19223). Provenance: paper, port.
+
+    L = mean over pairs of -log sigmoid(beta [ (B(y+) - Bref(y+)) - (B(y-) - Bref(y-)) ])
+    B = mean over `views` draws of (len/l) sum of logp over l masked tokens, l ~ U{1..len}: the ELBO in nats
+
+The same masks serve now and reference. Pairs: the best and the worst completion of each group; preference data are a
+given rollout of groups of two with rewards 1 and 0. Groups of equal rewards have no pair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from unmask.methods.base import Term
+
+
+@dataclass(frozen=True, kw_only=True)
+class VRPO:
+    """Direct preference optimisation on ELBO margins."""
+
+    name: ClassVar[str] = "vrpo"
+    paper: ClassVar[str] = "2505.19223"
+    provenance: ClassVar[str] = "paper, port"
+    views: int = 4  # rows a completion
+    beta: float = 0.2  # inverse temperature of the preference
+
+    def terms(self, eos_id: int) -> tuple[Term, ...]:
+        from unmask import credit, likelihood, masking, surrogate
+        from unmask.methods.base import Term
+
+        return (
+            Term(
+                masking=masking.BestAndWorst(masks=masking.RandomMasks(law=masking.UniformCounts(count=self.views))),
+                credit=credit.as_given,
+                likelihood=likelihood.weighted_sum,
+                surrogate=surrogate.Preference(beta=self.beta),
+                normaliser=likelihood.unit_count,
+            ),
+        )
