@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test lint mutants check-gpu clean
+.PHONY: train test lint docs mutants check-gpu clean
 
 train: $(VENV)/.installed
 	$(BIN)/unmask train
@@ -16,6 +16,9 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed
+	$(BIN)/unmask methods --markdown > docs/methods.md
 
 mutants: $(VENV)/.installed-test
 	$(BIN)/python tools/mutants.py

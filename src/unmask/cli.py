@@ -11,21 +11,27 @@ from typing import Any, NoReturn
 from unmask import __version__, commands
 from unmask.config import Document, Leaf, build, leaves, override, perhaps, read_recipe, recipe_names
 from unmask.errors import UserError
-from unmask.recipe import EvaluateSettings, PretrainRecipe, Recipe, SampleSettings
+from unmask.recipe import EvaluateSettings, OracleSettings, PretrainRecipe, Recipe, SampleSettings
 
 _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """Of a command that has arguments alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
     """A subcommand: its settings, what it does with them, and the arguments beside them."""
 
-    settings: type
+    settings: type = NoSettings
     run: Callable[[Any, argparse.Namespace], None]
     summary: str
     example: str
-    arguments: tuple[tuple[str, str], ...] = ()  # flag and help
+    arguments: tuple[tuple[str, str], ...] = ()  # flag, or name of what is given without one, and help
+    switches: tuple[tuple[str, str], ...] = ()  # flag without value, and help
     default_recipe: str | None = None
 
 
@@ -66,6 +72,19 @@ COMMANDS = {
             ("--output", "directory of the model (required)"),
         ),
         default_recipe="pretrain-sudoku",
+    ),
+    "oracle": Command(
+        settings=OracleSettings,
+        run=commands.oracle,
+        summary="measure every method's gradient against the exact one, on a toy that can be enumerated",
+        example="unmask oracle --groups 600 --scale 2",
+    ),
+    "methods": Command(
+        run=commands.methods,
+        summary="list the methods and what each is made of, or tell all about one",
+        example="unmask methods mdpo",
+        arguments=(("name", "method to tell all about (default: a table of all methods)"),),
+        switches=(("--markdown", "print Markdown: docs/methods.md is made so"),),
     ),
 }
 
@@ -126,7 +145,8 @@ def parse(name: str, command: Command, words: list[str]) -> tuple[Any, argparse.
     known = list(leaves(settings))
     options, unknown = _parser(name, command, known).parse_known_args(words)
     if unknown:
-        flags = [_flag(leaf) for leaf in known] + [flag for flag, _ in command.arguments]
+        flags = [flag for flag, _ in (*command.arguments, *command.switches) if flag.startswith("-")]
+        flags += [_flag(leaf) for leaf in known]
         raise UserError(f"unknown argument {unknown[0]!r}{perhaps(unknown[0].split('=')[0], flags)}")
     for leaf in known:
         if leaf.kind != "name" and leaf.path in options:
@@ -141,11 +161,14 @@ def _parser(name: str, command: Command, known: list[Leaf]) -> _Parser:
         epilog=f"example: {command.example}",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=110),
         allow_abbrev=False,
-        usage=f"unmask {name} [--SETTING VALUE ...]",
+        usage=f"unmask {name} [--SETTING VALUE ...]" if known else None,
     )
     recipes = ", ".join(recipe_names(name))
     for flag, text in command.arguments:
-        parser.add_argument(flag, metavar=flag.strip("-").upper(), help=text.format(recipes=recipes))
+        count = None if flag.startswith("-") else "?"
+        parser.add_argument(flag, nargs=count, metavar=flag.strip("-").upper(), help=text.format(recipes=recipes))
+    for flag, text in command.switches:
+        parser.add_argument(flag, action="store_true", help=text)
     groups: dict[str, argparse._ArgumentGroup] = {}
     for leaf in known:
         section = leaf.path.partition(".")[0] if "." in leaf.path or leaf.kind == "name" else "settings"

@@ -7,10 +7,11 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unmask.config import perhaps
 from unmask.errors import UserError
 
 if TYPE_CHECKING:
-    from unmask.recipe import EvaluateSettings, PretrainRecipe, Recipe, SampleSettings
+    from unmask.recipe import EvaluateSettings, OracleSettings, PretrainRecipe, Recipe, SampleSettings
 
 
 def train(recipe: Recipe, options: Namespace) -> None:
@@ -76,6 +77,32 @@ def pretrain(recipe: PretrainRecipe, options: Namespace) -> None:
         raise UserError("pretrain needs --output: give a directory for the model")
     prepare(recipe.threads)
     pretrain_to(recipe, Path(options.output).expanduser())
+
+
+def oracle(settings: OracleSettings, options: Namespace) -> None:
+    """Print bias and noise of every method on the enumerable toy."""
+    from unmask.environment import prepare
+    from unmask.report.oracle_table import print_oracle
+
+    prepare(settings.threads)
+    print_oracle(settings)
+
+
+def methods(settings: object, options: Namespace) -> None:
+    """Print the table of all methods or all about one, for a person or as Markdown."""
+    from unmask.methods import METHODS
+
+    if options.name is not None and options.name not in METHODS:
+        raise UserError(f"unknown method {options.name!r}{perhaps(options.name, list(METHODS))}")
+    from unmask.report.methods_page import document, print_method, print_methods, section
+
+    method = METHODS[options.name]() if options.name is not None else None
+    if options.markdown:
+        _say(True, document() if method is None else section(method))
+    elif method is not None:
+        print_method(method)
+    else:
+        print_methods()
 
 
 def _say(speaks: bool, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +12,15 @@ from torch import Tensor
 STD_EPSILON = 1e-4
 
 
+def _centered(rewards: Tensor, dim: int) -> Tensor:
+    # A rounded mean of equal rewards would leave credit, and forwards, to noise.
+    varied = rewards.amax(dim, keepdim=True) > rewards.amin(dim, keepdim=True)
+    return torch.where(varied, rewards - rewards.mean(dim, keepdim=True), 0.0)
+
+
 def centered(rewards: Float[Tensor, "P G *rest"]) -> Float[Tensor, "P G *rest"]:
-    """A = r - mean of the group (d1 2504.12216)."""
-    return rewards - rewards.mean(dim=1, keepdim=True)
+    """A = r - mean of the group, exactly 0 where its rewards are equal (d1 2504.12216)."""
+    return _centered(rewards, dim=1)
 
 
 def z_score(rewards: Float[Tensor, "P G *rest"]) -> Float[Tensor, "P G *rest"]:
@@ -60,14 +67,25 @@ class PopulationZScore:
     highest: float = float("inf")
 
     def __call__(self, rewards: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
-        mean_P1, std_P1 = rewards.mean(1, keepdim=True), rewards.std(1, correction=0, keepdim=True)
+        advantage, mean_P1 = centered(rewards), rewards.mean(1, keepdim=True)
+        std_P1 = advantage.square().mean(1, keepdim=True).sqrt()
         kept_P1 = (std_P1 > 0) & (mean_P1 >= self.lowest) & (mean_P1 <= self.highest)
-        return torch.where(kept_P1, (rewards - mean_P1) / torch.where(std_P1 > 0, std_P1, 1.0), 0.0)
+        return torch.where(kept_P1, advantage / torch.where(std_P1 > 0, std_P1, 1.0), 0.0)
 
 
 def centered_per_state(rewards: Float[Tensor, "P G Z"]) -> Float[Tensor, "P G Z"]:
     """A_z = R_z - mean over the Z branches of that one state (DiSPO 2602.06462)."""
-    return rewards - rewards.mean(dim=2, keepdim=True)
+    return _centered(rewards, dim=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZScoreOf:
+    """A_s = z-score over the group of `score`, which turns the rewards of the guesses into one number a step (MDPO)."""
+
+    score: Callable[[Tensor], Tensor]
+
+    def __call__(self, rewards: Float[Tensor, "P G S"]) -> Float[Tensor, "P G S"]:
+        return z_score(self.score(rewards))
 
 
 def step_outcome(rewards: Float[Tensor, "P G S"]) -> Float[Tensor, "P G S"]:

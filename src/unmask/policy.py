@@ -27,6 +27,7 @@ class Question:
     normaliser: Tensor
     old_RL: Tensor | None  # None: the update starts from the weights that sampled, so old is now
     reference_RL: Tensor | None
+    blended: Denoiser | None  # the old weights, where a term blends their logits and they differ from those of now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,14 @@ class Policy:
             if self.reference is None:
                 raise ValueError("a term compares with the reference policy, and there is none")
             reference_RL = self._answers(self.reference, views)
-        return Question(term=term, views=views, normaliser=normaliser, old_RL=old_RL, reference_RL=reference_RL)
+        return Question(
+            term=term,
+            views=views,
+            normaliser=normaliser,
+            old_RL=old_RL,
+            reference_RL=reference_RL,
+            blended=self.old if update > 0 and term.blend is not None else None,
+        )
 
     @torch.no_grad()
     def _answers(self, denoiser: Denoiser, views: Views) -> Tensor:
@@ -140,7 +148,7 @@ class Policy:
         for part, units_U in self._parts(views):
             rows_R = units_U[views.unit_R]
             with self.accelerator.autocast():
-                now_RL = question.term.answers(self.denoiser, part, self.old)
+                now_RL = question.term.answers(self.denoiser, part, question.blended)
             old_RL = None
             if question.term.reads("old"):
                 old_RL = now_RL.detach() if question.old_RL is None else question.old_RL[rows_R]

@@ -217,3 +217,22 @@ class EvaluateSettings:
     def step_counts(self) -> list[int]:
         """Numbers of denoising steps."""
         return [int(word) for word in self.steps.split(",")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OracleSettings:
+    """The enumerable toy on which methods are measured."""
+
+    groups: int = 6000  # groups of completions for each method and sampler
+    group_size: int = 6  # completions a group
+    masks: int = 2000  # random masks for each completion in the table of likelihood estimates
+    scale: float = 1.0  # of the toy's logits: larger is surer
+    seed: int = 0  # of the toy
+    threads: int | None = None  # CPU threads; unset: PyTorch's choice
+
+    def __post_init__(self) -> None:
+        _positive(groups=self.groups, masks=self.masks, scale=self.scale)
+        if self.group_size < 2:
+            raise UserError(
+                f"group_size is {self.group_size}: credit compares completions of one prompt, give 2 or more"
+            )

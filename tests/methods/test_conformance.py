@@ -11,12 +11,10 @@ from small import EOS, MASK, prompts_of, small_denoiser
 from unmask.likelihood import credited_count, row_logp, token_count, unit_count
 from unmask.masking import Branches
 from unmask.methods import (
-    ESPO,
     GDPO,
     LFPO,
     MDPO,
     METHODS,
-    RSPO,
     SPG,
     WD1,
     DiffuGRPO,
@@ -26,8 +24,8 @@ from unmask.methods import (
     TraceRL,
     UniGRPO,
 )
-from unmask.methods.dispo import BASES
 from unmask.methods.base import record_of
+from unmask.methods.dispo import BASES
 from unmask.records import EveryStep, OneStep
 from unmask.sampling import Sampler
 from unmask.uniforms import Uniforms
@@ -168,7 +166,7 @@ def test_scored_targets_are_masked_in_their_input(method):
 
 @every_method
 def test_counts(method):
-    for term, views in views_of(method):
+    for _, views in views_of(method):
         assert token_count(views) == views.length_U.sum()
         assert unit_count(views) == len(views.credit_U) == len(views.length_U)
         assert credited_count(views) == ((views.credit_U != 0) & views.scored_U).sum() <= unit_count(views)
@@ -275,7 +273,7 @@ def test_the_global_seed_does_not_matter(method):
 
 
 @every_method
-@pytest.mark.parametrize("forwards", [1, 2, 4])
+@pytest.mark.parametrize("forwards", [1, 4])
 def test_micro_batches_add_up(method, forwards):
     for term, views in views_of(method):
         normaliser, views = term.normaliser(views), credited(term, views)

@@ -6,55 +6,14 @@ import pytest
 import torch
 
 from conftest import reference_cases
+from reference_tools import EOS, MASK, assert_gradients_equal, beside_prompt, close, d1_views
 from unmask import credit
 from unmask.likelihood import row_logp, token_count, unit_count
 from unmask.methods import MDPO, DiffuGRPO
-from unmask.types import Rollout, Snapshot, Views
+from unmask.types import Rollout, Snapshot
 from unmask.uniforms import Uniforms
 
-MASK, EOS = 255, 254
-
-
-def close(ours, theirs, atol=1e-6, rtol=1e-5):
-    theirs = torch.as_tensor(theirs, dtype=torch.float32)
-    torch.testing.assert_close(torch.as_tensor(ours), theirs, rtol=rtol, atol=atol)
-
-
-def assert_gradients_equal(loss, denoiser, tensors, expected):
-    """Slices to 1e-5 of their largest entry (small ones are sums that cancel), the norm of all to 2e-5."""
-    named = dict(denoiser.model.named_parameters())
-    gradients = dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
-    for ours, theirs in (
-        (gradients["lm_head.weight"][:32, :16], tensors["lm_head_grad_slice"]),
-        (gradients["model.layers.0.self_attn.q_proj.weight"][:8, :16], tensors["block0_q_proj_grad_slice"]),
-    ):
-        close(ours, theirs, atol=1e-5 * float(theirs.abs().max()))
-    # 2e-5: ratios far from 1 multiply the float32 error of log-probs on both sides.
-    norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
-    close(norm, expected["global_grad_norm"], rtol=2e-5)
-
-
 # ---- diffu-GRPO ----
-
-
-def d1_views(case) -> Views:
-    """The stored masked inputs, as the published code feeds them: pads are attended to."""
-    tensors, shared = case["tensors"], case["shared"]
-    inputs = tensors["masked_input_ids"].long()
-    prompt = shared["prompt_ids"].shape[1]
-    row = torch.arange(len(inputs))
-    scored = torch.nn.functional.pad(shared["completion_mask"].bool(), (prompt, 0))
-    return Views(
-        inputs_FL=inputs,
-        attention_FL=torch.ones_like(inputs).bool(),
-        forward_R=row,
-        targets_RL=torch.cat([shared["prompt_ids"], shared["completion_ids"]], dim=1).long(),
-        scored_RL=scored,
-        weight_RL=scored.float(),
-        unit_R=row,
-        length_U=scored.sum(1),
-        credit_U=credit.centered(shared["rewards"].view(2, 3)).flatten(),
-    )
 
 
 @pytest.mark.parametrize("case", reference_cases("methods/diffu_grpo"), ids=lambda case: case["name"])
@@ -64,10 +23,9 @@ def test_diffu_grpo(case, llada_tiny):
     views = d1_views(case)
     close(views.credit_U, shared["advantages"])
     now = row_logp(llada_tiny, views)
-    prompt = shared["prompt_ids"].shape[1]
 
     def stored(name):
-        return torch.nn.functional.pad(tensors[name], (prompt, 0)) * views.scored_RL
+        return beside_prompt(tensors[name], shared) * views.scored_RL
 
     close(now.detach(), stored("per_token_logps"), atol=2e-5)  # log-probs near -10 from logits near 10, in float32
     old = stored("old_per_token_logps") if "old_per_token_logps" in tensors else now.detach()

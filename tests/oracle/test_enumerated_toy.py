@@ -5,43 +5,61 @@ from itertools import product
 
 import pytest
 import torch
-from toy import (
-    COMPLETIONS,
-    LENGTH,
-    MASK,
-    PROMPT,
-    SYMBOLS,
-    Toy,
-    low_confidence_trajectories,
-    prompts,
-    random_order_trajectories,
-    reward,
-    rollout_of,
-    with_prompt,
-)
 
 from small import surprise
 from unmask.credit import centered, centered_per_state, difference_and_future, z_score
 from unmask.likelihood import per_token, row_logp
 from unmask.masking import Branches
+from unmask.oracle.toy import (
+    COMPLETIONS,
+    LENGTH,
+    MASK,
+    PROMPT,
+    SAMPLERS,
+    SYMBOLS,
+    Toy,
+    prompts,
+    reward,
+    with_prompt,
+)
 from unmask.sampling import Sampler
 from unmask.surrogate import Clipped
-from unmask.types import Snapshot, Views
+from unmask.types import Rollout, Snapshot, Views
 from unmask.uniforms import Uniforms
-from unmask.unmasking import LowConfidence, Random
 
 UNCLIPPED = Clipped(epsilon=1e9)
 ONE = torch.tensor(1.0)
-SAMPLERS = {
-    "random": (Random(), random_order_trajectories),
-    "low_confidence": (LowConfidence(), low_confidence_trajectories),
-}
+ENUMERATED = tuple(SAMPLERS)
 
 
 @cache
 def enumerated(name):
     toy = Toy()
     return toy, list(SAMPLERS[name][1](toy))
+
+
+def rollout_of(completions, revealed_at, snapshots=()) -> Rollout:
+    """Enumerated completions as one group."""
+    tokens = with_prompt(completions)
+    region = (torch.arange(PROMPT + LENGTH) >= PROMPT).expand_as(tokens)
+    return Rollout(
+        tokens_NL=tokens,
+        attention_NL=torch.ones_like(tokens).bool(),
+        completion_NL=region,
+        block_NL=region.long() - 1,
+        revealed_at_NL=torch.nn.functional.pad(torch.tensor(revealed_at), (PROMPT, 0), value=-1),
+        sampled_logp_NL=torch.zeros(tokens.shape),
+        confidence_NL=torch.zeros(tokens.shape),
+        prompt_N=torch.zeros(len(tokens), dtype=torch.long),
+        sample_N=torch.arange(len(tokens)),
+        prompt_length=PROMPT,
+        group_size=len(tokens),
+        steps=LENGTH,
+        temperature=1.0,
+        mask_id=MASK,
+        remasking=False,
+        snapshots=tuple(snapshots),
+    )
 
 
 def close(ours, exact):
@@ -51,13 +69,13 @@ def close(ours, exact):
 # ---- trajectories ----
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", ENUMERATED)
 def test_trajectory_probabilities_sum_to_one(name):
     _, trajectories = enumerated(name)
     close(torch.stack([trajectory.logp for trajectory in trajectories]).exp().sum(), torch.tensor(1.0).double())
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", ENUMERATED)
 def test_the_sampler_draws_the_enumerated_law(name):
     toy, trajectories = enumerated(name)
     probability = dict.fromkeys(product(COMPLETIONS, product(range(LENGTH), repeat=LENGTH)), 0.0)
@@ -100,7 +118,7 @@ def trajectory_views(trajectories) -> Views:
     )
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", ENUMERATED)
 def test_trajectory_policy_gradient_is_the_gradient_of_expected_reward(name):
     toy, trajectories = enumerated(name)
     expected_reward = sum(trajectory.logp.exp() * reward(trajectory.completion) for trajectory in trajectories)

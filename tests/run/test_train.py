@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from unmask.cli import main
 from unmask.config import build
+from unmask.methods import METHODS
 from unmask.recipe import Recipe
 from unmask.train import build_trainer
 
@@ -101,13 +103,61 @@ def test_trained_checkpoint_is_a_model_for_the_other_commands(tmp_path, capsys):
     assert all(row["solved_low"] <= row["solved"] <= row["solved_high"] for row in rows)
 
 
-@pytest.mark.parametrize("method", ["diffu-grpo", "mdpo", "dispo"])
+def document_of(method: str, **train) -> dict:
+    """Settings for a step of the method, a unit in each of whose groups has credit."""
+    document = SMALL | {"method": {"name": method}, "train": SMALL["train"] | train}
+    if method == "just-grpo":
+        document["rollout"] = SMALL["rollout"] | {"steps": 16, "unmasking": {"name": "left_to_right"}}
+    return document
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_moves_the_weights(method):
-    trainer = build_trainer(recipe(method={"name": method}, train={"updates": 2}))
+    trainer = build_trainer(build(Recipe, document_of(method, updates=2)))
     before = weights(trainer)
     metrics, _ = trainer.step(0)
     assert not torch.equal(weights(trainer), before)
     assert metrics["grad_norm"] > 0
+
+
+def test_a_method_that_scores_one_order_wants_rollouts_in_it(capsys, tmp_path):
+    assert main(["train", "--method", "just-grpo", "--output", str(tmp_path / "run")]) == 2
+    assert "give --rollout.unmasking left_to_right" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_synced_reference_follows_and_is_resumed(tmp_path):
+    directory, train = tmp_path / "run", {"steps": 4, "checkpoint_every": 2, "reference_sync_steps": 2}
+    flags = run_flags(train=SMALL["train"] | train, rollout=SMALL["rollout"])
+    assert main(["train", "--method", "coupled-grpo", *flags, "--output", str(directory)]) == 0
+    last = directory / "checkpoints" / "step_000004"
+    whole = {name: load_file(last / name) for name in ("model.safetensors", "reference.safetensors")}
+    early = load_file(directory / "checkpoints/step_000002/reference.safetensors")
+    assert any(not torch.equal(early[name], moved) for name, moved in whole["reference.safetensors"].items())
+    shutil.rmtree(last)
+    assert main(["train", "--resume", str(directory)]) == 0
+    for name, tensors in whole.items():
+        resumed = load_file(last / name)
+        assert all(torch.equal(resumed[key], tensor) for key, tensor in tensors.items())
+
+
+def test_a_reference_is_mixed_with_the_policy():
+    trainer = build_trainer(recipe(method={"name": "coupled-grpo"}))
+    policy = trainer.policy
+    base = torch.cat([p.flatten() for p in policy.reference.parameters()])
+    trainer.step(0)
+    policy.sync_reference(0.6)
+    mixed = torch.cat([p.flatten() for p in policy.reference.parameters()])
+    torch.testing.assert_close(mixed, 0.4 * base + 0.6 * weights(trainer), rtol=1e-6, atol=1e-7)
+
+
+def test_the_old_weights_of_a_contrast_are_those_that_sampled():
+    trainer = build_trainer(build(Recipe, document_of("lfpo", updates=2)))
+    before = weights(trainer)
+    trainer.step(0)
+    old = torch.cat([p.flatten() for p in trainer.policy.old.parameters()])
+    assert torch.equal(old, before)
+    assert build_trainer(recipe(method={"name": "lfpo"})).policy.old is None
 
 
 def test_equal_rewards_without_divergence_move_nothing(monkeypatch):
@@ -146,35 +196,35 @@ def test_over_denoising_filter_keeps_prompts_that_slide_back():
 
 
 def test_two_ranks_equal_one(tmp_path):
-    """The same step with its prompts shared by two processes: metrics and weights agree."""
+    """The same steps of every method with their prompts shared by two processes: metrics and weights agree."""
     script = tmp_path / "step.py"
     script.write_text(
         "import sys, json, torch\n"
         "from unmask.config import build\nfrom unmask.recipe import Recipe\nfrom unmask.train import build_trainer\n"
         "torch.set_num_threads(1)\n"
-        "trainer = build_trainer(build(Recipe, json.loads(sys.argv[1])))\n"
-        "metrics = [trainer.step(step)[0] for step in range(2)]\n"
-        "total = sum(float(p.double().abs().sum()) for p in trainer.policy.denoiser.parameters())\n"
-        "if trainer.policy.accelerator.is_main_process:\n"
-        "    print('RESULT', json.dumps([metrics, total]))\n"
+        "for document in json.loads(sys.argv[1]):\n"
+        "    trainer = build_trainer(build(Recipe, document))\n"
+        "    metrics = trainer.step(0)[0]\n"
+        "    total = sum(float(p.double().abs().sum()) for p in trainer.policy.denoiser.parameters())\n"
+        "    if trainer.policy.accelerator.is_main_process:\n"
+        "        print('RESULT', json.dumps([metrics, total]), flush=True)\n"
         "if trainer.policy.accelerator.num_processes > 1:\n"
         "    torch.distributed.destroy_process_group()\n"
     )
-    document = json.dumps(SMALL | {"method": {"name": "dispo"}, "train": SMALL["train"] | {"updates": 2}})
-    results = []
+    documents = json.dumps([document_of(method, updates=2) for method in METHODS])
+    runs = []
     for launcher in ([], ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611"]):
         environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
         done = subprocess.run(
-            [sys.executable, *launcher, str(script), document],
+            [sys.executable, *launcher, str(script), documents],
             capture_output=True,
             text=True,
             env=environment,
             timeout=240,
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
-        results.append(json.loads(line.removeprefix("RESULT ")))
-    (one, one_total), (two, two_total) = results
-    for first, second in zip(one, two, strict=True):
-        assert first == pytest.approx(second, rel=2e-4, abs=1e-6)
-    assert one_total == pytest.approx(two_total, rel=1e-7)
+        lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+        runs.append([json.loads(line.removeprefix("RESULT ")) for line in lines])
+    for method, (one, one_total), (two, two_total) in zip(METHODS, *runs, strict=True):
+        assert one == pytest.approx(two, rel=2e-4, abs=1e-6), method
+        assert one_total == pytest.approx(two_total, rel=1e-7), method

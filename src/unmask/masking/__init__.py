@@ -10,6 +10,7 @@ from unmask.masking.pairs import BestAndWorst
 from unmask.masking.random import (
     CoupledCounts,
     FullAndPair,
+    InverseTimes,
     MaskLaw,
     QuadratureNodes,
     RandomMasks,
@@ -39,6 +40,7 @@ __all__ = [
     "EqualSegments",
     "FullAndPair",
     "FullyMasked",
+    "InverseTimes",
     "MaskLaw",
     "OwnGuesses",
     "Prefixes",

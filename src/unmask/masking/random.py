@@ -124,6 +124,22 @@ class UniformCounts:
         return Masks(_exactly(rollout, span_NL, key_NR, masked_NR), weight_NR[..., None])
 
 
+@dataclass(frozen=True, kw_only=True)
+class InverseTimes:
+    """Independent rows, each position masked with probability t ~ U(0, 1], weighing 1 / (t · rows): ELBO, unbiased.
+
+    A row may mask nothing (2502.09992).
+    """
+
+    count: int
+
+    def __call__(self, rollout: Rollout, span_NL: Tensor, uniforms: Uniforms, update: int, updates: int) -> Masks:
+        key_NR = row_draws(rollout, uniforms.key("mask", update), self.count)
+        time_NR1 = 1 - key_NR.key("time").draw()[..., None]
+        masked_NRL = span_NL[:, None] & (position_draws(rollout, key_NR.key("position")) < time_NR1)
+        return Masks(masked_NRL, 1 / (time_NR1 * self.count))
+
+
 # Gauss-Legendre on [0, 1]: nodes t_n and weights w_n.
 QUADRATURE = {
     1: ((0.5,), (1.0,)),

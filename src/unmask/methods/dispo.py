@@ -1,8 +1,7 @@
 """DiSPO (arXiv 2602.06462). Provenance: paper (no code exists); what the paper leaves open is marked reconstructed.
 
     L = L_base + alpha L_step
-    a state x_t of every trajectory, t drawn with p(t) ∝ t^4; its masked positions filled at once Z times,
-    R_z the reward of the fill
+    a state x_t of every trajectory, t drawn with p(t) ∝ t^4; its masked positions filled at once Z times, rewards R_z
     A_z = R_z - mean_z R;  L_step = clipped token surrogate on the filled tokens of x_t, prompt masked as in the base
 
 Reconstructed: t in 0..T-1 = state before step t; fills at the rollout's temperature, drawn once, reused over the inner
@@ -25,7 +24,6 @@ from unmask.records import OneStep
 if TYPE_CHECKING:
     from unmask.methods.base import Method, Term
 
-
 BASES = {method.name: method for method in (DiffuGRPO, SPG, GDPO, ESPO, WD1)}
 
 
@@ -45,17 +43,13 @@ class DiSPO:
     def terms(self, eos_id: int) -> tuple[Term, ...]:
         from unmask import credit, likelihood, masking, surrogate
 
-        base = self.base.terms(eos_id)
-        first, settings = base[0], self.base
+        first, *others = self.base.terms(eos_id)
         clips = first.likelihood is likelihood.per_token
+        prob, shared = getattr(self.base, "prompt_mask_prob", 0.0), getattr(self.base, "shared_prompt_mask", False)
         branch = replace(
             first,
             record=OneStep(guesses=self.branches, degree=self.degree, shared=self.shared_step),
-            masking=masking.Branches(
-                eos_id=eos_id,
-                prompt_mask_prob=getattr(settings, "prompt_mask_prob", 0.0),
-                shared=getattr(settings, "shared_prompt_mask", False),
-            ),
+            masking=masking.Branches(eos_id=eos_id, prompt_mask_prob=prob, shared=shared),
             credit=credit.centered_per_state,
             likelihood=likelihood.per_token,
             surrogate=first.surrogate if clips else surrogate.Clipped(epsilon=0.5),
@@ -63,4 +57,4 @@ class DiSPO:
             penalty=first.penalty if clips else None,
             weight=self.alpha,
         )
-        return (*base, branch)
+        return (first, *others, branch)

@@ -1,14 +1,11 @@
 """MDPO (arXiv 2508.13148). Provenance: authors' code.
 
-    every step s guesses a full completion x0_s with reward r_s
-    S_s = (r_s - r_{s-1}) + mean_{u>s} r_u,  S_last = (r_last - r_{last-1}) + r_last
-    A_s = z-score of S_s over the group;  trained: the `steps` steps with the largest sum of |A| over the group
+    r_s: reward of the full guess x0_s of step s;  S_s = r_s - r_{s-1} + mean_{u>s} r_u,  S_last = 2 r_last - r_{last-1}
+    A_s = z-score of S_s over the group;  trained: the `steps` steps of largest sum of |A| over it;  lambda = L / |x_s|
     L = mean over units of sum_i c_i [ -lambda min(rho_i A, clip 0.2) + beta/2 (ref_i - logp_i)² ] / |x_s|
-    lambda = L / |x_s|
 
-Deviations: steps are chosen over the whole group (published: over the samples that a process holds, which is one); c_i
-is the sampled token's probability under every unmasking rule (published: the running confidence under RCR, at most 0
-for entropy); old log-probs are recorded, so several inner updates work (published: one).
+Deviations: steps chosen over the group (published: a process's samples, one); c_i a probability under any rule (there:
+running confidence under RCR, <= 0 for entropy); old log-probs recorded, so several inner updates work (there: one).
 """
 
 from __future__ import annotations
@@ -17,14 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from unmask.methods.choice import one_of
-from unmask.records import EveryStep
 
 if TYPE_CHECKING:
     from unmask.methods.base import Term
-
-ADVANTAGES = ("difference_and_future", "future_mean", "step_difference", "step_reward", "step_outcome")
-STEP_CHOICES = ("largest_advantages", "random_steps", "spread_steps")
-POSITIONS = ("all_masked", "committed", "masked_through_eos")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,27 +36,22 @@ class MDPO:
     beta: float = 0.02  # weight of k2 to the base model
 
     def __post_init__(self) -> None:
-        one_of("mdpo advantage", self.advantage, ADVANTAGES)
-        one_of("mdpo step_choice", self.step_choice, STEP_CHOICES)
-        one_of("mdpo positions", self.positions, POSITIONS)
+        scores = ("difference_and_future", "future_mean", "step_difference", "step_reward", "step_outcome")
+        one_of("mdpo advantage", self.advantage, scores)
+        one_of("mdpo step_choice", self.step_choice, ("largest_advantages", "random_steps", "spread_steps"))
+        one_of("mdpo positions", self.positions, ("all_masked", "committed", "masked_through_eos"))
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
-        from unmask import credit, likelihood, masking, surrogate
+        from unmask import credit, likelihood, masking, records, surrogate
         from unmask.methods.base import Term
 
-        step_score = getattr(credit, self.advantage)
+        choose, where = getattr(masking, self.step_choice), getattr(masking, self.positions)
+        flags = {"confidence_weight": self.confidence_weight, "length_weight": self.length_weight}
         return (
             Term(
-                record=EveryStep(),
-                masking=masking.OwnGuesses(
-                    eos_id=eos_id,
-                    steps=self.steps,
-                    choose=getattr(masking, self.step_choice),
-                    positions=getattr(masking, self.positions),
-                    confidence_weight=self.confidence_weight,
-                    length_weight=self.length_weight,
-                ),
-                credit=lambda rewards_PGS: credit.z_score(step_score(rewards_PGS)),
+                record=records.EveryStep(),
+                masking=masking.OwnGuesses(eos_id=eos_id, steps=self.steps, choose=choose, positions=where, **flags),
+                credit=credit.ZScoreOf(score=getattr(credit, self.advantage)),
                 likelihood=likelihood.per_token,
                 surrogate=surrogate.Clipped(epsilon=self.epsilon),
                 normaliser=likelihood.unit_count,

@@ -4,8 +4,8 @@
     L = -mean over samples of stopgrad(A - lambda dhat) dhat;  A = z-score over the group
 
 The gradient of lambda/2 mean (dhat - A/lambda)²; no ratio, no clip, no other divergence.
-Reconstructed: rows of l ~ U{1..len} masked tokens weighing len/l, so that no mask is empty (the port draws a ratio and
-redraws empty masks).
+Reconstructed: rows of l ~ U{1..len} masked tokens weighing len/l, so that no mask is empty. Option: `random_times`
+masks each token w.p. t ~ U(0, 1] and weighs it 1/t (the port redraws empty masks; here they stay, which is unbiased).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class RSPO:
     paper: ClassVar[str] = "2605.10218"
     provenance: ClassVar[str] = "port"
     views: int = 2  # rows a sample
+    random_times: bool = False  # masks by a random ratio instead of a random count
     strength: float = 0.01  # lambda: pull of the log-ratio towards A / lambda
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
@@ -33,7 +34,9 @@ class RSPO:
 
         return (
             Term(
-                masking=masking.RandomMasks(law=masking.UniformCounts(count=self.views)),
+                masking=masking.RandomMasks(
+                    law=(masking.InverseTimes if self.random_times else masking.UniformCounts)(count=self.views)
+                ),
                 credit=credit.z_score,
                 likelihood=likelihood.elbo,
                 surrogate=surrogate.RelativeScore(strength=self.strength),

@@ -6,7 +6,8 @@
     L = -sum_j A_j score_j len_j / sum_j len_j;  A = r - mean of the group;  t = masked fraction of the view
 
 No ratio, no clip, no frozen policy; views are drawn afresh each update. The published Sudoku runs have beta = 1.
-EUBO is above log p for beta >= L only. Deviations: pads are never attended to.
+EUBO is above log p for beta >= L only.
+Deviations: none known.
 """
 
 from __future__ import annotations

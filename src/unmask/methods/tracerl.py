@@ -5,7 +5,8 @@
     A = z-score (population std, no epsilon), 0 in groups whose mean reward is outside [lowest, highest]
 
 Every token is scored in exactly one row. `eos_tokens`: how many end-of-sequence tokens are scored, -1 for all.
-Deviations: the published rule that completions near the length limit count as wrong is left to the reward.
+Deviations: the published rule that completions near the length limit count as wrong is left to the reward; samples
+without credit are no rows (with rewards 0 and 1 there are none in a group that is kept).
 """
 
 from __future__ import annotations

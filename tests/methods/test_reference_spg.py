@@ -1,0 +1,110 @@
+"""The authors' own SPG code gives the same bounds, losses and gradients (1e-5)."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from conftest import reference_cases
+from reference_tools import EOS, GROUPS, MASK, assert_gradients_equal, close, rollout_of
+from unmask.likelihood import EUBO, Sandwich, masked_mean, row_logp, token_count
+from unmask.masking import BlockRandom
+from unmask.methods import SPG
+from unmask.types import Views
+from unmask.uniforms import Uniforms
+
+CASES = reference_cases("methods/spg")
+BLOCKS = [case for case in CASES if case["forward_type"] == "block_random"]
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+
+
+def rollout_of_case(case):
+    return rollout_of(case["shared"], pads_attended=False, block_length=case["block_length"])
+
+
+def views_of(case, inputs_NRL) -> Views:
+    """Masked inputs as the published code scores them: all that is masked, to the end of the sequence."""
+    rollout, (samples, rows, _) = rollout_of_case(case), inputs_NRL.shape
+    sample, length = torch.arange(samples).repeat_interleave(rows), rollout.completion_NL.sum(1)
+    inputs = inputs_NRL.flatten(0, 1)
+    scored = (inputs == MASK) & rollout.completion_NL[sample]
+    return Views(
+        inputs_FL=inputs,
+        attention_FL=rollout.attention_NL[sample],
+        forward_R=torch.arange(len(inputs)),
+        targets_RL=rollout.tokens_NL[sample],
+        scored_RL=scored,
+        weight_RL=scored / (scored.sum(1) / length[sample])[:, None],
+        unit_R=sample,
+        credit_U=case["shared"]["advantages"],
+        length_U=length,
+    )
+
+
+def stored_views(case) -> Views:
+    return views_of(case, case["tensors"]["masked_views"].long())
+
+
+@every_case
+def test_bounds(case, llada_tiny):
+    tensors, views = case["tensors"], stored_views(case)
+    assert torch.equal(rollout_of_case(case).attention_NL, tensors["model_attention_mask"].bool())
+    now, beta = row_logp(llada_tiny, views).detach(), case["eubo_beta"]
+    close(masked_mean(now, views).value_UK[:, 0], tensors["sequence_elbo"])
+    close(EUBO(beta=beta)(now, views).value_UK[:, 0], tensors["sequence_eubo"])
+    # The stored mixture is every sequence's, so all count as bad here.
+    mixture, bad = Sandwich(beta=beta, mix=case["mix_weight"]), replace(views, credit_U=-torch.ones(6))
+    close(mixture(now, bad).value_UK[:, 0], tensors["sequence_mix"])
+    # By the sign of the advantage. At 0 we score the lower bound, the published code the mixture: neither has a loss.
+    good, credited = tensors["reward_mask"].bool(), views.credit_U != 0
+    assert torch.equal(good, views.credit_U > 0)
+    expected = torch.where(good, tensors["sequence_elbo"], tensors["sequence_mix"])
+    close(mixture(now, views).value_UK[credited, 0], expected[credited])
+
+
+@every_case
+@pytest.mark.parametrize("estimator", ["elbo", "eubo", "mix", "zero"])
+def test_loss_and_gradients(case, estimator, llada_tiny):
+    views, tensors = stored_views(case), case["tensors"]
+    mix = {"elbo": 0.0, "eubo": 1.0}.get(estimator, case["mix_weight"])
+    (term,) = SPG(views=case["num_t"], beta=case["eubo_beta"], mix=mix).terms(EOS)
+    close(term.credit(case["shared"]["rewards"].view(GROUPS)).flatten(), views.credit_U)
+    if estimator == "zero":  # bad sequences score nothing: no setting of ours, the same as no credit
+        views = replace(views, credit_U=views.credit_U.clamp(min=0))
+    loss, _ = term.loss(views, row_logp(llada_tiny, views), None, None, token_count(views))
+    close(loss.detach(), case[f"loss_{estimator}"])
+    if f"grads_{estimator}" in case:
+        slices = {key.removesuffix(f"_{estimator}"): value for key, value in tensors.items()}
+        assert_gradients_equal(loss, llada_tiny, slices, case[f"grads_{estimator}"])
+
+
+def follows_a_block(inputs, completion, block_NL) -> bool:
+    """Whether some block has a masked token, all after it (and after the end) masked, and all before it clean."""
+    masked, region = inputs == MASK, block_NL >= 0
+    return any(
+        bool(masked[(block_NL > block) | (region & ~completion)].all())
+        and bool(masked[(block_NL == block) & completion].any())
+        and not bool(masked[block_NL < block].any())
+        for block in range(int(block_NL[completion].max()) + 1)
+    )
+
+
+@pytest.mark.parametrize("case", BLOCKS, ids=lambda case: case["name"])
+def test_block_random_rows(case):
+    """Our rows are scored and weighed as the published ones, and have their form."""
+    rollout = rollout_of_case(case)
+    prob = case["p_mask_prompt"] if case["use_mask_prompt"] else 0.0
+    (term,) = SPG(views=case["num_t"], prompt_mask_prob=prob).terms(EOS)
+    assert term.masking == BlockRandom(count=case["num_t"], prompt_mask_prob=prob)
+    theirs = stored_views(case)
+    ours = term.views(rollout, case["shared"]["rewards"].view(GROUPS), Uniforms(), 0, 1)
+    again = views_of(case, ours.inputs_FL.unflatten(0, (len(rollout.tokens_NL), -1)))
+    close(ours.weight_RL, again.weight_RL)
+    for name in ("scored_RL", "length_U", "unit_R", "targets_RL", "attention_FL", "forward_R"):
+        assert torch.equal(getattr(ours, name), getattr(again, name))
+    for views in () if prob else (ours, theirs):
+        for inputs, sample in zip(views.inputs_FL, views.unit_R, strict=True):
+            assert follows_a_block(inputs, rollout.completion_NL[sample], rollout.block_NL[sample])
+        masked = views.inputs_FL == MASK
+        between = ~masked & (masked.cumsum(1) > 0) & rollout.region_L
+        assert bool(between.any())  # some block is masked in part

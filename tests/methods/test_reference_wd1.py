@@ -1,0 +1,68 @@
+"""The authors' own wd1 code gives the same log-probs, weights, losses and gradients (1e-5)."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from conftest import reference_cases
+from reference_tools import EOS, GROUPS, assert_gradients_equal, beside_prompt, close, d1_views, rollout_of
+from unmask import credit
+from unmask.likelihood import row_logp, unit_count
+from unmask.methods import WD1
+from unmask.uniforms import Uniforms
+
+every_case = pytest.mark.parametrize("case", reference_cases("methods/wd1"), ids=lambda case: case["name"])
+WEIGHTS = {"RevDiffuGRPOTrainer": credit.softmax_pair, "RevPSRDiffuGRPOTrainer": credit.softmax_positive}
+
+
+def term_of(case):
+    (term,) = WD1(positive_only=case["trainer"] == "RevPSRDiffuGRPOTrainer").terms(EOS)
+    return term
+
+
+def published_weights(case):
+    """w+ - w-, of a softmax over the whole batch of both groups."""
+    return torch.tensor(case["weights_positive"]) - torch.tensor(case["weights_negative"] or 0.0)
+
+
+@every_case
+def test_weights(case):
+    term, shared, weights = term_of(case), case["shared"], published_weights(case)
+    assert term.credit is WEIGHTS[case["trainer"]]
+    advantages = credit.centered(shared["rewards"].view(GROUPS))
+    close(advantages.flatten(), shared["advantages"])
+    # The published advantages are centered per group, then share one softmax: as one group they are our rewards.
+    close(term.credit(advantages.view(1, -1))[0], weights.numel() * weights)
+
+
+@every_case
+def test_weights_are_those_of_the_group(case):
+    """Ours are the published ones, each softmax renormalised within its group."""
+
+    def renormalised(weights):
+        weights = torch.tensor(weights).view(GROUPS)
+        return weights / weights.sum(1, keepdim=True)
+
+    expected = renormalised(case["weights_positive"])
+    if case["weights_negative"]:
+        expected = expected - renormalised(case["weights_negative"])
+    close(term_of(case).credit(case["shared"]["rewards"].view(GROUPS)), GROUPS[1] * expected)
+
+
+@every_case
+def test_loss_and_gradients(case, llada_tiny):
+    tensors, shared = case["tensors"], case["shared"]
+    term, views = term_of(case), d1_views(case)
+    ours = term.views(rollout_of(shared, pads_attended=True), shared["rewards"].view(GROUPS), Uniforms(), 0, 1)
+    for name in ("targets_RL", "scored_RL", "weight_RL", "unit_R", "length_U", "attention_FL"):
+        assert torch.equal(getattr(ours, name), getattr(views, name))
+
+    now = row_logp(llada_tiny, views)
+    # 2e-5: log-probs near -10 from logits near 10, in float32.
+    close(now.detach(), beside_prompt(tensors["per_token_logps"], shared) * views.scored_RL, atol=2e-5)
+    # The published loss is a sum over the batch and its one softmax, with no mean: one group in our mean over groups.
+    views = replace(views, credit_U=len(now) * published_weights(case))
+    loss, _ = term.loss(views, now, None, None, unit_count(views))
+    close(loss.detach(), case["loss"])
+    assert_gradients_equal(loss, llada_tiny, tensors, case)
