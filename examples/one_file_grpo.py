@@ -32,6 +32,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 # ---- model: a Llama that attends both ways ----
 
@@ -247,7 +248,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--prompt-mask-prob", type=float, default=0.15, help="probability that the estimate hides a prompt token")
     add("--epsilon", type=float, default=0.5, help="clip range of the ratio")
     add("--beta", type=float, default=0.04, help="weight of the divergence to the base model")
-    add("--learning-rate", type=float, default=1e-4, help="AdamW's (paper: 3e-6)")
+    add("--learning-rate", type=float, default=3e-5, help="AdamW's (paper: 3e-6)")
     add("--max-grad-norm", type=float, default=0.2, help="gradients are clipped to this norm")
     add("--seed", type=int, default=0, help="of every draw")
     return parser.parse_args(arguments)
@@ -256,6 +257,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Sample, score, learn; print a line a step."""
     settings = parse(arguments)
+    logging.disable_progress_bar()
     torch.manual_seed(settings.seed)
     model, tokenizer = load(settings.model)
     reference = copy.deepcopy(model).requires_grad_(False)
@@ -288,7 +290,8 @@ def main(arguments: list[str] | None = None) -> None:
             max_grad_norm=settings.max_grad_norm,
         )
         loss, norm = history[-1]
-        print(f"step {step + 1:4d}  reward {rewards_N.mean():.3f}  loss {loss:+.4f}  gradient norm {norm:.3f}")
+        line = f"step {step + 1:4d}  reward {rewards_N.mean():.3f}  loss {loss:+.4f}  gradient norm {norm:.3f}"
+        print(line, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

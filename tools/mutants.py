@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "src" / "unmask"
 # Files, and the tests that are run first against their mutants.
 MUTATED = {
-    "masking/base.py": ("test_state_masks.py", "test_random_masks.py"),
+    "masking/base.py": ("test_mask_base.py", "test_random_masks.py"),
     "masking/random.py": ("test_random_masks.py",),
     "masking/blocks.py": ("test_trajectory_masks.py",),
     "masking/pairs.py": ("test_random_masks.py",),

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import nn
 
+from unmask.denoisers.adapters import has_adapters, save_adapters
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.pretrained import save_denoiser
 
@@ -34,7 +36,7 @@ def save_checkpoint(
     tokenizer: Any,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
-    reference: Denoiser | None = None,
+    reference: nn.Module | None = None,
 ) -> Path:
     """Write checkpoint `step` under `folder`: model (Hugging Face layout), optimizer moments, the run's state.
 
@@ -44,6 +46,8 @@ def save_checkpoint(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_denoiser(denoiser, tokenizer, partial)
+    if has_adapters(denoiser):
+        save_adapters(denoiser, partial)
     save_file(_moments(denoiser, optimizer), partial / "optimizer.safetensors")
     if reference is not None:
         save_model(reference, str(partial / "reference.safetensors"))

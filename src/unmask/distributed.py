@@ -32,7 +32,7 @@ def sum_gradients(accelerator: Any, parameters: Iterable[nn.Parameter]) -> None:
     """
     if accelerator.num_processes == 1:
         return
-    trained = list(parameters)
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
     flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in trained])
     flat = total(accelerator, flat)
     for parameter, gradient in zip(trained, torch.split(flat, [p.numel() for p in trained]), strict=True):

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from unmask.denoisers.base import ContrastiveLogProb, Denoiser, TargetLogProb
 from unmask.types import Views
 
 
-def row_logp(denoiser: Denoiser, views: Views) -> Float[Tensor, "R L"]:
+def row_logp(denoiser: nn.Module, views: Views) -> Float[Tensor, "R L"]:
     """log p(target | input) at the scored positions of every row, 0 elsewhere.
 
     Rows of one forward are answered together.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unmask import distributed
+from unmask.denoisers.adapters import AdaptersOff
 from unmask.denoisers.base import Denoiser
 from unmask.likelihood import row_logp
 from unmask.methods.base import Term
@@ -36,7 +37,7 @@ class Policy:
 
     denoiser: Denoiser
     optimizer: torch.optim.Optimizer
-    reference: Denoiser | None
+    reference: Denoiser | AdaptersOff | None
     accelerator: Any
     max_grad_norm: float
     micro_batch: int = 0
@@ -84,7 +85,7 @@ class Policy:
         )
 
     @torch.no_grad()
-    def _answers(self, denoiser: Denoiser, views: Views) -> Tensor:
+    def _answers(self, denoiser: Denoiser | AdaptersOff, views: Views) -> Tensor:
         answers = torch.zeros(views.targets_RL.shape, device=views.targets_RL.device)
         for part, units_U in self._parts(views):
             with self.accelerator.autocast():

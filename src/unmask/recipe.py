@@ -78,6 +78,8 @@ class TrainSettings:
     max_grad_norm: float = 0.5  # gradients are clipped to this norm
     micro_batch: int = 0  # forwards at a time in an update; 0: all
     precision: str = "fp32"  # fp32, or bf16 autocast
+    lora_rank: int = 0  # rank of low-rank adapters, which alone are trained then; 0: all weights are
+    lora_alpha: int = 64  # scale of the adapters, times their rank
     reference_sync_steps: int = 0  # training steps between mixes of the policy into the reference; 0: it stays
     reference_mixup: float = 0.6  # share of the policy in such a mix
     threads: int | None = None  # CPU threads; unset: PyTorch's choice
@@ -93,6 +95,11 @@ class TrainSettings:
         names = ("steps", "updates", "learning_rate", "max_grad_norm", "examples", "evaluate_every", "checkpoint_every")
         _positive(**{f"train.{name}": getattr(self, name) for name in (*names, "keep_checkpoints")})
         one_of("train.precision", self.precision, ("fp32", "bf16"))
+        if self.lora_rank and self.reference_sync_steps:
+            raise UserError(
+                "train.reference_sync_steps moves the reference, and with train.lora_rank it is the base model: "
+                "set one of them to 0"
+            )
         if not 0 <= self.final_fraction <= 1:
             raise UserError(f"train.final_fraction is {self.final_fraction}: give a fraction of the peak rate, 0 to 1")
 

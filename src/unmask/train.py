@@ -14,6 +14,8 @@ from torch import Tensor
 from unmask import distributed
 from unmask.checkpoint import load_optimizer, load_reference
 from unmask.data import Examples, completion_texts, rollout_texts
+from unmask.denoisers.adapters import AdaptersOff, add_adapters, load_adapters
+from unmask.denoisers.base import Denoiser
 from unmask.denoisers.pretrained import load_denoiser, load_tokenizer
 from unmask.errors import UserError
 from unmask.evaluate import Evaluator, over_denoised, solved_summary
@@ -241,21 +243,40 @@ def build_trainer(recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
     )
 
 
+def _load_trained(recipe: Recipe, checkpoint: Path | None) -> Denoiser:
+    """The denoiser that is trained, adapters on its base where the recipe wants them."""
+    settings = recipe.train
+    if not settings.lora_rank:
+        return load_denoiser(recipe.model if checkpoint is None else str(checkpoint))
+    denoiser = load_denoiser(recipe.model)
+    add_adapters(denoiser, settings.lora_rank, settings.lora_alpha)
+    if checkpoint is not None:
+        load_adapters(denoiser, checkpoint)
+    return denoiser
+
+
+def _load_reference(recipe: Recipe, denoiser: Denoiser, checkpoint: Path | None) -> Denoiser | AdaptersOff:
+    """The reference policy: adapters off, a frozen copy of the base, or what it had become at the checkpoint."""
+    if recipe.train.lora_rank:
+        return AdaptersOff(denoiser)
+    reference = load_denoiser(recipe.model) if checkpoint else copy.deepcopy(denoiser)
+    if checkpoint is not None and recipe.train.reference_sync_steps:
+        load_reference(checkpoint, reference)
+    return reference.eval().requires_grad_(False)
+
+
 def _load_policy(recipe: Recipe, accelerator: Any, checkpoint: Path | None) -> tuple[tuple[Term, ...], Policy]:
     """The method's terms, and the policy with the frozen weights that they read."""
     settings = recipe.train
-    denoiser = load_denoiser(recipe.model if checkpoint is None else str(checkpoint)).to(accelerator.device)
+    denoiser = _load_trained(recipe, checkpoint).to(accelerator.device)
     terms = recipe.method.terms(denoiser.eos_id)
     reference = old = None
     if any(term.reads("reference") for term in terms):
-        reference = load_denoiser(recipe.model) if checkpoint else copy.deepcopy(denoiser)
-        reference = reference.to(accelerator.device).eval().requires_grad_(False)
-        if checkpoint is not None and settings.reference_sync_steps:
-            load_reference(checkpoint, reference)
+        reference = _load_reference(recipe, denoiser, checkpoint).to(accelerator.device)
     if settings.updates > 1 and any(term.blend is not None for term in terms):
         old = copy.deepcopy(denoiser).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(
-        denoiser.parameters(),
+        [weight for weight in denoiser.parameters() if weight.requires_grad],
         lr=settings.learning_rate,
         betas=(settings.adam_beta1, settings.adam_beta2),
         weight_decay=settings.weight_decay,

@@ -1,11 +1,11 @@
-"""Spans, keyed draws and the laws of random masks: their counts, their weights, their subsets."""
+"""The laws of random masks: their counts, their weights, their subsets."""
 
 from itertools import combinations
 from math import comb, floor
 
 import pytest
 import torch
-from by_hand import PROMPT, TOKENS, ended_rollout, exact, hand_rollout, padded, rollout_by_hand, taken_samples
+from by_hand import ended_rollout, exact, hand_rollout, padded, taken_samples
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +16,7 @@ from unmask.masking import (
     CoupledCounts,
     EosTokens,
     FullAndPair,
+    InverseTimes,
     QuadratureNodes,
     RandomMasks,
     RandomTimes,
@@ -25,7 +26,6 @@ from unmask.masking import (
     through_eos,
     whole_region,
 )
-from unmask.masking.base import position_draws, row_draws, sample_views, smallest
 from unmask.masking.random import QUADRATURE
 from unmask.uniforms import Uniforms
 
@@ -36,6 +36,7 @@ LAWS = {
     "times": RandomTimes(count=2, low=0.2, high=0.7),
     "strata": StratifiedTimes(count=3),
     "counts": UniformCounts(count=2),
+    "inverse times": InverseTimes(count=2),
     "nodes": QuadratureNodes(),
     "empirical nodes": QuadratureNodes(nodes=2, empirical=True),
     "coupled": CoupledCounts(),
@@ -55,36 +56,6 @@ def assert_law(counts, probabilities):
     assert surprise(counts.flatten().bincount(minlength=len(probabilities)), probabilities) < 3
 
 
-# ---- spans ----
-
-
-def test_spans_by_hand():
-    rollout = rollout_by_hand([[EOS, 1, 2, EOS, 3, EOS, EOS], [EOS, 1, 2, 3, 4, 5, 6]], prompt_length=2, group_size=1)
-
-    def at(span):
-        assert not bool(span(rollout)[:, :2].any())
-        return span(rollout)[:, 2:].int().tolist()
-
-    assert at(through_eos) == [[1, 1, 0, 0, 0], [1] * 5]
-    assert at(whole_region) == [[1] * 5] * 2
-    assert at(EosTokens(eos_id=EOS, count=0)) == [[1, 0, 1, 0, 0], [1] * 5]
-    assert at(EosTokens(eos_id=EOS, count=1)) == [[1, 1, 1, 0, 0], [1] * 5]
-    assert at(EosTokens(eos_id=EOS, count=2)) == [[1, 1, 1, 1, 0], [1] * 5]
-
-
-# ---- draws ----
-
-
-def test_draws_are_keyed_by_prompt_sample_row_and_position():
-    draws = position_draws(ROLLOUT, row_draws(ROLLOUT, Uniforms().key("mask", 5), 2))
-    assert draws.shape == (4, 2, 7)
-    for sample, (prompt, index) in enumerate([(4, 0), (4, 1), (9, 0), (9, 1)]):
-        for row in range(2):
-            for column in range(7):
-                expected = Uniforms().key("mask", 5, prompt, index, row, column - PROMPT).draw()
-                assert draws[sample, row, column] == expected
-
-
 @every_law
 @pytest.mark.parametrize("update", [0, 1])
 def test_padding_and_order_do_not_matter(law, update):
@@ -95,39 +66,6 @@ def test_padding_and_order_do_not_matter(law, update):
         ours = getattr(views, name)
         assert torch.equal(getattr(wider, name)[:, 4:], ours)
         assert torch.equal(getattr(turned, name).view(4, -1, 7), ours.view(4, -1, 7).flip(0))
-
-
-@few
-@given(st.lists(st.booleans(), min_size=3, max_size=9), st.integers(0, 9), st.integers(0, 99))
-def test_smallest_draws(eligible, count, seed):
-    draw = Uniforms().key(seed, torch.arange(len(eligible))).draw()[None, None]
-    eligible = torch.tensor(eligible)[None, None]
-    chosen = smallest(draw, eligible, torch.tensor([[count]]))
-    assert int(chosen.sum()) == min(count, int(eligible.sum()))
-    assert not bool((chosen & ~eligible).any())
-    others = draw[eligible & ~chosen]
-    assert chosen.sum() == 0 or bool((draw[chosen].max() < others).all())
-
-
-def test_sample_views_by_hand():
-    masked = torch.zeros(4, 2, 7, dtype=torch.bool)
-    masked[:, 0, 4:], masked[2, 1, 1] = True, True
-    weight = torch.arange(56.0).view(4, 2, 7).double()
-    scored = masked & ROLLOUT.region_L
-    length = torch.tensor([3, 4, 1, 4])
-    views = sample_views(
-        ROLLOUT, masked_NRL=masked, scored_NRL=scored, weight_NRL=weight, length_N=length, credit=REWARDS
-    )
-    assert views.inputs_FL[0].tolist() == [1, 2, 3, 4, MASK, MASK, MASK]
-    assert views.inputs_FL[4:6].tolist() == [[0, 5, 6, EOS, MASK, MASK, MASK], [0, MASK, 6, EOS, 1, EOS, 2]]
-    assert views.targets_RL.tolist() == [row for row in TOKENS for _ in range(2)]
-    assert views.attention_FL[:, 0].tolist() == [True] * 4 + [False] * 4
-    assert views.forward_R.tolist() == list(range(8))
-    assert views.unit_R.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert torch.equal(views.scored_RL.view(4, 2, 7), scored)
-    assert torch.equal(views.weight_RL, weight.float().view(8, 7))
-    assert views.credit_U.tolist() == [1.0, -1.0, 0.5, -0.5]
-    assert views.length_U.tolist() == [3, 4, 1, 4]
 
 
 @every_law
@@ -198,6 +136,18 @@ def test_spaced_times_rise_from_one_draw_to_a_full_mask():
     two = [drawn(SpacedTime(), rollout, n, 2).masked_NRL.sum((1, 2)) / 600 for n in range(2)]
     assert torch.equal(two[0], fraction[0])
     assert two[1].tolist() == [1.0] * 50
+
+
+def test_inverse_times():
+    masked, weight = drawn(InverseTimes(count=2), ended_rollout([5] * MANY, width=6))
+    assert_law(masked.sum(2), [1 / 6] * 6)
+    assert bool((weight >= 0.5).all())
+    assert not bool(masked[..., :2].any() | masked[..., 7].any())
+    rollout = ended_rollout([600] * 50, width=600)
+    for count in (1, 3):
+        masked, weight = drawn(InverseTimes(count=count), rollout)
+        assert weight.shape == (50, count, 1)
+        assert (masked.sum(2) / 600 - 1 / (count * weight[..., 0])).abs().max() < 0.08
 
 
 def test_stratified_times_are_one_in_each_stratum():

@@ -1,10 +1,9 @@
-"""Rollouts, prompt masks, fully masked rows and rows at recorded states, on cases worked out by hand."""
+"""Rows at recorded states, on cases worked out by hand."""
 
 from dataclasses import replace
 
-import pytest
 import torch
-from by_hand import PROMPT, TOKENS, close, hand_rollout
+from by_hand import PROMPT, close, hand_rollout
 
 from small import EOS, MASK
 from unmask.masking import (
@@ -18,7 +17,6 @@ from unmask.masking import (
     masked_through_eos,
     random_steps,
     spread_steps,
-    through_first_eos,
 )
 from unmask.methods import MDPO, DiffuGRPO, DiSPO
 from unmask.types import Snapshot
@@ -56,63 +54,6 @@ def test_rollout_by_hand():
     assert ROLLOUT.canvas(0)[:, PROMPT:].eq(M).all()
     assert ROLLOUT.canvas(1)[0].tolist() == [1, 2, 3, 4, M, M, M]
     assert ROLLOUT.canvas(2)[3].tolist() == [0, 5, 6, M, M, 3, E]
-
-
-def test_through_first_eos():
-    region = torch.tensor([False, True, True, True, True])
-    tokens = torch.tensor([[E, 1, 2, 3, 4], [E, E, 1, E, 2], [1, 2, 3, E, E], [1, 2, E, 4, 5]])
-    assert through_first_eos(tokens, region, E).int().tolist() == [
-        [0, 1, 1, 1, 1],
-        [0, 1, 0, 0, 0],
-        [0, 1, 1, 1, 0],
-        [0, 1, 1, 0, 0],
-    ]
-
-
-def test_prompt_masks():
-    def drawn(prob, update=0, shared=False):
-        return mask_prompt(ROLLOUT, prob, Uniforms(), update, shared=shared)
-
-    maskable = ROLLOUT.attention_NL & ~ROLLOUT.region_L
-    assert torch.equal(drawn(1.0), maskable)
-    assert not bool(drawn(0.0).any())
-    samples = torch.arange(4000)
-    first_row = {name: value[:1].expand(4000, -1) for name, value in vars(ROLLOUT).items() if name.endswith("_NL")}
-    wide = replace(ROLLOUT, **first_row, prompt_N=torch.zeros_like(samples), sample_N=samples)
-    single = mask_prompt(wide, 0.3, Uniforms(), 0, shared=False)[:, :PROMPT]
-    assert abs(single.float().mean() - 0.3) < 0.02
-    assert abs(torch.corrcoef(single.float().T)[0, 1]) < 0.06
-    assert len(mask_prompt(wide, 0.3, Uniforms(), 0, shared=True).unique(dim=0)) == 1
-    assert len({tuple(drawn(0.5, update, shared=True).flatten().tolist()) for update in range(8)}) > 4
-    both = drawn(0.5, shared=True)
-    assert torch.equal(both[0], both[1])
-    expected = Uniforms().key("prompt mask", 0, ROLLOUT.prompt_N[:, None]).key(ROLLOUT.position_L).draw() < 0.5
-    assert torch.equal(both, expected & maskable)
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_fully_masked(shared):
-    rewards = torch.tensor([[1.0, -1.0], [0.5, -0.5]])
-    views = FullyMasked(prompt_mask_prob=0.5, shared=shared)(ROLLOUT, rewards, Uniforms(), 3, 4)
-    hidden = mask_prompt(ROLLOUT, 0.5, Uniforms(), 3, shared=shared)
-    rows = [0, 2] if shared else [0, 1, 2, 3]
-    for forward, row in enumerate(rows):
-        prompt = [M if hide else token for hide, token in zip(hidden[row, :3].tolist(), TOKENS[row][:3], strict=True)]
-        assert views.inputs_FL[forward].tolist() == [*prompt, M, M, M, M]
-    assert views.attention_FL.tolist() == ROLLOUT.attention_NL[rows].tolist()
-    assert views.forward_R.tolist() == ([0, 0, 1, 1] if shared else [0, 1, 2, 3])
-    assert views.unit_R.tolist() == [0, 1, 2, 3]
-    assert views.credit_U.tolist() == [1.0, -1.0, 0.5, -0.5]
-    assert views.targets_RL.tolist() == TOKENS
-    assert views.scored_RL[:, PROMPT:].int().tolist() == [
-        [1, 1, 1, 0],
-        [1, 1, 1, 1],
-        [1, 0, 0, 0],
-        [1, 1, 1, 1],
-    ]
-    assert torch.equal(views.weight_RL, views.scored_RL.float())
-    assert views.temperature == 1.0
-    assert views.old_RL is None
 
 
 def test_defaults_are_the_papers():

@@ -22,7 +22,7 @@ from unmask.surrogate import (
     penalty,
 )
 
-RATIOS = torch.tensor([[0.5, 1.0, 1.5], [0.5, 1.0, 1.5], [0.8, 1.2, 2.0]])
+RATIOS = torch.tensor([[0.5, 1.0, 1.5], [0.5, 1.0, 1.5], [0.5, 1.2, 2.0]])
 CREDIT = torch.tensor([2.0, -1.0, 0.0])
 CLIP = Clipped(epsilon=0.25)
 

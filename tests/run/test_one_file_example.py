@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from unmask.config import build
-from unmask.data import encode
+from unmask.data import completion_texts, encode
+from unmask.masking import mask_prompt
 from unmask.recipe import Recipe
 from unmask.tasks.sudoku import is_solved, solution_grids
 from unmask.train import build_trainer
@@ -20,6 +21,7 @@ TEMPERATURE, GROUP = 3.0, 4  # hot, so that some completions end early
 PUZZLES = list(range(3))
 METHOD = {"name": "diffu-grpo", "prompt_mask_prob": 0.3, "epsilon": 0.2, "beta": 0.1}
 LEARNING_RATE = 2e-3
+REWARDS_PG = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +84,9 @@ def test_puzzles_and_verifier_are_the_librarys(example, trainer):
     assert 0 < sum(verdicts) < len(verdicts)
 
 
-def test_sampler_draws_the_librarys_tokens_and_rewards_agree(example, trainer):
+def test_sampler_draws_the_librarys_tokens(example, trainer):
     rollout, uniforms = rollout_of(trainer)
-    model, tokenizer = example.load(example.EMBEDDED_MODEL)
+    model, _ = example.load(example.EMBEDDED_MODEL)
     key = uniforms.key("sample", rollout.prompt_N[:, None], rollout.sample_N[:, None])
     tokens_NL = example.sample(
         model,
@@ -96,3 +98,70 @@ def test_sampler_draws_the_librarys_tokens_and_rewards_agree(example, trainer):
         uniforms=lambda step, samples, positions: key.key(step).key("token", torch.arange(positions)).draw(),
     )
     assert torch.equal(tokens_NL, rollout.tokens_NL)
+
+
+def test_rewards_of_tokens_are_the_librarys(example, trainer):
+    rollout, _ = rollout_of(trainer)
+    items = [trainer.examples.items[index] for index in PUZZLES for _ in range(GROUP)]
+    solutions_NC = torch.tensor(encode(trainer.tokenizer, [item.solution for item in items]))
+    ended_NC = solutions_NC.clone()
+    ended_NC[:, -1] = trainer.examples.eos_id
+    completions_NC = torch.cat([rollout.tokens_NL[:, rollout.prompt_length :], solutions_NC, ended_NC])
+    puzzles = [item.prompt for item in items] * 3
+    texts = completion_texts(trainer.tokenizer, completions_NC.tolist(), trainer.examples.eos_id)
+    expected = trainer.recipe.task.rewards(puzzles, texts, puzzle=puzzles)
+    assert example.rewards(puzzles, completions_NC, trainer.tokenizer).tolist() == expected
+    assert 0 < sum(expected) < len(expected)
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_updates_are_the_librarys(example, trainer, updates):
+    """Given the library's completions and prompt masks; the second update has ratios beyond the clip range."""
+    rollout, uniforms = rollout_of(trainer)
+    policy, mask_id, end_id = trainer.policy, rollout.mask_id, trainer.examples.eos_id
+    tokens_NL, start = rollout.tokens_NL, rollout.prompt_length
+    assert bool((tokens_NL == end_id).any())
+    questions = policy.questions(trainer.terms, rollout, [REWARDS_PG], uniforms, updates)
+    masks = [
+        mask_prompt(rollout, METHOD["prompt_mask_prob"], uniforms, update, shared=False)[:, :start]
+        for update in range(updates)
+    ]
+    model, reference = (example.load(example.EMBEDDED_MODEL)[0] for _ in range(2))
+    reference.load_state_dict(policy.reference.model.state_dict())
+    advantage_N = example.group_advantages(REWARDS_PG.flatten(), GROUP)
+    counted_NC = example.counted_tokens(tokens_NL[:, start:], end_id)
+    for (question,), mask_NP in zip(questions, masks, strict=True):
+        views = question.views
+        assert torch.equal(advantage_N, views.credit_U)
+        assert torch.equal(counted_NC, views.scored_RL[:, start:])
+        answers = ((model, question.term.answers(policy.denoiser, views)), (reference, question.reference_RL))
+        for ours, theirs_RL in answers:
+            logp_NC = example.one_step_logp(ours, tokens_NL, mask_NP, mask_id)
+            torch.testing.assert_close(logp_NC * counted_NC, theirs_RL[:, start:], rtol=1e-5, atol=1e-6)
+    expected = [policy.update(question, LEARNING_RATE) for question in questions]
+    history = example.learn(
+        model,
+        reference,
+        torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0),
+        tokens_NL,
+        advantage_N,
+        masks,
+        mask_id=mask_id,
+        end_id=end_id,
+        epsilon=METHOD["epsilon"],
+        beta=METHOD["beta"],
+        max_grad_norm=trainer.recipe.train.max_grad_norm,
+    )
+    for (loss, norm), metrics in zip(history, expected, strict=True):
+        assert loss == pytest.approx(metrics["loss"], rel=1e-5)
+        assert norm == pytest.approx(metrics["grad_norm"], rel=1e-5)
+    assert all(metrics["clip_ratio/region_mean"] > 0.1 for metrics in expected[1:])
+    for ours, theirs in zip(model.parameters(), policy.denoiser.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=1e-5, atol=1e-7)
+
+
+def test_command_prints_a_line_a_step(example, capsys):
+    example.main(["--steps", "2", "--prompts", "4", "--group-size", "4"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines] == [["step", "1", "reward"], ["step", "2", "reward"]]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from unmask.denoisers.adapters import merged_state
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.llada import KEY_MAPPING, llama_config
 from unmask.errors import UserError
@@ -83,7 +84,7 @@ def save_denoiser(
     denoiser: Denoiser, tokenizer: PreTrainedTokenizerFast, directory: Path, source: Path | None = None
 ) -> None:
     """Write config.json, model.safetensors, tokenizer; a published layout keeps its config.json and tensor names."""
-    denoiser.model.save_pretrained(directory)
+    denoiser.model.save_pretrained(directory, state_dict=merged_state(denoiser))
     tokenizer.save_pretrained(directory)
     if source is not None and _read_config(source).get("model_type") == "llada":
         (directory / "config.json").write_bytes((source / "config.json").read_bytes())

@@ -1,0 +1,82 @@
+"""Low-rank adapters (LoRA 2106.09685): only they train, and without them the denoiser is its own reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from unmask.denoisers.base import Denoiser
+
+_FILE = "adapters.safetensors"
+
+
+def add_adapters(denoiser: Denoiser, rank: int, alpha: int) -> None:
+    """Adapters alpha/rank · B A on every linear layer but the head, B = 0 at first; all other weights are frozen."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    denoiser.requires_grad_(False)
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear"), denoiser.model)
+
+
+def _layers(denoiser: Denoiser) -> Iterator[tuple[str, Any]]:
+    """Adapted layers of the network by name."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in denoiser.model.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name, module
+
+
+class AdaptersOff(nn.Module):
+    """The denoiser without its adapters: the base model, at no cost in memory."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self._adapted = [denoiser]  # in a list: its weights are not this module's own
+
+    def forward(self, *arguments: Any, **options: Any) -> tuple[Tensor, ...]:
+        """As `Denoiser.forward`."""
+        (denoiser,) = self._adapted
+        layers = [layer for _, layer in _layers(denoiser)]
+        try:
+            for layer in layers:
+                layer.enable_adapters(enabled=False)
+            answers: tuple[Tensor, ...] = denoiser(*arguments, **options)
+        finally:
+            for layer in layers:
+                layer.enable_adapters(enabled=True)
+        return answers
+
+
+def has_adapters(denoiser: Denoiser) -> bool:
+    """Whether `add_adapters` was called (asked without importing peft)."""
+    return hasattr(denoiser.model, "peft_config")
+
+
+def merged_state(denoiser: Denoiser) -> dict[str, Tensor] | None:
+    """The network's weights with the adapters added in, under their own names; None where there are no adapters."""
+    if not has_adapters(denoiser):
+        return None
+    adapted, state = dict(_layers(denoiser)), {}
+    for name, weight in denoiser.model.state_dict().items():
+        layer, _, kind = name.rpartition(".base_layer.")
+        if kind == "weight":
+            state[f"{layer}.weight"] = weight + adapted[layer].get_delta_weight("default")
+        elif ".lora_" not in name:
+            state[name.replace(".base_layer.", ".")] = weight
+    return state
+
+
+def save_adapters(denoiser: Denoiser, directory: Path) -> None:
+    """Write the adapters alone, from which a run continues."""
+    trained = {name: weight for name, weight in denoiser.named_parameters() if weight.requires_grad}
+    save_file({name: weight.detach().contiguous() for name, weight in trained.items()}, directory / _FILE)
+
+
+def load_adapters(denoiser: Denoiser, directory: Path) -> None:
+    """Put back adapters that `save_adapters` wrote."""
+    denoiser.load_state_dict(load_file(directory / _FILE), strict=False)
