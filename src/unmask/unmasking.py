@@ -83,16 +83,22 @@ def _keep_all_but_best(score_NC: Tensor, seen: Seen) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LowConfidence:
-    """Commit the scheduled number of most probable proposals (low-confidence remasking, LCR; LLaDA 2502.09992)."""
+class _Plain:
+    """What most rules have in common: they follow the schedule, never mask again, and measure probabilities."""
 
-    name: ClassVar[str] = "low_confidence"
     adaptive: ClassVar[bool] = False
     remasks: ClassVar[bool] = False
 
     @property
     def measure(self) -> Measure:
         return probability
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowConfidence(_Plain):
+    """Commit the scheduled number of most probable proposals (low-confidence remasking, LCR; LLaDA 2502.09992)."""
+
+    name: ClassVar[str] = "low_confidence"
 
     def __call__(self, seen: Seen) -> Tensor:
         return _keep_all_but_best(seen.confidence_NC, seen)
@@ -121,28 +127,20 @@ class Entropy(LowConfidence):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Random:
+class Random(_Plain):
     """Commit the scheduled number at random positions, each order equally likely."""
 
     name: ClassVar[str] = "random"
-    adaptive: ClassVar[bool] = False
-    remasks: ClassVar[bool] = False
-
-    @property
-    def measure(self) -> Measure:
-        return probability
 
     def __call__(self, seen: Seen) -> Tensor:
         return _keep_all_but_best(seen.uniforms.key("order", seen.position_C).draw(), seen)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeftToRight:
+class LeftToRight(_Plain):
     """Commit the scheduled number of leftmost positions; the confidence recorded is minus the entropy."""
 
     name: ClassVar[str] = "left_to_right"
-    adaptive: ClassVar[bool] = False
-    remasks: ClassVar[bool] = False
 
     @property
     def measure(self) -> Measure:
@@ -153,21 +151,16 @@ class LeftToRight:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Threshold:
+class Threshold(_Plain):
     """Commit every proposal with probability >= threshold, at least the best one (Fast-dLLM 2505.22618)."""
 
     name: ClassVar[str] = "threshold"
     adaptive: ClassVar[bool] = True
-    remasks: ClassVar[bool] = False
     threshold: float = 0.9
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
             raise UserError(f"unmasking threshold {self.threshold} is not in (0, 1]: give a probability such as 0.9")
-
-    @property
-    def measure(self) -> Measure:
-        return probability
 
     def __call__(self, seen: Seen) -> Tensor:
         score_NC = _masked_score(seen.confidence_NC, seen.masked_NC)
@@ -175,21 +168,16 @@ class Threshold:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Factor:
+class Factor(_Plain):
     """Commit the r most probable while v_r >= 1 - factor / (r + 1), at least the best one (Fast-dLLM 2505.22618)."""
 
     name: ClassVar[str] = "factor"
     adaptive: ClassVar[bool] = True
-    remasks: ClassVar[bool] = False
     factor: float = 1.0
 
     def __post_init__(self) -> None:
         if self.factor <= 0:
             raise UserError(f"unmasking factor {self.factor} is not positive: give a number such as 1.0")
-
-    @property
-    def measure(self) -> Measure:
-        return probability
 
     def __call__(self, seen: Seen) -> Tensor:
         score_NC = _masked_score(seen.confidence_NC, seen.masked_NC)
@@ -200,7 +188,7 @@ class Factor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunningConfidence:
+class RunningConfidence(_Plain):
     """Fill all, then mask again the least confident so far: running confidence remasking, RCR (MDPO 2508.13148).
 
     confidence: probability, margin or entropy of the proposals.
@@ -210,7 +198,6 @@ class RunningConfidence:
     """
 
     name: ClassVar[str] = "rcr"
-    adaptive: ClassVar[bool] = False
     remasks: ClassVar[bool] = True
     confidence: str = "probability"
     statistic: str = "latest"

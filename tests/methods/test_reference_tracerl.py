@@ -7,7 +7,7 @@ import torch
 
 from conftest import reference_cases
 from reference_tools import EOS, GROUPS, assert_gradients_equal, close, rollout_of
-from unmask import credit, surrogate
+from unmask import credit
 from unmask.likelihood import row_logp, unit_count
 from unmask.methods import TraceRL
 from unmask.uniforms import Uniforms
@@ -21,10 +21,9 @@ def term_of(case):
         eos_tokens=-1 if case["post_num"] is None else case["post_num"],
         epsilon=case["eps"],
         beta=case["beta"],
+        estimate="k3" if case["use_kl_estimator_k3"] else "k1",
     )
     (term,) = method.terms(EOS)
-    if not case["use_kl_estimator_k3"]:  # a published switch that we leave out: k1's gradient ignores how far apart
-        term = replace(term, penalty=surrogate.penalty(surrogate.k1, case["beta"], against="old", per_unit=True))
     # The stored advantages stand in for those of the published reward script: centered, not divided by the std.
     return replace(term, credit=credit.centered)
 

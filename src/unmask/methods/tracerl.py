@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from unmask.methods.choice import one_of
+
 if TYPE_CHECKING:
     from unmask.methods.base import Term
 
@@ -28,9 +30,13 @@ class TraceRL:
     shrink: int = 8  # denoising steps a row
     eos_tokens: int = 0  # end-of-sequence tokens scored; -1: all
     epsilon: float = 0.2  # clip range of the token ratio
-    beta: float = 0.01  # weight of k3 to the old policy
+    beta: float = 0.01  # weight of the divergence to the old policy
+    estimate: str = "k3"  # of that divergence: k3, or k1 as the authors' code has it too
     lowest: float = 0.2  # groups of a lower mean reward are dropped
     highest: float = 0.8  # groups of a higher mean reward are dropped
+
+    def __post_init__(self) -> None:
+        one_of("tracerl estimate", self.estimate, ("k1", "k3"))
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
         from unmask import credit, likelihood, masking, surrogate
@@ -49,6 +55,6 @@ class TraceRL:
                 likelihood=likelihood.per_token,
                 surrogate=surrogate.Clipped(epsilon=self.epsilon),
                 normaliser=likelihood.credited_count,
-                penalty=surrogate.penalty(surrogate.k3, self.beta, against="old", per_unit=True),
+                penalty=surrogate.penalty(getattr(surrogate, self.estimate), self.beta, against="old", per_unit=True),
             ),
         )
