@@ -160,6 +160,7 @@ def test_a_method_is_told_in_full(name, columns, capsys, monkeypatch):
     method = METHODS[name]()
     assert inspect.getmodule(METHODS[name]).__doc__.strip() in text
     for leaf in leaves(method):
+        assert leaf.help
         assert f"--method.{leaf.path.replace('_', '-')} " in text
         assert set(leaf.help.split()) <= set(text.split())
     for row in method_rows(method):

@@ -108,6 +108,31 @@ def sample_views(
     )
 
 
+def single_rows(
+    rollout: Rollout,
+    sample_R: Int[Tensor, "R"],
+    *,
+    masked_RL: Bool[Tensor, "R L"],
+    scored_RL: Bool[Tensor, "R L"],
+    weight_RL: Float[Tensor, "R L"],
+    credit: Float[Tensor, "P G"],
+) -> Views:
+    """Rows that each are a unit, with the credit of their sample."""
+    row_R = torch.arange(len(sample_R), device=sample_R.device)
+    tokens_RL = rollout.tokens_NL[sample_R]
+    return Views(
+        inputs_FL=tokens_RL.masked_fill(masked_RL, rollout.mask_id),
+        attention_FL=rollout.attention_NL[sample_R],
+        forward_R=row_R,
+        targets_RL=tokens_RL,
+        scored_RL=scored_RL,
+        weight_RL=weight_RL.to(credit.dtype),
+        unit_R=row_R,
+        credit_U=credit.flatten()[sample_R],
+        length_U=scored_RL.sum(1),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class FullyMasked:
     """One row a sample: the whole completion masked, prompt tokens masked with probability p (d1 2504.12216).

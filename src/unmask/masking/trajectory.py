@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask.masking.base import Span, row_draws, whole_region
+from unmask.masking.base import Span, row_draws, single_rows, whole_region
 from unmask.masking.random import Masks
 from unmask.types import Rollout, Views
 from unmask.uniforms import Uniforms
@@ -71,17 +71,13 @@ class Segments:
         tokens_R1 = scored_RL.sum(1, keepdim=True).clamp(min=1)
         share_R1 = 1 / tokens_R1 if self.per_row else count / region_NL.sum(1).repeat_interleave(count)[:, None]
         sample_R = torch.arange(len(credit.flatten()), device=credit.device).repeat_interleave(count)
-        row_R = torch.arange(len(sample_R), device=credit.device)
-        return Views(
-            inputs_FL=rollout.tokens_NL[sample_R].masked_fill(masked_NSL.flatten(0, 1), rollout.mask_id),
-            attention_FL=rollout.attention_NL[sample_R],
-            forward_R=row_R,
-            targets_RL=rollout.tokens_NL[sample_R],
+        return single_rows(
+            rollout,
+            sample_R,
+            masked_RL=masked_NSL.flatten(0, 1),
             scored_RL=scored_RL,
-            weight_RL=(scored_RL * share_R1).to(credit.dtype),
-            unit_R=row_R,
-            credit_U=credit.flatten()[sample_R],
-            length_U=scored_RL.sum(1),
+            weight_RL=scored_RL * share_R1,
+            credit=credit,
         )
 
 
@@ -105,18 +101,14 @@ class Prefixes:
         sample_R = torch.arange(len(column_NK), device=credit.device).repeat_interleave(count)
         column_R1 = column_NK.reshape(-1, 1)
         position_L = torch.arange(length, device=credit.device)
-        tokens_RL, scored_RL = rollout.tokens_NL[sample_R], position_L == column_R1
-        row_R = torch.arange(len(sample_R), device=credit.device)
-        return Views(
-            inputs_FL=tokens_RL.masked_fill(position_L >= column_R1, rollout.mask_id),
-            attention_FL=rollout.attention_NL[sample_R],
-            forward_R=row_R,
-            targets_RL=tokens_RL,
+        scored_RL = position_L == column_R1
+        return single_rows(
+            rollout,
+            sample_R,
+            masked_RL=position_L >= column_R1,
             scored_RL=scored_RL,
             weight_RL=scored_RL.to(credit.dtype),
-            unit_R=row_R,
-            credit_U=credit.flatten()[sample_R],
-            length_U=torch.ones_like(row_R),
+            credit=credit,
         )
 
 
