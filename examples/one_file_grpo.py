@@ -3,9 +3,8 @@
     python examples/one_file_grpo.py --steps 20
 
 It needs torch, transformers and a model directory, not the `unmask` library, whose sampler and update it equals given
-the same draws (tests/run/test_one_file_example.py). Twenty steps show the machinery, not the learning: batches of 32
-puzzles are noisy, and the library's recipe of this method takes 300 steps to gain some six points
-(docs/results.md).
+the same draws (tests/run/test_one_file_example.py). Twenty steps show the machinery, not the learning: batches of 16
+puzzles are noisy, and the library's recipe of this method takes 300 of 32 to gain some six points (docs/results.md).
 
 How it departs from GRPO for autoregressive models:
 
@@ -245,7 +244,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", type=Path, default=EMBEDDED_MODEL, help="checkpoint directory")
     add("--steps", type=int, default=100, help="batches of samples")
-    add("--prompts", type=int, default=32, help="puzzles a batch")
+    add("--prompts", type=int, default=16, help="puzzles a batch")
     add("--group-size", type=int, default=8, help="completions a puzzle (paper: 6)")
     add("--denoising-steps", type=int, default=4, help="for 16 tokens (paper: 128 for 256)")
     add("--temperature", type=float, default=1.4, help="of sampling (paper: 0.9)")
@@ -255,6 +254,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--beta", type=float, default=0.04, help="weight of the divergence to the base model")
     add("--learning-rate", type=float, default=3e-5, help="AdamW's (paper: 3e-6)")
     add("--max-grad-norm", type=float, default=0.2, help="gradients are clipped to this norm")
+    add("--threads", type=int, default=1, help="of the CPU; so small a model does not gain from more")
     add("--seed", type=int, default=0, help="of every draw")
     return parser.parse_args(arguments)
 
@@ -263,6 +263,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Sample, score, learn; print a line a step."""
     settings = parse(arguments)
     logging.disable_progress_bar()
+    torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     model, tokenizer = load(settings.model)
     reference = copy.deepcopy(model).requires_grad_(False)

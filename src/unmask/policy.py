@@ -92,8 +92,11 @@ class Policy:
                 answers[units_U[views.unit_R]] = row_logp(denoiser, part)
         return answers
 
+    def _splits(self, views: Views) -> bool:
+        return 0 < self.micro_batch < len(views.inputs_FL)
+
     def _parts(self, views: Views) -> Iterator[tuple[Views, Tensor]]:
-        if not self.micro_batch or len(views.inputs_FL) <= self.micro_batch:
+        if not self._splits(views):
             yield views, torch.ones_like(views.credit_U, dtype=torch.bool)
         else:
             yield from views.micro_batches(self.micro_batch)
@@ -123,8 +126,8 @@ class Policy:
         return metrics | ({"kl": divergence / max(weight, 1)} if "kl" in sums else {})
 
     def _credited(self, question: Question) -> Views:
-        """The question's views with their final credit: another pass where credit depends on scores."""
-        if not isinstance(question.term.surrogate, RelativeScore):
+        """The views of a question in several parts, credit that depends on scores final: another pass before them."""
+        if not isinstance(question.term.surrogate, RelativeScore) or not self._splits(question.views):
             return question.views
         now_RL = self._answers(self.denoiser, question.views)
         return question.term.credited(question.views, now_RL, question.reference_RL, self._mean)
@@ -154,6 +157,8 @@ class Policy:
             if question.term.reads("old"):
                 old_RL = now_RL.detach() if question.old_RL is None else question.old_RL[rows_R]
             reference_RL = None if question.reference_RL is None else question.reference_RL[rows_R]
+            if not self._splits(views):
+                part = question.term.credited(part, now_RL.detach(), reference_RL, self._mean)
             loss, part_sums = question.term.loss(part, now_RL, old_RL, reference_RL, question.normaliser)
             loss.backward()  # type: ignore[no-untyped-call]
             for name, value in (part_sums | {"loss": loss.detach()}).items():

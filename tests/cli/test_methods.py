@@ -33,7 +33,7 @@ FORWARDS = {
     "spg": (2, 0, 0),
     "gdpo": (3, 0, 3),  # three nodes
     "espo": (4, 4, 8),  # two pairs
-    "rspo": (2, 4, 4),  # the reference, and now for the credit
+    "rspo": (2, 2, 2),  # the reference; the credit reads now where a batch is in one part
     "lfpo": (4, 0, 4),  # four views; the old policy beside
     "just-grpo": (32, 0, 32),  # a row a token
     "vrpo": (2, 2, 2),  # four rows of two completions of four

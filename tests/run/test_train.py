@@ -171,9 +171,10 @@ def test_equal_rewards_without_divergence_move_nothing(monkeypatch):
     assert metrics["frac_reward_zero_std"] == 1
 
 
-def test_steps_do_not_depend_on_micro_batches():
-    whole = build_trainer(recipe())
-    parts = build_trainer(recipe(train={"micro_batch": 3}))
+@pytest.mark.parametrize("method", ["dispo", "rspo"])
+def test_steps_do_not_depend_on_micro_batches(method):
+    whole = build_trainer(recipe(method={"name": method}))
+    parts = build_trainer(recipe(method={"name": method}, train={"micro_batch": 3}))
     first, second = whole.step(0)[0], parts.step(0)[0]
     assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-4)
     assert first["loss"] == pytest.approx(second["loss"], abs=1e-6)

@@ -11,7 +11,7 @@ import torch
 
 from unmask.methods.base import Method, Term, record_of
 from unmask.records import Record
-from unmask.surrogate import Penalty, RelativeScore
+from unmask.surrogate import Penalty
 from unmask.types import Rollout, Snapshot, Views
 from unmask.uniforms import Uniforms
 
@@ -166,7 +166,7 @@ def _passes_without_gradient(term: Term, views: Views) -> tuple[int, int]:
     The reference's, and another of now for credit that depends on scores; later that of the old policy too, unless the
     sampler recorded its answers.
     """
-    first = int(term.reads("reference")) + int(isinstance(term.surrogate, RelativeScore))
+    first = int(term.reads("reference"))
     asks_old = (term.reads("old") and views.old_RL is None) or term.blend is not None
     return first, first + int(asks_old)
 
