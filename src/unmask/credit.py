@@ -69,7 +69,7 @@ class PopulationZScore:
     def __call__(self, rewards: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
         advantage, mean_P1 = centered(rewards), rewards.mean(1, keepdim=True)
         std_P1 = advantage.square().mean(1, keepdim=True).sqrt()
-        kept_P1 = (std_P1 > 0) & (mean_P1 >= self.lowest) & (mean_P1 <= self.highest)
+        kept_P1 = (mean_P1 >= self.lowest) & (mean_P1 <= self.highest)
         return torch.where(kept_P1, advantage / torch.where(std_P1 > 0, std_P1, 1.0), 0.0)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from small import EOS, MASK, few
 from unmask.masking import EosTokens, FullyMasked, mask_prompt, through_eos, through_first_eos, whole_region
-from unmask.masking.base import position_draws, row_draws, sample_views, smallest
+from unmask.masking.base import position_draws, row_draws, sample_views, single_rows, smallest
 from unmask.uniforms import Uniforms
 
 M, E = MASK, EOS
@@ -41,6 +41,9 @@ def test_through_first_eos():
         [0, 1, 1, 1, 0],
         [0, 1, 1, 0, 0],
     ]
+    assert torch.equal(
+        through_first_eos(tokens.view(2, 2, 5), region, E), through_first_eos(tokens, region, E).view(2, 2, 5)
+    )
 
 
 def test_prompt_masks():
@@ -129,3 +132,20 @@ def test_sample_views_by_hand():
     assert torch.equal(views.weight_RL, weight.float().view(8, 7))
     assert views.credit_U.tolist() == [1.0, -1.0, 0.5, -0.5]
     assert views.length_U.tolist() == [3, 4, 1, 4]
+
+
+def test_single_rows_by_hand():
+    sample = torch.tensor([0, 0, 2, 3, 3])
+    masked = torch.zeros(5, 7, dtype=torch.bool)
+    masked[1:, 5:] = True
+    weight = torch.arange(35.0).view(5, 7).double()
+    scored = masked & (torch.arange(7) > 5)
+    views = single_rows(ROLLOUT, sample, masked_RL=masked, scored_RL=scored, weight_RL=weight, credit=REWARDS)
+    assert views.inputs_FL[:3].tolist() == [TOKENS[0], [1, 2, 3, 4, 5, M, M], [0, 5, 6, E, 1, M, M]]
+    assert views.targets_RL.tolist() == [TOKENS[index] for index in sample]
+    assert torch.equal(views.attention_FL, ROLLOUT.attention_NL[sample])
+    assert torch.equal(views.scored_RL, scored)
+    assert torch.equal(views.weight_RL, weight.float())
+    assert views.forward_R.tolist() == views.unit_R.tolist() == list(range(5))
+    assert views.credit_U.tolist() == [1.0, 1.0, 0.5, -0.5, -0.5]
+    assert views.length_U.tolist() == [0, 1, 1, 1, 1]

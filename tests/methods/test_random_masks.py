@@ -244,6 +244,8 @@ def test_coupled_rows_are_complements(pairs):
 def test_coupled_counts_are_uniform_and_spread_over_the_group(group, shifts):
     rollout = ended_rollout([4] * 1500 * group, width=4, group_size=group)
     counts = drawn(CoupledCounts(), rollout).masked_NRL[:, 0::2].sum(2).view(1500, group, 2)
+    key = Uniforms().key(0, "mask", 0, "count", torch.arange(1500)[:, None], torch.arange(2))
+    assert torch.equal(counts[:, 0], (5 * key.draw()).long())
     for sample, shift in enumerate(shifts):  # round(j · 5 / G), halves up
         assert bool(((counts[:, sample] - counts[:, 0]) % 5 == shift).all())
         assert_law(5 * counts[:, sample, 0] + counts[:, sample, 1], [1 / 25] * 25)

@@ -49,11 +49,12 @@ def test_row_logp_of_views_without_scored_positions():
 
 
 def test_only_scored_columns_are_asked():
-    widths = []
+    widths, targets = [], []
 
     class Asked(type(DENOISER)):
         def forward(self, tokens_FL, attention_FL, asked_FA, answer, guidance=None, beside=None):
             widths.append(asked_FA.tolist())
+            targets.append(answer.targets_QK.shape[1])
             return super().forward(tokens_FL, attention_FL, asked_FA, answer, guidance)
 
     asked = Asked(DENOISER.model, mask_id=MASK, eos_id=EOS)
@@ -61,6 +62,7 @@ def test_only_scored_columns_are_asked():
     assert [set(columns) for columns in widths[0]] == [{1, 2, 3}, {0, 1, 2}, {0, 1, 2}]
     row_logp(asked, hand_views([[0] * 4] * 5))
     assert [len(columns) for columns in widths[1]] == [1, 1, 1]
+    assert targets == [2, 2]  # as many as the rows of the fullest forward
 
 
 def test_target_log_prob_is_in_float32_at_least():
