@@ -15,6 +15,9 @@ from torch.utils.checkpoint import checkpoint
 # Reads the logits of a second, frozen denoiser too, where `forward` is given one.
 Answer = Callable[..., tuple[Tensor, ...]]
 
+# False at pads; or the block of each position, -1 at pads.
+Attention = Bool[Tensor, "F L"] | Int[Tensor, "F L"]
+
 _LOGITS_PER_CHUNK = 1 << 24  # 64 MB in float32: logits exist for one chunk at a time
 
 
@@ -82,7 +85,7 @@ class Denoiser(nn.Module):
     def forward(
         self,
         tokens_FL: Int[Tensor, "F L"],
-        attention_FL: Bool[Tensor, "F L"],
+        attention_FL: Attention,
         asked_FA: Int[Tensor, "F A"],
         answer: Answer,
         guidance: Guidance | None = None,
@@ -90,8 +93,9 @@ class Denoiser(nn.Module):
     ) -> tuple[Tensor, ...]:
         """What `answer` makes of the logits at columns `asked_FA`: tensors [F, A, ...].
 
-        Logits exist there only, chunk by chunk. `beside`: its logits, without gradient, are a further argument of
-        `answer`; this denoiser itself stands for a copy of it.
+        Logits exist there only, chunk by chunk. Given blocks, a position attends to its own block and earlier ones.
+        `beside`: its logits, without gradient, are a further argument of `answer`; this denoiser itself stands for a
+        copy of it.
         """
         hidden_QD = self._hidden(tokens_FL, attention_FL, asked_FA)
         blank_QD = beside_QD = None
@@ -122,16 +126,30 @@ class Denoiser(nn.Module):
         return tuple(torch.unflatten(torch.cat(part), 0, asked_FA.shape) for part in zip(*parts, strict=True))
 
     def _hidden(
-        self, tokens_FL: Int[Tensor, "F L"], attention_FL: Bool[Tensor, "F L"], asked_FA: Int[Tensor, "F A"]
+        self, tokens_FL: Int[Tensor, "F L"], attention_FL: Attention, asked_FA: Int[Tensor, "F A"]
     ) -> Float[Tensor, "Q D"]:
         """Last hidden states at the asked positions, flattened over F and A."""
-        position_FL = (attention_FL.long().cumsum(1) - 1).clamp(min=0)
+        in_blocks = attention_FL.dtype != torch.bool
+        real_FL = attention_FL >= 0 if in_blocks else attention_FL
+        position_FL = (real_FL.long().cumsum(1) - 1).clamp(min=0)
         hidden_FLD: Tensor = self.model.base_model(
-            input_ids=tokens_FL, attention_mask=attention_FL.long(), position_ids=position_FL, use_cache=False
+            input_ids=tokens_FL,
+            attention_mask=_block_causal(attention_FL) if in_blocks else real_FL.long(),
+            position_ids=position_FL,
+            use_cache=False,
         ).last_hidden_state
-        columns_FA = (asked_FA - 1).clamp(min=0) if self.shift else asked_FA
+        columns_FA = asked_FA
+        if self.shift:  # a row's first token has no predecessor but a pad: it keeps its own column, padded or not
+            before_FA = (asked_FA - 1).clamp(min=0)
+            columns_FA = torch.where(real_FL.gather(1, before_FA), before_FA, asked_FA)
         return hidden_FLD.gather(1, columns_FA[..., None].expand(-1, -1, hidden_FLD.shape[-1])).flatten(0, 1)
 
     def _head(self, hidden_QD: Float[Tensor, "Q D"]) -> Float[Tensor, "Q V"]:
         logits: Tensor = self.model.get_output_embeddings()(hidden_QD)
         return logits
+
+
+def _block_causal(block_FL: Int[Tensor, "F L"]) -> Bool[Tensor, "F 1 L L"]:
+    """Which keys (last) a query sees: its own block and those before. Pads see pads, for a softmax needs something."""
+    key_F1L, query_FL1 = block_FL[:, None, :], block_FL[:, :, None]
+    return ((key_F1L <= query_FL1) & ((key_F1L >= 0) | (query_FL1 < 0)))[:, None]

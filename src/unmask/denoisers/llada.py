@@ -2,50 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from transformers import LlamaConfig
+from unmask.denoisers.layout import Layout, Published
 
-from unmask.errors import UserError
-
-# Published tensor name -> name in transformers' Llama; regular expressions for `from_pretrained(key_mapping=...)`.
-KEY_MAPPING = {
-    r"^model\.transformer\.wte\.": "model.embed_tokens.",
-    r"^model\.transformer\.ln_f\.": "model.norm.",
-    r"^model\.transformer\.ff_out\.": "lm_head.",
-    r"^model\.transformer\.blocks\.(\d+)\.q_proj\.": r"model.layers.\1.self_attn.q_proj.",
-    r"^model\.transformer\.blocks\.(\d+)\.k_proj\.": r"model.layers.\1.self_attn.k_proj.",
-    r"^model\.transformer\.blocks\.(\d+)\.v_proj\.": r"model.layers.\1.self_attn.v_proj.",
-    r"^model\.transformer\.blocks\.(\d+)\.attn_out\.": r"model.layers.\1.self_attn.o_proj.",
-    r"^model\.transformer\.blocks\.(\d+)\.ff_proj\.": r"model.layers.\1.mlp.gate_proj.",
-    r"^model\.transformer\.blocks\.(\d+)\.up_proj\.": r"model.layers.\1.mlp.up_proj.",
-    r"^model\.transformer\.blocks\.(\d+)\.ff_out\.": r"model.layers.\1.mlp.down_proj.",
-    r"^model\.transformer\.blocks\.(\d+)\.attn_norm\.": r"model.layers.\1.input_layernorm.",
-    r"^model\.transformer\.blocks\.(\d+)\.ff_norm\.": r"model.layers.\1.post_attention_layernorm.",
-}
-
-# Settings that the Llama architecture has fixed; a checkpoint that differs is another architecture.
-_REQUIRED = {
-    "block_type": "llama",
-    "layer_norm_type": "rms",
-    "activation_type": "silu",
-    "rope": True,
-    "alibi": False,
-    "include_bias": False,
-    "include_qkv_bias": False,
-    "attention_layer_norm": False,
-    "input_emb_norm": False,
-    "scale_logits": False,
-}
+_BLOCK = r"^model\.transformer\.blocks\.(\d+)\."
 
 
-def llama_config(published: dict[str, Any]) -> LlamaConfig:
-    """The Llama configuration of a LLaDA config.json. Raises UserError where the architecture is not Llama's."""
-    for key, value in _REQUIRED.items():
-        if published.get(key, value) != value:
-            raise UserError(
-                f"LLaDA config has {key} = {published[key]!r}, only {value!r} is known: is this a LLaDA-8B layout?"
-            )
+def _config(published: Published) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=published.get("embedding_size") or published["vocab_size"],
         hidden_size=published["d_model"],
@@ -65,3 +29,37 @@ def llama_config(published: dict[str, Any]) -> LlamaConfig:
         is_causal=False,
         use_cache=False,
     )
+
+
+LLADA = Layout(
+    name="LLaDA",
+    matches=lambda published: published.get("model_type") == "llada",
+    network=LlamaForCausalLM,
+    config=_config,
+    fixed={
+        "block_type": "llama",
+        "layer_norm_type": "rms",
+        "activation_type": "silu",
+        "rope": True,
+        "alibi": False,
+        "include_bias": False,
+        "include_qkv_bias": False,
+        "attention_layer_norm": False,
+        "input_emb_norm": False,
+        "scale_logits": False,
+    },
+    renaming={
+        r"^model\.transformer\.wte\.": "model.embed_tokens.",
+        r"^model\.transformer\.ln_f\.": "model.norm.",
+        r"^model\.transformer\.ff_out\.": "lm_head.",
+        _BLOCK + r"q_proj\.": r"model.layers.\1.self_attn.q_proj.",
+        _BLOCK + r"k_proj\.": r"model.layers.\1.self_attn.k_proj.",
+        _BLOCK + r"v_proj\.": r"model.layers.\1.self_attn.v_proj.",
+        _BLOCK + r"attn_out\.": r"model.layers.\1.self_attn.o_proj.",
+        _BLOCK + r"ff_proj\.": r"model.layers.\1.mlp.gate_proj.",
+        _BLOCK + r"up_proj\.": r"model.layers.\1.mlp.up_proj.",
+        _BLOCK + r"ff_out\.": r"model.layers.\1.mlp.down_proj.",
+        _BLOCK + r"attn_norm\.": r"model.layers.\1.input_layernorm.",
+        _BLOCK + r"ff_norm\.": r"model.layers.\1.post_attention_layernorm.",
+    },
+)

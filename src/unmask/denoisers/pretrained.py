@@ -8,14 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from unmask.denoisers.adapters import merged_state
 from unmask.denoisers.base import Denoiser
-from unmask.denoisers.llada import KEY_MAPPING, llama_config
+from unmask.denoisers.dream import DREAM
+from unmask.denoisers.layout import Layout
+from unmask.denoisers.llada import LLADA
+from unmask.denoisers.llada2 import LLADA2
+from unmask.denoisers.llada_moe import LLADA_MOE
 from unmask.errors import UserError
 
 EMBEDDED = "embedded:"
+
+# The first that matches: LLaDA-MoE's model_type may be LLaDA's.
+LAYOUTS = (DREAM, LLADA_MOE, LLADA2, LLADA)
 
 
 def resolve(model: str) -> Path:
@@ -33,29 +41,35 @@ def resolve(model: str) -> Path:
     return directory
 
 
-def load_denoiser(model: str, dtype: torch.dtype = torch.float32) -> Denoiser:
-    """The denoiser in a checkpoint directory. Raises UserError for missing files or special tokens, unknown layouts."""
+def load_denoiser(model: str, dtype: torch.dtype = torch.float32, *, mask_token_id: int | None = None) -> Denoiser:
+    """The denoiser in a checkpoint directory; `mask_token_id` where its config.json names none, or another.
+
+    Raises UserError for missing files, tensors or special tokens, and for unknown layouts.
+    """
     directory = resolve(model)
     published = _read_config(directory)
     if not any(directory.glob("*.safetensors")):
         raise UserError(
             f"model {model!r} has no *.safetensors file: convert its weights (pickled weights are not opened)"
         )
-    mask_id = published.get("mask_token_id")
+    mask_id = published.get("mask_token_id") if mask_token_id is None else mask_token_id
     if not isinstance(mask_id, int):
-        raise UserError(f"model {model!r} names no mask token: add mask_token_id to its config.json")
+        raise UserError(
+            f"model {model!r} names no mask token: add mask_token_id to its config.json, or give mask_token_id"
+        )
     eos_id = published.get("eos_token_id")
     if not isinstance(eos_id, int):
         raise UserError(
             f"model {model!r} names no end-of-sequence token: add eos_token_id (one integer) to its config.json"
         )
-    network = _load_network(directory, published, dtype)
+    layout = next((layout for layout in LAYOUTS if layout.matches(published)), None)
+    network = _load_network(directory, published, layout, dtype)
     if not 0 <= mask_id < network.config.vocab_size:
         raise UserError(
             f"mask_token_id {mask_id} of {model!r} lies outside its vocabulary of {network.config.vocab_size}"
         )
     network.config.mask_token_id = mask_id
-    return Denoiser(network, mask_id=mask_id, eos_id=eos_id)
+    return Denoiser(network, mask_id=mask_id, eos_id=eos_id, shift=layout is not None and layout.shift)
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
@@ -66,28 +80,64 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def _load_network(directory: Path, published: dict[str, Any], dtype: torch.dtype) -> Any:
-    if published.get("model_type") == "llada":
-        config = llama_config(published)
-        return LlamaForCausalLM.from_pretrained(
-            directory, config=config, key_mapping=KEY_MAPPING, dtype=dtype, use_safetensors=True
-        )
-    if published.get("is_causal") is not False:
+def _load_network(directory: Path, published: dict[str, Any], layout: Layout | None, dtype: torch.dtype) -> Any:
+    """The network of a checkpoint, every tensor in its place; a layout's remembers the files that it came with."""
+    # Misfits are reported below, with the mend.
+    options = {"dtype": dtype, "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    if layout is not None:
+        network, report = layout.load(directory, published, **options)
+        network.published_files = _published_files(directory)
+        network.generation_config = GenerationConfig()  # theirs is for their sampler: kept as a file, never read
+    elif published.get("is_causal") is False:
+        network, report = _load_plain(directory, published, **options)
+    else:
         raise UserError(
             f"model {directory.name!r} attends causally: a masked diffusion model has is_causal = false in config.json"
         )
-    config = AutoConfig.from_pretrained(directory)
-    return AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=dtype, use_safetensors=True)
+    for fault, key in (("lacks", "missing"), ("has no use for", "unexpected"), ("shapes otherwise", "mismatched")):
+        if names := sorted(map(str, report[f"{key}_keys"])):
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise UserError(
+                f"model {directory.name!r} {fault} {shown}: do its config.json and *.safetensors belong together?"
+            )
+    return network
+
+
+def _load_plain(directory: Path, published: dict[str, Any], **options: Any) -> Any:
+    """A checkpoint in transformers' own layout; code beside it is never run."""
+    if published.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        known = ", ".join(layout.name for layout in LAYOUTS)
+        raise UserError(
+            f"model {directory.name!r} has model_type {published.get('model_type')!r}: use a causal language model "
+            f"of transformers (with is_causal = false), or a checkpoint of {known}"
+        )
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    return AutoModelForCausalLM.from_pretrained(directory, config=config, trust_remote_code=False, **options)
+
+
+def _published_files(directory: Path) -> dict[str, bytes]:
+    """Files that the original loaders read beside the weights: settings, and code that we carry and never run."""
+    paths = [directory / "config.json", directory / "generation_config.json", *sorted(directory.glob("*.py"))]
+    return {path.name: path.read_bytes() for path in paths if path.is_file()}
 
 
 def save_denoiser(
     denoiser: Denoiser, tokenizer: PreTrainedTokenizerFast, directory: Path, source: Path | None = None
 ) -> None:
-    """Write config.json, model.safetensors, tokenizer; a published layout keeps its config.json and tensor names."""
+    """Write config.json, model.safetensors, tokenizer.
+
+    A published layout keeps its tensor names and the files it was loaded with, or those of `source`. Its config.json
+    differs only where it names another mask token, or none.
+    """
     denoiser.model.save_pretrained(directory, state_dict=merged_state(denoiser))
     tokenizer.save_pretrained(directory)
-    if source is not None and _read_config(source).get("model_type") == "llada":
-        (directory / "config.json").write_bytes((source / "config.json").read_bytes())
+    files = getattr(denoiser.model, "published_files", {})
+    if files and source is not None:
+        files = _published_files(source)
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    if files and (config := _read_config(directory)).get("mask_token_id") != denoiser.mask_id:
+        (directory / "config.json").write_text(json.dumps(config | {"mask_token_id": denoiser.mask_id}, indent=2))
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerFast:

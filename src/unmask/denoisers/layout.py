@@ -1,0 +1,74 @@
+"""Layouts: how published checkpoints are read as transformers' own architectures, and written back as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PretrainedConfig
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+
+from unmask.errors import UserError
+
+Published = Mapping[str, Any]  # a config.json, as published
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Checkpoints whose config.json `matches`, as a `network` of transformers.
+
+    `fixed`: settings that the network cannot change; a config.json that says otherwise is another architecture.
+    `renaming`: published tensor name -> name in the network, as regular expressions of at most one group.
+    `conversions`: tensors that are fused in one of the two, besides those that transformers knows of for `like`.
+    `shift`: the output at i-1 predicts the token at i.
+    """
+
+    name: str
+    matches: Callable[[Published], bool]
+    network: Any
+    config: Callable[[Published], PretrainedConfig]
+    fixed: Mapping[str, Any]
+    renaming: Mapping[str, str] = field(default_factory=dict)
+    conversions: tuple[Any, ...] = ()
+    like: str = ""
+    shift: bool = False
+
+    def network_config(self, published: Published) -> PretrainedConfig:
+        """The configuration of the network. Raises UserError where config.json describes another one."""
+        for key, value in self.fixed.items():
+            found = published.get(key, value)
+            if (found or None) != (value or None):  # null, false, 0 and absent say the same
+                raise UserError(f"{self.name} config has {key} = {found!r}: only {value!r} is known, check config.json")
+        try:
+            return self.config(published)
+        except KeyError as error:
+            raise UserError(f"{self.name} config has no {error.args[0]}: restore the published config.json") from error
+
+    def load(self, directory: Any, published: Published, **options: Any) -> Any:
+        """What `from_pretrained` of the network answers; it remembers how to write the published tensors back."""
+        config = self.network_config(published)
+        if self.conversions:
+            conversions = [*get_checkpoint_conversion_mapping(self.like), *self.conversions]
+            register_checkpoint_conversion_mapping(config.model_type, conversions, overwrite=True)
+        return self.network.from_pretrained(directory, config=config, key_mapping=dict(self.renaming), **options)
+
+
+def is_a(published: Published, architecture: str) -> bool:
+    """Whether config.json names the architecture."""
+    return architecture in (published.get("architectures") or ())
+
+
+def shared_settings(published: Published) -> dict[str, Any]:
+    """Settings that a config.json in the style of transformers shares with the network's, and a denoiser's own."""
+    required = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+    optional = ("hidden_act", "initializer_range", "attention_dropout", "tie_word_embeddings")
+    tokens = ("pad_token_id", "eos_token_id", "bos_token_id")
+    settings = {key: published[key] for key in (*required, "rms_norm_eps")}
+    settings |= {key: published[key] for key in (*optional, *tokens) if key in published}
+    return settings | {
+        "num_key_value_heads": published.get("num_key_value_heads") or published["num_attention_heads"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": published["rope_theta"]},
+        "is_causal": False,
+        "use_cache": False,
+    }
