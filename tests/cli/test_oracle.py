@@ -7,6 +7,7 @@ from unmask.oracle.toy import SAMPLERS
 
 def test_the_tables_fit_a_narrow_terminal(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("unmask.report.oracle_table._BATCHES", 3)
     assert main(["oracle", "--groups", "24", "--group-size", "3", "--masks", "5"]) == 0
     printed = capsys.readouterr().out
     assert "…" not in printed

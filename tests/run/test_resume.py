@@ -9,8 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 RUN = [
     *("train", "--recipe", "sudoku-dispo", "--train.threads", "1", "--train.steps", "6", "--train.updates", "2"),
     *("--train.checkpoint-every", "2", "--train.evaluate-every", "3", "--train.examples", "40"),
@@ -50,19 +48,8 @@ def outcome(directory: Path) -> dict[str, object]:
     }
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory) -> dict[str, object]:
-    directory = tmp_path_factory.mktemp("uninterrupted") / "run"
-    finish(start(*RUN, "--output", str(directory)))
-    return outcome(directory)
-
-
-@pytest.mark.parametrize("moment", [0, 1, 2])
-def test_killed_run_resumes_bit_for_bit(moment, uninterrupted, tmp_path):
-    directory = tmp_path / "run"
-    process = start(*RUN, "--output", str(directory))
-    draw = random.Random(f"moment {moment}")  # two of three moments lie after a checkpoint
-    lines = draw.randint(1 + 3 * moment, 2 + 3 * moment)
+def kill_after(process: subprocess.Popen, directory: Path, lines: int, pause: float) -> None:
+    """kill -9 once so many lines of metrics are written, and a moment later."""
     deadline = time.monotonic() + 120
     while (
         not (directory / "metrics.jsonl").exists()
@@ -71,11 +58,21 @@ def test_killed_run_resumes_bit_for_bit(moment, uninterrupted, tmp_path):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    time.sleep(draw.random() * 0.1)
+    time.sleep(pause)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (directory / "summary.json").exists()
-    finish(start("train", "--resume", str(directory)))
-    resumed = outcome(directory)
-    assert resumed.keys() == uninterrupted.keys()
-    assert [name for name in resumed if resumed[name] != uninterrupted[name]] == []
+
+
+def test_a_run_killed_at_three_moments_resumes_bit_for_bit(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(start(*RUN, "--output", str(whole)))
+    process = start(*RUN, "--output", str(killed))
+    draw = random.Random("moments")  # the first lies before any checkpoint, the others after one
+    for moment in range(3):
+        kill_after(process, killed, draw.randint(1 + 3 * moment, 2 + 3 * moment), draw.random() * 0.1)
+        process = start("train", "--resume", str(killed))
+    finish(process)
+    expected, resumed = outcome(whole), outcome(killed)
+    assert resumed.keys() == expected.keys()
+    assert [name for name in resumed if resumed[name] != expected[name]] == []

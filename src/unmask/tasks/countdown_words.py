@@ -1,0 +1,113 @@
+"""Countdown as published evaluations ask for it: in words, with room to reason, the expression in a box."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+from unmask.tasks.base import Example, column
+from unmask.tasks.countdown import Countdown, is_solved
+from unmask.tasks.expressions import is_expression
+from unmask.tasks.word_problems import answered, asked, check_scoring
+from unmask.verifiers import d1
+from unmask.verifiers.answers import LONGEST_ANSWER, before_end, final_answer
+
+_INSTRUCTION = (
+    "Reach the target with the given numbers: write an arithmetic expression that uses each of them exactly once, "
+    "with + - * / and parentheses, and no equals sign."
+)
+_SIGNS = {r"\times": "*", r"\cdot": "*", r"\div": "/", "×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"}
+_NOISE = re.compile(r"\\[()\[\],;:! ]|\\?\$|\\(?:left|right)(?![a-z])|`|\*\*(?=\s*$)|(?<![^\s])\*\*")
+_FRACTION = re.compile(r"\\[dt]?frac ?\{([^{}]*)\} ?\{([^{}]*)\}")
+_BRACKETS = str.maketrans("[]{}", "()()")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountdownWords:
+    """Countdown puzzles in words: "Numbers: [3, 7, 12]", "Target: 57".
+
+    count, max_number, max_target, data: as in Countdown.
+    scoring: "corrected", or "d1" for the published scorer and the published training reward.
+    """
+
+    name: ClassVar[str] = "countdown-words"
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
+    vocabulary: ClassVar[tuple[str, ...]] = ()  # prose: for models that bring a tokenizer
+    max_new_tokens: ClassVar[int] = 256
+
+    count: int = 3
+    max_number: int = 100
+    max_target: int = 100
+    data: str | None = None
+    scoring: str = "corrected"
+
+    def __post_init__(self) -> None:
+        check_scoring(self.scoring)
+        _ = self._puzzles  # refuses what Countdown refuses
+
+    def examples(self, split: str, count: int, seed: int) -> list[Example]:
+        """The puzzles of Countdown, put into words. See Task.examples."""
+        return [_worded(example) for example in self._puzzles.examples(split, count, seed)]
+
+    def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
+        """1.0 for an expression of each number once that is the target, else 0.0; by d1, 1, 0.1 or 0."""
+        if self.scoring == "corrected":
+            return self._solved(completions, columns)
+        return [d1.countdown_reward(*puzzle) for puzzle in _puzzles(completions, columns)]
+
+    def well_formed(self, completion: str) -> bool:
+        """Tell whether the answer is one expression that has a value."""
+        return is_expression(expression_of(completion))
+
+    def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
+        """Give "solved": the expression uses each number once and is the target."""
+        return {"solved": self._solved(completions, columns)}
+
+    def _solved(self, completions: list[str], columns: Mapping[str, list[Any]]) -> list[float]:
+        is_right = d1.countdown_correct if self.scoring == "d1" else is_right_in_words
+        return [float(is_right(*puzzle)) for puzzle in _puzzles(completions, columns)]
+
+    @cached_property
+    def _puzzles(self) -> Countdown:
+        return Countdown(count=self.count, max_number=self.max_number, max_target=self.max_target, data=self.data)
+
+
+def is_right_in_words(completion: str, given: list[int], target: int) -> bool:
+    """Tell whether the answer of a completion uses each number once and is exactly the target."""
+    return is_solved(expression_of(completion), given, target)
+
+
+def expression_of(completion: str) -> str:
+    """The expression that a completion gives as its answer, in plain signs; of an equation, its first expression.
+
+    Without tags or a box, all of the completion is the answer.
+    """
+    answer = final_answer(completion, ("answer", "boxed"))
+    text = before_end(completion) if answer is None else answer
+    if len(text) > LONGEST_ANSWER:
+        return ""
+    for written, sign in _SIGNS.items():
+        text = text.replace(written, sign)
+    text, fractions = _NOISE.sub("", text), 1
+    while fractions:
+        text, fractions = _FRACTION.subn(r"((\1)/(\2))", text)
+    sides = [" ".join(side.split()) for side in text.translate(_BRACKETS).strip().removesuffix(".").split("=")]
+    expressions = [side for side in sides if is_expression(side) and not side.isdigit()]
+    return (expressions or sides)[0]
+
+
+def _puzzles(completions: list[str], columns: Mapping[str, list[Any]]) -> zip[tuple[str, list[int], int]]:
+    numbers, targets = column(columns, "numbers", completions), column(columns, "target", completions)
+    return zip(completions, numbers, targets, strict=True)
+
+
+def _worded(example: Example) -> Example:
+    numbers, target = example.columns["numbers"], example.columns["target"]
+    return Example(
+        prompt=asked(_INSTRUCTION, f"Numbers: {numbers}\nTarget: {target}"),
+        solution=answered(f"{example.solution} = {target}", example.solution),
+        columns=example.columns,
+    )

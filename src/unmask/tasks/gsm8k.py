@@ -1,0 +1,106 @@
+"""GSM8K (arXiv 2110.14168): school problems in words whose answer is a number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Any, ClassVar
+
+from unmask.errors import UserError
+from unmask.tasks.base import Example, check_range, check_split, column
+from unmask.tasks.word_problems import ProblemFiles, answered, check_scoring
+from unmask.verifiers import d1
+from unmask.verifiers.answers import DECLARED, final_answer
+from unmask.verifiers.quantities import quantity
+
+_INSTRUCTION = "Solve the math problem."
+_CALCULATOR_NOTE = re.compile(r"<<[^<>]*>>")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GSM8K:
+    """Problems from files of lines {"question": "...", "answer": "steps #### 42"}.
+
+    data: path of the test file; train_data: path of the training file.
+    few_shot: how many training problems every prompt shows solved.
+    scoring: "corrected", or "d1" for the published scorer and the published sum of training rewards.
+    """
+
+    name: ClassVar[str] = "gsm8k"
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
+    vocabulary: ClassVar[tuple[str, ...]] = ()  # prose: for models that bring a tokenizer
+    max_new_tokens: ClassVar[int] = 256
+
+    data: str | None = None
+    train_data: str | None = None
+    few_shot: int = 0
+    scoring: str = "corrected"
+
+    def __post_init__(self) -> None:
+        check_range("few_shot", self.few_shot, 0, 64)
+        check_scoring(self.scoring)
+
+    def examples(self, split: str, count: int, seed: int) -> list[Example]:
+        """The first problems of a file. See Task.examples."""
+        check_split(self, split)
+        return self._files.examples(split, count)
+
+    def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
+        """1.0 for the right number, else 0.0; by d1, the sum of its five rewards."""
+        if self.scoring == "corrected":
+            return self._solved(completions, columns)
+        answers = [str(answer).split("####")[-1].strip() for answer in column(columns, "answer", completions)]
+        scored = zip(completions, answers, strict=True)
+        return [sum(d1.gsm8k_rewards(completion, answer).values()) for completion, answer in scored]
+
+    def well_formed(self, completion: str) -> bool:
+        """Tell whether a completion states a number as its answer."""
+        answer = final_answer(completion, DECLARED)
+        return answer is not None and quantity(answer) is not None
+
+    def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
+        """Give "solved": the answer is the right number."""
+        return {"solved": self._solved(completions, columns)}
+
+    def _solved(self, completions: list[str], columns: Mapping[str, list[Any]]) -> list[float]:
+        answers = map(str, column(columns, "answer", completions))
+        pairs = zip(completions, answers, strict=True)
+        if self.scoring == "d1":
+            return [float(d1.gsm8k_correct(text, d1.gsm8k_reference(answer))) for text, answer in pairs]
+        return [float(is_right(text, reference(answer))) for text, answer in pairs]
+
+    @cached_property
+    def _files(self) -> ProblemFiles:
+        return ProblemFiles(
+            task=self.name,
+            instruction=_INSTRUCTION,
+            names=("question", "answer"),
+            read=_read,
+            data=self.data,
+            train_data=self.train_data,
+            few_shot=self.few_shot,
+        )
+
+
+def is_right(completion: str, wanted: Fraction) -> bool:
+    """Tell whether the answer of a completion, or its last number where it declares none, is the number wanted."""
+    answer = final_answer(completion, (*DECLARED, "number"))
+    return answer is not None and quantity(answer) == wanted
+
+
+def reference(answer: str) -> Fraction:
+    """The number of a reference answer, alone or behind "####"; raise UserError where there is none."""
+    value = quantity(answer.split("####")[-1])
+    if value is None:
+        raise UserError(f"answer ends in {answer[-40:]!r}; end it in a number, behind #### if there is more")
+    return value
+
+
+def _read(row: Mapping[str, str]) -> Example:
+    reference(row["answer"])
+    steps, _, number = row["answer"].rpartition("####")
+    solution = answered(_CALCULATOR_NOTE.sub("", steps).strip(), number.strip())
+    return Example(prompt=row["question"].strip(), solution=solution, columns={"answer": number.strip()})

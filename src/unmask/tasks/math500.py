@@ -1,0 +1,85 @@
+"""MATH-500 (arXiv 2103.03874, 2305.20050): competition problems whose answer is LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+from unmask.tasks.base import Example, check_range, check_split, column
+from unmask.tasks.word_problems import ProblemFiles, answered, check_scoring
+from unmask.verifiers import d1_math
+from unmask.verifiers.answers import final_answer
+from unmask.verifiers.latex import same_latex
+
+_INSTRUCTION = "Solve the math problem; write the answer in LaTeX and as simple as it can be."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Math500:
+    """Problems from files of lines {"problem": "...", "answer": "\\\\frac{1}{2}"}; "solution" is read if there.
+
+    data: path of the test file; train_data: path of the training file.
+    few_shot: how many training problems every prompt shows solved.
+    scoring: "corrected", or "d1" for the published scorer and the published sum of training rewards.
+    """
+
+    name: ClassVar[str] = "math500"
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
+    vocabulary: ClassVar[tuple[str, ...]] = ()  # prose: for models that bring a tokenizer
+    max_new_tokens: ClassVar[int] = 512
+
+    data: str | None = None
+    train_data: str | None = None
+    few_shot: int = 0
+    scoring: str = "corrected"
+
+    def __post_init__(self) -> None:
+        check_range("few_shot", self.few_shot, 0, 64)
+        check_scoring(self.scoring)
+
+    def examples(self, split: str, count: int, seed: int) -> list[Example]:
+        """The first problems of a file. See Task.examples."""
+        check_split(self, split)
+        return self._files.examples(split, count)
+
+    def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
+        """1.0 for what is the same as the reference answer, else 0.0; by d1, the sum of its two rewards."""
+        if self.scoring == "corrected":
+            return self._solved(completions, columns)
+        pairs = zip(completions, column(columns, "answer", completions), strict=True)
+        return [sum(d1_math.math_rewards(*pair).values()) for pair in pairs]
+
+    def well_formed(self, completion: str) -> bool:
+        """Tell whether a completion states an answer."""
+        return final_answer(completion) is not None
+
+    def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
+        """Give "solved": the answer is the same mathematics as the reference."""
+        return {"solved": self._solved(completions, columns)}
+
+    def _solved(self, completions: list[str], columns: Mapping[str, list[Any]]) -> list[float]:
+        references = column(columns, "answer", completions)
+        if self.scoring == "d1":
+            return [float(d1_math.math_correct(*pair)) for pair in zip(completions, references, strict=True)]
+        answers = [final_answer(completion) or "" for completion in completions]
+        return list(map(float, same_latex(list(zip(references, answers, strict=True)))))
+
+    @cached_property
+    def _files(self) -> ProblemFiles:
+        return ProblemFiles(
+            task=self.name,
+            instruction=_INSTRUCTION,
+            names=("problem", "answer"),
+            read=_read,
+            data=self.data,
+            train_data=self.train_data,
+            few_shot=self.few_shot,
+        )
+
+
+def _read(row: Mapping[str, str]) -> Example:
+    answer = row["answer"].strip()
+    solution = answered(row.get("solution", "").strip(), answer)
+    return Example(prompt=row["problem"].strip(), solution=solution, columns={"answer": answer})
