@@ -8,7 +8,7 @@ from unmask.errors import UserError
 from unmask.tasks import TASKS, Example
 
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task().vocabulary])
 def test_every_prompt_and_solution_survives_the_tokenizer(name):
     task = TASKS[name]()
     tokenizer = task_tokenizer(task.vocabulary)

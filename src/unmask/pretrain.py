@@ -104,6 +104,10 @@ def pretrain(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> Deno
 
 def pretrain_to(recipe: PretrainRecipe, directory: Path) -> None:
     """Pretrain into a directory; print the hash of the weights. Raises UserError where it holds something."""
+    if not recipe.task.vocabulary:
+        raise UserError(
+            f"task {recipe.task.name} is prose, which no small model of its own can spell: give another task"
+        )
     if directory.exists() and any(directory.iterdir()):
         raise UserError(f"output {str(directory)!r} is not empty: give a new directory")
     tokenizer = task_tokenizer(recipe.task.vocabulary)

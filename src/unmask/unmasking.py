@@ -156,7 +156,7 @@ class Threshold(_Plain):
 
     name: ClassVar[str] = "threshold"
     adaptive: ClassVar[bool] = True
-    threshold: float = 0.9
+    threshold: float = 0.9  # probability from which a proposal is committed
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
@@ -173,7 +173,7 @@ class Factor(_Plain):
 
     name: ClassVar[str] = "factor"
     adaptive: ClassVar[bool] = True
-    factor: float = 1.0
+    factor: float = 1.0  # the larger, the more are committed at once
 
     def __post_init__(self) -> None:
         if self.factor <= 0:
@@ -191,17 +191,14 @@ class Factor(_Plain):
 class RunningConfidence(_Plain):
     """Fill all, then mask again the least confident so far: running confidence remasking, RCR (MDPO 2508.13148).
 
-    confidence: probability, margin or entropy of the proposals.
-    statistic: latest (the authors' code) or max confidence of a position over the steps that predicted it.
-    scope: candidates are the current block, or the whole completion up to its end (the authors' code: earlier blocks
-    reopen).
+    The authors' code has statistic latest and scope completion, in which earlier blocks reopen.
     """
 
     name: ClassVar[str] = "rcr"
     remasks: ClassVar[bool] = True
-    confidence: str = "probability"
-    statistic: str = "latest"
-    scope: str = "block"
+    confidence: str = "probability"  # of the proposals: probability, margin or entropy
+    statistic: str = "latest"  # latest or max confidence of a position over the steps that predicted it
+    scope: str = "block"  # candidates: the current block, or the completion up to its end
 
     def __post_init__(self) -> None:
         for field, value, allowed in (

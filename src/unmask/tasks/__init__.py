@@ -1,16 +1,17 @@
-"""Puzzles that are generated on the spot, each with a reward that checks a completion exactly."""
+"""Puzzles that are generated on the spot and problems from files, each with a reward that checks a completion."""
 
 from __future__ import annotations
 
 from unmask.tasks.arithmetic import Arithmetic
 from unmask.tasks.base import Example, Task
 from unmask.tasks.countdown import Countdown
+from unmask.tasks.countdown_words import CountdownWords
+from unmask.tasks.gsm8k import GSM8K
+from unmask.tasks.math500 import Math500
 from unmask.tasks.sudoku import Sudoku
 
-TASKS: dict[str, type[Sudoku] | type[Countdown] | type[Arithmetic]] = {
-    "sudoku": Sudoku,
-    "countdown": Countdown,
-    "arithmetic": Arithmetic,
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (Sudoku, Countdown, Arithmetic, CountdownWords, GSM8K, Math500)
 }
 
-__all__ = ["TASKS", "Arithmetic", "Countdown", "Example", "Sudoku", "Task"]
+__all__ = ["GSM8K", "TASKS", "Arithmetic", "Countdown", "CountdownWords", "Example", "Math500", "Sudoku", "Task"]

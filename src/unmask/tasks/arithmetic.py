@@ -27,16 +27,15 @@ LEAST, GREATEST = -99, 999
 class Arithmetic:
     """Sums with steps: the prompt "(3+5)*4-7=" asks for "8*4-7=32-7=25".
 
-    terms: how many numbers a sum has, 2 to 5.
-    max_number: largest number in a prompt, 1 to 99; values on the way stay within -99 and 999.
-    Sums whose steps do not fit in `max_new_tokens` with the end token are not drawn.
+    Values on the way stay within -99 and 999. Sums whose steps do not fit in `max_new_tokens` with the end token are
+    not drawn.
     """
 
     name: ClassVar[str] = "arithmetic"
     splits: ClassVar[tuple[str, ...]] = ("train", "test")
 
-    terms: int = 4
-    max_number: int = 9
+    terms: int = 4  # numbers in a sum, 2 to 5
+    max_number: int = 9  # largest number in a prompt, 1 to 99
 
     def __post_init__(self) -> None:
         check_range("terms", self.terms, 2, 5)

@@ -36,7 +36,10 @@ class Task(Protocol):
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
-        """Tokens that spell every prompt and every solution, without special tokens."""
+        """Tokens that spell every prompt and every solution, without special tokens.
+
+        Empty for prose: such tasks are for models that bring a tokenizer.
+        """
 
     @property
     def max_new_tokens(self) -> int:
@@ -51,7 +54,7 @@ class Task(Protocol):
         """
 
     def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
-        """Score each completion, 1.0 right and 0.0 wrong (TRL's signature).
+        """Score each completion, 1.0 right and 0.0 wrong unless a published reward says otherwise (TRL's signature).
 
         `columns` are lists as long as `completions`. Raises UserError where a column is missing.
         """

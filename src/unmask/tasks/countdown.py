@@ -30,23 +30,17 @@ SYMBOLS = "".join(OPERATIONS)
 
 @dataclass(frozen=True, kw_only=True)
 class Countdown:
-    """Countdown puzzles: the prompt "3 7 12=57:" asks for an expression such as "3*(7+12)".
-
-    count: how many numbers a puzzle has, 3 or 4.
-    max_number: largest number; max_target: largest target, both at least 1.
-    data: path of a file of lines {"input": "30,100,93", "output": "23"} that replaces the test split; its
-        puzzles are then left out of training.
-    """
+    """Countdown puzzles: the prompt "3 7 12=57:" asks for an expression such as "3*(7+12)"."""
 
     name: ClassVar[str] = "countdown"
     splits: ClassVar[tuple[str, ...]] = ("train", "test")
     # The longest expression of four numbers has 11 tokens, but runs decode in 16 steps.
     max_new_tokens: ClassVar[int] = 16
 
-    count: int = 3
-    max_number: int = 20
-    max_target: int = 100
-    data: str | None = None
+    count: int = 3  # numbers in a puzzle, 3 or 4
+    max_number: int = 20  # largest number
+    max_target: int = 100  # largest target
+    data: str | None = None  # file of lines {"input": "30,100,93", "output": "23"}: the test split, not trained on
 
     def __post_init__(self) -> None:
         check_range("count", self.count, 3, 4)

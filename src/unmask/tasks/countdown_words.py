@@ -27,22 +27,18 @@ _BRACKETS = str.maketrans("[]{}", "()()")
 
 @dataclass(frozen=True, kw_only=True)
 class CountdownWords:
-    """Countdown puzzles in words: "Numbers: [3, 7, 12]", "Target: 57".
-
-    count, max_number, max_target, data: as in Countdown.
-    scoring: "corrected", or "d1" for the published scorer and the published training reward.
-    """
+    """Countdown puzzles in words: "Numbers: [3, 7, 12]", "Target: 57"."""
 
     name: ClassVar[str] = "countdown-words"
     splits: ClassVar[tuple[str, ...]] = ("train", "test")
     vocabulary: ClassVar[tuple[str, ...]] = ()  # prose: for models that bring a tokenizer
     max_new_tokens: ClassVar[int] = 256
 
-    count: int = 3
-    max_number: int = 100
-    max_target: int = 100
-    data: str | None = None
-    scoring: str = "corrected"
+    count: int = 3  # numbers in a puzzle, 3 or 4
+    max_number: int = 100  # largest number
+    max_target: int = 100  # largest target
+    data: str | None = None  # file of lines {"input": "30,100,93", "output": "23"}: the test split, not trained on
+    scoring: str = "corrected"  # corrected, or d1: the published scorer and the published training reward
 
     def __post_init__(self) -> None:
         check_scoring(self.scoring)

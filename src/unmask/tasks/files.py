@@ -19,7 +19,7 @@ def read_csv(path: str, names: tuple[str, ...], example: RowReader) -> list[Exam
 
     `example` makes an example of one row and raises UserError for values that it cannot use.
     """
-    header, *lines = _lines(path)
+    header, *lines = read_lines(path)
     if header != ",".join(names):
         raise UserError(f"{path}, line 1: the header is {short_repr(header)}; write {','.join(names)}")
     if not lines:
@@ -34,7 +34,7 @@ def read_csv(path: str, names: tuple[str, ...], example: RowReader) -> list[Exam
             raise UserError(f"{len(values)} values; write {len(names)}: {', '.join(names)}")
         return dict(zip(names, values, strict=True))
 
-    return _examples(path, lines, 2, lambda line: example(row(line)))
+    return each_line(path, lines, 2, lambda line: example(row(line)))
 
 
 def read_jsonl(path: str, names: tuple[str, ...], example: RowReader) -> list[Example]:
@@ -55,10 +55,10 @@ def read_jsonl(path: str, names: tuple[str, ...], example: RowReader) -> list[Ex
                 raise UserError(f"{name} is {short_repr(value)}; write it as text in quotes")
         return values
 
-    return _examples(path, _lines(path), 1, lambda line: example(row(line)))
+    return each_line(path, read_lines(path), 1, lambda line: example(row(line)))
 
 
-def _lines(path: str) -> list[str]:
+def read_lines(path: str) -> list[str]:
     try:
         # Spreadsheet tools put a byte-order mark first.
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -71,7 +71,7 @@ def _lines(path: str) -> list[str]:
     return text.removesuffix("\n").split("\n")
 
 
-def _examples(path: str, lines: list[str], first: int, parse: Callable[[str], Example]) -> list[Example]:
+def each_line(path: str, lines: list[str], first: int, parse: Callable[[str], Example]) -> list[Example]:
     examples = []
     for number, line in enumerate(lines, first):
         try:

@@ -22,22 +22,17 @@ _CALCULATOR_NOTE = re.compile(r"<<[^<>]*>>")
 
 @dataclass(frozen=True, kw_only=True)
 class GSM8K:
-    """Problems from files of lines {"question": "...", "answer": "steps #### 42"}.
-
-    data: path of the test file; train_data: path of the training file.
-    few_shot: how many training problems every prompt shows solved.
-    scoring: "corrected", or "d1" for the published scorer and the published sum of training rewards.
-    """
+    """Problems from files of lines {"question": "...", "answer": "steps #### 42"}."""
 
     name: ClassVar[str] = "gsm8k"
     splits: ClassVar[tuple[str, ...]] = ("train", "test")
     vocabulary: ClassVar[tuple[str, ...]] = ()  # prose: for models that bring a tokenizer
     max_new_tokens: ClassVar[int] = 256
 
-    data: str | None = None
-    train_data: str | None = None
-    few_shot: int = 0
-    scoring: str = "corrected"
+    data: str | None = None  # path of the test file
+    train_data: str | None = None  # path of the training file
+    few_shot: int = 0  # training problems that every prompt shows solved
+    scoring: str = "corrected"  # corrected, or d1: the published scorer and the published sum of training rewards
 
     def __post_init__(self) -> None:
         check_range("few_shot", self.few_shot, 0, 64)

@@ -18,22 +18,17 @@ _INSTRUCTION = "Solve the math problem; write the answer in LaTeX and as simple 
 
 @dataclass(frozen=True, kw_only=True)
 class Math500:
-    """Problems from files of lines {"problem": "...", "answer": "\\\\frac{1}{2}"}; "solution" is read if there.
-
-    data: path of the test file; train_data: path of the training file.
-    few_shot: how many training problems every prompt shows solved.
-    scoring: "corrected", or "d1" for the published scorer and the published sum of training rewards.
-    """
+    """Problems from files of lines {"problem": "...", "answer": "\\\\frac{1}{2}"}; "solution" is read if there."""
 
     name: ClassVar[str] = "math500"
     splits: ClassVar[tuple[str, ...]] = ("train", "test")
     vocabulary: ClassVar[tuple[str, ...]] = ()  # prose: for models that bring a tokenizer
     max_new_tokens: ClassVar[int] = 512
 
-    data: str | None = None
-    train_data: str | None = None
-    few_shot: int = 0
-    scoring: str = "corrected"
+    data: str | None = None  # path of the test file
+    train_data: str | None = None  # path of the training file
+    few_shot: int = 0  # training problems that every prompt shows solved
+    scoring: str = "corrected"  # corrected, or d1: the published scorer and the published sum of training rewards
 
     def __post_init__(self) -> None:
         check_range("few_shot", self.few_shot, 0, 64)

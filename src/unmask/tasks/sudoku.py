@@ -20,22 +20,16 @@ UNSEEN_GRIDS = 58  # a fifth of the 288 grids of size 4
 class Sudoku:
     """Sudoku puzzles: the prompt is the grid row by row with 0 for an empty cell, the answer the full one.
 
-    size: 4, 6 (boxes of two rows and three columns) or 9.
-    min_empty, max_empty: bounds of the number of empty cells, which is uniform between them. A puzzle may
-        have several solutions.
-    data: path of a file with the header Puzzle,Solution that replaces the test split; its puzzles are then
-        left out of training.
-
-    Size 4 has 288 grids. The split "test_unseen_grids" is made of 58 of them, and no puzzle of "train" or
-    "test" has any of the 58 among its solutions.
+    A puzzle may have several solutions. Size 4 has 288 grids. The split "test_unseen_grids" is made of 58 of them,
+    and no puzzle of "train" or "test" has any of the 58 among its solutions.
     """
 
     name: ClassVar[str] = "sudoku"
 
-    size: int = 4
-    min_empty: int = 8
-    max_empty: int = 12
-    data: str | None = None
+    size: int = 4  # 4, 6 (boxes of two rows and three columns) or 9
+    min_empty: int = 8  # fewest empty cells; their number is uniform up to the most
+    max_empty: int = 12  # most empty cells
+    data: str | None = None  # file with the header Puzzle,Solution that replaces the test split and is not trained on
 
     def __post_init__(self) -> None:
         if self.size not in BOX_SHAPES:

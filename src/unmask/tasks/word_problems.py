@@ -10,7 +10,7 @@ from reprlib import repr as short_repr
 
 from unmask.errors import UserError
 from unmask.tasks.base import Example
-from unmask.tasks.files import _examples, _lines
+from unmask.tasks.files import each_line, read_lines
 
 SCORINGS = ("corrected", "d1")
 _FORMAT = (
@@ -94,7 +94,7 @@ class ProblemFiles:
                 f"{self.task} reads its problems from a file; give {setting}, the path of a file of lines "
                 f"{{{', '.join(f'{chr(34)}{name}{chr(34)}: ...' for name in self.names)}}}"
             )
-        return _examples(path, _lines(path), 1, lambda line: self.read(_row(line, self.names)))
+        return each_line(path, read_lines(path), 1, lambda line: self.read(_row(line, self.names)))
 
 
 def _row(line: str, names: tuple[str, ...]) -> dict[str, str]:
