@@ -9,6 +9,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -110,8 +111,9 @@ def leaves(settings: Any, prefix: str = "") -> Iterator[Leaf]:
             yield Leaf(path=path, kind=str(field.type), default=value, help=notes.get(field.name, ""))
 
 
+@cache
 def _notes(settings: type) -> dict[str, str]:
-    """Field name -> trailing comment, read from the class's source."""
+    """Field name -> trailing comment, read from the class's source (slow to find: remembered)."""
     source = "\n".join(inspect.getsource(base) for base in reversed(settings.__mro__) if dataclasses.is_dataclass(base))
     return dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.+)$", source, flags=re.MULTILINE))
 
