@@ -99,7 +99,7 @@ def document_of(settings: Any) -> Document:
 
 def leaves(settings: Any, prefix: str = "") -> Iterator[Leaf]:
     """All settings below an instance, as flags show them."""
-    notes = _notes(type(settings))
+    notes = _notes(type(settings))  # type: ignore[arg-type]
     for field in dataclasses.fields(settings):
         value, path = getattr(settings, field.name), prefix + field.name
         if field.metadata.get("choices") is not None:
