@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -76,8 +77,6 @@ def held_out(trainer: Trainer, seed: int, count: int) -> float:
 
 def run(recipe: Recipe, held_out_seed: int, count: int, before: float | None) -> Outcome:
     """Train once and measure; the base's rate too where it is not known."""
-    import time
-
     trainer = build_trainer(recipe)
     if before is None:
         before = held_out(trainer, held_out_seed, count)

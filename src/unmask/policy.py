@@ -14,7 +14,6 @@ from unmask.denoisers.adapters import AdaptersOff
 from unmask.denoisers.base import Denoiser
 from unmask.likelihood import row_logp
 from unmask.methods.base import Term
-from unmask.surrogate import RelativeScore
 from unmask.types import Rollout, Views
 from unmask.uniforms import Uniforms
 
@@ -127,7 +126,7 @@ class Policy:
 
     def _credited(self, question: Question) -> Views:
         """The views of a question in several parts, credit that depends on scores final: another pass before them."""
-        if not isinstance(question.term.surrogate, RelativeScore) or not self._splits(question.views):
+        if not question.term.credits_scores or not self._splits(question.views):
             return question.views
         now_RL = self._answers(self.denoiser, question.views)
         return question.term.credited(question.views, now_RL, question.reference_RL, self._mean)

@@ -68,11 +68,16 @@ class Rollout:
         """Positions counted from the completion's start: what random draws are keyed by."""
         return torch.arange(self.tokens_NL.shape[1], device=self.tokens_NL.device) - self.prompt_length
 
-    def canvas(self, step: int) -> Int[Tensor, "N L"]:
-        """The canvas before `step`: where(revealed_at >= step, MASK, tokens). Refused after a sampler that remasks."""
+    @property
+    def trajectory_NL(self) -> Int[Tensor, "N L"]:
+        """`revealed_at_NL` as the whole trajectory. Raises ValueError after a sampler that remasks."""
         if self.remasking:
             raise ValueError("a remasking sampler does not leave its canvases in revealed_at: use recorded snapshots")
-        return torch.where(self.revealed_at_NL >= step, self.mask_id, self.tokens_NL)
+        return self.revealed_at_NL
+
+    def canvas(self, step: int) -> Int[Tensor, "N L"]:
+        """The canvas before `step`: where(revealed_at >= step, MASK, tokens). Refused after a sampler that remasks."""
+        return torch.where(self.trajectory_NL >= step, self.mask_id, self.tokens_NL)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -83,31 +83,6 @@ def smallest(
     return eligible_NRL & (rank_NRL < count_NR[..., None])
 
 
-def sample_views(
-    rollout: Rollout,
-    *,
-    masked_NRL: Bool[Tensor, "N R L"],
-    scored_NRL: Bool[Tensor, "N R L"],
-    weight_NRL: Float[Tensor, "N R L"],
-    length_N: Int[Tensor, "N"],
-    credit: Float[Tensor, "P G"],
-) -> Views:
-    """R rows a sample that make one unit: its tokens with some masked."""
-    samples, rows, _ = masked_NRL.shape
-    sample_R = torch.arange(samples, device=masked_NRL.device).repeat_interleave(rows)
-    return Views(
-        inputs_FL=rollout.tokens_NL[sample_R].masked_fill(masked_NRL.flatten(0, 1), rollout.mask_id),
-        attention_FL=rollout.attention_NL[sample_R],
-        forward_R=torch.arange(len(sample_R), device=sample_R.device),
-        targets_RL=rollout.tokens_NL[sample_R],
-        scored_RL=scored_NRL.flatten(0, 1),
-        weight_RL=weight_NRL.flatten(0, 1).to(credit.dtype),
-        unit_R=sample_R,
-        credit_U=credit.flatten(),
-        length_U=length_N,
-    )
-
-
 def single_rows(
     rollout: Rollout,
     sample_R: Int[Tensor, "R"],
@@ -131,6 +106,29 @@ def single_rows(
         credit_U=credit.flatten()[sample_R],
         length_U=scored_RL.sum(1),
     )
+
+
+def sample_views(
+    rollout: Rollout,
+    *,
+    masked_NRL: Bool[Tensor, "N R L"],
+    scored_NRL: Bool[Tensor, "N R L"],
+    weight_NRL: Float[Tensor, "N R L"],
+    length_N: Int[Tensor, "N"],
+    credit: Float[Tensor, "P G"],
+) -> Views:
+    """R rows a sample that make one unit: its tokens with some masked."""
+    samples, rows, _ = masked_NRL.shape
+    sample_R = torch.arange(samples, device=masked_NRL.device).repeat_interleave(rows)
+    views = single_rows(
+        rollout,
+        sample_R,
+        masked_RL=masked_NRL.flatten(0, 1),
+        scored_RL=scored_NRL.flatten(0, 1),
+        weight_RL=weight_NRL.flatten(0, 1),
+        credit=credit,
+    )
+    return replace(views, unit_R=sample_R, credit_U=credit.flatten(), length_U=length_N)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,7 @@ def _bernoulli(rollout: Rollout, span_NL: Tensor, key_NR: Uniforms, time_NR: Flo
     return (span_NRL & (draw_NRL < time_NR[..., None])) | one_NRL
 
 
-def _even(masked_NRL: Tensor) -> Masks:
+def even(masked_NRL: Tensor) -> Masks:
     """Masks whose positions count alike."""
     return Masks(masked_NRL, torch.ones_like(masked_NRL, dtype=torch.float64))
 
@@ -80,7 +80,7 @@ class SpacedTime:
     def __call__(self, rollout: Rollout, span_NL: Tensor, uniforms: Uniforms, update: int, updates: int) -> Masks:
         first_N1 = row_draws(rollout, uniforms.key("first time"), 1).draw()
         time_N1 = first_N1 + update / max(1, updates - 1) * (1 - first_N1)
-        return _even(_bernoulli(rollout, span_NL, row_draws(rollout, uniforms.key("mask", update), 1), time_N1))
+        return even(_bernoulli(rollout, span_NL, row_draws(rollout, uniforms.key("mask", update), 1), time_N1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class RandomTimes:
     def __call__(self, rollout: Rollout, span_NL: Tensor, uniforms: Uniforms, update: int, updates: int) -> Masks:
         key_NR = row_draws(rollout, uniforms.key("mask", update), self.count)
         time_NR = self.low + (self.high - self.low) * key_NR.key("time").draw()
-        return _even(_bernoulli(rollout, span_NL, key_NR, time_NR))
+        return even(_bernoulli(rollout, span_NL, key_NR, time_NR))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ class StratifiedTimes:
         key_NR = row_draws(rollout, uniforms.key("mask", update), self.count)
         stratum_R = torch.arange(self.count, device=span_NL.device)
         time_NR = (stratum_R + 1 - key_NR.key("time").draw()) / self.count
-        return _even(_bernoulli(rollout, span_NL, key_NR, time_NR))
+        return even(_bernoulli(rollout, span_NL, key_NR, time_NR))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.masking.base import Span, row_draws, single_rows, whole_region
-from unmask.masking.random import Masks
+from unmask.masking.random import Masks, even
 from unmask.types import Rollout, Views
 from unmask.uniforms import Uniforms
 
@@ -26,7 +26,7 @@ class ShrunkSteps:
     shrink: int = 8
 
     def __call__(self, rollout: Rollout) -> tuple[Tensor, int]:
-        step_NL = rollout.revealed_at_NL
+        step_NL = rollout.trajectory_NL
         happened_NS = torch.zeros(len(step_NL), rollout.steps, dtype=torch.long, device=step_NL.device)
         happened_NS = happened_NS.scatter(1, step_NL[:, rollout.prompt_length :], 1)
         place_NL = (happened_NS.cumsum(1) - 1).gather(1, step_NL.clamp(min=0))
@@ -41,7 +41,7 @@ class EqualSegments:
 
     def __call__(self, rollout: Rollout) -> tuple[Tensor, int]:
         count = min(self.count, rollout.steps)
-        return rollout.revealed_at_NL.clamp(min=0) * count // rollout.steps, count
+        return rollout.trajectory_NL.clamp(min=0) * count // rollout.steps, count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +60,6 @@ class Segments:
     def __call__(
         self, rollout: Rollout, credit: Float[Tensor, "P G"], uniforms: Uniforms, update: int, updates: int
     ) -> Views:
-        if rollout.remasking:
-            raise ValueError("a remasking sampler does not leave its trajectory in revealed_at: use another rule")
         segment_NL, count = self.grouping(rollout)
         region_NL = whole_region(rollout)
         index_S11 = torch.arange(count, device=credit.device)[:, None, None]
@@ -69,14 +67,14 @@ class Segments:
         scored_NSL = ((segment_NL == index_S11) & self.span(rollout)).transpose(0, 1)
         scored_RL = scored_NSL.flatten(0, 1)
         tokens_R1 = scored_RL.sum(1, keepdim=True).clamp(min=1)
-        share_R1 = 1 / tokens_R1 if self.per_row else count / region_NL.sum(1).repeat_interleave(count)[:, None]
+        share = 1 / tokens_R1 if self.per_row else count / rollout.region_L.sum()
         sample_R = torch.arange(len(credit.flatten()), device=credit.device).repeat_interleave(count)
         return single_rows(
             rollout,
             sample_R,
             masked_RL=masked_NSL.flatten(0, 1),
             scored_RL=scored_RL,
-            weight_RL=scored_RL * share_R1,
+            weight_RL=scored_RL * share,
             credit=credit,
         )
 
@@ -121,10 +119,8 @@ class RecordedTimes:
     def __call__(
         self, rollout: Rollout, span_NL: Bool[Tensor, "N L"], uniforms: Uniforms, update: int, updates: int
     ) -> Masks:
-        if rollout.remasking:
-            raise ValueError("a remasking sampler does not leave its trajectory in revealed_at: use another rule")
         key_NR = row_draws(rollout, uniforms.key("state", update), self.count)
         stratum_R = torch.arange(self.count, device=span_NL.device)
         step_NR = ((stratum_R + key_NR.draw()) / self.count * rollout.steps).long()
-        masked_NRL = (rollout.revealed_at_NL[:, None] >= step_NR[..., None]) & span_NL[:, None]
-        return Masks(masked_NRL, torch.ones_like(masked_NRL, dtype=torch.float64))
+        masked_NRL = (rollout.trajectory_NL[:, None] >= step_NR[..., None]) & span_NL[:, None]
+        return even(masked_NRL)

@@ -48,6 +48,11 @@ class Term:
         """Whether the loss compares with the answers of the "old" or the "reference" policy."""
         return policy in (self.surrogate.against, self.penalty and self.penalty.against)
 
+    @property
+    def credits_scores(self) -> bool:
+        """Whether credit depends on scores, those of the whole optimizer batch (RSPO)."""
+        return isinstance(self.surrogate, RelativeScore)
+
     def credited(
         self, views: Views, now_RL: Tensor, reference_RL: Tensor | None, mean: Callable[[Tensor], Tensor]
     ) -> Views:
