@@ -1,13 +1,11 @@
 """A run that was killed goes on to the same weights, optimizer state, metrics and completions, bit for bit."""
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+
+from processes import Process, command, finish
 
 RUN = [
     *("train", "--recipe", "sudoku-dispo", "--train.threads", "1", "--train.steps", "6", "--train.updates", "2"),
@@ -15,22 +13,6 @@ RUN = [
     *("--rollout.prompts", "3", "--rollout.group-size", "4", "--method.base.beta", "0.01"),
     *("--evaluation.examples", "12", "--evaluation.examples-during", "6", "--evaluation.greedy-steps", "8"),
 ]
-
-
-def start(*arguments: str) -> subprocess.Popen:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "unmask", *arguments],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen) -> None:
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
 
 
 def rows(directory: Path) -> list[dict]:
@@ -48,31 +30,31 @@ def outcome(directory: Path) -> dict[str, object]:
     }
 
 
-def kill_after(process: subprocess.Popen, directory: Path, lines: int, pause: float) -> None:
+def kill_after(process: Process, directory: Path, lines: int, pause: float) -> None:
     """kill -9 once so many lines of metrics are written, and a moment later."""
     deadline = time.monotonic() + 120
     while (
         not (directory / "metrics.jsonl").exists()
         or len((directory / "metrics.jsonl").read_bytes().splitlines()) < lines
     ):
-        assert process.poll() is None
+        assert process.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.005)
     time.sleep(pause)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.join()
     assert not (directory / "summary.json").exists()
 
 
 def test_a_run_killed_at_three_moments_resumes_bit_for_bit(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(start(*RUN, "--output", str(whole)))
-    process = start(*RUN, "--output", str(killed))
+    whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log"
+    finish(command(*RUN, "--output", str(whole), log=log), log)
+    process = command(*RUN, "--output", str(killed), log=log)
     draw = random.Random("moments")  # the first lies before any checkpoint, the others after one
     for moment in range(3):
         kill_after(process, killed, draw.randint(1 + 3 * moment, 2 + 3 * moment), draw.random() * 0.1)
-        process = start("train", "--resume", str(killed))
-    finish(process)
+        process = command("train", "--resume", str(killed), log=log)
+    finish(process, log)
     expected, resumed = outcome(whole), outcome(killed)
     assert resumed.keys() == expected.keys()
     assert [name for name in resumed if resumed[name] != expected[name]] == []

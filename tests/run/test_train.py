@@ -1,15 +1,15 @@
 """Training runs: what a run directory holds; rewards matter, collapse is warned of, two ranks equal one."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
+import socket
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from processes import finish, start
 from unmask.cli import main
 from unmask.config import build
 from unmask.methods import METHODS
@@ -196,36 +196,46 @@ def test_over_denoising_filter_keeps_prompts_that_slide_back():
     assert kept == sorted(set(kept))
 
 
+def steps_of(documents: list[dict]) -> list:
+    """A step of each run: its metrics, and the sum of the absolute weights after it."""
+    outcomes = []
+    for document in documents:
+        trainer = build_trainer(build(Recipe, document))
+        metrics = trainer.step(0)[0]
+        outcomes.append([metrics, float(weights(trainer).double().abs().sum())])
+    return outcomes
+
+
+def rank_of_two(documents: list[dict], result: Path) -> None:
+    """What torchrun starts; the first rank writes down what it saw."""
+    torch.set_num_threads(1)
+    outcomes = steps_of(documents)
+    if torch.distributed.get_rank() == 0:
+        result.write_text(json.dumps(outcomes))
+    torch.distributed.destroy_process_group()
+
+
 def test_two_ranks_equal_one(tmp_path):
     """The same steps of every method with their prompts shared by two processes: metrics and weights agree."""
-    script = tmp_path / "step.py"
-    script.write_text(
-        "import sys, json, torch\n"
-        "from unmask.config import build\nfrom unmask.recipe import Recipe\nfrom unmask.train import build_trainer\n"
-        "torch.set_num_threads(1)\n"
-        "for document in json.loads(sys.argv[1]):\n"
-        "    trainer = build_trainer(build(Recipe, document))\n"
-        "    metrics = trainer.step(0)[0]\n"
-        "    total = sum(float(p.double().abs().sum()) for p in trainer.policy.denoiser.parameters())\n"
-        "    if trainer.policy.accelerator.is_main_process:\n"
-        "        print('RESULT', json.dumps([metrics, total]), flush=True)\n"
-        "if trainer.policy.accelerator.num_processes > 1:\n"
-        "    torch.distributed.destroy_process_group()\n"
-    )
-    documents = json.dumps([document_of(method, updates=2) for method in METHODS])
-    runs = []
-    for launcher in ([], ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611"]):
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
-        done = subprocess.run(
-            [sys.executable, *launcher, str(script), documents],
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=240,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
-        runs.append([json.loads(line.removeprefix("RESULT ")) for line in lines])
-    for method, (one, one_total), (two, two_total) in zip(METHODS, *runs, strict=True):
+    documents = [document_of(method, updates=2) for method in METHODS]
+    result, log = tmp_path / "result.json", tmp_path / "log"
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    common |= {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
+    ranks = [
+        start(rank_of_two, documents, result, log=log, environment=common | {"RANK": rank, "LOCAL_RANK": rank})
+        for rank in "01"
+    ]
+    alone = steps_of(documents)
+    for rank in ranks:
+        finish(rank, log)
+    shared = json.loads(result.read_text())
+    for method, (one, one_total), (two, two_total) in zip(METHODS, alone, shared, strict=True):
         assert one == pytest.approx(two, rel=2e-4, abs=1e-6), method
         assert one_total == pytest.approx(two_total, rel=1e-7), method
+
+
+def free_port() -> int:
+    """A port that nobody listens to."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

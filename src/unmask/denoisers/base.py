@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -105,25 +106,37 @@ class Denoiser(nn.Module):
         if guidance is not None:
             blank_FL = torch.where(guidance.prompt_FL, self.mask_id, tokens_FL)
             blank_QD = self._hidden(blank_FL, attention_FL, asked_FA)
-
-        def reduce(start: int, stop: int) -> tuple[Tensor, ...]:
-            logits_CV = self._head(hidden_QD[start:stop])
-            if guidance is not None and blank_QD is not None:
-                blank_CV = self._head(blank_QD[start:stop])
-                logits_CV = blank_CV + (guidance.scale + 1) * (logits_CV - blank_CV)
-            if beside is None:
-                return answer(logits_CV, slice(start, stop))
-            with torch.no_grad():
-                beside_CV = logits_CV.detach() if beside_QD is None else beside._head(beside_QD[start:stop])
-            return answer(logits_CV, slice(start, stop), beside_CV)
-
+        reduce = partial(
+            self._reduce, answer, hidden_QD, blank_QD, 0.0 if guidance is None else guidance.scale, beside, beside_QD
+        )
         size = max(1, _LOGITS_PER_CHUNK // int(self.model.config.vocab_size))
-        bounds = [(start, min(start + size, len(hidden_QD))) for start in range(0, len(hidden_QD), size)]
-        if len(bounds) > 1 and torch.is_grad_enabled():
-            parts = [checkpoint(reduce, *bound, use_reentrant=False) for bound in bounds]
+        chunks = [slice(start, min(start + size, len(hidden_QD))) for start in range(0, len(hidden_QD), size)]
+        if len(chunks) > 1 and torch.is_grad_enabled():
+            parts = [checkpoint(reduce, chunk, use_reentrant=False) for chunk in chunks]
         else:
-            parts = [reduce(*bound) for bound in bounds]
+            parts = [reduce(chunk) for chunk in chunks]
         return tuple(torch.unflatten(torch.cat(part), 0, asked_FA.shape) for part in zip(*parts, strict=True))
+
+    def _reduce(
+        self,
+        answer: Answer,
+        hidden_QD: Float[Tensor, "Q D"],
+        blank_QD: Float[Tensor, "Q D"] | None,
+        scale: float,
+        beside: Denoiser | None,
+        beside_QD: Float[Tensor, "Q D"] | None,
+        chunk: slice,
+    ) -> tuple[Tensor, ...]:
+        """`answer` to one chunk of positions: guided from `blank_QD`, beside the logits of another denoiser."""
+        logits_CV = self._head(hidden_QD[chunk])
+        if blank_QD is not None:
+            blank_CV = self._head(blank_QD[chunk])
+            logits_CV = blank_CV + (scale + 1) * (logits_CV - blank_CV)
+        if beside is None:
+            return answer(logits_CV, chunk)
+        with torch.no_grad():
+            beside_CV = logits_CV.detach() if beside_QD is None else beside._head(beside_QD[chunk])
+        return answer(logits_CV, chunk, beside_CV)
 
     def _hidden(
         self, tokens_FL: Int[Tensor, "F L"], attention_FL: Attention, asked_FA: Int[Tensor, "F A"]

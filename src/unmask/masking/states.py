@@ -121,29 +121,26 @@ class OwnGuesses:
         snapshots = rollout.snapshots
         sample_R = torch.arange(len(step_Nk), device=credit.device).repeat_interleave(count)
         step_R = step_Nk.flatten()
-
-        def pick(per_step: list[Tensor]) -> Tensor:
-            return torch.stack(per_step)[step_R, sample_R]
-
-        scored_RL = pick([self.positions(rollout, state, step, self.eos_id) for step, state in enumerate(snapshots)])
+        scored = [self.positions(rollout, state, step, self.eos_id) for step, state in enumerate(snapshots)]
+        scored_RL = torch.stack(scored)[step_R, sample_R]
         masked_R1 = scored_RL.sum(1, keepdim=True).clamp(min=1)
         weight_RL = scored_RL / masked_R1
         if self.confidence_weight:
-            weight_RL = weight_RL * pick([state.confidence_ZNL[0] for state in snapshots])
+            weight_RL = weight_RL * torch.stack([state.confidence_ZNL[0] for state in snapshots])[step_R, sample_R]
         credit_R = credit.flatten(0, 1)[sample_R, step_R]
         if self.length_weight:
             credit_R = credit_R * rollout.region_L.sum() / masked_R1[:, 0]
         row_R = torch.arange(len(step_R), device=credit.device)
         return Views(
-            inputs_FL=pick([state.canvas_NL for state in snapshots]),
+            inputs_FL=torch.stack([state.canvas_NL for state in snapshots])[step_R, sample_R],
             attention_FL=rollout.attention_NL[sample_R],
             forward_R=row_R,
-            targets_RL=pick([state.guesses_ZNL[0] for state in snapshots]),
+            targets_RL=torch.stack([state.guesses_ZNL[0] for state in snapshots])[step_R, sample_R],
             scored_RL=scored_RL,
             weight_RL=weight_RL,
             unit_R=row_R,
             credit_U=credit_R,
             length_U=scored_RL.sum(1),
             temperature=rollout.temperature or 1.0,
-            old_RL=pick([state.logp_ZNL[0] for state in snapshots]),
+            old_RL=torch.stack([state.logp_ZNL[0] for state in snapshots])[step_R, sample_R],
         )
