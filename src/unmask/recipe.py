@@ -33,7 +33,7 @@ class RolloutSettings:
     steps: int = 4  # denoising steps a completion
     temperature: float = 1.0  # sampling temperature; 0 is greedy
     guidance_scale: float = 0.0  # classifier-free guidance; 0 is none
-    schedule: str = "uniform"  # tokens revealed a step: uniform, linear, cosine or square
+    schedule: str = "uniform"  # tokens revealed a step: uniform, linear, cosine, square or dream
     unmasking: Unmasking = field(default_factory=LowConfidence, metadata={"choices": RULES})  # positions to reveal
 
     def __post_init__(self) -> None:

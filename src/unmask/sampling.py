@@ -114,7 +114,7 @@ class Sampler:
                 "train with a scheduled rule such as low_confidence"
             )
         loop = _Loop(self, denoiser, prompts, uniforms, record, watch)
-        for block in range(self.max_new_tokens // self.block_length):
+        for block in range(loop.blocks):
             loop.denoise_block(block)
         return loop.rollout(group_size)
 
@@ -132,7 +132,8 @@ class _Loop:
         watch: Callable[[int, Tensor], None] | None,
     ) -> None:
         self.sampler, self.denoiser, self.prompts, self.watch = sampler, denoiser, prompts, watch
-        core: Any = getattr(denoiser, "module", denoiser)  # what a distributed wrapper holds
+        self.core: Any = getattr(denoiser, "module", denoiser)  # what a distributed wrapper holds
+        core = self.core
         self.mask_id, self.eos_id = core.mask_id, core.eos_id
         self.start = prompts.tokens_NP.shape[1]
         length = self.start + sampler.max_new_tokens
@@ -144,12 +145,16 @@ class _Loop:
         self.canvas = self._blank(length)
         self.attention = torch.nn.functional.pad(prompts.attention_NP, (0, sampler.max_new_tokens), value=True)
         self.position = torch.arange(sampler.max_new_tokens, device=self.canvas.tokens.device)
+        self.block_NC, self.blocks = self._blocks(core.block_length)
+        self.counts = sampler.schedule(
+            sampler.block_length, sampler.steps // (sampler.max_new_tokens // sampler.block_length)
+        )
         self.uniforms = uniforms.key("sample", prompts.prompt_N[:, None], prompts.sample_N[:, None])
         self.step = 0
         self.record = record
         self.slots: list[_Slot] = []
         if record is not None:
-            steps = record.steps(uniforms, prompts.prompt_N, prompts.sample_N, sampler.steps)
+            steps = record.steps(uniforms, prompts.prompt_N, prompts.sample_N, self.blocks * len(self.counts))
             self.slots = [_Slot(step_N, record, self.canvas.tokens) for step_N in steps]
 
     def _blank(self, length: int) -> _Canvas:
@@ -165,24 +170,42 @@ class _Loop:
             revealed_at=torch.full_like(tokens, -1),
         )
 
-    def denoise_block(self, block: int) -> None:
-        """Steps of one block: as scheduled, or until nothing is masked where the rule is adaptive."""
-        sampler = self.sampler
-        stop = (block + 1) * sampler.block_length
-        start = 0 if getattr(sampler.unmasking, "scope", "block") == "completion" else stop - sampler.block_length
-        if sampler.unmasking.adaptive:
-            for _ in range(sampler.block_length):
-                self._denoise(start, stop, count=0, remaining=0)
-                if not bool((self.canvas.tokens[:, self.start + start : self.start + stop] == self.mask_id).any()):
-                    break
-            return
-        steps = sampler.steps // (sampler.max_new_tokens // sampler.block_length)
-        counts = sampler.schedule(sampler.block_length, steps)
-        for index, count in enumerate(counts):
-            self._denoise(start, stop, count=count, remaining=sum(counts[index + 1 :]))
+    def _blocks(self, model_block: int | None) -> tuple[Tensor, int]:
+        """Block of each completion position [N, C], and their number.
 
-    def _denoise(self, start: int, stop: int, *, count: int, remaining: int) -> None:
-        """One denoising step over the candidate positions [start, stop) of the completion."""
+        Where the model itself attends in blocks, they are those, counted from the prompt's first token: a prompt that
+        ends within a block leaves the rest of it to the completion, and the last block may be cut short.
+        """
+        length = self.sampler.block_length
+        if model_block is None:
+            block_C = self.position // length
+            return block_C.expand(len(self.canvas.tokens), -1), self.sampler.max_new_tokens // length
+        if length != model_block:
+            raise UserError(f"block_length {length} is not the {model_block} of the model's own blocks: give that")
+        offset_N1 = self.prompts.attention_NP.sum(1, keepdim=True) % length
+        block_NC = (self.position + offset_N1) // length
+        return block_NC, int(block_NC.max()) + 1
+
+    def denoise_block(self, block: int) -> None:
+        """Steps of one block: as scheduled; where the rule is adaptive, until nothing is masked."""
+        sampler, rule = self.sampler, self.sampler.unmasking
+        candidate_NC = self.block_NC == block
+        start, stop = block * sampler.block_length, (block + 1) * sampler.block_length
+        if self.core.block_length is not None:  # rows may be in different places of a block
+            start, stop = max(0, start - sampler.block_length + 1), min(stop, sampler.max_new_tokens)
+        if getattr(rule, "scope", "block") == "completion":
+            candidate_NC, start = self.block_NC <= block, 0
+        counts = self.counts if rule.scheduled else (0,) * sampler.block_length
+        for index, count in enumerate(counts):
+            self._denoise(start, stop, candidate_NC[:, start:stop], count=count, remaining=sum(counts[index + 1 :]))
+            if rule.adaptive and not bool(self._masked(start, stop, candidate_NC[:, start:stop]).any()):
+                break
+
+    def _masked(self, start: int, stop: int, candidate_NC: Tensor) -> Tensor:
+        return (self.canvas.tokens[:, self.start + start : self.start + stop] == self.mask_id) & candidate_NC
+
+    def _denoise(self, start: int, stop: int, candidate_NC: Tensor, *, count: int, remaining: int) -> None:
+        """One denoising step over the candidates among positions [start, stop) of the completion."""
         recording = [slot for slot in self.slots if slot.wants(self.step)]
         # Only a recorded state asks about positions beyond the candidates.
         asked = self.position if recording else self.position[start:stop]
@@ -193,6 +216,7 @@ class _Loop:
         self._commit(
             start,
             stop,
+            candidate_NC,
             tokens_NAZ[:, here, 0],
             logp_NAZ[:, here, 0],
             confidence_NA[:, here],
@@ -224,21 +248,30 @@ class _Loop:
         return answers
 
     def _commit(
-        self, start: int, stop: int, tokens: Tensor, logp: Tensor, confidence: Tensor, *, count: int, remaining: int
+        self,
+        start: int,
+        stop: int,
+        candidate: Tensor,
+        tokens: Tensor,
+        logp: Tensor,
+        confidence: Tensor,
+        *,
+        count: int,
+        remaining: int,
     ) -> None:
         """Fill the candidates with the proposals that the rule commits; mask what it masks again."""
         canvas, rule = self.canvas, self.sampler.unmasking
         here = (slice(None), slice(self.start + start, self.start + stop))
-        masked = canvas.tokens[here] == self.mask_id
+        masked = self._masked(start, stop, candidate)
         running = confidence
         if getattr(rule, "statistic", "latest") == "max":
             running = torch.maximum(canvas.running[here], confidence)
         canvas.running[here] = torch.where(masked, running, canvas.running[here])
-        masked_after = rule(
+        masked_after = candidate & rule(
             Seen(
                 masked_NC=masked,
                 confidence_NC=confidence,
-                running_NC=canvas.running[here],
+                running_NC=canvas.running[here].masked_fill(~candidate, float("inf")),
                 position_C=self.position[start:stop],
                 count=count,
                 remaining=remaining,
@@ -253,15 +286,13 @@ class _Loop:
 
     def rollout(self, group_size: int) -> Rollout:
         sampler, canvas = self.sampler, self.canvas
-        block = self.position // sampler.block_length
-        block_L = torch.cat([block.new_full((self.start,), -1), block])
         region = canvas.tokens[:, self.start :]
         ended_before = (region == self.eos_id).long().cumsum(1) - (region == self.eos_id).long() > 0
         return Rollout(
             tokens_NL=canvas.tokens,
             attention_NL=self.attention,
             completion_NL=torch.nn.functional.pad(~ended_before, (self.start, 0), value=False),
-            block_NL=block_L.expand_as(canvas.tokens),
+            block_NL=torch.nn.functional.pad(self.block_NC, (self.start, 0), value=-1),
             revealed_at_NL=canvas.revealed_at,
             sampled_logp_NL=canvas.logp,
             confidence_NL=canvas.confidence,

@@ -59,7 +59,8 @@ class Unmasking(Protocol):
     """A rule: `measure` gives confidences, the call says which candidates are masked after the step."""
 
     name: ClassVar[str]
-    adaptive: ClassVar[bool]  # commits as many as it likes: a block ends when it is full, not after its steps
+    adaptive: ClassVar[bool]  # commits as many as it likes: a block ends when it is full
+    scheduled: ClassVar[bool]  # reads the schedule's counts: a block has no more steps than scheduled
     remasks: ClassVar[bool]
 
     @property
@@ -87,6 +88,7 @@ class _Plain:
     """What most rules have in common: they follow the schedule, never mask again, and measure probabilities."""
 
     adaptive: ClassVar[bool] = False
+    scheduled: ClassVar[bool] = True
     remasks: ClassVar[bool] = False
 
     @property
@@ -150,21 +152,42 @@ class LeftToRight(_Plain):
         return _keep_all_but_best((-seen.position_C).expand_as(seen.confidence_NC).double(), seen)
 
 
+def _check_threshold(threshold: float) -> None:
+    if not 0 < threshold <= 1:
+        raise UserError(f"unmasking threshold {threshold} is not in (0, 1]: give a probability such as 0.9")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Threshold(_Plain):
     """Commit every proposal with probability >= threshold, at least the best one (Fast-dLLM 2505.22618)."""
 
     name: ClassVar[str] = "threshold"
     adaptive: ClassVar[bool] = True
+    scheduled: ClassVar[bool] = False
     threshold: float = 0.9  # probability from which a proposal is committed
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold <= 1:
-            raise UserError(f"unmasking threshold {self.threshold} is not in (0, 1]: give a probability such as 0.9")
+        _check_threshold(self.threshold)
 
     def __call__(self, seen: Seen) -> Tensor:
         score_NC = _masked_score(seen.confidence_NC, seen.masked_NC)
         return seen.masked_NC & ~((score_NC >= self.threshold) | (_rank(score_NC) == 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduledThreshold(_Plain):
+    """Commit every proposal with probability >= threshold, at least the scheduled number (LLaDA2 2512.15745)."""
+
+    name: ClassVar[str] = "scheduled_threshold"
+    adaptive: ClassVar[bool] = True
+    threshold: float = 0.95  # probability from which a proposal is committed
+
+    def __post_init__(self) -> None:
+        _check_threshold(self.threshold)
+
+    def __call__(self, seen: Seen) -> Tensor:
+        score_NC = _masked_score(seen.confidence_NC, seen.masked_NC)
+        return seen.masked_NC & ~((score_NC >= self.threshold) | (_rank(score_NC) < seen.count))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +196,7 @@ class Factor(_Plain):
 
     name: ClassVar[str] = "factor"
     adaptive: ClassVar[bool] = True
+    scheduled: ClassVar[bool] = False
     factor: float = 1.0  # the larger, the more are committed at once
 
     def __post_init__(self) -> None:
@@ -226,6 +250,7 @@ RULES: dict[str, type[Unmasking]] = {
         Random,
         LeftToRight,
         Threshold,
+        ScheduledThreshold,
         Factor,
         RunningConfidence,
     )
@@ -265,9 +290,20 @@ def square_schedule(masks: int, steps: int) -> tuple[int, ...]:
     return _kept(lambda time: 1 - time**2, masks, steps)
 
 
+def dream_schedule(masks: int, steps: int) -> tuple[int, ...]:
+    """floor(m (1 - s/t)) of the m masks left, t from 1 to 0.001 evenly, s the next t; the last step all (Dream)."""
+    counts, left = [], masks
+    times = [1 - 0.999 * step / steps for step in range(steps + 1)]
+    for step in range(steps):
+        counts.append(left if step == steps - 1 else int(left * (1 - times[step + 1] / times[step])))
+        left -= counts[-1]
+    return tuple(counts)
+
+
 SCHEDULES: dict[str, Schedule] = {
     "uniform": uniform_schedule,
     "linear": linear_schedule,
     "cosine": cosine_schedule,
     "square": square_schedule,
+    "dream": dream_schedule,
 }

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from conftest import REFERENCE, reference_cases
+from unmask.denoisers.pretrained import load_denoiser
+from unmask.errors import UserError
 from unmask.sampling import Sampler
 from unmask.types import Prompts
 from unmask.uniforms import Uniforms
@@ -15,6 +17,7 @@ from unmask.unmasking import (
     Factor,
     LowConfidence,
     RunningConfidence,
+    ScheduledThreshold,
     Threshold,
     TopKMargin,
 )
@@ -100,6 +103,82 @@ def test_running_confidence_remasking(case, llada_tiny):
     start = rollout.prompt_length
     assert torch.equal(states[:, 0, start:], tensors["intermediate_inputs"].long())
     assert torch.equal(rollout.tokens_NL[0, start:], tensors["final"].long())
+
+
+DREAM_RULES = {"maskgit_plus": LowConfidence(), "topk_margin": TopKMargin(), "entropy": Entropy()}
+
+
+@pytest.fixture(scope="module")
+def dream_tiny():
+    return load_denoiser(str(REFERENCE / "models" / "dream-tiny")).eval()
+
+
+@pytest.mark.parametrize("case", reference_cases("samplers/dream_generate"), ids=lambda case: case["name"])
+def test_dream_generate(case, dream_tiny):
+    tensors = case["tensors"]
+    sampler = Sampler(
+        max_new_tokens=case["max_new_tokens"],
+        block_length=case["max_new_tokens"],
+        steps=case["steps"],
+        unmasking=DREAM_RULES[case["alg"]],
+        schedule=SCHEDULES["dream"],
+    )
+    states, rollout = states_of(sampler, dream_tiny, prompts_of(tensors["prompt"], tensors.get("attention_mask")))
+    assert torch.equal(states[1:], tensors["history"][:-1].long())
+    assert torch.equal(rollout.tokens_NL, tensors["final"].long())
+
+
+@pytest.fixture(scope="module")
+def llada2_tiny():
+    denoiser = load_denoiser(str(REFERENCE / "models" / "llada2-moe-tiny"), mask_token_id=159).eval()
+    assert denoiser.block_length == 32  # as published
+    denoiser.block_length = 8
+    return denoiser
+
+
+def llada2_sampler(case) -> Sampler:
+    """Whole blocks, as theirs, and one more, which the earlier ones do not see."""
+    length = case["block_length"] * (case["gen_length"] // case["block_length"] + 2)
+    return Sampler(
+        max_new_tokens=length,
+        block_length=case["block_length"],
+        steps=case["steps"] * (length // case["block_length"]),
+        unmasking=ScheduledThreshold(threshold=case["threshold"]),
+    )
+
+
+@pytest.mark.parametrize("case", reference_cases("samplers/llada2_generate"), ids=lambda case: case["name"])
+def test_llada2_generate(case, llada2_tiny):
+    tensors = case["tensors"]
+    states, rollout = states_of(llada2_sampler(case), llada2_tiny, prompts_of(tensors["prompt"]))
+    for ours, theirs in zip(states[:, 0], tensors["states"].long(), strict=False):
+        window = theirs[theirs >= 0]
+        assert torch.equal(ours[: len(window)], window)
+    assert len(states) >= case["n_forward"]
+    generated = tensors["generated"][0].long()
+    assert torch.equal(rollout.tokens_NL[0, case["prompt_length"] :][: len(generated)], generated)
+
+
+def test_blocks_of_the_model_do_not_depend_on_the_batch(llada2_tiny):
+    """Prompts that end in different places of a block, side by side and left-padded, give what each gives alone."""
+    cases = reference_cases("samplers/llada2_generate")
+    rows = [case["tensors"]["prompt"][0].long() for case in cases]
+    sampler, width = llada2_sampler(cases[0]), max(map(len, rows))
+    padded = torch.stack([torch.nn.functional.pad(row, (width - len(row), 0), value=157) for row in rows])
+    attention = torch.stack([torch.arange(width) >= width - len(row) for row in rows])
+    _, together = states_of(sampler, llada2_tiny, prompts_of(padded, attention))
+    for index, row in enumerate(rows):
+        _, alone = states_of(sampler, llada2_tiny, prompts_of(row[None]))
+        assert torch.equal(together.tokens_NL[index, width:], alone.tokens_NL[0, len(row) :])
+        assert torch.equal(together.block_NL[index, width:], alone.block_NL[0, len(row) :])
+        first = (len(row) + torch.arange(sampler.max_new_tokens)) // 8 - len(row) // 8
+        assert torch.equal(alone.block_NL[0, len(row) :], first)
+
+
+def test_other_blocks_than_the_models_are_refused(llada2_tiny):
+    sampler = Sampler(max_new_tokens=16, block_length=16, steps=16)
+    with pytest.raises(UserError, match="block_length 16 is not the 8 of the model"):
+        states_of(sampler, llada2_tiny, prompts_of(torch.ones(1, 3)))
 
 
 SCHEDULE_NAMES = {"linear": "linear", "cosine": "cosine", "pow2": "square"}

@@ -67,9 +67,13 @@ class Denoiser(nn.Module):
 
     `model` is a causal-LM class with `is_causal=False`.
     `shift`: the network's output at i-1 predicts the token at i (Dream).
+    `block_length`: a position attends to its own block of so many tokens, counted from the prompt's first, and to
+    earlier ones (LLaDA2); None: to all.
     """
 
-    def __init__(self, model: Any, *, mask_id: int, eos_id: int, shift: bool = False) -> None:
+    def __init__(
+        self, model: Any, *, mask_id: int, eos_id: int, shift: bool = False, block_length: int | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         # Else the pad token, often the end of sequence too, never learns.
@@ -77,6 +81,7 @@ class Denoiser(nn.Module):
         self.mask_id = mask_id
         self.eos_id = eos_id
         self.shift = shift
+        self.block_length = block_length
 
     @property
     def max_length(self) -> int:
@@ -94,7 +99,7 @@ class Denoiser(nn.Module):
     ) -> tuple[Tensor, ...]:
         """What `answer` makes of the logits at columns `asked_FA`: tensors [F, A, ...].
 
-        Logits exist there only, chunk by chunk. Given blocks, a position attends to its own block and earlier ones.
+        Logits exist there only, chunk by chunk. Blocks given as `attention_FL` go before the denoiser's own.
         `beside`: its logits, without gradient, are a further argument of `answer`; this denoiser itself stands for a
         copy of it.
         """
@@ -142,12 +147,14 @@ class Denoiser(nn.Module):
         self, tokens_FL: Int[Tensor, "F L"], attention_FL: Attention, asked_FA: Int[Tensor, "F A"]
     ) -> Float[Tensor, "Q D"]:
         """Last hidden states at the asked positions, flattened over F and A."""
-        in_blocks = attention_FL.dtype != torch.bool
-        real_FL = attention_FL >= 0 if in_blocks else attention_FL
+        given_blocks = attention_FL.dtype != torch.bool
+        real_FL = attention_FL >= 0 if given_blocks else attention_FL
         position_FL = (real_FL.long().cumsum(1) - 1).clamp(min=0)
+        if self.block_length is not None and not given_blocks:
+            attention_FL = torch.where(real_FL, position_FL // self.block_length, -1)
         hidden_FLD: Tensor = self.model.base_model(
             input_ids=tokens_FL,
-            attention_mask=_block_causal(attention_FL) if in_blocks else real_FL.long(),
+            attention_mask=real_FL.long() if attention_FL.dtype == torch.bool else _block_causal(attention_FL),
             position_ids=position_FL,
             use_cache=False,
         ).last_hidden_state

@@ -22,6 +22,7 @@ class Layout:
     `renaming`: published tensor name -> name in the network, as regular expressions of at most one group.
     `conversions`: tensors that are fused in one of the two, besides those that transformers knows of for `like`.
     `shift`: the output at i-1 predicts the token at i.
+    `block_length`: of the blocks that a position attends to, where config.json names none.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Layout:
     conversions: tuple[Any, ...] = ()
     like: str = ""
     shift: bool = False
+    block_length: int | None = None
 
     def network_config(self, published: Published) -> PretrainedConfig:
         """The configuration of the network. Raises UserError where config.json describes another one."""

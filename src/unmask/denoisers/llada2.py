@@ -88,4 +88,5 @@ LLADA2 = Layout(
         ),
     ),
     like="glm4_moe",
+    block_length=32,
 )

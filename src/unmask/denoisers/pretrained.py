@@ -63,13 +63,15 @@ def load_denoiser(model: str, dtype: torch.dtype = torch.float32, *, mask_token_
             f"model {model!r} names no end-of-sequence token: add eos_token_id (one integer) to its config.json"
         )
     layout = next((layout for layout in LAYOUTS if layout.matches(published)), None)
+    block_length = published.get("block_length", layout.block_length if layout is not None else None)
     network = _load_network(directory, published, layout, dtype)
     if not 0 <= mask_id < network.config.vocab_size:
         raise UserError(
             f"mask_token_id {mask_id} of {model!r} lies outside its vocabulary of {network.config.vocab_size}"
         )
     network.config.mask_token_id = mask_id
-    return Denoiser(network, mask_id=mask_id, eos_id=eos_id, shift=layout is not None and layout.shift)
+    shift = bool(published.get("logits_shift", layout is not None and layout.shift))
+    return Denoiser(network, mask_id=mask_id, eos_id=eos_id, shift=shift, block_length=block_length)
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
