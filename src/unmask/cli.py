@@ -73,6 +73,16 @@ COMMANDS = {
         ),
         default_recipe="pretrain-sudoku",
     ),
+    "convert": Command(
+        run=commands.convert,
+        summary="make a masked diffusion model of an autoregressive checkpoint, to be trained with pretrain",
+        example="unmask convert --model models/SmolLM2-135M --output models/smollm2-diffusion",
+        arguments=(
+            ("--model", "directory of the checkpoint, in the layout of transformers (required)"),
+            ("--output", "directory of the new model (required)"),
+            ("--mask-token", "token of its tokenizer to use as mask (default: one is added)"),
+        ),
+    ),
     "oracle": Command(
         settings=OracleSettings,
         run=commands.oracle,

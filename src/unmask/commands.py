@@ -53,6 +53,17 @@ def sample(settings: SampleSettings, options: Namespace) -> None:
     show_sample(settings, options.prompt)
 
 
+def convert(settings: object, options: Namespace) -> None:
+    """Make an autoregressive checkpoint a masked diffusion model."""
+    if not options.model or not options.output:
+        raise UserError("convert needs --model, the directory of a checkpoint, and --output, that of the new model")
+    from unmask.denoisers.convert import convert_to
+    from unmask.environment import prepare
+
+    prepare(None)
+    convert_to(options.model, Path(options.output).expanduser(), options.mask_token)
+
+
 def evaluate(settings: EvaluateSettings, options: Namespace) -> None:
     """Print a table of solve rates; write it as JSON where asked."""
     from unmask.environment import prepare

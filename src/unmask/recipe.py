@@ -147,16 +147,23 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainRecipe:
-    """Masked-diffusion supervised training of a small model from scratch."""
+    """Masked-diffusion supervised training: of a small model from scratch, or of a checkpoint."""
 
+    model: str | None = None  # checkpoint directory to start from; unset: a new model of the sizes below
     task: Task = field(default_factory=Sudoku, metadata={"choices": TASKS})  # prompts and solutions
-    hidden: int = 96  # width of the model
-    layers: int = 3  # transformer layers
-    heads: int = 3  # attention heads
-    max_length: int = 64  # tokens that the model takes, prompt and completion
+    hidden: int = 96  # width of a new model
+    layers: int = 3  # transformer layers of a new model
+    heads: int = 3  # attention heads of a new model
+    max_length: int = 64  # tokens that a new model takes, prompt and completion
+    lora_rank: int = 0  # rank of low-rank adapters, which alone are trained then; 0: all weights are
+    lora_alpha: int = 64  # scale of the adapters, times their rank
     steps: int = 800  # optimizer updates
     batch: int = 128  # examples an update
+    micro_batch: int = 0  # examples at a time in an update; 0: all
+    precision: str = "fp32"  # fp32, or bf16 autocast
     examples: int = 100_000  # training examples; more updates go round again
+    validation_examples: int = 0  # further ones, never trained on, by which the best weights are picked; 0: the last
+    validate_every: int = 100  # updates between validations
     learning_rate: float = 1e-3  # peak, after the warm-up
     warmup_steps: int = 50  # updates of linear warm-up
     weight_decay: float = 0.01  # AdamW's
@@ -166,7 +173,10 @@ class PretrainRecipe:
 
     def __post_init__(self) -> None:
         names = ("hidden", "layers", "heads", "max_length", "steps", "batch", "examples", "learning_rate")
-        _positive(**{name: getattr(self, name) for name in names})
+        _positive(**{name: getattr(self, name) for name in (*names, "validate_every")})
+        one_of("precision", self.precision, ("fp32", "bf16"))
+        if self.lora_rank and self.model is None:
+            raise UserError("lora_rank adapts a checkpoint: give model, or set lora_rank to 0")
         if self.hidden % (2 * self.heads):
             raise UserError(
                 f"hidden {self.hidden} is not an even multiple of {self.heads} heads: give such as {64 * self.heads}"

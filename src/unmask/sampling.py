@@ -202,7 +202,8 @@ class _Loop:
                 break
 
     def _masked(self, start: int, stop: int, candidate_NC: Tensor) -> Tensor:
-        return (self.canvas.tokens[:, self.start + start : self.start + stop] == self.mask_id) & candidate_NC
+        masked_NC: Tensor = self.canvas.tokens[:, self.start + start : self.start + stop] == self.mask_id
+        return masked_NC & candidate_NC
 
     def _denoise(self, start: int, stop: int, candidate_NC: Tensor, *, count: int, remaining: int) -> None:
         """One denoising step over the candidates among positions [start, stop) of the completion."""

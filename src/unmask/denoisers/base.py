@@ -65,7 +65,7 @@ class ContrastiveLogProb:
 class Denoiser(nn.Module):
     """A bidirectional transformer of `transformers` as p(token | canvas) at masked positions.
 
-    `model` is a causal-LM class with `is_causal=False`.
+    `model` is a causal-LM class with `is_causal=False`, or BERT's for masked language modelling.
     `shift`: the network's output at i-1 predicts the token at i (Dream).
     `block_length`: a position attends to its own block of so many tokens, counted from the prompt's first, and to
     earlier ones (LLaDA2); None: to all.
@@ -165,7 +165,9 @@ class Denoiser(nn.Module):
         return hidden_FLD.gather(1, columns_FA[..., None].expand(-1, -1, hidden_FLD.shape[-1])).flatten(0, 1)
 
     def _head(self, hidden_QD: Float[Tensor, "Q D"]) -> Float[Tensor, "Q V"]:
-        logits: Tensor = self.model.get_output_embeddings()(hidden_QD)
+        # A masked language model (BERT) has more between its last hidden states and its logits than one matrix.
+        head = getattr(self.model, "cls", None) or self.model.get_output_embeddings()
+        logits: Tensor = head(hidden_QD)
         return logits
 
 

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from unmask.denoisers.adapters import merged_state
@@ -21,6 +27,7 @@ from unmask.denoisers.llada_moe import LLADA_MOE
 from unmask.errors import UserError
 
 EMBEDDED = "embedded:"
+_MASKED = "bert"  # masked language models attend both ways as they are
 
 # The first that matches: LLaDA-MoE's model_type may be LLaDA's.
 LAYOUTS = (DREAM, LLADA_MOE, LLADA2, LLADA)
@@ -90,11 +97,12 @@ def _load_network(directory: Path, published: dict[str, Any], layout: Layout | N
         network, report = layout.load(directory, published, **options)
         network.published_files = _published_files(directory)
         network.generation_config = GenerationConfig()  # theirs is for their sampler: kept as a file, never read
-    elif published.get("is_causal") is False:
+    elif published.get("is_causal") is False or published.get("model_type") == _MASKED:
         network, report = _load_plain(directory, published, **options)
     else:
         raise UserError(
-            f"model {directory.name!r} attends causally: a masked diffusion model has is_causal = false in config.json"
+            f"model {directory.name!r} attends causally: make a masked diffusion model of it with unmask convert, or "
+            "set is_causal = false in its config.json if it is one"
         )
     for fault, key in (("lacks", "missing"), ("has no use for", "unexpected"), ("shapes otherwise", "mismatched")):
         if names := sorted(map(str, report[f"{key}_keys"])):
@@ -114,7 +122,8 @@ def _load_plain(directory: Path, published: dict[str, Any], **options: Any) -> A
             f"of transformers (with is_causal = false), or a checkpoint of {known}"
         )
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    return AutoModelForCausalLM.from_pretrained(directory, config=config, trust_remote_code=False, **options)
+    network = AutoModelForMaskedLM if published["model_type"] == _MASKED else AutoModelForCausalLM
+    return network.from_pretrained(directory, config=config, trust_remote_code=False, **options)
 
 
 def _published_files(directory: Path) -> dict[str, bytes]:
