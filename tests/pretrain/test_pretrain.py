@@ -78,6 +78,55 @@ def test_pretraining_is_reproducible_and_learns():
     assert after < before - 0.2
 
 
+def test_a_checkpoint_is_tuned_in_micro_batches_as_in_one():
+    quick = QUICK | {"model": "embedded:sudoku", "steps": 2, "learning_rate": 1e-3}
+    tokenizer = load_tokenizer("embedded:sudoku")
+    whole, parts = (pretrain(build(PretrainRecipe, quick | {"micro_batch": size}), tokenizer) for size in (0, 3))
+    for ours, theirs in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+    base = load_denoiser("embedded:sudoku")
+    assert any(not torch.equal(a, b) for a, b in zip(whole.parameters(), base.parameters(), strict=True))
+
+
+def test_the_weights_with_the_best_validation_loss_are_kept(monkeypatch):
+    """At a ruinous rate the first validation is the best, and the run ends with the weights it had then."""
+    quick = QUICK | {"model": "embedded:sudoku", "learning_rate": 0.3, "warmup_steps": 4, "validation_examples": 8}
+    tokenizer = load_tokenizer("embedded:sudoku")
+    seen = []
+    monkeypatch.setattr(
+        "unmask.report.progress.TrainingProgress.message", lambda self, text: seen.append(float(text.split()[4]))
+    )
+    kept = pretrain(build(PretrainRecipe, quick | {"steps": 4, "validate_every": 1}), tokenizer)
+    best = 1 + min(range(4), key=lambda step: seen[step])
+    assert best < 4
+    then = pretrain(build(PretrainRecipe, quick | {"steps": best, "validate_every": 1}), tokenizer)
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), then.parameters(), strict=True))
+
+
+def test_examples_for_validation_are_not_trained_on():
+    quick = QUICK | {"model": "embedded:sudoku", "steps": 1, "batch": 64, "learning_rate": 1e-3}
+    tokenizer = load_tokenizer("embedded:sudoku")
+    plain, held = (pretrain(build(PretrainRecipe, quick | {"validation_examples": n}), tokenizer) for n in (0, 16))
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), held.parameters(), strict=True))
+
+
+def test_adapters_are_tuned_and_saved_merged(tmp_path, capsys):
+    flags = [word for key, value in QUICK.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    command = ["pretrain", "--model", "embedded:sudoku", "--lora-rank", "2", *flags, "--output", str(tmp_path / "m")]
+    assert main(command) == 0
+    tuned, base = load_denoiser(str(tmp_path / "m")), load_denoiser("embedded:sudoku")
+    changed = [
+        name
+        for (name, ours), theirs in zip(tuned.named_parameters(), base.parameters(), strict=True)
+        if not torch.equal(ours, theirs)
+    ]
+    assert changed
+    assert all("proj" in name for name in changed)
+    capsys.readouterr()
+    assert main(["pretrain", "--lora-rank", "2", "--output", str(tmp_path / "new")]) == 2
+    assert "lora_rank adapts a checkpoint" in capsys.readouterr().err
+
+
 def test_pretrain_command_writes_a_model_and_its_hash(tmp_path, capsys):
     flags = [word for key, value in QUICK.items() for word in (f"--{key.replace('_', '-')}", str(value))]
     assert main(["pretrain", *flags, "--output", str(tmp_path / "model")]) == 0

@@ -35,10 +35,9 @@ def convert(model: str, mask_token: str | None = None) -> tuple[Denoiser, PreTra
             "such as llama, qwen2 or qwen3"
         )
     mask_id = _mask_id(tokenizer, network, mask_token)
-    config.mask_token_id, config.logits_shift = mask_id, True
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {model!r} names no end-of-sequence token: add eos_token to its config")
-    config.eos_token_id = tokenizer.eos_token_id
+    network.config.update({"mask_token_id": mask_id, "logits_shift": True, "eos_token_id": tokenizer.eos_token_id})
     return Denoiser(network, mask_id=mask_id, eos_id=tokenizer.eos_token_id, shift=True), tokenizer
 
 
