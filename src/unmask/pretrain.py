@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from unmask.data import Examples, encode, task_tokenizer
+from unmask.data import Examples, encode_completions, task_tokenizer
 from unmask.denoisers.base import Denoiser, TargetLogProb
 from unmask.denoisers.pretrained import save_denoiser
 from unmask.denoisers.tiny import tiny_denoiser
@@ -82,7 +82,7 @@ def pretrain(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> Deno
     ).to(device)
     items = recipe.task.examples("train", recipe.examples, recipe.seed)
     examples = Examples.of(items, tokenizer, denoiser.eos_id, room=recipe.max_length - length)
-    solutions = encode(tokenizer, [item.solution for item in items])
+    solutions = encode_completions(tokenizer, items, [item.solution for item in items])
     optimizer = torch.optim.AdamW(
         denoiser.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay
     )
