@@ -33,13 +33,16 @@ def _print_summary(summary: dict[str, Any], directory: Path) -> None:
         if isinstance(figures, dict):
             before, after = figures["before"]["solved"], figures["after"]["solved"]
             gain = f"{figures['gain']:+.1%}, 95 % interval {figures['gain_low']:+.1%} to {figures['gain_high']:+.1%}"
-            _say(True, f"{_label(name)}: {before:.1%} solved before, {after:.1%} after ({gain})")
+            what = "ranked as given" if name == "pairs" else "solved"
+            _say(True, f"{_label(name)}: {before:.1%} {what} before, {after:.1%} after ({gain})")
     _say(True, f"model: {directory / 'checkpoints'}/step_{summary['steps']:06d}")
     _say(True, f"curve: {directory / 'curve.png'}")
 
 
 def _label(name: str) -> str:
     """A line's name: greedy_16 as "held-out, greedy in 16 steps", another held-out split by its name."""
+    if name == "pairs":
+        return "held-out pairs"
     kind, _, steps = name.partition("_")
     return f"held-out, {kind} in {steps} steps" if steps.isdigit() else f"split {name}, as sampled in training"
 

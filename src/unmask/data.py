@@ -12,6 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from unmask.chat import PLAIN, ChatSettings, continuation, worded
 from unmask.errors import UserError
 from unmask.tasks import Example
 from unmask.types import Prompts, Rollout
@@ -63,18 +64,40 @@ class Examples:
     items: Sequence[Example]
     prompt_ids: Sequence[Sequence[int]]
     eos_id: int
+    prefills: Sequence[str]  # texts at the end of the prompts that belong to the completions
+    given_ids: Sequence[Sequence[Sequence[int]]]  # of each example, the completions to learn from; none: sampled ones
 
     @staticmethod
-    def of(items: Sequence[Example], tokenizer: PreTrainedTokenizerFast, eos_id: int, room: int) -> Examples:
-        """Encode the prompts. Raises UserError where one is longer than the `room` (tokens) that the model leaves."""
-        prompt_ids = encode(tokenizer, [item.prompt for item in items])
+    def of(
+        items: Sequence[Example],
+        tokenizer: PreTrainedTokenizerFast,
+        eos_id: int,
+        room: int,
+        chat: ChatSettings = PLAIN,
+    ) -> Examples:
+        """Word and encode the prompts, and completions that are given with them.
+
+        Raises UserError where a prompt is longer than the `room` (tokens) that the model leaves.
+        """
+        prompts = [worded(tokenizer, item, chat) for item in items]
+        prompt_ids = encode(tokenizer, [prompt.text for prompt in prompts])
         for item, ids in zip(items, prompt_ids, strict=True):
             if len(ids) > room:
                 raise UserError(
                     f"prompt {item.prompt[:40]!r} has {len(ids)} tokens, the model leaves room for {room}: "
                     "shorten the prompt or max_new_tokens"
                 )
-        return Examples(items=items, prompt_ids=prompt_ids, eos_id=eos_id)
+        return Examples(
+            items=items,
+            prompt_ids=prompt_ids,
+            eos_id=eos_id,
+            prefills=[prompt.prefill for prompt in prompts],
+            given_ids=[
+                encode_completions(tokenizer, [item] * len(item.given), item.given, chat)
+                for item in items
+                if item.given
+            ],
+        )
 
     def prompts(self, indices: Sequence[int], group_size: int, device: torch.device | str = "cpu") -> Prompts:
         """`group_size` neighbouring rows for each example."""
@@ -92,6 +115,19 @@ class Examples:
         names = self.items[indices[0]].columns
         return {name: [self.items[index].columns[name] for index in indices for _ in range(repeats)] for name in names}
 
+    def texts(self, tokenizer: PreTrainedTokenizerFast, indices: Sequence[int], rows: list[list[int]]) -> list[str]:
+        """Completions of the examples at `indices` as rewards read them: decoded, behind their prefill."""
+        texts = completion_texts(tokenizer, rows, self.eos_id)
+        return [self.prefills[index] + text for index, text in zip(indices, texts, strict=True)]
+
+
+def encode_completions(
+    tokenizer: PreTrainedTokenizerFast, items: Sequence[Example], completions: Sequence[str], chat: ChatSettings = PLAIN
+) -> list[list[int]]:
+    """Token ids of what the model should write to complete each item so. Raises UserError as `continuation` does."""
+    pairs = zip(items, completions, strict=True)
+    return encode(tokenizer, [continuation(tokenizer, item, completion, chat) for item, completion in pairs])
+
 
 def completion_texts(tokenizer: PreTrainedTokenizerFast, rows: list[list[int]], eos_id: int) -> list[str]:
     """Decoded completions (rows of completion tokens), cut before the first end-of-sequence token."""
@@ -99,15 +135,17 @@ def completion_texts(tokenizer: PreTrainedTokenizerFast, rows: list[list[int]], 
     return texts
 
 
-def rollout_texts(tokenizer: PreTrainedTokenizerFast, rollout: Rollout, eos_id: int) -> list[str]:
+def rollout_texts(tokenizer: PreTrainedTokenizerFast, rollout: Rollout, examples: Examples) -> list[str]:
     """Texts of the finished completions."""
-    return completion_texts(tokenizer, rollout.tokens_NL[:, rollout.prompt_length :].tolist(), eos_id)
+    rows = rollout.tokens_NL[:, rollout.prompt_length :].tolist()
+    return examples.texts(tokenizer, rollout.prompt_N.tolist(), rows)
 
 
-def guess_texts(tokenizer: PreTrainedTokenizerFast, rollout: Rollout, eos_id: int) -> list[list[str]]:
+def guess_texts(tokenizer: PreTrainedTokenizerFast, rollout: Rollout, examples: Examples) -> list[list[str]]:
     """Texts of all recorded guesses of each sample: snapshots in order, their guesses in order."""
     guesses = [state.guesses_ZNL[..., rollout.prompt_length :] for state in rollout.snapshots]
     stacked = torch.cat(guesses).transpose(0, 1)
-    texts = completion_texts(tokenizer, stacked.flatten(0, 1).tolist(), eos_id)
     each = stacked.shape[1]
+    indices = rollout.prompt_N.repeat_interleave(each).tolist()
+    texts = examples.texts(tokenizer, indices, stacked.flatten(0, 1).tolist())
     return [texts[start : start + each] for start in range(0, len(texts), each)]

@@ -14,6 +14,7 @@ from unmask.denoisers.base import Denoiser
 from unmask.records import EveryStep
 from unmask.sampling import Sampler
 from unmask.tasks import Task
+from unmask.tasks.base import verifies
 from unmask.uniforms import Uniforms
 
 Z_95 = 1.959963984540054
@@ -48,6 +49,8 @@ class Evaluator:
 
     def metrics(self, denoiser: Denoiser, sampler: Sampler, count: int | None = None) -> dict[str, list[float]]:
         """Each of the task's metrics for each of the first `count` examples, one completion each."""
+        if not verifies(self.task):  # why sample?
+            return {}
         was_training = denoiser.training
         denoiser.eval()
         indices = list(range(len(self.examples.items)))[:count]
@@ -55,7 +58,7 @@ class Evaluator:
         for start in range(0, len(indices), self.batch):
             part = indices[start : start + self.batch]
             rollout = sampler(denoiser, self.examples.prompts(part, 1, self.device), self.uniforms)
-            texts = rollout_texts(self.tokenizer, rollout, self.examples.eos_id)
+            texts = rollout_texts(self.tokenizer, rollout, self.examples)
             prompts = [self.examples.items[index].prompt for index in part]
             scored = self.task.metrics(prompts, texts, **self.examples.columns(part, 1))
             for name, numbers in scored.items():
@@ -85,8 +88,8 @@ def over_denoised(
     for start in range(0, len(examples.items), batch):
         part = list(range(len(examples.items)))[start : start + batch]
         rollout = sampler(denoiser, examples.prompts(part, 1, device), Uniforms(), record=EveryStep())
-        guesses = guess_texts(tokenizer, rollout, examples.eos_id)
-        finals = rollout_texts(tokenizer, rollout, examples.eos_id)
+        guesses = guess_texts(tokenizer, rollout, examples)
+        finals = rollout_texts(tokenizer, rollout, examples)
         for index, texts, final in zip(part, guesses, finals, strict=True):
             rows = [*texts, final]
             item = examples.items[index]

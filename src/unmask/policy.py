@@ -17,6 +17,9 @@ from unmask.methods.base import Term
 from unmask.types import Rollout, Views
 from unmask.uniforms import Uniforms
 
+# Metrics of methods that compare with a reference; names as in TRL.
+_OPTIONAL = ("kl", "rewards/margins", "rewards/accuracies")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
@@ -116,13 +119,14 @@ class Policy:
             group["lr"] = learning_rate
         if bool(torch.isfinite(norm)):  # a NaN is reported by the monitor, never stepped on
             self.optimizer.step()
-        names = ("loss", "weight", "clip_ratio", "approx_kl", "kl")
+        names = ("loss", "weight", "clip_ratio", "approx_kl", *_OPTIONAL)
         zero = torch.zeros_like(sums["loss"])
         stacked = distributed.total(self.accelerator, torch.stack([sums.get(name, zero) for name in names]))
-        loss, weight, clipped, approximate_kl, divergence = stacked.tolist()
+        loss, weight, clipped, approximate_kl, *optional = stacked.tolist()
         metrics = {"loss": loss, "grad_norm": norm.item()}
         metrics |= {"clip_ratio/region_mean": clipped / max(weight, 1), "approx_kl": approximate_kl / max(weight, 1)}
-        return metrics | ({"kl": divergence / max(weight, 1)} if "kl" in sums else {})
+        shown = zip(_OPTIONAL, optional, strict=True)
+        return metrics | {name: value / max(weight, 1) for name, value in shown if name in sums}
 
     def _credited(self, question: Question) -> Views:
         """The views of a question in several parts, credit that depends on scores final: another pass before them."""

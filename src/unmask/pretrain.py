@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from unmask.data import Examples, encode, task_tokenizer
+from unmask.data import Examples, encode_completions, task_tokenizer
 from unmask.denoisers.adapters import add_adapters
 from unmask.denoisers.base import Denoiser, TargetLogProb
 from unmask.denoisers.pretrained import load_denoiser, load_tokenizer, save_denoiser
@@ -90,7 +90,7 @@ def _data(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast, denoiser: 
     """Raises UserError where solutions are too long, or too few examples are there."""
     items: list[Example] = recipe.task.examples("train", recipe.examples + recipe.validation_examples, recipe.seed)
     room, length = denoiser.max_length - recipe.task.max_new_tokens, recipe.task.max_new_tokens
-    solutions = encode(tokenizer, [item.solution for item in items])
+    solutions = encode_completions(tokenizer, items, [item.solution for item in items], recipe.chat)
     for item, ids in zip(items, solutions, strict=True):
         if len(ids) > length:
             raise UserError(f"solution {item.solution[:40]!r} has {len(ids)} tokens, max_new_tokens is {length}")
@@ -101,7 +101,7 @@ def _data(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast, denoiser: 
             f"{recipe.validation_examples}: give fewer"
         )
     return _Data(
-        examples=Examples.of(items, tokenizer, denoiser.eos_id, room=room),
+        examples=Examples.of(items, tokenizer, denoiser.eos_id, room, recipe.chat),
         solution_ids=solutions,
         trained=trained,
         length=length if recipe.model is None else None,

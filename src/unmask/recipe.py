@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from unmask.chat import ChatSettings
 from unmask.errors import UserError
 from unmask.methods import METHODS, DiSPO
 from unmask.methods.choice import one_of
@@ -129,9 +130,10 @@ class EvaluationSettings:
 class Recipe:
     """Everything that determines a run."""
 
-    model: str = "embedded:sudoku"  # checkpoint directory, or embedded:NAME
+    model: str = "embedded:sudoku"  # checkpoint directory, org/name on the Hub, or embedded:NAME
     task: Task = field(default_factory=Sudoku, metadata={"choices": TASKS})  # prompts and their reward
     method: Method = field(default_factory=DiSPO, metadata={"choices": METHODS})  # objective
+    chat: ChatSettings = field(default_factory=ChatSettings, metadata={"section": True})
     rollout: RolloutSettings = field(default_factory=RolloutSettings, metadata={"section": True})
     train: TrainSettings = field(default_factory=TrainSettings, metadata={"section": True})
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings, metadata={"section": True})
@@ -151,6 +153,7 @@ class PretrainRecipe:
 
     model: str | None = None  # checkpoint directory to start from; unset: a new model of the sizes below
     task: Task = field(default_factory=Sudoku, metadata={"choices": TASKS})  # prompts and solutions
+    chat: ChatSettings = field(default_factory=ChatSettings, metadata={"section": True})
     hidden: int = 96  # width of a new model
     layers: int = 3  # transformer layers of a new model
     heads: int = 3  # attention heads of a new model
@@ -187,8 +190,9 @@ class PretrainRecipe:
 class SampleSettings:
     """One completion to look at."""
 
-    model: str = "embedded:sudoku"  # checkpoint directory, or embedded:NAME
+    model: str = "embedded:sudoku"  # checkpoint directory, org/name on the Hub, or embedded:NAME
     task: Task = field(default_factory=Sudoku, metadata={"choices": TASKS})  # whose items and reward
+    chat: ChatSettings = field(default_factory=ChatSettings, metadata={"section": True})
     item: int = 0  # which held-out item of the task
     steps: int = 4  # denoising steps
     block_length: int | None = None  # tokens a block; unset: one block
@@ -204,8 +208,9 @@ class SampleSettings:
 class EvaluateSettings:
     """A table of solve rates."""
 
-    model: str = "embedded:sudoku"  # checkpoint directory, or embedded:NAME
+    model: str = "embedded:sudoku"  # checkpoint directory, org/name on the Hub, or embedded:NAME
     task: Task = field(default_factory=Sudoku, metadata={"choices": TASKS})  # whose held-out items
+    chat: ChatSettings = field(default_factory=ChatSettings, metadata={"section": True})
     split: str = "test"  # which held-out items; 4x4 Sudoku has test_unseen_grids too
     examples: int = 500  # items
     unmasking: str = "low_confidence"  # rules to compare, by commas

@@ -119,7 +119,10 @@ class Run:
         done = step + 1
         metrics.write({"step": done, **row, "step_seconds": time.monotonic() - started})
         completions.write({"step": done, **sample})
-        progress.update(done, f"reward {row['reward']:.3f}  solved {row['reward']:.1%}")
+        seen = (
+            f"reward {row['reward']:.3f}  solved {row['reward']:.1%}" if "reward" in row else f"loss {row['loss']:.3f}"
+        )
+        progress.update(done, seen)
         for warning in monitor.update(row):
             metrics.write({"step": done, "warning": warning})
             progress.message(f"warning at step {done}: {warning}")
@@ -160,9 +163,10 @@ class Run:
         before, after = (json.loads((self.directory / name).read_text()) for name in ("before.json", "after.json"))
         summary: dict[str, Any] = {"method": self.trainer.recipe.method.name, "steps": self.trainer.recipe.train.steps}
         for name in after:
-            if name.endswith("/solved"):
+            measured, _, metric = name.rpartition("/")
+            if metric in ("solved", "preferred"):
                 gain, low, high = paired_interval(before[name], after[name])
-                summary[name.removesuffix("/solved")] = {
+                summary[measured] = {
                     "before": solved_summary(before[name]),
                     "after": solved_summary(after[name]),
                     "gain": gain,

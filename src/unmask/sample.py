@@ -14,6 +14,7 @@ from unmask.errors import UserError
 from unmask.recipe import RolloutSettings, SampleSettings
 from unmask.report.denoising import Frame, print_denoising
 from unmask.tasks import Example
+from unmask.tasks.base import verifies
 from unmask.uniforms import Uniforms
 
 
@@ -27,7 +28,8 @@ def show_sample(settings: SampleSettings, prompt: str | None) -> None:
         steps=settings.steps, block_length=settings.block_length, unmasking=settings.unmasking
     )
     sampler = rollout_settings.sampler(settings.task, temperature=settings.temperature)
-    examples = Examples.of([item], tokenizer, denoiser.eos_id, denoiser.max_length - sampler.max_new_tokens)
+    room = denoiser.max_length - sampler.max_new_tokens
+    examples = Examples.of([item], tokenizer, denoiser.eos_id, room, settings.chat)
     canvases: list[Tensor] = []
     rollout = sampler(
         denoiser,
@@ -35,8 +37,9 @@ def show_sample(settings: SampleSettings, prompt: str | None) -> None:
         Uniforms().key("show", settings.seed),
         watch=lambda step, canvas: canvases.append(canvas[0, -sampler.max_new_tokens :].clone()),
     )
-    (text,) = rollout_texts(tokenizer, rollout, denoiser.eos_id)
-    reward = settings.task.rewards([item.prompt], [text], **examples.columns([0], 1))[0] if item.columns else None
+    (text,) = rollout_texts(tokenizer, rollout, examples)
+    known = item.columns and verifies(settings.task)
+    reward = settings.task.rewards([item.prompt], [text], **examples.columns([0], 1))[0] if known else None
     frames = _frames(canvases, denoiser.mask_id, tokenizer)
     size = getattr(settings.task, "size", None)
     print_denoising(frames, item.prompt, text, reward, Console(), columns=size)

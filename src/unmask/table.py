@@ -8,14 +8,18 @@ from unmask.config import build
 from unmask.data import Examples
 from unmask.denoisers.pretrained import load_denoiser, load_tokenizer
 from unmask.environment import best_device
+from unmask.errors import UserError
 from unmask.evaluate import Evaluator, solved_summary
 from unmask.recipe import EvaluateSettings, RolloutSettings
+from unmask.tasks.base import verifies
 from unmask.uniforms import Uniforms
 from unmask.unmasking import RULES
 
 
 def evaluation_table(settings: EvaluateSettings) -> list[dict[str, Any]]:
     """A row for each rule and number of steps: every metric of the task, with intervals on the solve rate."""
+    if not verifies(settings.task):
+        raise UserError(f"task {settings.task.name} compares no answers: nothing can be measured by sampling")
     device = best_device()
     tokenizer, denoiser = load_tokenizer(settings.model), load_denoiser(settings.model).to(device)
     samplers = [
@@ -34,7 +38,7 @@ def evaluation_table(settings: EvaluateSettings) -> list[dict[str, Any]]:
     evaluator = Evaluator(
         task=settings.task,
         tokenizer=tokenizer,
-        examples=Examples.of(items, tokenizer, denoiser.eos_id, room),
+        examples=Examples.of(items, tokenizer, denoiser.eos_id, room, settings.chat),
         uniforms=Uniforms().key("evaluation", settings.seed),
         batch=settings.batch,
         device=device,

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from unmask import distributed
 from unmask.checkpoint import load_optimizer, load_reference
-from unmask.data import Examples, completion_texts, rollout_texts
+from unmask.data import Examples, rollout_texts
 from unmask.denoisers.adapters import AdaptersOff, add_adapters, load_adapters
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.pretrained import load_denoiser, load_tokenizer
 from unmask.errors import UserError
 from unmask.evaluate import Evaluator, over_denoised, solved_summary
+from unmask.given import check_given, given_rewards, given_rollout, preferred
 from unmask.methods.base import Term, record_of
 from unmask.policy import Policy
 from unmask.recipe import Recipe
@@ -55,12 +56,15 @@ class Trainer:
         if settings.reference_sync_steps and (step + 1) % settings.reference_sync_steps == 0:
             self.policy.sync_reference(settings.reference_mixup)
         metrics = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
-        texts = rollout_texts(self.tokenizer, rollout, self.examples.eos_id)
+        texts = rollout_texts(self.tokenizer, rollout, self.examples)
         seen = self._rollout_metrics(rollout, solved.view(-1, rollout.group_size), texts)
         return metrics | {"learning_rate": rate} | seen, self._sample(rollout, indices, solved, texts)
 
     def rollout(self, indices: list[int], uniforms: Uniforms) -> Rollout:
-        """A group of completions for each example."""
+        """A group of completions for each example: sampled, or those that the task gives."""
+        if self.examples.given_ids:
+            length, mask_id = self.sampler.max_new_tokens, self.policy.denoiser.mask_id
+            return given_rollout(self.examples, indices, length, mask_id, self.device)
         group_size = self.recipe.rollout.group_size
         prompts = self.examples.prompts(indices, group_size, self.device)
         self.policy.denoiser.eval()
@@ -83,7 +87,10 @@ class Trainer:
         start = rollout.prompt_length
         guesses = [state.guesses_ZNL[..., start:] for state in rollout.snapshots]
         completions_ENC = torch.cat([rollout.tokens_NL[None, :, start:], *guesses])
-        scored_NE = self._score(completions_ENC.transpose(0, 1), indices)
+        if self.examples.given_ids:
+            scored_NE = given_rewards(rollout)[:, None]
+        else:
+            scored_NE = self._score(completions_ENC.transpose(0, 1), indices)
         solved = scored_NE[:, 0]
         if self.recipe.train.shuffle_rewards:
             scored_NE = scored_NE[uniforms.permutation(len(scored_NE))]
@@ -96,8 +103,8 @@ class Trainer:
         owners = [index for index in indices for _ in range(samples // len(indices) * each)]
         keys = list(zip(owners, map(tuple, completions_NEC.flatten(0, 1).tolist()), strict=True))
         distinct = list(dict.fromkeys(keys))
-        texts = completion_texts(self.tokenizer, [list(row) for _, row in distinct], self.examples.eos_id)
         asked = [index for index, _ in distinct]
+        texts = self.examples.texts(self.tokenizer, asked, [list(row) for _, row in distinct])
         prompts = [self.examples.items[index].prompt for index in asked]
         rewards = self.recipe.task.rewards(prompts, texts, **self.examples.columns(asked, 1))
         reward_of = dict(zip(distinct, rewards, strict=True))
@@ -120,6 +127,8 @@ class Trainer:
         reward, spread, equal, logp, tokens, square, valid = distributed.total(self.policy.accelerator, sums).tolist()
         prompts = self.recipe.rollout.prompts
         samples = prompts * rollout.group_size
+        if self.examples.given_ids:  # nothing was sampled, and rewards say which is which
+            return {"completions/mean_length": tokens / samples}
         mean = reward / samples
         # Completions of one prompt are alike: the batch is as uncertain as its prompts are few.
         variance = max(square / prompts - mean**2, 0.0) / max(1, prompts - 1)
@@ -149,6 +158,9 @@ class Trainer:
 
     def evaluation(self, count: int) -> dict[str, list[float]]:
         """Values of test examples by "NAME/METRIC": sampled as in training, greedy in as many and in many steps."""
+        if self.examples.given_ids:
+            length, test = self.sampler.max_new_tokens, self.evaluators["test"]
+            return {"pairs/preferred": preferred(self.terms[0], self.policy.denoiser, test, length, count)}
         task, settings = self.recipe.task, self.recipe.rollout
         few, many = settings.steps, self.recipe.evaluation.greedy_steps
         samplers = {
@@ -215,7 +227,10 @@ def build_trainer(recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
     room = denoiser.max_length - sampler.max_new_tokens
 
     def encoded(split: str, count: int, seed: int) -> Examples:
-        return Examples.of(recipe.task.examples(split, count, seed), tokenizer, denoiser.eos_id, room)
+        items = recipe.task.examples(split, count, seed)
+        examples = Examples.of(items, tokenizer, denoiser.eos_id, room, recipe.chat)
+        check_given(examples, terms, recipe.method.name, sampler.max_new_tokens)
+        return examples
 
     held_out = recipe.evaluation
     return Trainer(

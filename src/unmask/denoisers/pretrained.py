@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -28,13 +33,19 @@ from unmask.errors import UserError
 
 EMBEDDED = "embedded:"
 _MASKED = "bert"  # masked language models attend both ways as they are
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# Of the top folder alone. Code comes along for the original loaders, and is never run here.
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
 
 # The first that matches: LLaDA-MoE's model_type may be LLaDA's.
 LAYOUTS = (DREAM, LLADA_MOE, LLADA2, LLADA)
 
 
 def resolve(model: str) -> Path:
-    """The directory of a model: a path, or `embedded:NAME` for one that ships with the package. Raises UserError."""
+    """The directory of a model: a path, `embedded:NAME` for one that ships with the package, or org/name on the Hub.
+
+    Raises UserError.
+    """
     if model.startswith(EMBEDDED):
         assets = Path(str(files("unmask").joinpath("assets")))
         directory = assets / model.removeprefix(EMBEDDED)
@@ -43,9 +54,23 @@ def resolve(model: str) -> Path:
             raise UserError(f"model {model!r} does not ship with unmask: the embedded models are {', '.join(names)}")
         return directory
     directory = Path(model).expanduser()
+    if not directory.exists() and _HUB_NAME.fullmatch(model):
+        directory = _downloaded(model)
     if not (directory / "config.json").is_file():
         raise UserError(f"model {model!r} has no config.json: give a checkpoint directory or {EMBEDDED}NAME")
     return directory
+
+
+@cache
+def _downloaded(name: str) -> Path:
+    """The snapshot of a Hub model in the local cache. Raises UserError where there is none and none can be had."""
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]))
+    except (OSError, HFValidationError) as error:
+        raise UserError(
+            f"model {name!r} is no directory, and the Hub does not give it ({' '.join(str(error).split())[:200]}): "
+            "check name, network and access rights (hf auth login), or give a directory"
+        ) from None
 
 
 def load_denoiser(model: str, dtype: torch.dtype = torch.float32, *, mask_token_id: int | None = None) -> Denoiser:
@@ -59,13 +84,13 @@ def load_denoiser(model: str, dtype: torch.dtype = torch.float32, *, mask_token_
         raise UserError(
             f"model {model!r} has no *.safetensors file: convert its weights (pickled weights are not opened)"
         )
-    mask_id = published.get("mask_token_id") if mask_token_id is None else mask_token_id
-    if not isinstance(mask_id, int):
+    mask_id = _token_id(directory, published, "mask") if mask_token_id is None else mask_token_id
+    if mask_id is None:
         raise UserError(
             f"model {model!r} names no mask token: add mask_token_id to its config.json, or give mask_token_id"
         )
-    eos_id = published.get("eos_token_id")
-    if not isinstance(eos_id, int):
+    eos_id = _token_id(directory, published, "eos")
+    if eos_id is None:
         raise UserError(
             f"model {model!r} names no end-of-sequence token: add eos_token_id (one integer) to its config.json"
         )
@@ -81,12 +106,30 @@ def load_denoiser(model: str, dtype: torch.dtype = torch.float32, *, mask_token_
     return Denoiser(network, mask_id=mask_id, eos_id=eos_id, shift=shift, block_length=block_length)
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
+def _read_config(directory: Path, name: str = "config.json") -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads((directory / "config.json").read_text())
+        config: dict[str, Any] = json.loads((directory / name).read_text())
     except json.JSONDecodeError as error:
-        raise UserError(f"{directory / 'config.json'} is not JSON ({error}): restore the file") from error
+        raise UserError(f"{directory / name} is not JSON ({error}): restore the file") from error
     return config
+
+
+def _token_id(directory: Path, published: dict[str, Any], name: str) -> int | None:
+    """The "eos" or "mask" token by config.json, else generation_config.json, else the tokenizer; of several the first.
+
+    Warns where there are several.
+    """
+    key, generation = f"{name}_token_id", directory / "generation_config.json"
+    value = published.get(key)
+    if value is None and generation.is_file():
+        value = _read_config(directory, generation.name).get(key)
+    if value is None and (directory / "tokenizer.json").is_file():
+        value = getattr(load_tokenizer(str(directory)), key)
+    if isinstance(value, list) and value:
+        if len(value) > 1:
+            warnings.warn(f"{directory.name} names {key} {value}: {value[0]} is taken", stacklevel=3)
+        value = value[0]
+    return value if isinstance(value, int) else None
 
 
 def _load_network(directory: Path, published: dict[str, Any], layout: Layout | None, dtype: torch.dtype) -> Any:

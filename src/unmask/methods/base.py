@@ -12,7 +12,7 @@ from torch import Tensor
 from unmask.denoisers.base import Denoiser
 from unmask.likelihood import Scores, row_contrast, row_logp
 from unmask.records import Record
-from unmask.surrogate import Clipped, Penalty, RelativeScore, Surrogate, k3
+from unmask.surrogate import Clipped, Penalty, Preference, RelativeScore, Surrogate, k3
 from unmask.types import Rollout, Views
 from unmask.uniforms import Uniforms
 
@@ -53,6 +53,11 @@ class Term:
         """Whether credit depends on scores, those of the whole optimizer batch (RSPO)."""
         return isinstance(self.surrogate, RelativeScore)
 
+    @property
+    def compares_pairs(self) -> bool:
+        """Whether the loss compares two completions whoever wrote them, so that given ones will do (VRPO)."""
+        return isinstance(self.surrogate, Preference)
+
     def credited(
         self, views: Views, now_RL: Tensor, reference_RL: Tensor | None, mean: Callable[[Tensor], Tensor]
     ) -> Views:
@@ -87,6 +92,10 @@ class Term:
             sums["approx_kl"] = (k3(now.value_UK, other["old"]) * counted_UK).sum()
         if isinstance(self.surrogate, Clipped):
             sums["clip_ratio"] = (self.surrogate.clipped(now.value_UK, other["old"], credit_U) & counted_UK).sum()
+        if isinstance(self.surrogate, Preference):
+            margin_UK = self.surrogate.beta * (now.value_UK - other["reference"])
+            sums["rewards/margins"] = (margin_UK * counted_UK).sum()
+            sums["rewards/accuracies"] = ((margin_UK > 0) & counted_UK).sum()
         if self.penalty is not None and self.penalty.against in other:
             other_UK = other[self.penalty.against]
             loss = loss + self.penalty(now.value_UK, other_UK, now.weight_UK, views.length_U, normaliser)

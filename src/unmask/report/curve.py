@@ -103,7 +103,8 @@ def _draw_rewards(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
 
 def _draw_evaluations(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> list[_Label]:
     """Draw each evaluation's points with their intervals; return the figures for its two ends."""
-    keys = {key for row in metrics for key in row if key.startswith("eval/") and key.endswith("/solved")}
+    shown = ("/solved", "/preferred")
+    keys = {key for row in metrics for key in row if key.startswith("eval/") and key.endswith(shown)}
     labels = []
     for key, color in zip(sorted(keys), cycle(_EVALUATION_COLORS), strict=False):
         points = _points(metrics, key)
@@ -113,9 +114,9 @@ def _draw_evaluations(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> list[
         below = [max(0.0, value - low.get(step, value)) for step, value in points]
         above = [max(0.0, high.get(step, value) - value) for step, value in points]
         steps, values = zip(*points, strict=True)
-        name = key.removeprefix("eval/").removesuffix("/solved")
+        name = key.removeprefix("eval/").removesuffix("/solved").removesuffix("/preferred")
         bars = axes.errorbar(steps, values, yerr=(below, above), color=color, linewidth=1.2, capsize=3, zorder=3)
-        bars.set_label(f"{name}, 95 % interval")
+        bars.set_label(f"{name}, 95 % interval" if low else name)
         axes.plot(steps, values, "o", color=color, markersize=4.5, zorder=3)
         labels.append(_Label(step=steps[-1], value=values[-1], color=color, side="right"))
         if len(points) > 1:

@@ -6,12 +6,26 @@ from unmask.tasks.arithmetic import Arithmetic
 from unmask.tasks.base import Example, Task
 from unmask.tasks.countdown import Countdown
 from unmask.tasks.countdown_words import CountdownWords
+from unmask.tasks.dataset import Dataset
 from unmask.tasks.gsm8k import GSM8K
 from unmask.tasks.math500 import Math500
+from unmask.tasks.pairs import Pairs
 from unmask.tasks.sudoku import Sudoku
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Sudoku, Countdown, Arithmetic, CountdownWords, GSM8K, Math500)
+    task.name: task for task in (Sudoku, Countdown, Arithmetic, CountdownWords, GSM8K, Math500, Dataset, Pairs)
 }
 
-__all__ = ["GSM8K", "TASKS", "Arithmetic", "Countdown", "CountdownWords", "Example", "Math500", "Sudoku", "Task"]
+__all__ = [
+    "GSM8K",
+    "TASKS",
+    "Arithmetic",
+    "Countdown",
+    "CountdownWords",
+    "Dataset",
+    "Example",
+    "Math500",
+    "Pairs",
+    "Sudoku",
+    "Task",
+]

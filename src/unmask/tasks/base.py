@@ -16,13 +16,16 @@ DRAWS_BEFORE_GIVING_UP = 10_000
 class Example:
     """One prompt, one valid completion of it, and the columns that the reward reads.
 
-    `solution` is for supervised pretraining; other completions may be right too.
-    `columns` can be written as JSON.
+    `solution` is for supervised training (empty where none is known); other completions may be right too.
+    `messages` is the prompt as a conversation, where the data give it as one; `prompt` is then its text.
+    `given`: completions to learn from in place of sampled ones, the best first.
     """
 
     prompt: str
     solution: str
     columns: Mapping[str, object]
+    messages: tuple[Mapping[str, str], ...] = ()
+    given: tuple[str, ...] = ()
 
 
 class Task(Protocol):
@@ -63,7 +66,12 @@ class Task(Protocol):
         """Tell whether a completion has the form of an answer, right or wrong: what collapse loses first."""
 
     def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
-        """Give each metric's value (0 to 1) per completion; "solved" is always among them."""
+        """Give each metric's value (0 to 1) per completion; "solved" is among them if the task verifies."""
+
+
+def verifies(task: Task) -> bool:
+    """Tell whether a task itself knows right from wrong; if not, its rewards raise UserError, its metrics are none."""
+    return getattr(task, "verifies", True)
 
 
 def check_split(task: Task, split: str) -> None:

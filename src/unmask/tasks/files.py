@@ -59,16 +59,21 @@ def read_jsonl(path: str, names: tuple[str, ...], example: RowReader) -> list[Ex
 
 
 def read_lines(path: str) -> list[str]:
+    return read_text(path).removesuffix("\n").split("\n")
+
+
+def read_text(path: str) -> str:
+    """A file of UTF-8 text that is not empty. Raises UserError."""
     try:
         # Spreadsheet tools put a byte-order mark first.
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}); give the path of a puzzle file") from None
+        raise UserError(f"cannot read {path} ({error.strerror}); give the path of a data file") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text; save it as UTF-8") from None
     if not text.strip():
-        raise UserError(f"{path} is empty; give a file with puzzles")
-    return text.removesuffix("\n").split("\n")
+        raise UserError(f"{path} is empty; give a file with rows")
+    return text
 
 
 def each_line(path: str, lines: list[str], first: int, parse: Callable[[str], Example]) -> list[Example]:

@@ -1,0 +1,122 @@
+"""The user's own prompts, with answers to check or without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from reprlib import repr as short_repr
+from typing import Any, ClassVar
+
+from unmask.errors import UserError
+from unmask.tasks.base import Example, check_range, check_split, column
+from unmask.tasks.gsm8k import is_right, reference
+from unmask.tasks.tables import Row
+from unmask.tasks.user_data import UserData, cell, completion_of, prompt_of
+from unmask.verifiers.answers import DECLARED, before_end, final_answer
+from unmask.verifiers.latex import same_latex
+from unmask.verifiers.quantities import quantity
+
+ANSWER_KINDS = ("number", "latex", "text", "none")
+_ARGUMENTS = ("self", "prompts", "completions")  # of reward functions: no column can be called so
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Rows of a file or of a Hub data set; columns that are neither prompt nor completion go to rewards as they are."""
+
+    name: ClassVar[str] = "dataset"
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
+    vocabulary: ClassVar[tuple[str, ...]] = ()  # prose: for models that bring a tokenizer
+
+    data: str | None = None  # training rows: a .jsonl, .json, .csv or .parquet file, or org/name on the Hub
+    test_data: str | None = None  # held-out rows, likewise; unset: a tenth of the data, chosen by prompt
+    hub_config: str | None = None  # configuration of the Hub data set, where it has several
+    hub_split: str = "train"  # split of the Hub data set that data names
+    hub_test_split: str = "test"  # split of the Hub data set that test_data names
+    prompt_column: str = "prompt"  # text, or a list of messages
+    completion_column: str = "completion"  # a good completion, for supervised training and few_shot; may be absent
+    answer_column: str = "answer"  # the right answer, read unless answer_kind is none
+    answer_kind: str = (
+        "none"  # how answers are compared: number, latex, text, or none (rewards must come from elsewhere)
+    )
+    few_shot: int = 0  # training rows that every prompt shows solved
+    max_new_tokens: int = 256  # completion length in tokens
+
+    def __post_init__(self) -> None:
+        check_range("few_shot", self.few_shot, 0, 64)
+        check_range("max_new_tokens", self.max_new_tokens, 1, 1_000_000)
+        if self.answer_kind not in ANSWER_KINDS:
+            raise UserError(f"answer_kind is {self.answer_kind!r}; choose one of {', '.join(ANSWER_KINDS)}")
+
+    @property
+    def verifies(self) -> bool:
+        """Whether there are answers to compare with."""
+        return self.answer_kind != "none"
+
+    def examples(self, split: str, count: int, seed: int) -> list[Example]:
+        """The first rows of a split. See Task.examples."""
+        check_split(self, split)
+        return self._rows.examples(split, count)
+
+    def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
+        """1.0 for the right answer, else 0.0. Raises UserError where answer_kind is none."""
+        if not self.verifies:
+            raise UserError(
+                "task dataset compares no answers (answer_kind is none): give --reward.functions, or answer_column "
+                "and answer_kind number, latex or text"
+            )
+        return self._right(completions, columns)
+
+    def well_formed(self, completion: str) -> bool:
+        """Tell whether a completion states a number, where that is asked for; else, whether it says anything."""
+        if self.answer_kind != "number":
+            return bool(before_end(completion).strip())
+        answer = final_answer(completion, (*DECLARED, "number"))
+        return answer is not None and quantity(answer) is not None
+
+    def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
+        """Give "solved": the answer is right; nothing where answer_kind is none."""
+        return {"solved": self._right(completions, columns)} if self.verifies else {}
+
+    def _right(self, completions: list[str], columns: Mapping[str, list[Any]]) -> list[float]:
+        wanted = list(map(str, column(columns, self.answer_column, completions)))
+        if self.answer_kind == "number":
+            pairs = zip(completions, wanted, strict=True)
+            return [float(is_right(completion, reference(answer))) for completion, answer in pairs]
+        answers = [final_answer(completion) or before_end(completion) for completion in completions]
+        if self.answer_kind == "latex":
+            return list(map(float, same_latex(list(zip(wanted, answers, strict=True)))))
+        return [float(right.split() == answer.split()) for right, answer in zip(wanted, answers, strict=True)]
+
+    @cached_property
+    def _rows(self) -> UserData:
+        return UserData(
+            data=self.data,
+            test_data=self.test_data,
+            hub_config=self.hub_config,
+            hub_split=self.hub_split,
+            hub_test_split=self.hub_test_split,
+            read=self._read,
+            few_shot=self.few_shot,
+        )
+
+    def _read(self, row: Row) -> Example:
+        prompt, messages = prompt_of(cell(row, self.prompt_column), self.prompt_column)
+        completion = row.get(self.completion_column)
+        if self.verifies:
+            self._check_answer(cell(row, self.answer_column))
+        others = {
+            name: value for name, value in row.items() if name not in (self.prompt_column, self.completion_column)
+        }
+        for name in _ARGUMENTS:
+            if name in others:
+                raise UserError(f"a column is called {name!r}, as an argument of reward functions is; rename it")
+        solution = "" if completion is None else completion_of(completion, self.completion_column)
+        return Example(prompt=prompt, solution=solution, columns=others, messages=messages)
+
+    def _check_answer(self, answer: Any) -> None:
+        if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
+            raise UserError(f"{self.answer_column} is {short_repr(answer)}; write a text or a number")
+        if self.answer_kind == "number":
+            reference(str(answer))

@@ -1,0 +1,158 @@
+"""The user's own rows as examples: what prompts and completions may look like, and what is held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from reprlib import repr as short_repr
+from typing import Any
+
+from unmask.errors import UserError
+from unmask.tasks.base import Example, in_split
+from unmask.tasks.tables import Row, read_table
+
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserData:
+    """Training rows and test rows; without test data, a tenth of the data, chosen by prompt, is held out.
+
+    read: an example of one row; raises UserError. The first `few_shot` training examples are shown solved in the others.
+    """
+
+    data: str | None
+    test_data: str | None
+    hub_config: str | None
+    hub_split: str
+    hub_test_split: str
+    read: Callable[[Row], Example]
+    few_shot: int = 0
+
+    def examples(self, split: str, count: int) -> list[Example]:
+        """The first `count` of a split, in the data's order; no prompt is in both splits."""
+        chosen = self._test if split == "test" else self._train
+        return [with_shots(example, self._shots) for example in chosen[:count]]
+
+    @cached_property
+    def _rows(self) -> list[Example]:
+        if self.data is None:
+            raise UserError("the task reads the user's data; give data, a .jsonl, .json, .csv or .parquet file")
+        return self._read(self.data, self.hub_split)
+
+    @cached_property
+    def _test(self) -> list[Example]:
+        if self.test_data is not None:
+            return self._read(self.test_data, self.hub_test_split)
+        held_out = [example for example in self._rows if in_split(_key(example), "test")]
+        if not held_out:
+            raise UserError(f"no prompt of {self.data} falls into the tenth that is held out; give test_data")
+        return held_out
+
+    @cached_property
+    def _untested(self) -> list[Example]:
+        if self.test_data is None:
+            rows = [example for example in self._rows if in_split(_key(example), "train")]
+        else:
+            tested = set(map(_key, self._test))
+            rows = [example for example in self._rows if _key(example) not in tested]
+        if len(rows) <= self.few_shot:
+            raise UserError(
+                f"{self.data} leaves {len(rows)} training rows besides the test's prompts, and few_shot is "
+                f"{self.few_shot}; add rows or lower few_shot"
+            )
+        return rows
+
+    @cached_property
+    def _train(self) -> list[Example]:
+        shown = set(map(_key, self._shots))
+        return [example for example in self._untested if _key(example) not in shown]
+
+    @cached_property
+    def _shots(self) -> list[Example]:
+        shots = self._untested[: self.few_shot] if self.few_shot else []
+        if not all(shot.solution for shot in shots):
+            raise UserError(f"few_shot is {self.few_shot} and rows to show have no completion; give completion_column")
+        return shots
+
+    def _read(self, source: str, hub_split: str) -> list[Example]:
+        examples = []
+        for place, row in read_table(source, self.hub_config, hub_split):
+            try:
+                examples.append(self.read(row))
+            except UserError as error:
+                raise UserError(f"{source}, {place}: {error}") from None
+        return examples
+
+
+def with_shots(example: Example, shots: list[Example]) -> Example:
+    """The example with solved ones before it: as earlier turns of a conversation, or as text above the prompt."""
+    if not shots:
+        return example
+    solved = "".join(f"{shot.prompt.rstrip()}\n{shot.solution.strip()}\n\n" for shot in shots)
+    if not example.messages:
+        return replace(example, prompt=solved + example.prompt)
+    turns = tuple(
+        turn
+        for shot in shots
+        for turn in (*_without_system(shot.messages), {"role": "assistant", "content": shot.solution})
+    )
+    system = len(example.messages) - len(_without_system(example.messages))
+    return replace(example, messages=(*example.messages[:system], *turns, *example.messages[system:]))
+
+
+def _without_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    return messages[1:] if messages and messages[0]["role"] == "system" else messages
+
+
+def _key(example: Example) -> str:
+    """What makes two prompts the same: their words."""
+    return " ".join(example.prompt.split())
+
+
+# What a column may hold ----------------------------------------------------------------------------------------------
+
+
+def cell(row: Row, column: str) -> Any:
+    """A value that must be there."""
+    if column not in row:
+        raise UserError(f"there is no column {column!r}; name one of {', '.join(row)}")
+    return row[column]
+
+
+def text(value: Any, column: str) -> str:
+    """A text that says something."""
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{column} is {short_repr(value)}; write text that is not empty")
+    return value
+
+
+def conversation(value: Any, column: str) -> tuple[Message, ...]:
+    """Messages of a list of {"role": ..., "content": ...}; further keys are left out."""
+    if not isinstance(value, list) or not value:
+        raise UserError(f'{column} is {short_repr(value)}; write text, or a list of {{"role": ..., "content": ...}}')
+    for message in value:
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise UserError(f"{column} holds {short_repr(message)}; give each message role and content as text")
+    return tuple({"role": message["role"], "content": message["content"]} for message in value)
+
+
+def prompt_of(value: Any, column: str) -> tuple[str, tuple[Message, ...]]:
+    """A prompt's text, and its messages where it is a conversation."""
+    if not isinstance(value, list):
+        return text(value, column), ()
+    messages = conversation(value, column)
+    if not any(message["role"] == "user" and message["content"].strip() for message in messages):
+        raise UserError(f"{column} has no message of the user; add one")
+    return "\n\n".join(message["content"] for message in messages), messages
+
+
+def completion_of(value: Any, column: str) -> str:
+    """A completion: text, or one message of the assistant's."""
+    if not isinstance(value, list):
+        return text(value, column)
+    messages = conversation(value, column)
+    if len(messages) != 1 or messages[0]["role"] != "assistant":
+        raise UserError(f"{column} has {len(messages)} messages; write one, of the assistant's")
+    return text(messages[0]["content"], column)
