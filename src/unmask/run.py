@@ -119,7 +119,7 @@ class Run:
         done = step + 1
         metrics.write({"step": done, **row, "step_seconds": time.monotonic() - started})
         completions.write({"step": done, **sample})
-        progress.update(done, f"reward {row['reward']:.3f}  solved {row['reward']:.1%}")
+        progress.update(done, f"reward {row['reward']:.3f}")
         for warning in monitor.update(row):
             metrics.write({"step": done, "warning": warning})
             progress.message(f"warning at step {done}: {warning}")

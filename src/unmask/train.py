@@ -22,6 +22,7 @@ from unmask.evaluate import Evaluator, over_denoised, solved_summary
 from unmask.methods.base import Term, record_of
 from unmask.policy import Policy
 from unmask.recipe import Recipe
+from unmask.rewards import Rewards, load_functions
 from unmask.sampling import Sampler
 from unmask.types import Rollout
 from unmask.uniforms import Uniforms
@@ -38,6 +39,7 @@ class Trainer:
     order: list[int]  # examples that are trained on
     sampler: Sampler
     terms: tuple[Term, ...]
+    rewards: Rewards
     uniforms: Uniforms
     evaluators: dict[str, Evaluator]  # by held-out split, "test" first
     device: Any
@@ -48,7 +50,7 @@ class Trainer:
         uniforms = self.uniforms.key("iteration", step)
         indices = distributed.own_share(self.policy.accelerator, self._prompts_of(step))
         rollout = self.rollout(indices, uniforms)
-        solved, rewards = self._rewards(rollout, indices, uniforms)
+        final_N, scores_NK, rewards = self._rewards(rollout, indices, uniforms)
         questions = self.policy.questions(self.terms, rollout, rewards, uniforms, settings.updates)
         rate = settings.learning_rate_at(step)
         updates = [self.policy.update(question, rate) for question in questions]
@@ -56,8 +58,9 @@ class Trainer:
             self.policy.sync_reference(settings.reference_mixup)
         metrics = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
         texts = rollout_texts(self.tokenizer, rollout, self.examples.eos_id)
-        seen = self._rollout_metrics(rollout, solved.view(-1, rollout.group_size), texts)
-        return metrics | {"learning_rate": rate} | seen, self._sample(rollout, indices, solved, texts)
+        seen = self._rollout_metrics(rollout, final_N.view(-1, rollout.group_size), texts)
+        seen |= self.rewards.metrics(scores_NK, self.policy.accelerator)
+        return metrics | {"learning_rate": rate} | seen, self._sample(rollout, indices, final_N, texts)
 
     def rollout(self, indices: list[int], uniforms: Uniforms) -> Rollout:
         """A group of completions for each example."""
@@ -78,30 +81,30 @@ class Trainer:
             chosen.append(self.order[_permutation(epoch, size)[place % size]])
         return chosen
 
-    def _rewards(self, rollout: Rollout, indices: list[int], uniforms: Uniforms) -> tuple[Tensor, list[Tensor]]:
-        """Final rewards [N], and for each term what its credit reads."""
+    def _rewards(self, rollout: Rollout, indices: list[int], uniforms: Uniforms) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Final rewards [N], what each reward function gave [N, K], and for each term what its credit reads."""
         start = rollout.prompt_length
         guesses = [state.guesses_ZNL[..., start:] for state in rollout.snapshots]
         completions_ENC = torch.cat([rollout.tokens_NL[None, :, start:], *guesses])
-        scored_NE = self._score(completions_ENC.transpose(0, 1), indices)
-        solved = scored_NE[:, 0]
+        scored_NE, scores_NEK = self._score(completions_ENC.transpose(0, 1), indices)
+        final_N = scored_NE[:, 0]
         if self.recipe.train.shuffle_rewards:
             scored_NE = scored_NE[uniforms.permutation(len(scored_NE))]
         grouped = scored_NE.view(len(indices), rollout.group_size, -1)
-        return solved, [grouped[..., 0] if term.record is None else grouped[..., 1:] for term in self.terms]
+        read = [grouped[..., 0] if term.record is None else grouped[..., 1:] for term in self.terms]
+        return final_N, scores_NEK[:, 0], read
 
-    def _score(self, completions_NEC: Tensor, indices: list[int]) -> Tensor:
-        """Rewards [N, E] of completions, each distinct one of an example decoded and scored once."""
+    def _score(self, completions_NEC: Tensor, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Rewards [N, E] and scores [N, E, K] of completions, each distinct one of an example scored once."""
         samples, each, _ = completions_NEC.shape
         owners = [index for index in indices for _ in range(samples // len(indices) * each)]
         keys = list(zip(owners, map(tuple, completions_NEC.flatten(0, 1).tolist()), strict=True))
         distinct = list(dict.fromkeys(keys))
         texts = completion_texts(self.tokenizer, [list(row) for _, row in distinct], self.examples.eos_id)
-        asked = [index for index, _ in distinct]
-        prompts = [self.examples.items[index].prompt for index in asked]
-        rewards = self.recipe.task.rewards(prompts, texts, **self.examples.columns(asked, 1))
-        reward_of = dict(zip(distinct, rewards, strict=True))
-        return torch.tensor([reward_of[key] for key in keys], device=self.device).view(samples, each)
+        rewards, scores = self.rewards([index for index, _ in distinct], texts)
+        place = {key: place for place, key in enumerate(distinct)}
+        chosen = torch.tensor([place[key] for key in keys]).view(samples, each)
+        return rewards[chosen].to(self.device), scores[chosen].to(self.device)
 
     def _rollout_metrics(self, rollout: Rollout, final_PG: Tensor, texts: list[str]) -> dict[str, float]:
         completion = rollout.completion_NL
@@ -133,11 +136,11 @@ class Trainer:
             "completions/valid_fraction": valid / samples,
         }
 
-    def _sample(self, rollout: Rollout, indices: list[int], solved: Tensor, texts: list[str]) -> dict[str, Any]:
+    def _sample(self, rollout: Rollout, indices: list[int], final_N: Tensor, texts: list[str]) -> dict[str, Any]:
         """The first prompt's group, with the step that revealed each token."""
         group = (slice(rollout.group_size), slice(rollout.prompt_length, None))
         tokens = [self.tokenizer.convert_ids_to_tokens(row) for row in rollout.tokens_NL[group].tolist()]
-        columns = (texts[: rollout.group_size], solved.tolist()[: rollout.group_size], tokens)
+        columns = (texts[: rollout.group_size], final_N.tolist()[: rollout.group_size], tokens)
         revealed_at = rollout.revealed_at_NL[group].tolist()
         return {
             "prompt": self.examples.items[indices[0]].prompt,
@@ -209,6 +212,7 @@ def build_trainer(recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
             f"rollout.prompts {recipe.rollout.prompts} cannot be shared by {accelerator.num_processes} ranks: "
             "give a multiple"
         )
+    functions = load_functions(recipe.reward, recipe.task, accelerator.device)
     tokenizer = load_tokenizer(recipe.model)
     terms, policy = _load_policy(recipe, accelerator, checkpoint)
     denoiser = policy.denoiser
@@ -226,6 +230,7 @@ def build_trainer(recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
         order=list(range(len(examples.items))),
         sampler=sampler,
         terms=terms,
+        rewards=Rewards(functions=functions, examples=examples),
         uniforms=Uniforms().key(settings.seed),
         evaluators={
             split: Evaluator(
