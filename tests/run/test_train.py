@@ -161,10 +161,11 @@ def test_the_old_weights_of_a_contrast_are_those_that_sampled():
 
 
 def test_equal_rewards_without_divergence_move_nothing(monkeypatch):
-    trainer = build_trainer(recipe(method={"name": "dispo", "base": {"name": "diffu-grpo", "beta": 0.0}}))
+    settings = recipe(method={"name": "dispo", "base": {"name": "diffu-grpo", "beta": 0.0}})
     monkeypatch.setattr(
-        type(trainer.recipe.task), "rewards", lambda self, prompts, completions, **columns: [1.0] * len(completions)
+        type(settings.task), "rewards", lambda self, prompts, completions, **columns: [1.0] * len(completions)
     )
+    trainer = build_trainer(settings)
     before = weights(trainer)
     metrics, _ = trainer.step(0)
     assert torch.equal(weights(trainer), before)

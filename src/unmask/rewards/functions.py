@@ -57,15 +57,17 @@ class RewardFunction:
 
     def scores(self, arguments: Arguments) -> list[Score]:
         """Scores of the completions. Raises UserError where it gives anything but one number or None for each."""
+        count = len(arguments["completions"])  # before the call, which may change the lists
         with self._named():
             scores = self.call(**arguments)
-        return self._checked(scores, len(arguments["completions"]))
+        return self._checked(scores, count)
 
     async def awaited_scores(self, arguments: Arguments) -> list[Score]:
         """`scores` of an async function."""
+        count = len(arguments["completions"])
         with self._named():
             scores = await self.call(**arguments)
-        return self._checked(scores, len(arguments["completions"]))
+        return self._checked(scores, count)
 
     @contextmanager
     def _named(self) -> Iterator[None]:
