@@ -69,7 +69,7 @@ class RewardSettings:
     """What completions are rewarded for: the weighted sum of functions."""
 
     functions: str = "task"  # by commas: task (its own), FILE.py:NAME, MODULE:NAME, reward_model:DIR, judge:FILE.toml
-    weights: str = ""  # of the functions in the reward, by commas; empty: all 1
+    weights: str | None = None  # of the functions in the reward, by commas; unset: all 1
     batch: int = 16  # completions at a time in a reward model
 
     def __post_init__(self) -> None:
@@ -91,7 +91,7 @@ class RewardSettings:
     @property
     def function_weights(self) -> list[float]:
         """Weight of each function in the reward. Raises UserError for what is not a finite number."""
-        if not self.weights:
+        if self.weights is None:
             return [1.0] * len(self.specs)
         try:
             weights = [float(word) for word in self.weights.split(",")]

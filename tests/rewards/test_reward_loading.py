@@ -50,7 +50,7 @@ def here(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def load(functions, weights=""):
+def load(functions, weights=None):
     return load_functions(RewardSettings(functions=functions, weights=weights), Sudoku(), "cpu")
 
 
@@ -103,6 +103,7 @@ def test_weights_are_one_unless_given():
         (["functions=task,my_rewards.py:style", "weights=1"], "'1'", "one weight for each"),
         (["weights=1,2"], "'1,2'", "one weight for each"),
         (["weights=heavy"], "'heavy'", "1,0.2"),
+        (["weights="], "''", "1,0.2"),
         (["weights=nan"], "'nan'", "1,0.2"),
         (["weights=1,,2"], "'1,,2'", "1,0.2"),
         (["batch=0"], "0", "positive"),
