@@ -20,6 +20,7 @@ install_import_hook(
         "unmask.masking",
         "unmask.likelihood",
         "unmask.surrogate",
+        "unmask.rewards.scoring",
         "unmask.methods.base",
     ],
     "beartype.beartype",

@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import torch
 
+from unmask.build import build_trainer
 from unmask.config import build
 from unmask.denoisers.pretrained import load_denoiser
 from unmask.recipe import Recipe
 from unmask.sampling import Sampler
-from unmask.train import build_trainer
 from unmask.types import Prompts
 from unmask.uniforms import Uniforms
 

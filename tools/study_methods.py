@@ -16,13 +16,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 
+from unmask.build import build_trainer
 from unmask.config import build, read_recipe
 from unmask.data import Examples
 from unmask.environment import prepare
 from unmask.evaluate import Evaluator
 from unmask.methods import METHODS
 from unmask.recipe import Recipe
-from unmask.train import Trainer, build_trainer
+from unmask.train import Trainer
 from unmask.uniforms import Uniforms
 
 LEARNING_RATES = (3e-5, 1e-4)

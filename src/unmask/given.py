@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from unmask.data import Examples
+from unmask import distributed
+from unmask.data import Examples, rollout_texts
 from unmask.denoisers.base import Denoiser
 from unmask.errors import UserError
 from unmask.evaluate import Evaluator
+from unmask.experience import Experience
 from unmask.likelihood import row_logp
 from unmask.masking import through_first_eos
 from unmask.methods.base import Term
+from unmask.policy import Policy
 from unmask.types import Rollout
+from unmask.uniforms import Uniforms
 
 
 def check_given(examples: Examples, terms: tuple[Term, ...], method: str, length: int) -> None:
@@ -71,6 +77,36 @@ def given_rollout(
 def given_rewards(rollout: Rollout) -> Tensor:
     """1 for the first completion of each group, the best; 0 for the others: [N]."""
     return (rollout.sample_N == 0).float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Completions that come with the examples: nothing is sampled, and the first of each group is the best."""
+
+    examples: Examples
+    terms: tuple[Term, ...]
+    length: int  # tokens of every completion
+    mask_id: int
+    tokenizer: Any
+    accelerator: Any
+
+    def __call__(self, policy: Policy, indices: list[int], uniforms: Uniforms) -> Experience:
+        """The groups of some examples. See Source."""
+        rollout = given_rollout(self.examples, indices, self.length, self.mask_id, self.accelerator.device)
+        final_N = given_rewards(rollout)
+        lengths = torch.stack([rollout.completion_NL.sum(), final_N.new_tensor(len(final_N))])
+        tokens, samples = distributed.total(self.accelerator, lengths).tolist()
+        return Experience(
+            rollout=rollout,
+            texts=rollout_texts(self.tokenizer, rollout, self.examples),
+            final_N=final_N,
+            read=[final_N.view(len(indices), -1) for _ in self.terms],
+            metrics={"completions/mean_length": tokens / samples},
+        )
+
+    def evaluation(self, denoiser: Denoiser, held_out: Evaluator, count: int) -> dict[str, list[float]]:
+        """How often the better completion is the likelier one. See Source."""
+        return {"pairs/preferred": preferred(self.terms[0], denoiser, held_out, self.length, count)}
 
 
 @torch.no_grad()

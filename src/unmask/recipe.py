@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from unmask.chat import ChatSettings
@@ -62,6 +63,44 @@ class RolloutSettings:
             schedule=SCHEDULES[self.schedule],
             guidance_scale=self.guidance_scale,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSettings:
+    """What completions are rewarded for: the weighted sum of functions."""
+
+    functions: str = "task"  # by commas: task (its own), FILE.py:NAME, MODULE:NAME, reward_model:DIR, judge:FILE.toml
+    weights: str | None = None  # of the functions in the reward, by commas; unset: all 1
+    batch: int = 16  # completions at a time in a reward model
+
+    def __post_init__(self) -> None:
+        _positive(**{"reward.batch": self.batch})
+        specs = self.specs
+        if not all(specs) or len(set(specs)) < len(specs):
+            raise UserError(f"reward.functions is {self.functions!r}: give different functions with commas between")
+        if len(self.function_weights) != len(specs):
+            raise UserError(
+                f"reward.weights {self.weights!r} are {len(self.function_weights)}, "
+                f"reward.functions {self.functions!r} are {len(specs)}: give one weight for each function"
+            )
+
+    @property
+    def specs(self) -> list[str]:
+        """Where each function is found."""
+        return [word.strip() for word in self.functions.split(",")]
+
+    @property
+    def function_weights(self) -> list[float]:
+        """Weight of each function in the reward. Raises UserError for what is not a finite number."""
+        if self.weights is None:
+            return [1.0] * len(self.specs)
+        try:
+            weights = [float(word) for word in self.weights.split(",")]
+        except ValueError:
+            weights = []
+        if not weights or not all(map(isfinite, weights)):
+            raise UserError(f"reward.weights is {self.weights!r}: give numbers with commas between, such as 1,0.2")
+        return weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +174,7 @@ class Recipe:
     method: Method = field(default_factory=DiSPO, metadata={"choices": METHODS})  # objective
     chat: ChatSettings = field(default_factory=ChatSettings, metadata={"section": True})
     rollout: RolloutSettings = field(default_factory=RolloutSettings, metadata={"section": True})
+    reward: RewardSettings = field(default_factory=RewardSettings, metadata={"section": True})
     train: TrainSettings = field(default_factory=TrainSettings, metadata={"section": True})
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings, metadata={"section": True})
 

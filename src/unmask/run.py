@@ -10,6 +10,7 @@ from typing import Any
 
 import tomli_w
 
+from unmask.build import build_trainer, filtered_order
 from unmask.checkpoint import drop_old, newest_checkpoint, read_state, save_checkpoint, write_durably
 from unmask.config import build, document_of, read_recipe
 from unmask.errors import UserError
@@ -19,7 +20,7 @@ from unmask.report.curve import draw_curve
 from unmask.report.metrics import MetricsLog, read_metrics
 from unmask.report.monitor import CollapseMonitor
 from unmask.report.progress import TrainingProgress
-from unmask.train import Trainer, build_trainer, evaluation_row, filtered_order
+from unmask.train import Trainer, evaluation_row
 
 _ABOUT = """This directory holds one training run of unmask.
 
@@ -119,10 +120,7 @@ class Run:
         done = step + 1
         metrics.write({"step": done, **row, "step_seconds": time.monotonic() - started})
         completions.write({"step": done, **sample})
-        seen = (
-            f"reward {row['reward']:.3f}  solved {row['reward']:.1%}" if "reward" in row else f"loss {row['loss']:.3f}"
-        )
-        progress.update(done, seen)
+        progress.update(done, f"reward {row['reward']:.3f}" if "reward" in row else f"loss {row['loss']:.3f}")
         for warning in monitor.update(row):
             metrics.write({"step": done, "warning": warning})
             progress.message(f"warning at step {done}: {warning}")

@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file
 
 from small import small_denoiser
+from unmask.build import build_trainer
 from unmask.cli import main
 from unmask.config import build
 from unmask.denoisers.adapters import AdaptersOff, add_adapters, merged_state
 from unmask.denoisers.pretrained import load_denoiser, load_tokenizer, save_denoiser
 from unmask.recipe import Recipe
-from unmask.train import build_trainer
 
 TOKENS = torch.tensor([[1, 2, 3, 4, 5, 6]])
 SMALL = {

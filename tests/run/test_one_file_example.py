@@ -9,12 +9,12 @@ from random import Random
 import pytest
 import torch
 
+from unmask.build import build_trainer
 from unmask.config import build
 from unmask.data import completion_texts, encode
 from unmask.masking import mask_prompt
 from unmask.recipe import Recipe
 from unmask.tasks.sudoku import is_solved, solution_grids
-from unmask.train import build_trainer
 
 FILE = Path(__file__).resolve().parents[2] / "examples" / "one_file_grpo.py"
 TEMPERATURE, GROUP = 3.0, 4  # hot, so that some completions end early
@@ -51,7 +51,7 @@ def trainer():
 def rollout_of(trainer):
     """Completions of the library's sampler, and the keys of their draws."""
     uniforms = trainer.uniforms.key("iteration", 0)
-    return trainer.rollout(PUZZLES, uniforms), uniforms
+    return trainer.source.rollout(trainer.policy, PUZZLES, uniforms), uniforms
 
 
 def test_it_stands_alone_and_is_short():
@@ -102,13 +102,13 @@ def test_sampler_draws_the_librarys_tokens(example, trainer):
 
 def test_rewards_of_tokens_are_the_librarys(example, trainer):
     rollout, _ = rollout_of(trainer)
-    items = [trainer.examples.items[index] for index in PUZZLES for _ in range(GROUP)]
+    items = [trainer.source.examples.items[index] for index in PUZZLES for _ in range(GROUP)]
     solutions_NC = torch.tensor(encode(trainer.tokenizer, [item.solution for item in items]))
     ended_NC = solutions_NC.clone()
-    ended_NC[:, -1] = trainer.examples.eos_id
+    ended_NC[:, -1] = trainer.source.examples.eos_id
     completions_NC = torch.cat([rollout.tokens_NL[:, rollout.prompt_length :], solutions_NC, ended_NC])
     puzzles = [item.prompt for item in items] * 3
-    texts = completion_texts(trainer.tokenizer, completions_NC.tolist(), trainer.examples.eos_id)
+    texts = completion_texts(trainer.tokenizer, completions_NC.tolist(), trainer.source.examples.eos_id)
     expected = trainer.recipe.task.rewards(puzzles, texts, puzzle=puzzles)
     assert example.rewards(puzzles, completions_NC, trainer.tokenizer).tolist() == expected
     assert 0 < sum(expected) < len(expected)
@@ -118,7 +118,7 @@ def test_rewards_of_tokens_are_the_librarys(example, trainer):
 def test_updates_are_the_librarys(example, trainer, updates):
     """Given the library's completions and prompt masks; the second update has ratios beyond the clip range."""
     rollout, uniforms = rollout_of(trainer)
-    policy, mask_id, end_id = trainer.policy, rollout.mask_id, trainer.examples.eos_id
+    policy, mask_id, end_id = trainer.policy, rollout.mask_id, trainer.source.examples.eos_id
     tokens_NL, start = rollout.tokens_NL, rollout.prompt_length
     assert bool((tokens_NL == end_id).any())
     questions = policy.questions(trainer.terms, rollout, [REWARDS_PG], uniforms, updates)

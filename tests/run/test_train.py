@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from processes import finish, start
+from unmask.build import build_trainer
 from unmask.cli import main
 from unmask.config import build
 from unmask.methods import METHODS
 from unmask.recipe import Recipe
-from unmask.train import build_trainer
 
 SMALL = {
     "rollout": {"prompts": 4, "group_size": 4},
@@ -161,10 +161,11 @@ def test_the_old_weights_of_a_contrast_are_those_that_sampled():
 
 
 def test_equal_rewards_without_divergence_move_nothing(monkeypatch):
-    trainer = build_trainer(recipe(method={"name": "dispo", "base": {"name": "diffu-grpo", "beta": 0.0}}))
+    settings = recipe(method={"name": "dispo", "base": {"name": "diffu-grpo", "beta": 0.0}})
     monkeypatch.setattr(
-        type(trainer.recipe.task), "rewards", lambda self, prompts, completions, **columns: [1.0] * len(completions)
+        type(settings.task), "rewards", lambda self, prompts, completions, **columns: [1.0] * len(completions)
     )
+    trainer = build_trainer(settings)
     before = weights(trainer)
     metrics, _ = trainer.step(0)
     assert torch.equal(weights(trainer), before)
@@ -188,7 +189,7 @@ def test_shuffled_rewards_keep_the_rollouts_and_change_the_update():
 
 
 def test_over_denoising_filter_keeps_prompts_that_slide_back():
-    from unmask.train import filtered_order
+    from unmask.build import filtered_order
 
     trainer = build_trainer(recipe(train={"examples": 200}))
     kept = filtered_order(trainer)

@@ -1,0 +1,117 @@
+"""One reward function, in TRL's signature: f(prompts, completions, **columns) -> list[float | None]."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Real
+from reprlib import repr as short_repr
+from typing import Any, TypeVar
+
+from unmask.errors import UserError
+
+Score = float | None  # None: the function does not apply
+Arguments = dict[str, list[Any]]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_LARGEST = 3.4e38  # rewards become tensors of float32
+
+
+def cached(function: Function) -> Function:
+    """Mark a reward function whose score of a text never changes, so that it is asked once for each text.
+
+    It must depend on nothing but the prompt, completion and columns of that sample: not on the others in the call.
+    """
+    function.cached = True  # type: ignore[attr-defined]
+    return function
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardFunction:
+    """A reward function, where it was found, its name in metrics and its weight in the reward."""
+
+    spec: str
+    name: str
+    call: Callable[..., Any]
+    weight: float = 1.0
+    cached: bool = False
+
+    @property
+    def is_async(self) -> bool:
+        """Whether its scores are awaited."""
+        return inspect.iscoroutinefunction(self.call) or inspect.iscoroutinefunction(type(self.call).__call__)
+
+    def check_signature(self, columns: Mapping[str, list[Any]]) -> None:
+        """Raise UserError unless it takes prompts, completions and these columns, and needs nothing else."""
+        try:
+            inspect.signature(self.call).bind(prompts=[], completions=[], **columns)
+        except (TypeError, ValueError) as error:
+            given = ", ".join(("prompts", "completions", *columns))
+            raise UserError(
+                f"reward function {self.spec!r} cannot be called: {error}; it is given {given} by name: "
+                "take **columns for what it does not use"
+            ) from error
+
+    def scores(self, arguments: Arguments) -> list[Score]:
+        """Scores of the completions. Raises UserError where it gives anything but one number or None for each."""
+        count = len(arguments["completions"])  # before the call, which may change the lists
+        with self._named():
+            scores = self.call(**arguments)
+        return self._checked(scores, count)
+
+    async def awaited_scores(self, arguments: Arguments) -> list[Score]:
+        """`scores` of an async function."""
+        count = len(arguments["completions"])
+        with self._named():
+            scores = await self.call(**arguments)
+        return self._checked(scores, count)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            error.add_note(f"raised by the reward function {self.spec!r}")
+            raise
+
+    def _checked(self, scores: Any, count: int) -> list[Score]:
+        if hasattr(scores, "tolist"):
+            scores = scores.tolist()
+        if not isinstance(scores, list | tuple):
+            raise UserError(f"reward function {self.spec!r} gave {short_repr(scores)}: return a list of numbers")
+        if len(scores) != count:
+            raise UserError(
+                f"reward function {self.spec!r} gave {len(scores)} scores of {count} completions: return one for each"
+            )
+        for score in scores:
+            if not _usable(score):
+                raise UserError(
+                    f"reward function {self.spec!r} gave {short_repr(score)}: return finite numbers, "
+                    "or None where it does not apply"
+                )
+        return [None if score is None else float(score) for score in scores]
+
+
+def _usable(score: Any) -> bool:
+    """Whether it is None or a number that is one as float32 too; NaN and huge integers are not."""
+    return score is None or (issubclass(type(score), Real) and bool(abs(score) <= _LARGEST))
+
+
+def ask(functions: Sequence[RewardFunction], arguments: Sequence[Arguments]) -> list[list[Score]]:
+    """Scores by each function of its own arguments; those that are async run together, after the others."""
+    scores = [
+        [] if function.is_async else function.scores(given)
+        for function, given in zip(functions, arguments, strict=True)
+    ]
+    waiting = [place for place, function in enumerate(functions) if function.is_async]
+
+    async def together() -> list[list[Score]]:
+        return await asyncio.gather(*(functions[place].awaited_scores(arguments[place]) for place in waiting))
+
+    if waiting:
+        for place, awaited in zip(waiting, asyncio.run(together()), strict=True):
+            scores[place] = awaited
+    return scores

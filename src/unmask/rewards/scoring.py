@@ -1,0 +1,125 @@
+"""The reward of a text: the weighted sum of what the functions give it, each asked once for each distinct text."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unmask import distributed
+from unmask.data import Examples
+from unmask.errors import UserError
+from unmask.rewards.functions import Arguments, RewardFunction, Score, ask
+from unmask.rewards.load import TASK
+
+Key = tuple[int, str]  # index of the example, text of the completion
+
+
+class ScoreCache:
+    """Scores by example and text; beyond `size` of them, those that were not asked for longest are forgotten."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._scores: OrderedDict[Key, Score] = OrderedDict()
+
+    def known(self, keys: Iterable[Key]) -> dict[Key, Score]:
+        """Scores of those keys that are remembered."""
+        scores = {key: self._scores[key] for key in keys if key in self._scores}
+        for key in scores:
+            self._scores.move_to_end(key)
+        return scores
+
+    def add(self, scores: dict[Key, Score]) -> None:
+        """Remember scores of keys that were not known."""
+        self._scores |= scores
+        while len(self._scores) > self._size:
+            self._scores.popitem(last=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewards:
+    """Scores completions of the examples. Raises UserError where a function cannot take their columns.
+
+    Only functions marked as cached are remembered from call to call, so that a run that was resumed, and has
+    forgotten, goes on as if it had not. K: reward functions.
+    """
+
+    functions: tuple[RewardFunction, ...]
+    examples: Examples
+    cache_size: int = 65_536  # texts remembered for each function
+    _caches: tuple[ScoreCache, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        caches = (ScoreCache(self.cache_size if function.cached else 0) for function in self.functions)
+        object.__setattr__(self, "_caches", tuple(caches))
+        for function in self.functions:
+            function.check_signature(self.examples.columns([0], 1))
+
+    def __call__(self, indices: Sequence[int], texts: Sequence[str]) -> tuple[Float[Tensor, "N"], Float[Tensor, "N K"]]:
+        """Rewards of completions, one text for each index of an example, and what each function gave, NaN for None.
+
+        The reward is the weighted sum of the functions that apply. Raises UserError where none does.
+        """
+        keys = list(zip(indices, texts, strict=True))
+        distinct = list(dict.fromkeys(keys))
+        tables = self._scores(distinct)
+        rows = {key: [table[key] for table in tables] for key in distinct}
+        rewards = {key: self._weighted(key[0], row) for key, row in rows.items()}
+        rewards_N = torch.tensor([rewards[key] for key in keys])
+        return rewards_N, torch.tensor([[math.nan if score is None else score for score in rows[key]] for key in keys])
+
+    def _scores(self, keys: list[Key]) -> list[dict[Key, Score]]:
+        """Each function's scores of all keys; it is asked for those that it is not remembered for."""
+        tables = [cache.known(keys) for cache in self._caches]
+        missing = [[key for key in keys if key not in table] for table in tables]
+        asked = [place for place, unknown in enumerate(missing) if unknown]
+        arguments = [self._arguments(missing[place]) for place in asked]
+        for place, scores in zip(asked, ask([self.functions[place] for place in asked], arguments), strict=True):
+            added = dict(zip(missing[place], scores, strict=True))
+            tables[place] |= added
+            self._caches[place].add(added)
+        return tables
+
+    def _arguments(self, keys: list[Key]) -> Arguments:
+        """What a function is given; lists of its own, so that it may change them."""
+        indices = [index for index, _ in keys]
+        prompts = [self.examples.items[index].prompt for index in indices]
+        return {"prompts": prompts, "completions": [text for _, text in keys], **self.examples.columns(indices, 1)}
+
+    def _weighted(self, index: int, scores: list[Score]) -> float:
+        parts = [f.weight * score for f, score in zip(self.functions, scores, strict=True) if score is not None]
+        if not parts:
+            raise UserError(
+                f"no reward function applies to a completion of the prompt {self.examples.items[index].prompt[:60]!r}: "
+                "add one that gives every completion a number"
+            )
+        return math.fsum(parts)
+
+    def metrics(self, scores_NK: Float[Tensor, "N K"], accelerator: Any) -> dict[str, float]:
+        """Mean and unbiased std of each function's scores over all ranks, and the share of None; none for a task alone.
+
+        A function that applies to no completion has only its share of None, 1.
+        """
+        if [function.spec for function in self.functions] == [TASK]:
+            return {}
+        applies_NK = ~scores_NK.isnan()
+        sums_2K = torch.stack([applies_NK.sum(0), scores_NK.nansum(0)])
+        count_K, sum_K = distributed.total(accelerator, sums_2K)
+        samples = distributed.total(accelerator, scores_NK.new_tensor(float(len(scores_NK))))
+        mean_K = sum_K / count_K.clamp(min=1)
+        squares_K = distributed.total(accelerator, (scores_NK - mean_K).square().nansum(0))
+        std_K = (squares_K / (count_K - 1).clamp(min=1)).sqrt()
+        none_K = 1 - count_K / samples
+        metrics: dict[str, float] = {}
+        columns = zip(self.functions, mean_K.tolist(), std_K.tolist(), none_K.tolist(), strict=True)
+        for function, mean, std, none_fraction in columns:
+            if none_fraction < 1:
+                metrics |= {f"rewards/{function.name}/mean": mean, f"rewards/{function.name}/std": std}
+            metrics[f"rewards/{function.name}/none_fraction"] = none_fraction
+        return metrics

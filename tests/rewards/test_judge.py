@@ -1,0 +1,249 @@
+"""The judge asks its endpoint as told, reads the score from the reply, and never tells its key."""
+
+import asyncio
+import json
+import logging
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from unmask.errors import UserError
+from unmask.recipe import RewardSettings
+from unmask.rewards import load_functions
+from unmask.rewards.judge import load_judge
+from unmask.tasks import Sudoku
+
+KEY = "sk-very-secret"
+TEMPLATE = 'Task: {prompt}\nReply: {completion}\nEnd with {"score": N} or Score: N'
+
+
+@contextmanager
+def endpoint(answer):
+    """A server whose reply to each request is answer(message): its text, or (status, body). Yields url and requests."""
+    requests = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            requests.append((self.path, self.headers.get("Authorization"), body))
+            given = answer(body["messages"][0]["content"])
+            status, content = given if isinstance(given, tuple) else (200, completion(given))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            if status == 302:
+                self.send_header("Location", f"http://localhost:{server.server_port}/elsewhere")
+            self.end_headers()
+            self.wfile.write(content)
+
+        def do_GET(self):
+            requests.append((self.path, self.headers.get("Authorization"), None))
+            self.send_error(418)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", requests
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def completion(text) -> bytes:
+    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
+
+
+@pytest.fixture
+def judge(tmp_path, monkeypatch):
+    """judge(url, ...) as read from a settings file."""
+    monkeypatch.setenv("no_proxy", "*")
+
+    def make(url, /, **settings):
+        lines = {"url": url, "model": "wise", "template": TEMPLATE, "score": r"Score: (\S+)", "retry_seconds": 0.0}
+        text = "\n".join(f"{name} = {json.dumps(value)}" for name, value in (lines | settings).items())
+        (tmp_path / "judge.toml").write_text(text)
+        return load_judge(str(tmp_path / "judge.toml"))
+
+    return make
+
+
+def scores(judge, completions, prompts=None):
+    given = prompts or [f"prompt {text}" for text in completions]
+    return asyncio.run(judge(prompts=given, completions=completions, answer=completions))
+
+
+def test_it_asks_as_told_and_takes_the_last_score(judge, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", f" {KEY}\n")
+    with endpoint(lambda message: "The reply claims Score: 10.\nScore: 0.25") as (url, requests):
+        asked = judge(url, api_key_variable="JUDGE_KEY", temperature=0.5)
+        assert scores(asked, ["good"], ["Say good."]) == [0.25]
+    message = 'Task: Say good.\nReply: good\nEnd with {"score": N} or Score: N'
+    body = {"model": "wise", "messages": [{"role": "user", "content": message}], "temperature": 0.5}
+    assert requests == [("/v1/chat/completions", f"Bearer {KEY}", body)]
+    assert KEY not in repr(asked)
+
+
+@pytest.mark.parametrize(
+    "hostile", ["{prompt}", "{completion}", "{0.__class__}", "{", "\\1 \\g<0>", "\ud800", "\0", "%s", "x" * 10**5]
+)
+def test_texts_are_data_in_the_template(judge, hostile):
+    with endpoint(lambda message: "Score: 1") as (url, requests):
+        assert scores(judge(url), [hostile], ["{completion}"]) == [1.0]
+    message = requests[0][2]["messages"][0]["content"]
+    assert message == "Task: {completion}\nReply: " + hostile + '\nEnd with {"score": N} or Score: N'
+
+
+def test_scores_stay_with_their_completions_and_no_more_calls_than_allowed_run_at_once(judge):
+    running, most, lock = [0], [0], threading.Lock()
+    three = threading.Barrier(3, timeout=10)  # twelve calls pass it three by three
+
+    def answer(message):
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        three.wait()
+        with lock:
+            running[0] -= 1
+        return "Score: " + message.split("Reply: ")[1].split()[0]
+
+    with endpoint(answer) as (url, _):
+        assert scores(judge(url, concurrency=3), [str(number) for number in range(12)]) == list(range(12))
+    assert most[0] == 3
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        (500, b"down"),
+        (429, b"slow down"),
+        (400, b"no"),
+        (302, b""),
+        (200, b"no JSON"),
+        (200, b"\xff"),
+        (200, b"[]"),
+        (200, b'{"choices": []}'),
+        (200, completion(None)),
+        "no verdict",
+        "Score: nan",
+        "Score: 1e999",
+        "Score: high",
+    ],
+    ids=repr,
+)
+def test_a_call_that_fails_is_tried_again_and_then_gives_none(judge, fault, caplog):
+    tries = []
+
+    def answer(message):
+        word = message.split("Reply: ")[1].split()[0]
+        tries.append(word)
+        if word == "always" or (word == "once" and tries.count("once") == 1):
+            return fault
+        return "Score: 2"
+
+    with endpoint(answer) as (url, _):
+        assert scores(judge(url, concurrency=1), ["always", "once", "never"]) == [None, 2.0, 2.0]
+    assert [tries.count(word) for word in ("always", "once", "never")] == [3, 2, 1]
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "1 of 3" in caplog.text
+
+
+def test_a_call_that_takes_too_long_fails(judge):
+    done = threading.Event()
+    with endpoint(lambda message: "Score: 1" if "quick" in message or done.wait(10) else "") as (url, requests):
+        asked = judge(url, timeout_seconds=0.2, retries=0)
+        try:
+            assert scores(asked, ["slow", "quick"]) == [None, 1.0]
+        finally:
+            done.set()
+    assert len(requests) == 2
+
+
+def test_the_pause_before_another_try_doubles(judge, monkeypatch):
+    pauses = []
+    monkeypatch.setattr("unmask.rewards.judge.time.sleep", pauses.append)
+    with endpoint(lambda message: "?") as (url, _), pytest.raises(UserError):
+        scores(judge(url, retries=3, retry_seconds=0.5), ["x"])
+    assert pauses == [0.5, 1.0, 2.0]
+
+
+def test_an_endpoint_that_never_answers_is_an_error(judge):
+    with endpoint(lambda message: "?") as (url, _):
+        pass  # closed again: nobody listens
+    with pytest.raises(UserError, match=r"all of 2 calls.*refused"):
+        scores(judge(url), ["x", "y"])
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refusal_ends_the_run_at_once_without_telling_the_key(judge, status, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    with endpoint(lambda message: (status, f"bad key {KEY}".encode())) as (url, requests):
+        asked = judge(url, api_key_variable="JUDGE_KEY", concurrency=1)
+        with pytest.raises(UserError, match=rf"{status}.*bad key \*\*\*") as caught:
+            scores(asked, [str(number) for number in range(50)])
+    assert KEY not in str(caught.value)
+    assert len(requests) < 10  # the calls that waited were given up
+
+
+def test_the_key_does_not_follow_a_redirection(judge, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    with endpoint(lambda message: (302, b"")) as (url, requests), pytest.raises(UserError, match="418"):
+        scores(judge(url, api_key_variable="JUDGE_KEY", retries=0), ["x"])
+    assert [(path, key) for path, key, _ in requests] == [
+        ("/v1/chat/completions", f"Bearer {KEY}"),
+        ("/elsewhere", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ({"url": ""}, "url is empty"),
+        ({"url": "file:///etc/passwd"}, "'file:///etc/passwd'"),
+        ({"model": ""}, "model is empty"),
+        ({"template": "Judge {prompt}"}, "{completion}"),
+        ({"score": "Score"}, "0 groups"),
+        ({"score": "(1)(2)"}, "2 groups"),
+        ({"score": "(1"}, "regular expression"),
+        ({"concurrency": 0}, "concurrency"),
+        ({"retries": -1}, "retries"),
+        ({"timeout": 3}, "'timeout_seconds'"),
+        ({"retries": 1.5}, "1.5"),
+        ({"api_key_variable": "NO_SUCH_KEY"}, "NO_SUCH_KEY"),
+    ],
+    ids=repr,
+)
+def test_settings_that_cannot_work_are_refused(judge, change, value, monkeypatch):
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    with pytest.raises(UserError, match=r"judge\.toml") as caught:
+        judge("http://127.0.0.1:1", **change)
+    assert value in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["", " ", "two\nlines", "clé"])
+def test_a_key_that_no_header_can_carry_is_not_repeated(judge, key, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", key)
+    with pytest.raises(UserError, match="JUDGE_KEY") as caught:
+        judge("http://127.0.0.1:1", api_key_variable="JUDGE_KEY")
+    assert not key.strip() or key not in str(caught.value)
+
+
+def test_a_judge_is_a_reward_function(judge, tmp_path):
+    judge("http://127.0.0.1:1")
+    functions = load_functions(RewardSettings(functions=f"task,judge:{tmp_path}/judge.toml"), Sudoku(), "cpu")
+    assert [(function.name, function.is_async, function.cached) for function in functions] == [
+        ("task", False, True),
+        ("judge", True, False),
+    ]
+
+
+def test_a_file_that_is_not_toml(tmp_path):
+    for content in (b"url = ", b"\xff"):
+        (tmp_path / "judge.toml").write_bytes(content)
+        with pytest.raises(UserError, match="not TOML"):
+            load_judge(str(tmp_path / "judge.toml"))

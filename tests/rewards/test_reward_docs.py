@@ -1,0 +1,46 @@
+"""What docs/rewards.md shows works as it says."""
+
+import asyncio
+import dataclasses
+import re
+import tomllib
+from pathlib import Path
+
+from unmask.config import build
+from unmask.recipe import RewardSettings
+from unmask.rewards import load_functions
+from unmask.rewards.judge import JudgeSettings
+from unmask.tasks import Sudoku
+
+PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
+
+
+def shown(language: str) -> str:
+    """The one block of code in a language."""
+    (block,) = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+    return block
+
+
+def test_the_example_file_gives_what_it_says(tmp_path):
+    path = tmp_path / "my_rewards.py"
+    path.write_text(shown("python"))
+    specs = ",".join(f"{path}:{name}" for name in ("brevity", "near", "politeness"))
+    brevity, near, politeness = load_functions(RewardSettings(functions=specs), Sudoku(), "cpu")
+    assert (brevity.cached, near.cached, politeness.cached, politeness.is_async) == (True, True, False, True)
+    texts = {
+        "prompts": ["?"] * 4,
+        "completions": ["", "it is 7", "Please " * 100, "8"],
+        "answer": ["1", "7", "7", "many"],
+    }
+    assert brevity.scores(texts) == [1.0, 1 - 7 / 400, 0.0, 1 - 1 / 400]
+    assert near.scores(texts) == [0.0, 1.0, 0.0, None]
+    assert asyncio.run(politeness.awaited_scores(texts)) == [0.0, 0.0, 1.0, 0.0]
+
+
+def test_the_judge_s_settings_are_settings_with_the_defaults():
+    document = tomllib.loads(shown("toml"))
+    settings = build(JudgeSettings, document)
+    for field in dataclasses.fields(settings):
+        if field.name not in ("url", "model", "template", "score", "api_key_variable"):
+            assert getattr(settings, field.name) == field.default
+    assert settings.pattern.findall(settings.message("a", "b") + "I give\nScore: 7.5") == ["7.5"]
