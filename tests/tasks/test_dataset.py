@@ -71,7 +71,9 @@ def test_a_hub_data_set_by_configuration_and_split(monkeypatch):
             raise ValueError('Unknown split "dev".\nShould be one of train, test')
         return ROWS[:3] if split == "test" else ROWS
 
+    errors = SimpleNamespace(DatasetsError=type("DatasetsError", (Exception,), {}))
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setitem(sys.modules, "datasets.exceptions", errors)
     task = Dataset(data="org/name", test_data="org/name", hub_config="main")
     assert [example.prompt for example in task.examples("train", 1, 0)] == ["What is 3 + 3?"]
     assert set(asked) == {("org/name", "main", "train"), ("org/name", "main", "test")}
