@@ -76,7 +76,9 @@ def test_a_few_steps_make_the_chosen_likelier(document):
     assert rows[-1]["rewards/accuracies"] > 0.9
     assert rows[-1]["loss"] < 0.6
     assert "reward" not in rows[0]
-    assert [len(values) for values in (before | trainer.evaluation(9)).values()] == [4]
+    assert before.keys() == {"pairs/preferred"}
+    assert trainer.evaluation(9) == {"pairs/preferred": [1.0] * 4}
+    assert trainer.evaluation(3) == {"pairs/preferred": [1.0] * 3}
 
 
 def test_the_loss_of_one_token_is_that_of_dpo_by_hand(document, tmp_path):
