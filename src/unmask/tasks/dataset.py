@@ -37,9 +37,7 @@ class Dataset:
     prompt_column: str = "prompt"  # text, or a list of messages
     completion_column: str = "completion"  # a good completion, for supervised training and few_shot; may be absent
     answer_column: str = "answer"  # the right answer, read unless answer_kind is none
-    answer_kind: str = (
-        "none"  # how answers are compared: number, latex, text, or none (rewards must come from elsewhere)
-    )
+    answer_kind: str = "none"  # number, latex, text (the same words), or none: rewards come from elsewhere
     few_shot: int = 0  # training rows that every prompt shows solved
     max_new_tokens: int = 256  # completion length in tokens
 

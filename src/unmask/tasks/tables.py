@@ -99,11 +99,12 @@ def _hub(name: str, config: str | None, split: str) -> Iterable[Placed]:
     """Files of data alone are read: the library runs no code of data sets."""
     try:
         from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
     except ImportError:
         raise UserError(f"loading {name!r} from the Hub needs the datasets library: {_INSTALL}") from None
     try:
         return _numbered(load_dataset(name, config, split=split))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         raise UserError(
             f"cannot load {name!r}, split {split!r}, from the Hub ({' '.join(str(error).split())}): check name, "
             "hub_config, split and network, or give a file"

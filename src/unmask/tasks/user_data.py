@@ -19,7 +19,7 @@ Message = Mapping[str, str]
 class UserData:
     """Training rows and test rows; without test data, a tenth of the data, chosen by prompt, is held out.
 
-    read: an example of one row; raises UserError. The first `few_shot` training examples are shown solved in the others.
+    read: an example of one row; raises UserError. All others show the first `few_shot` training examples solved.
     """
 
     data: str | None

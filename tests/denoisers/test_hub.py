@@ -1,0 +1,84 @@
+"""Models by their name on the Hub, and special tokens that config.json leaves to other files."""
+
+import json
+import shutil
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from unmask.denoisers import pretrained
+from unmask.denoisers.pretrained import load_denoiser, load_tokenizer, resolve
+from unmask.errors import UserError
+
+SUDOKU = Path(str(files("unmask"))) / "assets" / "sudoku"
+
+
+@pytest.fixture
+def model(tmp_path):
+    return shutil.copytree(SUDOKU, tmp_path / "model")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_downloaded():
+    pretrained._downloaded.cache_clear()
+
+
+def change(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_a_name_on_the_hub_is_downloaded_once(monkeypatch):
+    asked = []
+
+    def download(name, **options):
+        asked.append((name, options))
+        return str(SUDOKU)
+
+    monkeypatch.setattr(pretrained, "snapshot_download", download)
+    assert load_denoiser("org/model-7.b").eos_id == load_tokenizer("org/model-7.b").eos_token_id
+    ((name, options),) = asked
+    assert name == "org/model-7.b"
+    assert not any(pattern in options["allow_patterns"] for pattern in ("*.bin", "*.pt", "*", "*.gguf"))
+    assert options["ignore_patterns"] == ["*/*"]
+
+
+def test_a_directory_comes_before_the_hub(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretrained, "snapshot_download", lambda *_, **__: pytest.fail("asked the Hub"))
+    shutil.copytree(SUDOKU, "org/name")
+    assert resolve("org/name") == Path("org/name")
+    Path("org/empty").mkdir()
+    for name in ("org/empty", "nowhere", "/no/where", "a/b/c"):
+        with pytest.raises(UserError, match=r"has no config.json"):
+            resolve(name)
+
+
+@pytest.mark.parametrize("error", [LocalEntryNotFoundError("cannot\nfind it"), ConnectionError("no network")])
+def test_a_model_that_cannot_be_had(monkeypatch, error):
+    def download(name, **options):
+        raise error
+
+    monkeypatch.setattr(pretrained, "snapshot_download", download)
+    with pytest.raises(UserError, match=r"'org/name' is no directory, and the Hub .*\((cannot find it|no network)\)"):
+        resolve("org/name")
+
+
+def test_special_tokens_from_other_files(model):
+    change(model / "config.json", eos_token_id=None, mask_token_id=None)
+    change(model / "generation_config.json", eos_token_id=3)
+    denoiser = load_denoiser(str(model))
+    assert denoiser.eos_id == 3
+    assert denoiser.mask_id == load_tokenizer(str(SUDOKU)).mask_token_id
+    (model / "generation_config.json").unlink()
+    assert load_denoiser(str(model)).eos_id == load_tokenizer(str(SUDOKU)).eos_token_id
+
+
+@pytest.mark.parametrize("others", [[], [2]])
+def test_of_several_end_tokens_the_first_is_taken(model, others, recwarn):
+    change(model / "config.json", eos_token_id=[5, *others])
+    assert load_denoiser(str(model)).eos_id == 5
+    assert [str(warning.message) for warning in recwarn] == ["model names eos_token_id [5, 2]: 5 is taken"] * len(
+        others
+    )
