@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,15 +160,9 @@ def _load_policy(recipe: Recipe, accelerator: Any, checkpoint: Path | None) -> t
 def filtered_order(trainer: Trainer) -> list[int]:
     """Examples that the base model over-denoises. Raises UserError where there are none."""
     recipe = trainer.recipe
-    flags = over_denoised(
-        trainer.policy.denoiser,
-        trainer.tokenizer,
-        recipe.task,
-        trainer.source.examples,
-        recipe.rollout.sampler(recipe.task, temperature=0.0),
-        recipe.evaluation.batch,
-        trainer.device,
-    )
+    evaluator = replace(trainer.evaluators["test"], examples=trainer.source.examples)
+    sampler = recipe.rollout.sampler(recipe.task, temperature=0.0)
+    flags = over_denoised(evaluator, trainer.policy.denoiser, sampler)
     kept = [index for index, flag in enumerate(flags) if flag]
     if not kept:
         raise UserError(

@@ -7,6 +7,7 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 from unmask.chat import ChatSettings
+from unmask.config import build
 from unmask.errors import UserError
 from unmask.methods import METHODS, DiSPO
 from unmask.methods.choice import one_of
@@ -16,6 +17,10 @@ from unmask.unmasking import RULES, SCHEDULES, LowConfidence, Unmasking
 if TYPE_CHECKING:
     from unmask.methods.base import Method
     from unmask.sampling import Sampler
+
+
+def _is_count(word: str) -> bool:
+    return word.isdigit() and int(word) > 0
 
 
 def _positive(**values: float) -> None:
@@ -254,7 +259,10 @@ class EvaluateSettings:
     split: str = "test"  # which held-out items; 4x4 Sudoku has test_unseen_grids too
     examples: int = 500  # items
     unmasking: str = "low_confidence"  # rules to compare, by commas
-    steps: str = "4,16"  # numbers of denoising steps to compare, by commas
+    lengths: str = ""  # tokens of a completion to compare, by commas, such as 128,256,512; empty: the task's
+    steps: str = "4,16"  # numbers of denoising steps to compare, by commas; /2 is one step for every two tokens
+    samples: int = 1  # completions an item; of several, pass@k is told
+    over_denoising: bool = False  # tell how many items are right at some step and wrong at the end
     temperature: float = 0.0  # sampling temperature; 0 is greedy
     block_length: int | None = None  # tokens a block; unset: one block
     batch: int = 250  # completions at a time
@@ -262,23 +270,39 @@ class EvaluateSettings:
     seed: int = 1  # of the held-out items and their draws
 
     def __post_init__(self) -> None:
-        _positive(examples=self.examples, batch=self.batch)
+        _positive(examples=self.examples, batch=self.batch, samples=self.samples)
         for rule in self.rules:
             one_of("unmasking", rule, tuple(RULES))
-        if not all(word.isdigit() and int(word) for word in self.steps.split(",")):
+        if not all(_is_count(word.removeprefix("/")) for word in self.steps.split(",")):
             raise UserError(
-                f"steps is {self.steps!r}: give numbers of denoising steps with commas between, such as 4,16"
+                f"steps is {self.steps!r}: give numbers of denoising steps with commas between, such as 4,16 or /2,/1"
             )
+        if self.lengths and not all(map(_is_count, self.lengths.split(","))):
+            raise UserError(f"lengths is {self.lengths!r}: give numbers of tokens with commas between, such as 128,256")
+        if self.samples > 1 and self.temperature == 0:
+            raise UserError(f"samples is {self.samples} and temperature 0 makes them all equal: raise --temperature")
 
     @property
     def rules(self) -> list[str]:
         """Names of the unmasking rules."""
         return self.unmasking.split(",")
 
-    @property
-    def step_counts(self) -> list[int]:
-        """Numbers of denoising steps."""
-        return [int(word) for word in self.steps.split(",")]
+    def samplers(self) -> list[tuple[str, Sampler]]:
+        """What is compared: rules, at every length and number of steps. Raises UserError where they do not fit."""
+        lengths = [int(word) for word in self.lengths.split(",")] if self.lengths else [self.task.max_new_tokens]
+        return [
+            (rule, self._sampler(rule, length, word))
+            for rule in self.rules
+            for length in lengths
+            for word in self.steps.split(",")
+        ]
+
+    def _sampler(self, rule: str, length: int, steps: str) -> Sampler:
+        count = length // int(steps[1:]) if steps.startswith("/") else int(steps)
+        rollout = RolloutSettings(
+            steps=max(1, count), max_new_tokens=length, block_length=self.block_length, unmasking=build(RULES[rule], {})
+        )
+        return rollout.sampler(self.task, temperature=self.temperature)
 
 
 @dataclass(frozen=True, kw_only=True)

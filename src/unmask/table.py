@@ -1,40 +1,29 @@
-"""The table of `unmask evaluate`: solve rates by unmasking rule and number of steps."""
+"""The table of `unmask evaluate`: solve rates by unmasking rule, length and number of steps."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from unmask.config import build
 from unmask.data import Examples
 from unmask.denoisers.pretrained import load_denoiser, load_tokenizer
 from unmask.environment import best_device
 from unmask.errors import UserError
-from unmask.evaluate import Evaluator, solved_summary
-from unmask.recipe import EvaluateSettings, RolloutSettings
+from unmask.evaluate import Evaluator, measured
+from unmask.recipe import EvaluateSettings
 from unmask.tasks.base import verifies
 from unmask.uniforms import Uniforms
-from unmask.unmasking import RULES
+
+_COLUMNS = {"unmasking": "unmasking", "tokens": "tokens", "steps": "steps", "solved": "solved (95 %)"}
 
 
 def evaluation_table(settings: EvaluateSettings) -> list[dict[str, Any]]:
-    """A row for each rule and number of steps: every metric of the task, with intervals on the solve rate."""
+    """A row for each rule, length and number of steps: every metric of the task, with intervals on the solve rate."""
     if not verifies(settings.task):
         raise UserError(f"task {settings.task.name} compares no answers: nothing can be measured by sampling")
-    device = best_device()
+    device, samplers = best_device(), settings.samplers()
     tokenizer, denoiser = load_tokenizer(settings.model), load_denoiser(settings.model).to(device)
-    samplers = [
-        (
-            rule,
-            steps,
-            RolloutSettings(steps=steps, block_length=settings.block_length, unmasking=build(RULES[rule], {})).sampler(
-                settings.task, temperature=settings.temperature
-            ),
-        )
-        for rule in settings.rules
-        for steps in settings.step_counts
-    ]
     items = settings.task.examples(settings.split, settings.examples, settings.seed)
-    room = denoiser.max_length - samplers[0][2].max_new_tokens
+    room = denoiser.max_length - max(sampler.max_new_tokens for _, sampler in samplers)
     evaluator = Evaluator(
         task=settings.task,
         tokenizer=tokenizer,
@@ -43,13 +32,11 @@ def evaluation_table(settings: EvaluateSettings) -> list[dict[str, Any]]:
         batch=settings.batch,
         device=device,
     )
-    rows = []
-    for rule, steps, sampler in samplers:
-        values = evaluator.metrics(denoiser, sampler)
-        others = {name: sum(numbers) / len(numbers) for name, numbers in values.items() if name != "solved"}
-        row = {"unmasking": rule, "steps": steps, "examples": len(items), **solved_summary(values["solved"]), **others}
-        rows.append(row)
-    return rows
+    return [
+        {"unmasking": rule, "tokens": sampler.max_new_tokens, "steps": sampler.steps, "examples": len(items)}
+        | measured(evaluator, denoiser, sampler, settings.samples, over_denoising=settings.over_denoising)
+        for rule, sampler in samplers
+    ]
 
 
 def print_table(rows: list[dict[str, Any]], settings: EvaluateSettings) -> None:
@@ -61,12 +48,16 @@ def print_table(rows: list[dict[str, Any]], settings: EvaluateSettings) -> None:
     table = Table(
         title=f"{settings.model} on {settings.task.name} ({settings.split}, {rows[0]['examples']} items, {how})"
     )
-    shown = ("unmasking", "steps", "solved", "95 % interval")
-    others = [name for name in rows[0] if name not in (*shown, "examples", "solved_low", "solved_high")]
-    for name in (*shown, *others):
-        table.add_column(name, justify="left" if name == "unmasking" else "right")
+    others = [name for name in rows[0] if name not in (*_COLUMNS, "examples", "solved_low", "solved_high")]
+    for name in (*_COLUMNS.values(), *others):
+        left = name == "unmasking"
+        table.add_column(name.replace("_", " "), justify="left" if left else "right", overflow="fold")
     for row in rows:
-        interval = f"{row['solved_low']:.1%} – {row['solved_high']:.1%}"
-        cells = [row["unmasking"], str(row["steps"]), f"{row['solved']:.1%}", interval]
-        table.add_row(*cells, *(f"{row[name]:.1%}" for name in others))
+        solved = f"{row['solved']:.1%} ({row['solved_low']:.1%} – {row['solved_high']:.1%})"
+        cells = [row["unmasking"], str(row["tokens"]), str(row["steps"]), solved]
+        table.add_row(*cells, *(_cell(name, row[name]) for name in others))
     Console().print(table)
+
+
+def _cell(name: str, value: float) -> str:
+    return f"{value:.2f}" if name == "tokens_a_step" else f"{value:.1%}"
