@@ -3,52 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
-from unmask.denoisers.base import Denoiser, Guidance
+from unmask.denoisers.base import Denoiser, Guidance, Window
 from unmask.errors import UserError
+from unmask.proposals import Propose
 from unmask.records import Record
-from unmask.types import Prompts, Rollout, Snapshot
+from unmask.snapshots import Slot
+from unmask.types import Prompts, Rollout
 from unmask.uniforms import Uniforms
-from unmask.unmasking import LowConfidence, Measure, Schedule, Seen, Unmasking, uniform_schedule
-
-
-def inverse_cdf(scaled_CV: Tensor, uniform_CZ: Tensor) -> Tensor:
-    """Tokens [C, Z] with cumulative probability under softmax(scaled) first above the uniforms, in float64."""
-    cdf_CV = (scaled_CV.double() - scaled_CV.amax(1, keepdim=True).double()).exp().cumsum(1)
-    total_C1 = cdf_CV[:, -1:]
-    # The product may round up to the total, beyond every token.
-    level_CZ = torch.minimum(uniform_CZ * total_C1, total_C1 * (1 - 1e-15))
-    return torch.searchsorted(cdf_CV, level_CZ, right=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Propose:
-    """The answer of sampling: proposed tokens, their log-probs at the temperature, confidences, and Z further guesses.
-
-    The mask token is never drawn, but it keeps its part of the normaliser: what is recorded equals what scoring gives.
-    """
-
-    temperature: float
-    mask_id: int
-    measure: Measure
-    uniform_QZ: Tensor  # column 0 draws the proposal
-
-    def __call__(self, logits_CV: Tensor, chunk: slice) -> tuple[Tensor, ...]:
-        logits_CV = logits_CV.float()
-        scaled_CV = logits_CV / (self.temperature or 1.0)
-        allowed_CV = scaled_CV.index_fill(1, torch.tensor([self.mask_id], device=logits_CV.device), -float("inf"))
-        if self.temperature == 0:
-            tokens_CZ = allowed_CV.argmax(1, keepdim=True).expand(-1, self.uniform_QZ.shape[1])
-        else:
-            tokens_CZ = inverse_cdf(allowed_CV, self.uniform_QZ[chunk])
-        logp_CZ = scaled_CV.gather(1, tokens_CZ) - scaled_CV.logsumexp(1, keepdim=True)
-        confidence_C = self.measure(logits_CV, logits_CV.logsumexp(1), tokens_CZ[:, 0])
-        return tokens_CZ, logp_CZ, confidence_C
+from unmask.unmasking import LowConfidence, Schedule, Seen, Unmasking, uniform_schedule
 
 
 @dataclass(kw_only=True)
@@ -151,11 +120,14 @@ class _Loop:
         )
         self.uniforms = uniforms.key("sample", prompts.prompt_N[:, None], prompts.sample_N[:, None])
         self.step = 0
+        # A model that attends in blocks need not run again the `held` columns whose tokens are final.
+        self.windowed = core.block_length is not None and not core.shift and not sampler.guidance_scale
+        self.cache, self.held = DynamicCache(), 0
         self.record = record
-        self.slots: list[_Slot] = []
+        self.slots: list[Slot] = []
         if record is not None:
             steps = record.steps(uniforms, prompts.prompt_N, prompts.sample_N, self.blocks * len(self.counts))
-            self.slots = [_Slot(step_N, record, self.canvas.tokens) for step_N in steps]
+            self.slots = [Slot(step_N, record, self.canvas.tokens) for step_N in steps]
 
     def _blank(self, length: int) -> _Canvas:
         prompt = self.prompts.tokens_NP
@@ -193,6 +165,7 @@ class _Loop:
         start, stop = block * sampler.block_length, (block + 1) * sampler.block_length
         if self.core.block_length is not None:  # rows may be in different places of a block
             start, stop = max(0, start - sampler.block_length + 1), min(stop, sampler.max_new_tokens)
+            self._hold_before(block)
         if getattr(rule, "scope", "block") == "completion":
             candidate_NC, start = self.block_NC <= block, 0
         counts = self.counts if rule.scheduled else (0,) * sampler.block_length
@@ -200,6 +173,17 @@ class _Loop:
             self._denoise(start, stop, candidate_NC[:, start:stop], count=count, remaining=sum(counts[index + 1 :]))
             if rule.adaptive and not bool(self._masked(start, stop, candidate_NC[:, start:stop]).any()):
                 break
+
+    def _hold_before(self, block: int) -> None:
+        """Run once, and cache, the columns that lie in earlier blocks in every row."""
+        length, canvas = self.sampler.block_length, self.canvas.tokens
+        end = self.start + block * length  # behind all blocks that begin before `keep`
+        keep = end - length + 1
+        if keep > self.held and self.windowed:
+            nothing = torch.empty((len(canvas), 0), dtype=torch.long, device=canvas.device)
+            window = Window(cache=self.cache, start=self.held, stop=end, keep=keep)
+            self.denoiser(canvas, self.attention, nothing, _no_answer, window=window)
+            self.held = keep
 
     def _masked(self, start: int, stop: int, candidate_NC: Tensor) -> Tensor:
         masked_NC: Tensor = self.canvas.tokens[:, self.start + start : self.start + stop] == self.mask_id
@@ -210,7 +194,7 @@ class _Loop:
         recording = [slot for slot in self.slots if slot.wants(self.step)]
         # Only a recorded state asks about positions beyond the candidates.
         asked = self.position if recording else self.position[start:stop]
-        tokens_NAZ, logp_NAZ, confidence_NA = self._propose(asked, guesses=bool(recording))
+        tokens_NAZ, logp_NAZ, confidence_NA = self._propose(asked, stop, guesses=bool(recording))
         for slot in recording:
             slot.remember(self.step, self.canvas.tokens, self.start, tokens_NAZ, logp_NAZ, self.mask_id)
         here = slice(start, stop) if recording else slice(None)
@@ -228,7 +212,8 @@ class _Loop:
             self.watch(self.step, self.canvas.tokens)
         self.step += 1
 
-    def _propose(self, asked: Tensor, *, guesses: bool) -> tuple[Tensor, ...]:
+    def _propose(self, asked: Tensor, stop: int, *, guesses: bool) -> tuple[Tensor, ...]:
+        """Answers at the asked positions; those of a recorded state lie behind `stop` too."""
         sampler, canvas = self.sampler, self.canvas.tokens
         key = self.uniforms.key(self.step)
         draws = [key.key("token", asked).draw()]
@@ -245,7 +230,12 @@ class _Loop:
             prompt = torch.arange(canvas.shape[1], device=canvas.device) < self.start
             guidance = Guidance(scale=sampler.guidance_scale, prompt_FL=prompt.expand_as(canvas))
         columns = (self.start + asked).expand(len(canvas), -1)
-        answers: tuple[Tensor, ...] = self.denoiser(canvas, self.attention, columns, answer, guidance=guidance)
+        window = None
+        if self.windowed and not guesses:
+            window = Window(cache=self.cache, start=self.held, stop=self.start + stop, keep=self.held)
+        answers: tuple[Tensor, ...] = self.denoiser(
+            canvas, self.attention, columns, answer, guidance=guidance, window=window
+        )
         return answers
 
     def _commit(
@@ -309,39 +299,6 @@ class _Loop:
         )
 
 
-class _Slot:
-    """A snapshot that fills as the samples pass their steps (known on the host: no device is waited for)."""
-
-    def __init__(self, step_N: Tensor, record: Record, tokens_NL: Tensor) -> None:
-        self.step_N = step_N.cpu()
-        self.wanted = set(self.step_N.tolist())
-        first = 0 if record.own else 1  # answer 0 is the sampler's own proposal
-        self.guesses = slice(first, first + record.guesses)
-        empty = torch.zeros((record.guesses, *tokens_NL.shape), device=tokens_NL.device)
-        self.snapshot = Snapshot(
-            step_N=step_N.to(tokens_NL.device),
-            canvas_NL=tokens_NL.clone(),
-            guesses_ZNL=tokens_NL.repeat(record.guesses, 1, 1),
-            logp_ZNL=empty,
-            confidence_ZNL=empty.clone(),
-        )
-
-    def wants(self, step: int) -> bool:
-        return step in self.wanted
-
-    def remember(
-        self, step: int, canvas_NL: Tensor, start: int, tokens_NCZ: Tensor, logp_NCZ: Tensor, mask_id: int
-    ) -> None:
-        """Store the canvas of the samples that are at their step, and its masked positions as filled by the guesses."""
-        rows = torch.nonzero(self.step_N == step)[:, 0].to(canvas_NL.device)
-        canvas, masked = canvas_NL[rows], canvas_NL[rows] == mask_id
-        pad = (start, 0)
-        guesses = torch.nn.functional.pad(tokens_NCZ[..., self.guesses][rows].permute(2, 0, 1), pad)
-        logp = torch.nn.functional.pad(logp_NCZ[..., self.guesses][rows].permute(2, 0, 1), pad) * masked
-        self.snapshot = replace(
-            self.snapshot,
-            canvas_NL=self.snapshot.canvas_NL.index_copy(0, rows, canvas),
-            guesses_ZNL=self.snapshot.guesses_ZNL.index_copy(1, rows, torch.where(masked, guesses, canvas)),
-            logp_ZNL=self.snapshot.logp_ZNL.index_copy(1, rows, logp),
-            confidence_ZNL=self.snapshot.confidence_ZNL.index_copy(1, rows, logp.exp() * masked),
-        )
+def _no_answer(logits_CV: Tensor, chunk: slice) -> tuple[Tensor, ...]:
+    """Where a forward is made for the cache alone."""
+    return ()

@@ -175,6 +175,30 @@ def test_blocks_of_the_model_do_not_depend_on_the_batch(llada2_tiny):
         assert torch.equal(alone.block_NL[0, len(row) :], first)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_is_cached_changes_nothing(llada2_tiny, monkeypatch, temperature):
+    """Ragged prompts: the same tokens as with every column run at every step, and the same log-probs."""
+    rows = [torch.arange(3, 3 + length) for length in (2, 9, 16, 23)]
+    width = max(map(len, rows))
+    padded = torch.stack([torch.nn.functional.pad(row, (width - len(row), 0), value=157) for row in rows])
+    attention = torch.stack([torch.arange(width) >= width - len(row) for row in rows])
+    sampler = Sampler(max_new_tokens=32, block_length=8, steps=16, temperature=temperature)
+    columns, whole = [], llada2_tiny.model.base_model.forward
+    monkeypatch.setattr(
+        llada2_tiny.model.base_model,
+        "forward",
+        lambda **asked: (columns.append(asked["input_ids"].shape[1]), whole(**asked))[1],
+    )
+    _, cached = states_of(sampler, llada2_tiny, prompts_of(padded, attention))
+    assert sum(columns) < 0.6 * len(columns) * (width + 32)
+    monkeypatch.undo()
+    never = property(lambda loop: False, lambda loop, value: None)
+    monkeypatch.setattr("unmask.sampling._Loop.windowed", never, raising=False)
+    _, plain = states_of(sampler, llada2_tiny, prompts_of(padded, attention))
+    assert torch.equal(cached.tokens_NL, plain.tokens_NL)
+    torch.testing.assert_close(cached.sampled_logp_NL, plain.sampled_logp_NL, rtol=1e-4, atol=1e-4)
+
+
 def test_other_blocks_than_the_models_are_refused(llada2_tiny):
     sampler = Sampler(max_new_tokens=16, block_length=16, steps=16)
     with pytest.raises(UserError, match="block_length 16 is not the 8 of the model"):

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from small import EOS, MASK, VOCABULARY, few, prompts_of, small_denoiser, surprise
 from unmask.denoisers.base import Guidance, TargetLogProb
 from unmask.errors import UserError
+from unmask.proposals import inverse_cdf
 from unmask.records import EveryStep, OneStep
-from unmask.sampling import Sampler, inverse_cdf
+from unmask.sampling import Sampler
 from unmask.uniforms import Uniforms
 from unmask.unmasking import RULES, SCHEDULES, LowConfidence, Random, RunningConfidence, Threshold
 

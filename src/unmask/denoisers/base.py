@@ -30,6 +30,20 @@ class Guidance:
     prompt_FL: Bool[Tensor, "F L"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Columns `start` to `stop` of a canvas: they alone are run, `cache` (of transformers) holds what lies before.
+
+    Exact where no position attends to later blocks and the tokens before are final. Afterwards the cache holds the
+    columns before `keep`.
+    """
+
+    cache: Any
+    start: int
+    stop: int
+    keep: int
+
+
 @dataclass(frozen=True)
 class TargetLogProb:
     """log softmax(logits / temperature) at K targets of each asked position: [C, K]."""
@@ -71,6 +85,9 @@ class Denoiser(nn.Module):
     earlier ones (LLaDA2); None: to all.
     """
 
+    shift: bool = False
+    block_length: int | None = None
+
     def __init__(
         self, model: Any, *, mask_id: int, eos_id: int, shift: bool = False, block_length: int | None = None
     ) -> None:
@@ -96,14 +113,16 @@ class Denoiser(nn.Module):
         answer: Answer,
         guidance: Guidance | None = None,
         beside: Denoiser | None = None,
+        window: Window | None = None,
     ) -> tuple[Tensor, ...]:
         """What `answer` makes of the logits at columns `asked_FA`: tensors [F, A, ...].
 
         Logits exist there only, chunk by chunk. Blocks given as `attention_FL` go before the denoiser's own.
+        `window`: run its columns alone, which hold all that is asked; for denoisers that attend in blocks.
         `beside`: its logits, without gradient, are a further argument of `answer`; this denoiser itself stands for a
         copy of it.
         """
-        hidden_QD = self._hidden(tokens_FL, attention_FL, asked_FA)
+        hidden_QD = self._hidden(tokens_FL, attention_FL, asked_FA, window)
         blank_QD = beside_QD = None
         if beside is not None and beside is not self:
             with torch.no_grad():
@@ -144,7 +163,11 @@ class Denoiser(nn.Module):
         return answer(logits_CV, chunk, beside_CV)
 
     def _hidden(
-        self, tokens_FL: Int[Tensor, "F L"], attention_FL: Attention, asked_FA: Int[Tensor, "F A"]
+        self,
+        tokens_FL: Int[Tensor, "F L"],
+        attention_FL: Attention,
+        asked_FA: Int[Tensor, "F A"],
+        window: Window | None = None,
     ) -> Float[Tensor, "Q D"]:
         """Last hidden states at the asked positions, flattened over F and A."""
         given_blocks = attention_FL.dtype != torch.bool
@@ -152,16 +175,23 @@ class Denoiser(nn.Module):
         position_FL = (real_FL.long().cumsum(1) - 1).clamp(min=0)
         if self.block_length is not None and not given_blocks:
             attention_FL = torch.where(real_FL, position_FL // self.block_length, -1)
+        mask = real_FL.long() if attention_FL.dtype == torch.bool else _block_causal(attention_FL)
+        cached: dict[str, Any] = {"use_cache": False}
+        first = 0
+        if window is not None:
+            first, run = window.start, slice(window.start, window.stop)
+            tokens_FL, position_FL, mask = tokens_FL[:, run], position_FL[:, run], mask[:, :, run, : window.stop]
+            cached = {"use_cache": True, "past_key_values": window.cache}
         hidden_FLD: Tensor = self.model.base_model(
-            input_ids=tokens_FL,
-            attention_mask=real_FL.long() if attention_FL.dtype == torch.bool else _block_causal(attention_FL),
-            position_ids=position_FL,
-            use_cache=False,
+            input_ids=tokens_FL, attention_mask=mask, position_ids=position_FL, **cached
         ).last_hidden_state
+        if window is not None and window.keep < window.stop:
+            window.cache.crop(window.keep - window.stop)
         columns_FA = asked_FA
         if self.shift:  # a row's first token has no predecessor but a pad: it keeps its own column, padded or not
             before_FA = (asked_FA - 1).clamp(min=0)
             columns_FA = torch.where(real_FL.gather(1, before_FA), before_FA, asked_FA)
+        columns_FA = columns_FA - first
         return hidden_FLD.gather(1, columns_FA[..., None].expand(-1, -1, hidden_FLD.shape[-1])).flatten(0, 1)
 
     def _head(self, hidden_QD: Float[Tensor, "Q D"]) -> Float[Tensor, "Q V"]:

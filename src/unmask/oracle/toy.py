@@ -47,8 +47,9 @@ class Toy(Denoiser):
         answer: Answer,
         guidance: Any = None,
         beside: Denoiser | None = None,
+        window: Any = None,
     ) -> tuple[Tensor, ...]:
-        """As any denoiser answers; no guidance. `beside` is a toy too."""
+        """As any denoiser answers; no guidance, no window. `beside` is a toy too."""
         everything = slice(0, asked_FA.numel())
         logits = [self._asked(tokens_FL, asked_FA)]
         if isinstance(beside, Toy):

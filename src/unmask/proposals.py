@@ -1,0 +1,44 @@
+"""What a denoising step proposes: tokens drawn by keyed uniforms, their log-probs, confidences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unmask.unmasking import Measure
+
+
+def inverse_cdf(scaled_CV: Tensor, uniform_CZ: Tensor) -> Tensor:
+    """Tokens [C, Z] with cumulative probability under softmax(scaled) first above the uniforms, in float64."""
+    cdf_CV = (scaled_CV.double() - scaled_CV.amax(1, keepdim=True).double()).exp().cumsum(1)
+    total_C1 = cdf_CV[:, -1:]
+    # The product may round up to the total, beyond every token.
+    level_CZ = torch.minimum(uniform_CZ * total_C1, total_C1 * (1 - 1e-15))
+    return torch.searchsorted(cdf_CV, level_CZ, right=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Propose:
+    """The answer of sampling: proposed tokens, their log-probs at the temperature, confidences, and Z further guesses.
+
+    The mask token is never drawn, but it keeps its part of the normaliser: what is recorded equals what scoring gives.
+    """
+
+    temperature: float
+    mask_id: int
+    measure: Measure
+    uniform_QZ: Tensor  # column 0 draws the proposal
+
+    def __call__(self, logits_CV: Tensor, chunk: slice) -> tuple[Tensor, ...]:
+        logits_CV = logits_CV.float()
+        scaled_CV = logits_CV / (self.temperature or 1.0)
+        allowed_CV = scaled_CV.index_fill(1, torch.tensor([self.mask_id], device=logits_CV.device), -float("inf"))
+        if self.temperature == 0:
+            tokens_CZ = allowed_CV.argmax(1, keepdim=True).expand(-1, self.uniform_QZ.shape[1])
+        else:
+            tokens_CZ = inverse_cdf(allowed_CV, self.uniform_QZ[chunk])
+        logp_CZ = scaled_CV.gather(1, tokens_CZ) - scaled_CV.logsumexp(1, keepdim=True)
+        confidence_C = self.measure(logits_CV, logits_CV.logsumexp(1), tokens_CZ[:, 0])
+        return tokens_CZ, logp_CZ, confidence_C
