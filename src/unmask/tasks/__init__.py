@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unmask.tasks.arithmetic import Arithmetic
 from unmask.tasks.base import Example, Task
+from unmask.tasks.code import Code
 from unmask.tasks.countdown import Countdown
 from unmask.tasks.countdown_words import CountdownWords
 from unmask.tasks.gsm8k import GSM8K
@@ -11,7 +12,18 @@ from unmask.tasks.math500 import Math500
 from unmask.tasks.sudoku import Sudoku
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Sudoku, Countdown, Arithmetic, CountdownWords, GSM8K, Math500)
+    task.name: task for task in (Sudoku, Countdown, Arithmetic, CountdownWords, GSM8K, Math500, Code)
 }
 
-__all__ = ["GSM8K", "TASKS", "Arithmetic", "Countdown", "CountdownWords", "Example", "Math500", "Sudoku", "Task"]
+__all__ = [
+    "GSM8K",
+    "TASKS",
+    "Arithmetic",
+    "Code",
+    "Countdown",
+    "CountdownWords",
+    "Example",
+    "Math500",
+    "Sudoku",
+    "Task",
+]

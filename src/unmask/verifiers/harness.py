@@ -90,8 +90,8 @@ class Channel:
     """One JSON value a line, over a socket."""
 
     def __init__(self, descriptor: int) -> None:
-        self._input = open(descriptor, "rb", closefd=False)
-        self._output = open(descriptor, "wb", closefd=False)
+        self._input = os.fdopen(descriptor, "rb")
+        self._output = os.fdopen(os.dup(descriptor), "wb")
 
     def send(self, value: object) -> None:
         self._output.write(json.dumps(value).encode() + b"\n")
@@ -210,7 +210,8 @@ def serve_program(channel: Channel) -> None:
 
     def answer(message: Any) -> object:
         if isinstance(message, str):
-            return _execute(message, namespace)
+            _execute(message, namespace)
+            return None
         operation, *asked = message
         args, kwargs = decode(asked, lambda kind, key: namespace[key] if kind == "name" else objects[key])
         return encode(_OPERATIONS[operation](*args, **kwargs), refer)

@@ -159,7 +159,9 @@ def _bubblewrap() -> list[str]:
     """The command that makes the sandbox: nothing of the machine but Python, read-only, and an empty directory."""
     command = shutil.which("bwrap")
     if command is None:
-        raise UserError("code is run inside bubblewrap only, and there is no bwrap here: install the package bubblewrap")
+        raise UserError(
+            "code is run inside bubblewrap only, and there is no bwrap here: install the package bubblewrap"
+        )
     visible = [path for path in (*_LIBRARIES, sys.base_prefix) if Path(path).exists()]
     return [
         command,

@@ -12,10 +12,9 @@ import struct
 
 from unmask.errors import UserError
 
-# Numbers from the kernel's headers asm/unistd_64.h and asm-generic/unistd.h.
+# Names and numbers on x86_64 and on aarch64, from the kernel's headers asm/unistd_64.h and asm-generic/unistd.h.
 _ABSENT = -1
 _REFUSED = {
-    # name: (x86_64, aarch64)
     "fork": (57, _ABSENT),
     "vfork": (58, _ABSENT),
     "clone": (56, 220),
@@ -34,7 +33,7 @@ _REFUSED = {
     "request_key": (249, 218),
     "keyctl": (250, 219),
 }
-_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH_*
+_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # which number, AUDIT_ARCH_*
 
 # An instruction is (code, instructions to skip if true, if false, operand).
 _LOAD, _RETURN, _IF_EQUAL, _IF_AT_LEAST = 0x20, 0x06, 0x15, 0x35
