@@ -69,8 +69,8 @@ class Code:
         return [float(text is not None and next(verdicts).status == "passed") for text in programs]
 
     def well_formed(self, completion: str) -> bool:
-        """Tell whether a completion gives a program that Python can parse, or the body of a function."""
-        return program(completion) is not None or program(completion, "def solution():\n", "solution") is not None
+        """Tell whether Python can parse the program that a completion gives, or takes it for the body of a function."""
+        return program(completion, "def solution():\n", "solution") is not None
 
     def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
         """Give "solved" (all tests pass) and "parses" (see well_formed)."""

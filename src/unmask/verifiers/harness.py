@@ -135,7 +135,7 @@ class Remote:
         return self._program.ask("bool", self)
 
     def __iter__(self) -> Any:
-        return iter(self._program.ask("iter", self))
+        return self._program.ask("iter", self)
 
     def __next__(self) -> Any:
         for item in self._program.ask("next", self):

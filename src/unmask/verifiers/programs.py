@@ -9,7 +9,7 @@ from textwrap import indent
 
 from unmask.verifiers.answers import before_end
 
-LONGEST_PROGRAM = 20_000  # characters; Python's parser needs at most some milliseconds for that many
+LONGEST_PROGRAM = 10_000  # characters; the worst of that length keep Python's parser busy for some 50 ms
 _FENCED = re.compile(r"^[ \t]{0,9}```(\w*)[^\n]*\n(.*?)(?:^[ \t]{0,9}```|\Z)", re.DOTALL | re.MULTILINE)
 _TAGGED = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
 _PYTHON = ("python", "python3", "py", "Python")
@@ -71,14 +71,16 @@ def _continued(stub: str, code: str) -> str | None:
     """The stub with a body; one without indentation, or without that of its first line, is indented."""
     for text in (code, indent(code, "    "), "    " + code):
         body = _indented(text)
-        tree = parsed(f"def body():\n{body}\n")
-        whole = f"{stub.rstrip()}\n{body}\n"
-        # Words alone are expressions: a body does something.
-        if tree and not all(
-            isinstance(node, ast.Expr) for node in ast.walk(tree.body[0]) if isinstance(node, ast.stmt)
-        ):
+        if _does_something(parsed(f"def body():\n{body}\n")):
+            whole = f"{stub.rstrip()}\n{body}\n"
             return whole if parsed(whole) else None
     return None
+
+
+def _does_something(tree: ast.Module | None) -> bool:
+    """Tell whether a function's body is more than expressions; a word alone is one."""
+    function = tree.body[0] if tree else None
+    return isinstance(function, ast.FunctionDef) and not all(isinstance(node, ast.Expr) for node in function.body)
 
 
 def _indented(text: str) -> str:

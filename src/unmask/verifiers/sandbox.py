@@ -85,6 +85,9 @@ def _run(trial: Trial, limits: Limits) -> Verdict:
     tests_side, program_side = socket.socketpair()
     with (
         host,
+        host_side,
+        tests_side,
+        program_side,
         _sandbox("tests", limits, (host_side, tests_side)) as tests,
         _sandbox("program", limits, (program_side,)) as program,
     ):
@@ -102,7 +105,7 @@ def _started(host: socket.socket, trial: Trial) -> bool:
     host.settimeout(STARTUP_SECONDS)
     try:
         host.sendall(json.dumps(asdict(trial)).encode() + b"\n")
-        return host.recv(_LONGEST_VERDICT) == _READY
+        return host.recv(len(_READY)) == _READY
     except OSError:
         return False
 
@@ -114,6 +117,8 @@ def _verdict(host: socket.socket, limits: Limits) -> Verdict:
         line = host.recv(_LONGEST_VERDICT)
     except TimeoutError:
         return Verdict(status="timed out")
+    except ConnectionError:
+        line = b""
     if not line:
         return Verdict(status="failed", error="the tests' process ended early")
     status, error = json.loads(line)
@@ -122,15 +127,16 @@ def _verdict(host: socket.socket, limits: Limits) -> Verdict:
 
 @contextmanager
 def _sandbox(role: str, limits: Limits, ends: Sequence[socket.socket]) -> Iterator[subprocess.Popen[bytes]]:
-    """A harness process in namespaces of its own, which are gone at the end. Takes the sockets over."""
+    """A harness process in namespaces of its own, which are gone at the end. Takes its ends of sockets over."""
+    command, refused = _bubblewrap(), seccomp_filter()
     reader, writer = os.pipe()
-    os.write(writer, seccomp_filter())
+    os.write(writer, refused)
     os.close(writer)
     descriptors = [end.fileno() for end in ends]
     numbers = (limits.seconds, limits.memory_megabytes * 2**20, *descriptors)
     try:
         process = subprocess.Popen(  # noqa: S603
-            [*_bubblewrap(), "--seccomp", str(reader), *_PYTHON, role, *map(str, numbers)],
+            [*command, "--seccomp", str(reader), *_PYTHON, role, *map(str, numbers)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -160,7 +166,8 @@ def _bubblewrap() -> list[str]:
     command = shutil.which("bwrap")
     if command is None:
         raise UserError(
-            "code is run inside bubblewrap only, and there is no bwrap here: install the package bubblewrap"
+            "code is run inside bubblewrap only, and there is no bwrap here: install bubblewrap "
+            "(on Debian: apt install bubblewrap)"
         )
     visible = [path for path in (*_LIBRARIES, sys.base_prefix) if Path(path).exists()]
     return [
