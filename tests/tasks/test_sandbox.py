@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Thread
@@ -78,6 +76,7 @@ HONEST = {
         "def f(x): return (i * i for i in range(x)) if x else range(5)",
         "assert list(f(4)) == [0, 1, 4, 9]\nassert len(f(0)) == 5 and f(0)[2] == 2 and f(0)\nassert sum(f(3)) == 5",
     ),
+    "types": ("def f(x, kind): return isinstance(x, kind)", "assert f(1, int) and not f(1, str)"),
     "keywords": ("def f(x, y=1): return x + y", "assert f(x=1, y=4) == 5"),
     "imports of the reference": ("def f(x): return x + 1.0", "assert math.isclose(f(1), 2)"),
     "dataclasses": (
@@ -272,13 +271,18 @@ def test_nothing_outside_is_seen_or_touched(tmp_path: Path, monkeypatch: pytest.
     assert [place for place in places if (Path(place) / "unmask-hostile").exists()] == []
 
 
+def status(process: int) -> list[str]:
+    """State, parent and more of a process; nothing if it is gone."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return []
+
+
 def descendants(process: int) -> set[int]:
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(stat.parent.name)] = int(stat.read_text().rsplit(")", 1)[1].split()[1])
-        except OSError:
-            continue
+    parents = {
+        one: int(found[1]) for one in map(int, filter(str.isdigit, os.listdir("/proc"))) if (found := status(one))
+    }
     found, size = {process}, 0
     while len(found) > size:
         size = len(found)
@@ -286,20 +290,14 @@ def descendants(process: int) -> set[int]:
     return found - {process}
 
 
-def alive(processes: set[int]) -> Iterator[int]:
-    for process in processes:
-        try:
-            stat = Path(f"/proc/{process}/stat").read_text()
-        except OSError:
-            continue
-        if stat.rsplit(")", 1)[1].split()[0] != "Z":
-            yield process
+def alive(processes: set[int]) -> list[int]:
+    return [process for process in processes if status(process)[:1] not in ([], ["Z"])]
 
 
 def wait_until_dead(processes: set[int]) -> None:
     end = time.monotonic() + 5
-    while list(alive(processes)):
-        assert time.monotonic() < end, list(alive(processes))
+    while alive(processes):
+        assert time.monotonic() < end, alive(processes)
         time.sleep(0.02)
 
 
@@ -338,8 +336,10 @@ def test_nothing_outlives_a_killed_trainer() -> None:
     )
     trainer = subprocess.Popen([sys.executable, "-c", script])
     thread = Thread(target=trainer.wait)
-    processes: set[int] = seen_while(thread, trainer.pid, wanted=6)
-    os.kill(trainer.pid, signal.SIGKILL)
+    try:
+        processes = seen_while(thread, trainer.pid, wanted=6)
+    finally:
+        trainer.kill()
     thread.join()
     wait_until_dead(processes)
 

@@ -173,6 +173,9 @@ class Program:
     def _reference(self, value: Any) -> dict[str, Any]:
         if isinstance(value, Remote):
             return dict(value._reference)
+        name = getattr(value, "__name__", None)
+        if isinstance(value, type) and vars(builtins).get(str(name)) is value:
+            return {"kind": "builtin", "parts": name}
         raise TypeError(f"a {type(value).__name__} cannot be handed to the program, only plain data")
 
 
@@ -202,18 +205,22 @@ def serve_program(channel: Channel) -> None:
     """Run the program's text, then do with its functions what the tests ask for."""
     channel.send("ready")
     namespace = _module("program")
-    objects: list[object] = []
+    objects: dict[int, object] = {}
 
     def refer(value: object) -> dict[str, Any]:
-        objects.append(value)
+        objects[len(objects)] = value
         return {"kind": "object", "parts": len(objects) - 1}
+
+    def resolve(kind: str, key: Any) -> object:
+        known: dict[str, dict[Any, object]] = {"name": namespace, "builtin": vars(builtins), "object": objects}
+        return known[kind][key]
 
     def answer(message: Any) -> object:
         if isinstance(message, str):
             _execute(message, namespace)
             return None
         operation, *asked = message
-        args, kwargs = decode(asked, lambda kind, key: namespace[key] if kind == "name" else objects[key])
+        args, kwargs = decode(asked, resolve)
         return encode(_OPERATIONS[operation](*args, **kwargs), refer)
 
     while True:
