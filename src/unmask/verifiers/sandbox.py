@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 from unmask.errors import UserError
 from unmask.verifiers.seccomp import seccomp_filter
@@ -93,7 +95,7 @@ def _run(trial: Trial, limits: Limits) -> Verdict:
     ):
         if _started(host, trial):
             return _verdict(host, limits)
-        complaint = _stop(tests) or _stop(program) or "no answer"
+        complaint = tests.stop() or program.stop() or "no answer"
         raise UserError(
             f"bubblewrap makes no sandbox here ({complaint}), and code is run in one only: allow user namespaces on "
             "this machine or in its container, or take a newer bubblewrap"
@@ -126,39 +128,61 @@ def _verdict(host: socket.socket, limits: Limits) -> Verdict:
 
 
 @contextmanager
-def _sandbox(role: str, limits: Limits, ends: Sequence[socket.socket]) -> Iterator[subprocess.Popen[bytes]]:
+def _sandbox(role: str, limits: Limits, ends: Sequence[socket.socket]) -> Iterator[_Sandbox]:
     """A harness process in namespaces of its own, which are gone at the end. Takes its ends of sockets over."""
     command, refused = _bubblewrap(), seccomp_filter()
-    reader, writer = os.pipe()
-    os.write(writer, refused)
-    os.close(writer)
+    refused_reader, refused_writer = os.pipe()
+    os.write(refused_writer, refused)
+    os.close(refused_writer)
+    status_reader, status_writer = os.pipe()
+    os.set_blocking(status_reader, False)
     descriptors = [end.fileno() for end in ends]
     numbers = (limits.seconds, limits.memory_megabytes * 2**20, *descriptors)
-    try:
-        process = subprocess.Popen(  # noqa: S603
-            [*command, "--seccomp", str(reader), *_PYTHON, role, *map(str, numbers)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={"PYTHONHASHSEED": "0"},  # or verdicts would change with the order of sets
-            pass_fds=(reader, *descriptors),
-            start_new_session=True,  # Ctrl-C is for the trainer
-        )
-    finally:
-        os.close(reader)
-        for end in ends:
-            end.close()
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            _stop(process)
+    with os.fdopen(status_reader, "rb") as status:
+        try:
+            process = subprocess.Popen(  # noqa: S603
+                [
+                    *command,
+                    *("--seccomp", str(refused_reader), "--info-fd", str(status_writer)),
+                    *(*_PYTHON, role, *map(str, numbers)),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env={"PYTHONHASHSEED": "0"},  # or verdicts would change with the order of sets
+                pass_fds=(refused_reader, status_writer, *descriptors),
+                start_new_session=True,  # Ctrl-C is for the trainer
+            )
+        finally:
+            os.close(refused_reader)
+            os.close(status_writer)
+            for end in ends:
+                end.close()
+        sandbox = _Sandbox(process=process, status=status)
+        try:
+            yield sandbox
+        finally:
+            sandbox.stop()
 
 
-def _stop(process: subprocess.Popen[bytes]) -> str:
-    """Kill bwrap, with which its whole namespace dies; give what it complained of."""
-    process.kill()
-    return process.communicate()[1].decode(errors="replace").strip()
+@dataclass(frozen=True, kw_only=True)
+class _Sandbox:
+    process: subprocess.Popen[bytes]
+    status: IO[bytes]  # bwrap tells here which process is the first of its namespaces
+
+    def stop(self) -> str:
+        """Kill the namespaces' first process, the harness, and all others with it; give what bwrap complained of.
+
+        Then bwrap collects it and ends. Were bwrap killed, or another process of its first (without --as-pid-1), the
+        dead would be left to process 1 of the machine, which in many containers never looks.
+        """
+        if self.process.returncode is not None:
+            return ""
+        try:
+            os.kill(json.loads(self.status.read() or b"")["child-pid"], signal.SIGKILL)
+        except (ValueError, ProcessLookupError):  # it never was, or is gone
+            self.process.kill()
+        return self.process.communicate()[1].decode(errors="replace").strip()
 
 
 def _bubblewrap() -> list[str]:
@@ -172,7 +196,7 @@ def _bubblewrap() -> list[str]:
     visible = [path for path in (*_LIBRARIES, sys.base_prefix) if Path(path).exists()]
     return [
         command,
-        *("--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"),
+        *("--unshare-all", "--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL"),
         *(part for path in visible for part in ("--ro-bind", path, path)),
         *("--ro-bind", str(_HARNESS), "/harness.py"),
         *("--size", str(DIRECTORY_BYTES), "--tmpfs", "/tmp"),  # noqa: S108  # the sandbox's own
