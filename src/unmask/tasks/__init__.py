@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unmask.tasks.arithmetic import Arithmetic
 from unmask.tasks.base import Example, Task
+from unmask.tasks.code import Code
 from unmask.tasks.countdown import Countdown
 from unmask.tasks.countdown_words import CountdownWords
 from unmask.tasks.dataset import Dataset
@@ -13,13 +14,14 @@ from unmask.tasks.pairs import Pairs
 from unmask.tasks.sudoku import Sudoku
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Sudoku, Countdown, Arithmetic, CountdownWords, GSM8K, Math500, Dataset, Pairs)
+    task.name: task for task in (Sudoku, Countdown, Arithmetic, CountdownWords, GSM8K, Math500, Code, Dataset, Pairs)
 }
 
 __all__ = [
     "GSM8K",
     "TASKS",
     "Arithmetic",
+    "Code",
     "Countdown",
     "CountdownWords",
     "Dataset",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from reprlib import repr as short_repr
+from typing import Any
 
 from unmask.errors import UserError
 from unmask.tasks.base import Example
@@ -37,20 +38,43 @@ def answered(reasoning: str, answer: str) -> str:
     return f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n\\boxed{{{answer}}}\n</answer>"
 
 
+def text_row(line: str, names: tuple[str, ...]) -> dict[str, str]:
+    """One JSON object with at least these keys; of its values, the texts."""
+    values = json_row(line, names)
+    for name in names:
+        if not isinstance(values[name], str) or not values[name].strip():
+            raise UserError(f"{name} is {short_repr(values[name])}; write it as text in quotes")
+    return {name: value for name, value in values.items() if isinstance(value, str)}
+
+
+def json_row(line: str, names: tuple[str, ...]) -> dict[str, Any]:
+    """One JSON object with at least these keys."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        raise UserError(f"{short_repr(line)} is not JSON; mend or remove the line") from None
+    if not isinstance(values, dict) or not set(names) <= set(values):
+        raise UserError(f"keys are missing; write an object with {', '.join(names)}")
+    return values
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProblemFiles:
     """Problems of a test file and of a training file, whose first ones can be shown solved in every prompt.
 
-    read: gives question and solution as they are in a prompt, and the columns, of one line; raises UserError.
+    read: gives question and solution as they are in a prompt, and the columns, of one row; raises UserError.
+    ask: makes a prompt of the instruction, a question and the solved ones. row: makes a row of a line and the names.
     """
 
     task: str
     instruction: str
     names: tuple[str, ...]
-    read: Callable[[Mapping[str, str]], Example]
+    read: Callable[[Mapping[str, Any]], Example]
     data: str | None
     train_data: str | None
     few_shot: int
+    ask: Callable[[str, str, Sequence[tuple[str, str]]], str] = asked
+    row: Callable[[str, tuple[str, ...]], Mapping[str, Any]] = text_row
 
     def examples(self, split: str, count: int) -> list[Example]:
         """The first `count` of a split, in the file's order; what is tested or shown solved is not trained on."""
@@ -58,7 +82,7 @@ class ProblemFiles:
         shots = [(shot.prompt, shot.solution) for shot in self._shots]
         return [
             Example(
-                prompt=asked(self.instruction, example.prompt, shots),
+                prompt=self.ask(self.instruction, example.prompt, shots),
                 solution=example.solution,
                 columns=example.columns,
             )
@@ -94,21 +118,7 @@ class ProblemFiles:
                 f"{self.task} reads its problems from a file; give {setting}, the path of a file of lines "
                 f"{{{', '.join(f'{chr(34)}{name}{chr(34)}: ...' for name in self.names)}}}"
             )
-        return each_line(path, read_lines(path), 1, lambda line: self.read(_row(line, self.names)))
-
-
-def _row(line: str, names: tuple[str, ...]) -> dict[str, str]:
-    """One JSON object with at least these keys; of its values, the texts."""
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError):
-        raise UserError(f"{short_repr(line)} is not JSON; mend or remove the line") from None
-    if not isinstance(values, dict) or not set(names) <= set(values):
-        raise UserError(f"keys are missing; write an object with {', '.join(names)}")
-    for name in names:
-        if not isinstance(values[name], str) or not values[name].strip():
-            raise UserError(f"{name} is {short_repr(values[name])}; write it as text in quotes")
-    return {name: value for name, value in values.items() if isinstance(value, str)}
+        return each_line(path, read_lines(path), 1, lambda line: self.read(self.row(line, self.names)))
 
 
 def _key(example: Example) -> str:
