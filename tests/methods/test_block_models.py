@@ -1,0 +1,80 @@
+"""Every method on a model that attends in blocks of its own (LLaDA2): its states are scored as they were sampled."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from small import EOS, MASK, prompts_of, small_denoiser
+from unmask.likelihood import row_logp
+from unmask.methods import METHODS, TraceRL
+from unmask.methods.base import record_of
+from unmask.records import EveryStep
+from unmask.sampling import Sampler
+from unmask.uniforms import Uniforms
+
+GROUP, BLOCK = 3, 4
+ROWS = [[1, 2, 3, 4, 5, 6], [4, 5], [3, 1, 2, 5]]  # they end in different places of a block
+DENOISER = small_denoiser(seed=1)
+DENOISER.block_length = BLOCK
+SAMPLER = Sampler(max_new_tokens=8, block_length=BLOCK, steps=4, temperature=1.0)
+
+
+def rollout_of(record=None, rows=ROWS, width=6):
+    prompts = prompts_of(rows, samples=range(GROUP), width=width)
+    return SAMPLER(DENOISER, prompts, Uniforms(), record, group_size=GROUP)
+
+
+def views_of(term, rollout):
+    columns = ()
+    if term.record is not None:
+        columns = (len(rollout.snapshots) if isinstance(term.record, EveryStep) else term.record.guesses,)
+    rewards = Uniforms().key("rewards", torch.arange(len(ROWS) * GROUP * max(1, *columns, 1))).draw().float()
+    return term.views(rollout, rewards.view(len(ROWS), GROUP, *columns), Uniforms(), 0, 1)
+
+
+@pytest.mark.parametrize("method", [method() for method in METHODS.values()], ids=METHODS)
+def test_losses_are_finite_and_do_not_depend_on_padding(method):
+    terms, losses = method.terms(EOS), []
+    for width in (6, 9):
+        rollout = rollout_of(record_of(terms), width=width)
+        for term in terms:
+            views = views_of(term, rollout)
+            assert bool((views.inputs_FL[views.forward_R][views.scored_RL] == MASK).all())
+            with torch.no_grad():
+                old = row_logp(DENOISER, views)
+                views = term.credited(views, term.answers(DENOISER, views), old, torch.mean)
+            now = term.answers(DENOISER, views)
+            loss = term.loss(views, now, old, old, term.normaliser(views).clamp(min=1))[0]
+            gradients = torch.autograd.grad(loss, list(DENOISER.parameters()), allow_unused=True)
+            losses.append((width, loss.detach(), sum(g.abs().sum() for g in gradients if g is not None)))
+    first, again = ([entry[1:] for entry in losses if entry[0] == width] for width in (6, 9))
+    for (ours, size), (padded, padded_size) in zip(first, again, strict=True):
+        torch.testing.assert_close(ours, padded, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(size, padded_size, rtol=1e-3, atol=1e-5)
+        assert size > 0
+
+
+def test_recorded_guesses_are_scored_as_they_were_drawn():
+    """MDPO's states hold masked blocks ahead, which the block at hand does not see."""
+    (term,) = METHODS["mdpo"]().terms(EOS)
+    views = views_of(term, rollout_of(record_of((term,))))
+    scored = row_logp(DENOISER, views).detach()
+    torch.testing.assert_close(scored, views.old_RL * views.scored_RL, rtol=1e-4, atol=1e-4)
+
+
+def test_the_trajectory_is_scored_as_it_was_sampled():
+    """Segments of one step: log-probs of the rows are those that the sampler drew from."""
+    (term,) = replace(TraceRL(), shrink=1, eos_tokens=-1, lowest=0.0, highest=1.0).terms(EOS)
+    rollout = rollout_of()
+    views = views_of(term, rollout)
+    unit_rows = row_logp(DENOISER, views).detach()
+    sample_R = views.unit_R.new_tensor(
+        [
+            next(index for index in range(len(rollout.tokens_NL)) if torch.equal(rollout.tokens_NL[index], row))
+            for row in views.targets_RL
+        ]
+    )
+    expected = rollout.sampled_logp_NL[sample_R] * views.scored_RL
+    torch.testing.assert_close(unit_rows, expected, rtol=1e-4, atol=1e-4)
+    assert int(views.scored_RL.sum()) > 0
