@@ -174,8 +174,9 @@ def _merged(base: Document, changes: Document) -> Document:
     merged = dict(base)
     for key, value in changes.items():
         before = base.get(key)
-        keeps = isinstance(value, dict) and isinstance(before, dict) and value.get("name") in (None, before.get("name"))
-        merged[key] = _merged(before, value) if keeps else value
+        if isinstance(value, dict) and isinstance(before, dict) and value.get("name") in (None, before.get("name")):
+            value = _merged(before, value)
+        merged[key] = value
     return merged
 
 

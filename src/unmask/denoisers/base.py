@@ -27,7 +27,6 @@ def chunk_positions(vocabulary: int) -> int:
     return max(1, _LOGITS_PER_CHUNK // vocabulary)
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
     """Classifier-free guidance: logits = u + (scale + 1)(c - u), u from the canvas with its prompt masked."""

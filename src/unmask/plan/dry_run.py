@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from unmask.denoisers.base import Answer, ContrastiveLogProb, Denoiser, Guidance, TargetLogProb
+from unmask.denoisers.base import Answer, ContrastiveLogProb, Denoiser, Guidance, TargetLogProb, chunk_positions
 from unmask.denoisers.recompute import recompute_layers
 from unmask.plan.networks import blank_denoiser, layer_count, read_shape, with_layers
 from unmask.recipe import TrainSettings
@@ -27,11 +27,11 @@ from unmask.sampling import Propose
 from unmask.unmasking import LowConfidence
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of the tensors that are made while it is on: their highest sum between two marks."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.alive = self._highest = 0
         self.peaks: list[int] = []
         self._references: dict[int, weakref.ref[Any]] = {}
@@ -101,23 +101,37 @@ class _TraceSettings:
 
     @staticmethod
     def of(settings: TrainSettings) -> _TraceSettings:
-        return _TraceSettings(
-            settings.weights, settings.precision, settings.lora_rank, settings.gradient_checkpointing
-        )
+        return _TraceSettings(settings.weights, settings.precision, settings.lora_rank, settings.gradient_checkpointing)
 
 
 @cache
 def _peak(model: str, settings: _TraceSettings, work: Pass) -> int:
-    """Layers are alike: a stretch of a pass grows by the same amount with each, so two short networks tell."""
     shape = read_shape(model)
+    short = _fewer_chunks(shape, work)
+    # A hidden state that is asked takes little, and its gradient as much; its logits take the place of others.
+    unseen: int = work.forwards * (work.asked - short.asked) * _hidden_size(shape) * torch.float32.itemsize
+    return _peak_of_layers(shape, settings, short) + unseen * (1 if work.samples else 2)
+
+
+def _fewer_chunks(shape: Mapping[str, Any], work: Pass) -> Pass:
+    """The pass with as many positions asked as fill three chunks of logits: more take time, and no more memory."""
+    vocabulary = shape.get("embedding_size") or shape["vocab_size"]
+    enough = -(-3 * chunk_positions(vocabulary) // work.forwards)
+    return replace(work, asked=min(work.asked, enough))
+
+
+def _hidden_size(shape: Mapping[str, Any]) -> int:
+    return int(shape.get("d_model") or shape["hidden_size"])
+
+
+def _peak_of_layers(shape: Mapping[str, Any], settings: _TraceSettings, work: Pass) -> int:
+    """Layers are alike: a stretch of a pass grows by the same amount with each, so two short networks tell."""
     layers, few = layer_count(shape), shape.get("first_k_dense_replace", 0) + 2
     if layers <= few + 1:
         return max(_stretches(shape, settings, work))
     fewer, more = (_stretches(with_layers(shape, count), settings, work) for count in (few, few + 1))
     # Body forwards, head, last layer, ..., first layer, embedding: the ends of the list correspond.
-    ends = min(len(fewer), 3), min(len(fewer), 2)
-    pairs = [*zip(fewer[: ends[0]], more[: ends[0]], strict=True)]
-    pairs += zip(fewer[-ends[1] :], more[-ends[1] :], strict=True)
+    pairs = [*zip(fewer[:3], more[:3], strict=True), *zip(fewer[-2:], more[-2:], strict=True)]
     return max(low + (high - low) * (layers - few) for low, high in pairs)
 
 
@@ -185,7 +199,7 @@ def _run(denoiser: Denoiser, work: Pass, autocast: Any) -> None:
     with autocast:
         (answers, *_) = denoiser(tokens_FL, attention_FL, asked_FA, _answer(work), guidance, beside)
     if not work.samples:
-        answers.sum().backward()  # type: ignore[no-untyped-call]
+        answers.sum().backward()
 
 
 def _answer(work: Pass) -> Answer:

@@ -11,7 +11,7 @@ from unmask.errors import UserError
 from unmask.methods.base import Method, Term
 from unmask.plan.dry_run import Pass, peak_bytes
 from unmask.plan.gpus import GIBIBYTE, GPUs, parse_gpus
-from unmask.plan.networks import Size, blank_denoiser, read_shape, size_of
+from unmask.plan.networks import Size, size_of
 from unmask.plan.work import Work, work_of
 from unmask.recipe import PlanSettings
 from unmask.report.methods_table import EOS
@@ -96,9 +96,8 @@ class Plan:
 def make_plan(settings: PlanSettings) -> Plan:
     """Plan a recipe. Raises UserError where model, GPUs or settings do not go together."""
     gpus = parse_gpus(settings.gpus, settings.gpu, settings.train.precision)
-    denoiser = blank_denoiser(read_shape(settings.model), settings.train)
-    size = size_of(denoiser)
-    prompt, work = _work(settings, settings.method, gpus, denoiser.max_length)
+    size = size_of(settings.model, settings.train.weights, settings.train.lora_rank)
+    prompt, work = _work(settings, settings.method, gpus, size.max_length)
     flops, seconds = costs(settings, work, size, gpus)
     terms = settings.method.terms(EOS)
     return Plan(
@@ -210,10 +209,10 @@ def advice(plan: Plan) -> list[str]:
     moments = memory.moments_of_truth
     if moments["update"] > room and not train.gradient_checkpointing:
         said.append("recompute activations in the backward pass: train.gradient_checkpointing true")
-    left = room - (moments["update"] - memory.update)
     batch = max(term.batch for term in plan.work.terms)
     if moments["update"] > room and batch > 1:
-        fewer = max(1, int(batch * max(0.0, left) / memory.update))
+        left = max(0.0, room - memory.held - memory.gradients - memory.records)
+        fewer = max(1, int(0.9 * batch * left / memory.update))
         said.append(f"fewer forwards at a time: train.micro_batch {fewer} (now {batch})")
     if moments["rollout"] > room:
         said.append(

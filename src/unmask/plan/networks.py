@@ -65,10 +65,10 @@ def blank_denoiser(shape: Mapping[str, Any], settings: TrainSettings) -> Denoise
             network = layout.network(layout.network_config(shape))
         else:
             network = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape))
-    dtype = torch.bfloat16 if settings.weights == "bf16" else torch.float32
-    denoiser = Denoiser(network.to(dtype), mask_id=0, eos_id=1, shift=layout is not None and layout.shift).eval()
-    if settings.lora_rank:
-        add_adapters(denoiser, settings.lora_rank, settings.lora_alpha)
+        dtype = torch.bfloat16 if settings.weights == "bf16" else torch.float32
+        denoiser = Denoiser(network.to(dtype), mask_id=0, eos_id=1, shift=layout is not None and layout.shift).eval()
+        if settings.lora_rank:
+            add_adapters(denoiser, settings.lora_rank, settings.lora_alpha)
     return denoiser
 
 
@@ -85,16 +85,19 @@ class Size:
     head: int  # weights of the head
     vocabulary: int
     attention: int  # layers x heads x width of a head
+    max_length: int  # tokens
 
 
-def size_of(denoiser: Denoiser) -> Size:
-    """The numbers of a denoiser, counted on its tensors."""
+@cache
+def size_of(model: str, weights: str, lora_rank: int) -> Size:
+    """The numbers of a model as it is trained, counted on its tensors. Raises UserError."""
+    denoiser = blank_denoiser(read_shape(model), TrainSettings(weights=weights, lora_rank=lora_rank))
     config = denoiser.model.config
     named = dict(denoiser.model.base_model.named_parameters())
     everything = list(denoiser.parameters())
     trained = [weight for weight in everything if weight.requires_grad]
     experts = getattr(config, "num_experts", None) or getattr(config, "n_routed_experts", None)
-    met = config.num_experts_per_tok / experts if experts else 1.0
+    met: float = config.num_experts_per_tok / experts if experts else 1.0
 
     def active(name: str) -> float:
         return named[name].numel() * (met if ".experts." in name else 1.0)
@@ -112,4 +115,5 @@ def size_of(denoiser: Denoiser) -> Size:
         head=config.vocab_size * config.hidden_size,
         vocabulary=config.vocab_size,
         attention=config.num_hidden_layers * config.num_attention_heads * head_width,
+        max_length=denoiser.max_length,
     )

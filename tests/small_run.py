@@ -18,16 +18,16 @@ from unmask.recipe import PlanSettings
 from unmask.types import Prompts
 from unmask.uniforms import Uniforms
 
-PROMPT, COMPLETION = 24, 40
+PROMPT, COMPLETION = 12, 16
 SHAPE = {
     "model_type": "llama",
     "is_causal": False,
-    "hidden_size": 128,
-    "intermediate_size": 352,
-    "num_hidden_layers": 5,
+    "hidden_size": 64,
+    "intermediate_size": 176,
+    "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "vocab_size": 1500,
+    "vocab_size": 600,
     "max_position_embeddings": 256,
     "tie_word_embeddings": False,
     "pad_token_id": 0,
@@ -39,16 +39,16 @@ SHAPE = {
 def settings_of(directory, method, *, shape=None, rollout=None, train=None) -> PlanSettings:
     """Settings whose model is a config.json in the directory."""
     (directory / "config.json").write_text(json.dumps(SHAPE | (shape or {})))
-    steps = COMPLETION if method["name"] == "just-grpo" else 8
+    steps = COMPLETION if method["name"] == "just-grpo" else 4
     rule = "left_to_right" if method["name"] == "just-grpo" else "low_confidence"
-    sizes = {"prompts": 3, "group_size": 4, "max_new_tokens": COMPLETION, "block_length": 20, "steps": steps}
+    sizes = {"prompts": 2, "group_size": 4, "max_new_tokens": COMPLETION, "block_length": 8, "steps": steps}
     return build(
         PlanSettings,
         {
             "model": str(directory),
             "method": method,
             "rollout": sizes | {"unmasking": {"name": rule}} | (rollout or {}),
-            "train": {"updates": 2} | (train or {}),
+            "train": train or {},
             "prompt_tokens": PROMPT,
         },
     )
@@ -96,7 +96,7 @@ class SmallRun:
         count = rollout.prompts * rollout.group_size
         index = torch.arange(count)
         prompts = Prompts(
-            tokens_NP=torch.arange(count * PROMPT).view(count, PROMPT) % 1000 + 10,
+            tokens_NP=torch.arange(count * PROMPT).view(count, PROMPT) % 500 + 10,
             attention_NP=torch.arange(PROMPT) >= (index // rollout.group_size % 2)[:, None],  # some are padded
             prompt_N=index // rollout.group_size,
             sample_N=index % rollout.group_size,
