@@ -1,5 +1,7 @@
 """Gradient checkpointing: the same gradients with less memory. Frozen weights in bf16: adapters in float32."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -56,7 +58,14 @@ SMALL = {
 }
 
 
-def test_a_step_with_a_frozen_base_in_bf16():
+def test_a_step_with_a_frozen_base_in_bf16(monkeypatch):
+    accelerator = SimpleNamespace(  # accelerate has one precision in a process, and other tests have taken it
+        num_processes=1,
+        process_index=0,
+        device=torch.device("cpu"),
+        autocast=lambda: torch.autocast("cpu", torch.bfloat16),
+    )
+    monkeypatch.setattr("unmask.distributed.make_accelerator", lambda precision: accelerator)
     trained = SMALL["train"] | {"weights": "bf16", "gradient_checkpointing": True, "updates": 2, "micro_batch": 4}
     trainer = build_trainer(build(Recipe, SMALL | {"train": trained}))
     denoiser = trainer.policy.denoiser

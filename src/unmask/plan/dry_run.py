@@ -109,8 +109,8 @@ def _peak(model: str, settings: _TraceSettings, work: Pass) -> int:
     shape = read_shape(model)
     short = _fewer_chunks(shape, work)
     # A hidden state that is asked takes little, and its gradient as much; its logits take the place of others.
-    unseen: int = work.forwards * (work.asked - short.asked) * _hidden_size(shape) * torch.float32.itemsize
-    return _peak_of_layers(shape, settings, short) + unseen * (1 if work.samples else 2)
+    unseen = work.forwards * (work.asked - short.asked) * _hidden_size(shape) * torch.float32.itemsize
+    return int(_peak_of_layers(shape, settings, short) + unseen * (1 if work.samples else 2))
 
 
 def _fewer_chunks(shape: Mapping[str, Any], work: Pass) -> Pass:

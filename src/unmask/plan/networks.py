@@ -97,10 +97,10 @@ def size_of(model: str, weights: str, lora_rank: int) -> Size:
     everything = list(denoiser.parameters())
     trained = [weight for weight in everything if weight.requires_grad]
     experts = getattr(config, "num_experts", None) or getattr(config, "n_routed_experts", None)
-    met: float = config.num_experts_per_tok / experts if experts else 1.0
+    met = config.num_experts_per_tok / experts if experts else 1.0
 
     def active(name: str) -> float:
-        return named[name].numel() * (met if ".experts." in name else 1.0)
+        return float(named[name].numel() * (met if ".experts." in name else 1.0))
 
     matrices = [name for name, weight in named.items() if weight.ndim > 1 and "embed_tokens" not in name]
     adapters = [name for name in matrices if ".lora_" in name]
