@@ -116,7 +116,7 @@ def _peak(model: str, settings: _TraceSettings, work: Pass) -> int:
 def _fewer_chunks(shape: Mapping[str, Any], work: Pass) -> Pass:
     """The pass with as many positions asked as fill three chunks of logits: more take time, and no more memory."""
     vocabulary = shape.get("embedding_size") or shape["vocab_size"]
-    enough = -(-3 * chunk_positions(vocabulary) // work.forwards)
+    enough = -(-3 * chunk_positions(int(vocabulary)) // work.forwards)
     return replace(work, asked=min(work.asked, enough))
 
 
@@ -126,7 +126,7 @@ def _hidden_size(shape: Mapping[str, Any]) -> int:
 
 def _peak_of_layers(shape: Mapping[str, Any], settings: _TraceSettings, work: Pass) -> int:
     """Layers are alike: a stretch of a pass grows by the same amount with each, so two short networks tell."""
-    layers, few = layer_count(shape), shape.get("first_k_dense_replace", 0) + 2
+    layers, few = layer_count(shape), int(shape.get("first_k_dense_replace", 0)) + 2
     if layers <= few + 1:
         return max(_stretches(shape, settings, work))
     fewer, more = (_stretches(with_layers(shape, count), settings, work) for count in (few, few + 1))
