@@ -5,6 +5,7 @@ import string
 
 import pytest
 
+from unmask.build import build_trainer
 from unmask.chat import ChatSettings, continuation, worded
 from unmask.cli import main
 from unmask.config import build
@@ -14,7 +15,6 @@ from unmask.errors import UserError
 from unmask.recipe import Recipe
 from unmask.records import EveryStep
 from unmask.tasks import TASKS, Example
-from unmask.train import build_trainer
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
@@ -156,7 +156,9 @@ def test_scorers_read_the_prefill_in_front(monkeypatch):
     assert all(text.startswith("12") and len(text) == 8 + 2 for texts in read for text in texts)
     assert all(text["text"].startswith("12") for text in sample["completions"])
     assert sample["prompt"] + "12" == trainer.tokenizer.decode(
-        trainer.examples.prompt_ids[[item.prompt for item in trainer.examples.items].index(sample["prompt"])]
+        trainer.source.examples.prompt_ids[
+            [item.prompt for item in trainer.source.examples.items].index(sample["prompt"])
+        ]
     )
 
 
@@ -165,9 +167,9 @@ def test_each_text_has_the_prefill_of_its_own_example():
     made = trainer.tokenizer
     items = [
         example("x", turn("user", item.prompt[:8]), turn("assistant", start))
-        for item, start in zip(trainer.examples.items, "1234", strict=True)
+        for item, start in zip(trainer.source.examples.items, "1234", strict=True)
     ]
-    examples = Examples.of(items, made, trainer.examples.eos_id, room=16)
+    examples = Examples.of(items, made, trainer.source.examples.eos_id, room=16)
     prompts = examples.prompts([2, 0], 2)
     rollout = trainer.sampler(trainer.policy.denoiser.eval(), prompts, trainer.uniforms, EveryStep(), group_size=2)
     assert [text[0] for text in rollout_texts(made, rollout, examples)] == ["3", "3", "1", "1"]

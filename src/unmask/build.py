@@ -15,6 +15,7 @@ from unmask.data import Examples
 from unmask.denoisers.adapters import AdaptersOff, add_adapters, load_adapters
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.pretrained import load_denoiser, load_tokenizer
+from unmask.denoisers.recompute import recompute_layers
 from unmask.errors import UserError
 from unmask.evaluate import Evaluator, over_denoised
 from unmask.experience import Sampled, Source
@@ -111,7 +112,7 @@ def _load_trained(recipe: Recipe, checkpoint: Path | None) -> Denoiser:
     settings = recipe.train
     if not settings.lora_rank:
         return load_denoiser(recipe.model if checkpoint is None else str(checkpoint))
-    denoiser = load_denoiser(recipe.model)
+    denoiser = load_denoiser(recipe.model, torch.bfloat16 if settings.weights == "bf16" else torch.float32)
     add_adapters(denoiser, settings.lora_rank, settings.lora_alpha)
     if checkpoint is not None:
         load_adapters(denoiser, checkpoint)
@@ -146,6 +147,8 @@ def _load_policy(recipe: Recipe, accelerator: Any, checkpoint: Path | None) -> t
     )
     if checkpoint is not None:
         load_optimizer(checkpoint, denoiser, optimizer)
+    if settings.gradient_checkpointing:
+        recompute_layers(denoiser)
     return terms, Policy(
         denoiser=denoiser,
         optimizer=optimizer,

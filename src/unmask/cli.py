@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from unmask import __version__, commands
 from unmask.config import Document, Leaf, build, leaves, override, perhaps, read_recipe, recipe_names
 from unmask.errors import UserError
-from unmask.recipe import EvaluateSettings, OracleSettings, PretrainRecipe, Recipe, SampleSettings
+from unmask.recipe import EvaluateSettings, OracleSettings, PlanSettings, PretrainRecipe, Recipe, SampleSettings
 
 _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130
@@ -83,6 +83,15 @@ COMMANDS = {
             ("--mask-token", "token of its tokenizer to use as mask (default: one is added)"),
         ),
     ),
+    "plan": Command(
+        settings=PlanSettings,
+        run=commands.plan,
+        summary="predict memory, forwards, FLOPs and time of a recipe on GPUs, before it is run",
+        example="unmask plan gsm8k-llada8b-dispo --gpus 8x80GB --gpu h100",
+        arguments=(("recipe", "name of a shipped recipe, or a .toml file: {recipes} (default: sudoku-dispo)"),),
+        switches=(("--all-methods", "compare the costs of all methods with these settings"),),
+        default_recipe="sudoku-dispo",
+    ),
     "oracle": Command(
         settings=OracleSettings,
         run=commands.oracle,
@@ -144,7 +153,7 @@ def _dispatch(words: list[str]) -> int:
 
 def parse(name: str, command: Command, words: list[str]) -> tuple[Any, argparse.Namespace]:
     """Settings and options of a command line: defaults < recipe < flags. Raises UserError."""
-    recipe = _flag_value(words, "--recipe") or command.default_recipe
+    recipe = _recipe_named(command, words) or command.default_recipe
     document: Document = read_recipe(recipe) if recipe is not None else {}
     # A flag that names a choice (--method mdpo) decides which further flags there are.
     for _ in range(2):
@@ -194,6 +203,14 @@ def _parser(name: str, command: Command, known: list[Leaf]) -> _Parser:
             help=f"{leaf.help} (default: {default})".replace("%", "%%").strip(),
         )
     return parser
+
+
+def _recipe_named(command: Command, words: Sequence[str]) -> str | None:
+    """The recipe of a command line: its first word where the command takes one so, else the flag's value."""
+    takes_word = any(name == "recipe" for name, _ in command.arguments)
+    if takes_word:
+        return words[0] if words and not words[0].startswith("-") else None
+    return _flag_value(words, "--recipe")
 
 
 def _flag(leaf: Leaf) -> str:

@@ -11,7 +11,7 @@ from unmask.config import perhaps
 from unmask.errors import UserError
 
 if TYPE_CHECKING:
-    from unmask.recipe import EvaluateSettings, OracleSettings, PretrainRecipe, Recipe, SampleSettings
+    from unmask.recipe import EvaluateSettings, OracleSettings, PlanSettings, PretrainRecipe, Recipe, SampleSettings
 
 
 def train(recipe: Recipe, options: Namespace) -> None:
@@ -91,6 +91,15 @@ def pretrain(recipe: PretrainRecipe, options: Namespace) -> None:
         raise UserError("pretrain needs --output: give a directory for the model")
     prepare(recipe.threads)
     pretrain_to(recipe, Path(options.output).expanduser())
+
+
+def plan(settings: PlanSettings, options: Namespace) -> None:
+    """Print what a recipe takes on GPUs."""
+    from unmask.environment import prepare
+    from unmask.plan.page import print_plan
+
+    prepare(settings.train.threads)
+    print_plan(settings, all_methods=options.all_methods)
 
 
 def oracle(settings: OracleSettings, options: Namespace) -> None:

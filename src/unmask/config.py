@@ -157,8 +157,30 @@ def recipe_names(command: str) -> list[str]:
     )
 
 
-def read_recipe(recipe: str) -> Document:
-    """The table of a recipe: a shipped name or the path of a TOML file. Raises UserError."""
+def read_recipe(recipe: str, above: tuple[str, ...] = ()) -> Document:
+    """The table of a recipe: a shipped name or the path of a TOML file. Raises UserError.
+
+    A recipe with `base = "another"` says only what differs from that one; `above` are those that build on this one.
+    """
+    if recipe in above:
+        raise UserError(f"recipe {recipe!r} has itself as its base ({' on '.join(above)}): remove one base")
+    document = _read_toml(recipe)
+    base = document.pop("base", None)
+    return document if base is None else _merged(read_recipe(str(base), (*above, recipe)), document)
+
+
+def _merged(base: Document, changes: Document) -> Document:
+    """The base with changes; another choice (a table with another name) brings none of the base's settings along."""
+    merged = dict(base)
+    for key, value in changes.items():
+        before = base.get(key)
+        if isinstance(value, dict) and isinstance(before, dict) and value.get("name") in (None, before.get("name")):
+            value = _merged(before, value)
+        merged[key] = value
+    return merged
+
+
+def _read_toml(recipe: str) -> Document:
     path = Path(recipe).expanduser()
     if not recipe.endswith(".toml"):
         path = Path(str(files("unmask").joinpath("recipes"))) / f"{recipe}.toml"

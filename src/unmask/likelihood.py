@@ -18,7 +18,7 @@ def row_logp(denoiser: nn.Module, views: Views) -> Float[Tensor, "R L"]:
 
     Rows of one forward are answered together.
     """
-    asked_FA = _asked(views)
+    asked_FA = asked_columns(views)
     slot_R = _slots(views.forward_R)
     forwards, length = views.inputs_FL.shape
     targets_FKL = views.targets_RL.new_zeros((forwards, int(slot_R.max()) + 1, length))
@@ -31,7 +31,7 @@ def row_logp(denoiser: nn.Module, views: Views) -> Float[Tensor, "R L"]:
     return logp_RL.scatter(1, asked_FA[views.forward_R], logp_RA) * views.scored_RL
 
 
-def _asked(views: Views) -> Int[Tensor, "F A"]:
+def asked_columns(views: Views) -> Int[Tensor, "F A"]:
     """Columns where some row of the forward is scored; forwards with fewer ask others too, which no row counts."""
     scored_FL = torch.zeros(views.inputs_FL.shape, dtype=torch.long, device=views.inputs_FL.device)
     scored_FL = scored_FL.index_add(0, views.forward_R, views.scored_RL.long()) > 0
@@ -51,7 +51,7 @@ def row_contrast(denoiser: Denoiser, views: Views, old: Denoiser | None, blend: 
 
     `old` None: now, detached. One row a forward.
     """
-    asked_FA = _asked(views)
+    asked_FA = asked_columns(views)
     targets_FA = views.targets_RL.gather(1, asked_FA)
     answer = ContrastiveLogProb(targets_FA.flatten(), blend)
     (logp_FA2,) = denoiser(views.inputs_FL, views.attention_FL, asked_FA, answer, beside=old or denoiser)

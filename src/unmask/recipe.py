@@ -123,6 +123,8 @@ class TrainSettings:
     max_grad_norm: float = 0.5  # gradients are clipped to this norm
     micro_batch: int = 0  # forwards at a time in an update; 0: all
     precision: str = "fp32"  # fp32, or bf16 autocast
+    weights: str = "fp32"  # how weights are held: fp32, or bf16 for those that adapters leave frozen
+    gradient_checkpointing: bool = False  # keep less for the backward pass, recompute it there
     lora_rank: int = 0  # rank of low-rank adapters, which alone are trained then; 0: all weights are
     lora_alpha: int = 64  # scale of the adapters, times their rank
     reference_sync_steps: int = 0  # training steps between mixes of the policy into the reference; 0: it stays
@@ -140,6 +142,12 @@ class TrainSettings:
         names = ("steps", "updates", "learning_rate", "max_grad_norm", "examples", "evaluate_every", "checkpoint_every")
         _positive(**{f"train.{name}": getattr(self, name) for name in (*names, "keep_checkpoints")})
         one_of("train.precision", self.precision, ("fp32", "bf16"))
+        one_of("train.weights", self.weights, ("fp32", "bf16"))
+        if self.weights == "bf16" and not self.lora_rank:
+            raise UserError(
+                'train.weights is "bf16", which loses small updates: train adapters (train.lora_rank 128) or hold '
+                'weights in "fp32"'
+            )
         if self.lora_rank and self.reference_sync_steps:
             raise UserError(
                 "train.reference_sync_steps moves the reference, and with train.lora_rank it is the base model: "
@@ -190,6 +198,26 @@ class Recipe:
                 f"method {self.method.name} scores the law of {wanted} sampling, not of {self.rollout.unmasking.name}: "
                 f"give --rollout.unmasking {wanted}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings(Recipe):
+    """A recipe, and the GPUs that it is planned for."""
+
+    gpus: str = "1x80GB"  # number and memory of the GPUs
+    gpu: str = "a100"  # its speed: a100, h100, h200, rtx4090, or peak TFLOP/s at the recipe's precision
+    utilisation: float = 0.4  # share of the peak that is reached
+    headroom: float = 0.1  # share of the memory that stays free: CUDA's own, fragments
+    prompt_tokens: int | None = None  # prompt length with pads; unset: 256, or what the model has room for
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.utilisation <= 1:
+            raise UserError(f"utilisation is {self.utilisation}: give a share above 0, at most 1, such as 0.4")
+        if not 0 <= self.headroom < 1:
+            raise UserError(f"headroom is {self.headroom}: give a share of the memory below 1, such as 0.1")
+        if self.prompt_tokens is not None:
+            _positive(prompt_tokens=self.prompt_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

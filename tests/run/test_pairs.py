@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from unmask.build import build_trainer
 from unmask.cli import main
 from unmask.config import build
 from unmask.data import encode
@@ -14,7 +15,6 @@ from unmask.given import given_rollout
 from unmask.methods import METHODS
 from unmask.recipe import Recipe
 from unmask.tasks import Sudoku
-from unmask.train import build_trainer
 
 ITEMS = Sudoku().examples("train", 24, 0)
 LENGTH = Sudoku().max_new_tokens
@@ -46,10 +46,9 @@ def document(tmp_path):
 
 
 def question(trainer, indices):
-    rollout = trainer.rollout(indices, trainer.uniforms)
-    _, rewards = trainer._rewards(rollout, indices, trainer.uniforms)
-    ((question,),) = trainer.policy.questions(trainer.terms, rollout, rewards, trainer.uniforms, 1)
-    return rollout, question
+    given = trainer.source(trainer.policy, indices, trainer.uniforms)
+    ((question,),) = trainer.policy.questions(trainer.terms, given.rollout, given.read, trainer.uniforms, 1)
+    return given.rollout, question
 
 
 def moved(trainer):
@@ -123,7 +122,7 @@ def test_the_loss_of_a_pair_is_that_of_dpo_on_its_masks(document):
 
 def test_a_given_rollout_holds_the_texts_and_no_trajectory(document):
     trainer = build_trainer(build(Recipe, document))
-    examples = trainer.examples
+    examples = trainer.source.examples
     short = replace(examples, given_ids=[(ids[0][:5], ids[1]) for ids in examples.given_ids])
     rollout = given_rollout(short, [3, 1], LENGTH, trainer.policy.denoiser.mask_id)
     assert rollout.group_size == 2

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from unmask.build import build_trainer
 from unmask.config import build
 from unmask.errors import UserError
 from unmask.recipe import Recipe
 from unmask.tasks import Dataset, Pairs, Sudoku
-from unmask.train import build_trainer
 
 ROWS = [{"prompt": f"What is {n} + {n}?", "completion": f"It is {2 * n}.", "answer": str(2 * n)} for n in range(60)]
 TURNS = [{"role": "user", "content": "Two and two?"}]
@@ -305,7 +305,7 @@ def test_a_model_trains_on_rows_of_the_user_s(tmp_path):
         "evaluation": {"batch": 4, "greedy_steps": 8},
     }
     trainer = build_trainer(build(Recipe, document))
-    assert len(trainer.examples.items) == 20
+    assert len(trainer.source.examples.items) == 20
     assert len(trainer.evaluation(9)["sampled_4/solved"]) == 4
     metrics, sample = trainer.step(0)
     assert metrics["reward"] > 0

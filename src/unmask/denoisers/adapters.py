@@ -15,11 +15,17 @@ _FILE = "adapters.safetensors"
 
 
 def add_adapters(denoiser: Denoiser, rank: int, alpha: int) -> None:
-    """Adapters alpha/rank · B A on every linear layer but the head, B = 0 at first; all other weights are frozen."""
+    """Adapters alpha/rank · B A on every linear layer but the head, B = 0 at first; all other weights are frozen.
+
+    Adapters are float32, whatever the frozen weights are: small updates must not be lost.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
     denoiser.requires_grad_(False)
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear"), denoiser.model)
+    for weight in denoiser.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
 
 
 def _layers(denoiser: Denoiser) -> Iterator[tuple[str, Any]]:

@@ -22,6 +22,11 @@ Attention = Bool[Tensor, "F L"] | Int[Tensor, "F L"]
 _LOGITS_PER_CHUNK = 1 << 24  # 64 MB in float32: logits exist for one chunk at a time
 
 
+def chunk_positions(vocabulary: int) -> int:
+    """Asked positions whose logits exist at the same time."""
+    return max(1, _LOGITS_PER_CHUNK // vocabulary)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
     """Classifier-free guidance: logits = u + (scale + 1)(c - u), u from the canvas with its prompt masked."""
@@ -133,10 +138,10 @@ class Denoiser(nn.Module):
         reduce = partial(
             self._reduce, answer, hidden_QD, blank_QD, 0.0 if guidance is None else guidance.scale, beside, beside_QD
         )
-        size = max(1, _LOGITS_PER_CHUNK // int(self.model.config.vocab_size))
+        size = chunk_positions(int(self.model.config.vocab_size))
         chunks = [slice(start, min(start + size, len(hidden_QD))) for start in range(0, len(hidden_QD), size)]
         if len(chunks) > 1 and torch.is_grad_enabled():
-            parts = [checkpoint(reduce, chunk, use_reentrant=False) for chunk in chunks]
+            parts = [checkpoint(reduce, chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
         else:
             parts = [reduce(chunk) for chunk in chunks]
         return tuple(torch.unflatten(torch.cat(part), 0, asked_FA.shape) for part in zip(*parts, strict=True))

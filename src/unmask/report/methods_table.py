@@ -19,6 +19,18 @@ from unmask.uniforms import Uniforms
 PROMPT, LENGTH, BLOCKS, STEPS, GROUP = 4, 32, 4, 16, 4
 MASK, EOS, FIRST_TOKEN = 0, 1, 2
 
+
+@dataclass(frozen=True, kw_only=True)
+class DryShape:
+    """Sizes of a dry rollout: tokens, blocks, denoising steps, completions a prompt."""
+
+    prompt: int = PROMPT
+    length: int = LENGTH
+    blocks: int = BLOCKS
+    steps: int = STEPS
+    group: int = GROUP
+
+
 LEGEND = {
     "rows asked": "the questions: how likely are these tokens at these positions of this partly masked canvas?",
     "unit": "the rows that are scored together, with one credit",
@@ -83,7 +95,7 @@ def method_rows(method: Method) -> list[Row]:
 def _row(method: Method, term: Term, rollout: Rollout, *, follows: bool) -> Row:
     views = term.views(rollout, dry_rewards(term, rollout), Uniforms(), update=0, updates=2)
     forwards = len(views.inputs_FL) / GROUP
-    first, later = _passes_without_gradient(term, views)
+    first, later = passes_without_gradient(term, views)
     masking: Any = term.masking
     return Row(
         method=f"{method.name} + {masking.unit}" if follows else _name(method),
@@ -160,7 +172,7 @@ def _frozen(term: Term, views: Views) -> str:
 # ---- forwards ----
 
 
-def _passes_without_gradient(term: Term, views: Views) -> tuple[int, int]:
+def passes_without_gradient(term: Term, views: Views) -> tuple[int, int]:
     """Passes over the rows beside the trained one: in a run of one update a batch, and in later updates.
 
     The reference's, and another of now for credit that depends on scores; later that of the old policy too, unless the
@@ -171,31 +183,32 @@ def _passes_without_gradient(term: Term, views: Views) -> tuple[int, int]:
     return first, first + int(asks_old)
 
 
-def dry_rollout(record: Record | None) -> Rollout:
+def dry_rollout(record: Record | None, shape: DryShape | None = None) -> Rollout:
     """A group of completions as if revealed from left to right, equally many tokens a step; no model is asked."""
-    position_NL = torch.arange(-PROMPT, LENGTH).expand(GROUP, -1)
+    shape = shape or DryShape()
+    position_NL = torch.arange(-shape.prompt, shape.length).expand(shape.group, -1)
     completion_NL = position_NL >= 0
     nothing_NL = torch.zeros(position_NL.shape)
     rollout = Rollout(
-        tokens_NL=position_NL + PROMPT + FIRST_TOKEN,
+        tokens_NL=position_NL + shape.prompt + FIRST_TOKEN,
         attention_NL=torch.ones_like(completion_NL),
         completion_NL=completion_NL,
-        block_NL=torch.where(completion_NL, position_NL * BLOCKS // LENGTH, -1),
-        revealed_at_NL=torch.where(completion_NL, position_NL * STEPS // LENGTH, -1),
+        block_NL=torch.where(completion_NL, position_NL * shape.blocks // shape.length, -1),
+        revealed_at_NL=torch.where(completion_NL, position_NL * shape.steps // shape.length, -1),
         sampled_logp_NL=nothing_NL,
         confidence_NL=nothing_NL,
-        prompt_N=torch.zeros(GROUP, dtype=torch.long),
-        sample_N=torch.arange(GROUP),
-        prompt_length=PROMPT,
-        group_size=GROUP,
-        steps=STEPS,
+        prompt_N=torch.zeros(shape.group, dtype=torch.long),
+        sample_N=torch.arange(shape.group),
+        prompt_length=shape.prompt,
+        group_size=shape.group,
+        steps=shape.steps,
         temperature=1.0,
         mask_id=MASK,
         remasking=False,
     )
     if record is None:
         return rollout
-    slots = record.steps(Uniforms(), rollout.prompt_N, rollout.sample_N, STEPS)
+    slots = record.steps(Uniforms(), rollout.prompt_N, rollout.sample_N, shape.steps)
     return replace(rollout, snapshots=tuple(_snapshot(rollout, step_N, record.guesses) for step_N in slots))
 
 
@@ -214,5 +227,6 @@ def _snapshot(rollout: Rollout, step_N: torch.Tensor, guesses: int) -> Snapshot:
 
 def dry_rewards(term: Term, rollout: Rollout) -> torch.Tensor:
     """Unequal rewards of the shape that the term's credit reads: [1, G], or [1, G, guesses]."""
-    shape = (1, GROUP) if term.record is None else (1, GROUP, len(rollout.snapshots) * term.record.guesses)
+    group = rollout.group_size
+    shape = (1, group) if term.record is None else (1, group, len(rollout.snapshots) * term.record.guesses)
     return Uniforms().key(torch.arange(torch.Size(shape).numel())).draw().float().view(shape)

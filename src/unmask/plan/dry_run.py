@@ -1,0 +1,212 @@
+"""Peak memory of a denoiser's passes, found by running them on tensors that have shapes and no numbers.
+
+The code that is run is the code that trains, so what autograd keeps, what autocast copies and what the head chunks
+are those of a real pass. Attention is one fused kernel, as on GPUs.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from unmask.denoisers.base import Answer, ContrastiveLogProb, Denoiser, Guidance, TargetLogProb, chunk_positions
+from unmask.denoisers.recompute import recompute_layers
+from unmask.plan.networks import blank_denoiser, layer_count, read_shape, with_layers
+from unmask.proposals import Propose
+from unmask.recipe import TrainSettings
+from unmask.unmasking import LowConfidence
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of the tensors that are made while it is on: their highest sum between two marks."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.alive = self._highest = 0
+        self.peaks: list[int] = []
+        self._references: dict[int, weakref.ref[Any]] = {}
+
+    def mark(self) -> None:
+        """End a stretch, and note its peak."""
+        self.peaks.append(self._highest)
+        self._highest = self.alive
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = _grouped(func, args, kwargs) if func is torch.ops.aten._grouped_mm.default else func(*args, **kwargs)
+        theirs = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in theirs:
+                self._count(leaf.untyped_storage())
+        return result
+
+    def _count(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._references:
+            return
+
+        def freed(_: Any) -> None:
+            del self._references[key]
+            self.alive -= size
+
+        self._references[key] = weakref.ref(storage, freed)
+        self.alive += size
+        self._highest = max(self._highest, self.alive)
+
+
+def _grouped(func: Any, args: Any, kwargs: Any) -> Tensor:
+    """The experts' product, which without numbers is answered in bf16 alone."""
+    left, right, *others = args
+    product: Tensor = func(left.bfloat16(), right.bfloat16(), *others, **kwargs)
+    return product.to(left.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """Forwards that are made at once: F of L positions, A of them asked, K targets each."""
+
+    forwards: int
+    length: int
+    asked: int
+    targets: int = 1
+    blended: bool = False  # beside the logits of the old policy
+    samples: bool = False  # a denoising step, else a pass with gradient
+    guided: bool = False
+    accumulates: bool = False  # gradients are there already
+
+
+def peak_bytes(model: str, settings: TrainSettings, work: Pass) -> int:
+    """Bytes that a pass takes at its peak beyond weights, optimizer and gradients that were there before it."""
+    return _peak(model, _TraceSettings.of(settings), work)
+
+
+@dataclass(frozen=True)
+class _TraceSettings:
+    """What of the settings changes a pass (others must not make the traces of two recipes differ)."""
+
+    weights: str
+    precision: str
+    lora_rank: int
+    gradient_checkpointing: bool
+
+    @staticmethod
+    def of(settings: TrainSettings) -> _TraceSettings:
+        return _TraceSettings(settings.weights, settings.precision, settings.lora_rank, settings.gradient_checkpointing)
+
+
+@cache
+def _peak(model: str, settings: _TraceSettings, work: Pass) -> int:
+    shape = read_shape(model)
+    short = _fewer_chunks(shape, work)
+    # A hidden state that is asked takes little, and its gradient as much; its logits take the place of others.
+    unseen = work.forwards * (work.asked - short.asked) * _hidden_size(shape) * torch.float32.itemsize
+    return int(_peak_of_layers(shape, settings, short) + unseen * (1 if work.samples else 2))
+
+
+def _fewer_chunks(shape: Mapping[str, Any], work: Pass) -> Pass:
+    """The pass with as many positions asked as fill three chunks of logits: more take time, and no more memory."""
+    vocabulary = shape.get("embedding_size") or shape["vocab_size"]
+    enough = -(-3 * chunk_positions(int(vocabulary)) // work.forwards)
+    return replace(work, asked=min(work.asked, enough))
+
+
+def _hidden_size(shape: Mapping[str, Any]) -> int:
+    return int(shape.get("d_model") or shape["hidden_size"])
+
+
+def _peak_of_layers(shape: Mapping[str, Any], settings: _TraceSettings, work: Pass) -> int:
+    """Layers are alike: a stretch of a pass grows by the same amount with each, so two short networks tell."""
+    layers, few = layer_count(shape), int(shape.get("first_k_dense_replace", 0)) + 2
+    if layers <= few + 1:
+        return max(_stretches(shape, settings, work))
+    fewer, more = (_stretches(with_layers(shape, count), settings, work) for count in (few, few + 1))
+    # Body forwards, head, last layer, ..., first layer, embedding: the ends of the list correspond.
+    pairs = [*zip(fewer[:3], more[:3], strict=True), *zip(fewer[-2:], more[-2:], strict=True)]
+    return max(low + (high - low) * (layers - few) for low, high in pairs)
+
+
+def _stretches(shape: Mapping[str, Any], settings: _TraceSettings, work: Pass) -> list[int]:
+    train = TrainSettings(
+        weights=settings.weights,
+        precision=settings.precision,
+        lora_rank=settings.lora_rank,
+        gradient_checkpointing=settings.gradient_checkpointing,
+    )
+    denoiser = blank_denoiser(shape, train)
+    with FakeTensorMode():
+        _materialise(denoiser, gradients=work.accumulates)
+        if train.gradient_checkpointing:
+            recompute_layers(denoiser)
+        live = LiveBytes()
+        with _marked(denoiser, live), live, torch.set_grad_enabled(not work.samples):
+            _run(denoiser, work, torch.autocast("cpu", torch.bfloat16, enabled=train.precision == "bf16"))
+        live.mark()
+    return live.peaks
+
+
+def _materialise(denoiser: Denoiser, *, gradients: bool) -> None:
+    """Give every meta tensor a device, and trained weights a gradient where there is one already."""
+    for module in denoiser.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                fake = nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype), requires_grad=weight.requires_grad)
+                fake.grad = torch.empty_like(fake) if gradients and fake.requires_grad else None
+                module._parameters[name] = fake
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+    if denoiser.model.config.tie_word_embeddings:
+        denoiser.model.tie_weights()
+
+
+@contextmanager
+def _marked(denoiser: Denoiser, live: LiveBytes) -> Iterator[None]:
+    """Mark when the body's forward pass is done, and when the gradient has come down to each layer."""
+
+    def layer_begins(module: Any, arguments: Any) -> None:
+        if arguments[0].requires_grad:
+            arguments[0].register_hook(lambda gradient: live.mark())
+
+    def body_ends(module: Any, arguments: Any, output: Any) -> None:
+        live.mark()
+        if output.last_hidden_state.requires_grad:
+            output.last_hidden_state.register_hook(lambda gradient: live.mark())
+
+    body = denoiser.model.base_model
+    handles = [body.register_forward_hook(body_ends)]
+    handles += [layer.register_forward_pre_hook(layer_begins) for layer in body.layers]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+def _run(denoiser: Denoiser, work: Pass, autocast: Any) -> None:
+    tokens_FL = torch.zeros(work.forwards, work.length, dtype=torch.long)
+    attention_FL = torch.ones(work.forwards, work.length, dtype=torch.bool)
+    asked_FA = torch.zeros(work.forwards, work.asked, dtype=torch.long)
+    guidance = Guidance(scale=1.0, prompt_FL=attention_FL) if work.guided else None
+    beside = denoiser if work.blended else None
+    with autocast:
+        (answers, *_) = denoiser(tokens_FL, attention_FL, asked_FA, _answer(work), guidance, beside)
+    if not work.samples:
+        answers.sum().backward()
+
+
+def _answer(work: Pass) -> Answer:
+    asked = work.forwards * work.asked
+    if work.samples:
+        uniform_QZ = torch.zeros(asked, work.targets, dtype=torch.float64)
+        return Propose(temperature=1.0, mask_id=0, measure=LowConfidence().measure, uniform_QZ=uniform_QZ)
+    if work.blended:
+        return ContrastiveLogProb(torch.zeros(asked, dtype=torch.long), 1.0)
+    return TargetLogProb(torch.zeros(asked, work.targets, dtype=torch.long))

@@ -1,0 +1,222 @@
+"""The plan of a recipe: what each GPU holds at its worst moments, and what a training step costs.
+
+Data parallel as `distributed` does it: every GPU holds the whole model and its optimizer, and gradients are summed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unmask.errors import UserError
+from unmask.methods.base import Method, Term
+from unmask.plan.dry_run import Pass, peak_bytes
+from unmask.plan.gpus import GIBIBYTE, GPUs, parse_gpus
+from unmask.plan.networks import Size, size_of
+from unmask.plan.work import Work, work_of
+from unmask.recipe import PlanSettings
+from unmask.report.methods_table import EOS
+
+_PROMPT = 256  # tokens, where nothing is said
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on one GPU: what is always there, and what comes on top at three moments."""
+
+    weights: int
+    reference: int
+    old: int
+    moments: int
+    gradients: int
+    records: int  # rollout, recorded states, questions
+    rollout: int
+    update: int  # gradients are part of it where the first backward pass makes them
+    optimizer: int
+    accumulates: bool
+
+    @property
+    def held(self) -> int:
+        """Always there, but for gradients."""
+        return self.weights + self.reference + self.old + self.moments
+
+    @property
+    def moments_of_truth(self) -> dict[str, int]:
+        """Bytes in all at each moment."""
+        before = self.gradients if self.accumulates else 0
+        return {
+            "rollout": self.held + self.gradients + self.rollout + self.records,
+            "update": self.held + before + self.update + self.records,
+            "optimizer step": self.held + self.gradients + self.optimizer + self.records,
+        }
+
+    @property
+    def peak(self) -> int:
+        """The most that is there at once."""
+        return max(self.moments_of_truth.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """Predicted time of one training step by its parts."""
+
+    rollout: float
+    trained: float
+    other: float
+
+    @property
+    def step(self) -> float:
+        """All together."""
+        return self.rollout + self.trained + self.other
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A recipe on GPUs."""
+
+    settings: PlanSettings
+    gpus: GPUs
+    size: Size
+    work: Work
+    memory: Memory
+    flops: Seconds  # FLOPs of one GPU by the same parts
+    seconds: Seconds
+    prompt: int
+
+    @property
+    def room(self) -> float:
+        """Bytes of a GPU that may be used."""
+        return self.gpus.memory * (1 - self.settings.headroom)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak stays within them."""
+        return self.memory.peak <= self.room
+
+
+def make_plan(settings: PlanSettings) -> Plan:
+    """Plan a recipe. Raises UserError where model, GPUs or settings do not go together."""
+    gpus = parse_gpus(settings.gpus, settings.gpu, settings.train.precision)
+    size = size_of(settings.model, settings.train.weights, settings.train.lora_rank)
+    prompt, work = _work(settings, settings.method, gpus, size.max_length)
+    flops, seconds = costs(settings, work, size, gpus)
+    terms = settings.method.terms(EOS)
+    return Plan(
+        settings=settings,
+        gpus=gpus,
+        size=size,
+        work=work,
+        memory=_memory(settings, terms, work, size, gpus),
+        flops=flops,
+        seconds=seconds,
+        prompt=prompt,
+    )
+
+
+def method_costs(plan: Plan, method: Method) -> tuple[Work, Seconds, Seconds]:
+    """Work, FLOPs and seconds of another method with the settings of a plan."""
+    _, work = _work(plan.settings, method, plan.gpus, plan.prompt + plan.work.length)
+    return work, *costs(plan.settings, work, plan.size, plan.gpus)
+
+
+def _work(settings: PlanSettings, method: Method, gpus: GPUs, max_length: int) -> tuple[int, Work]:
+    sampler = settings.rollout.sampler(settings.task)
+    length = sampler.max_new_tokens
+    prompt = settings.prompt_tokens or min(_PROMPT, max_length - length)
+    if prompt < 1 or prompt + length > max_length:
+        raise UserError(
+            f"prompt of {prompt} and completion of {length} tokens exceed the {max_length} that the model takes: "
+            "give a smaller prompt_tokens or rollout.max_new_tokens"
+        )
+    if settings.rollout.prompts % gpus.count:
+        raise UserError(
+            f"rollout.prompts {settings.rollout.prompts} cannot be shared by {gpus.count} GPUs: give a multiple"
+        )
+    return prompt, work_of(
+        method,
+        settings.rollout,
+        prompt=prompt,
+        length=length,
+        updates=settings.train.updates,
+        micro_batch=settings.train.micro_batch,
+        ranks=gpus.count,
+    )
+
+
+def costs(settings: PlanSettings, work: Work, size: Size, gpus: GPUs) -> tuple[Seconds, Seconds]:
+    """FLOPs of one GPU in a training step, and the seconds that they take."""
+    flops = Seconds(
+        rollout=work.rollout_flops(size),
+        trained=work.trained_flops(size, recompute=settings.train.gradient_checkpointing),
+        other=work.other_flops(size),
+    )
+    rate = gpus.peak * settings.utilisation
+    return flops, Seconds(rollout=flops.rollout / rate, trained=flops.trained / rate, other=flops.other / rate)
+
+
+def _memory(settings: PlanSettings, terms: tuple[Term, ...], work: Work, size: Size, gpus: GPUs) -> Memory:
+    train = settings.train
+    copied = size.weight_bytes if not train.lora_rank and any(term.reads("reference") for term in terms) else 0
+    keeps_old = train.updates > 1 and any(term.blend is not None for term in terms)
+    accumulates = any(term.batch < term.forwards for term in work.terms) or len(work.terms) > 1
+    passes = [
+        Pass(
+            forwards=term.batch,
+            length=work.length,
+            asked=term.widest,
+            targets=term.targets,
+            blended=term.blended,
+            accumulates=accumulates,
+        )
+        for term in work.terms
+    ]
+    denoising = Pass(
+        forwards=work.samples,
+        length=work.length,
+        asked=max(work.asked_in_rollout),
+        targets=work.guesses,
+        samples=True,
+        guided=work.guided,
+    )
+    # AdamW takes all weights at once and holds a root of their moments; several ranks send one flat copy of a copy.
+    temporary = size.trained_bytes * (2 if gpus.count > 1 else 1)
+    questions = sum(term.question_bytes for term in work.terms) * work.updates
+    return Memory(
+        weights=size.weight_bytes,
+        reference=copied,
+        old=size.weight_bytes if keeps_old else 0,
+        moments=2 * size.trained_bytes,
+        gradients=size.trained_bytes,
+        records=work.record_bytes + questions,
+        rollout=peak_bytes(settings.model, train, denoising),
+        update=max(peak_bytes(settings.model, train, each) for each in passes),
+        optimizer=temporary,
+        accumulates=accumulates,
+    )
+
+
+def advice(plan: Plan) -> list[str]:
+    """What to change where the recipe does not fit, the most telling first."""
+    train, memory, room = plan.settings.train, plan.memory, plan.room
+    state = memory.held + memory.gradients + memory.optimizer + memory.records
+    if state > room and not train.lora_rank:
+        return [
+            f"the model's own state takes {state / GIBIBYTE:.0f} GiB on every GPU, however many there are: train "
+            "adapters (train.lora_rank 128), with their frozen base in bf16 (train.weights bf16)"
+        ]
+    said = []
+    if train.lora_rank and train.weights == "fp32" and train.precision == "bf16":
+        said.append("hold the frozen base in bf16: train.weights bf16")
+    moments = memory.moments_of_truth
+    if moments["update"] > room and not train.gradient_checkpointing:
+        said.append("recompute activations in the backward pass: train.gradient_checkpointing true")
+    batch = max(term.batch for term in plan.work.terms)
+    if moments["update"] > room and batch > 1:
+        left = max(0.0, room - memory.held - memory.gradients - memory.records)
+        fewer = max(1, int(0.9 * batch * left / memory.update))
+        said.append(f"fewer forwards at a time: train.micro_batch {fewer} (now {batch})")
+    if moments["rollout"] > room:
+        said.append(
+            f"a GPU samples {plan.work.samples} completions at once: more GPUs, fewer rollout.prompts or a smaller "
+            "rollout.group_size"
+        )
+    return said or ["GPUs with more memory"]

@@ -1,0 +1,42 @@
+"""GPUs: how many, how large, how fast."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from unmask.config import perhaps
+from unmask.errors import UserError
+
+GIBIBYTE = 2**30
+
+# Peak TFLOP/s of dense matrix products as the maker states them: in bf16, and in fp32 without tensor cores.
+PEAKS = {
+    "a100": (312.0, 19.5),
+    "h100": (989.0, 67.0),
+    "h200": (989.0, 67.0),
+    "rtx4090": (165.0, 83.0),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPUs:
+    """`count` alike, each of `memory` bytes and `peak` FLOP/s at the recipe's precision."""
+
+    count: int
+    memory: int
+    peak: float
+
+
+def parse_gpus(gpus: str, gpu: str, precision: str) -> GPUs:
+    """From `8x80GB` and `a100`, or a number of TFLOP/s. Raises UserError."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)GB", gpus)
+    if match is None:
+        raise UserError(f"gpus is {gpus!r}: give number and memory, such as 8x80GB")
+    if gpu in PEAKS:
+        teraflops = PEAKS[gpu][precision != "bf16"]
+    elif re.fullmatch(r"\d+(\.\d+)?", gpu) and float(gpu) > 0:
+        teraflops = float(gpu)
+    else:
+        raise UserError(f"unknown gpu {gpu!r}{perhaps(gpu, list(PEAKS))}, or its peak in TFLOP/s, such as 312")
+    return GPUs(count=int(match[1]), memory=int(match[2]) * GIBIBYTE, peak=teraflops * 1e12)

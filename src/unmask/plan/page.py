@@ -1,0 +1,135 @@
+"""What `unmask plan` prints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from unmask.methods import METHODS
+from unmask.plan.estimate import Plan, advice, make_plan, method_costs
+from unmask.plan.gpus import GIBIBYTE
+from unmask.recipe import PlanSettings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_METHODS_SHOWN = ("method", "forwards with\ngradient", "without", "update\nPFLOP", "rollout\nPFLOP", "step")
+
+
+def print_plan(settings: PlanSettings, *, all_methods: bool) -> None:
+    """Plan and print; the costs of all methods where asked."""
+    from rich.console import Console
+
+    console = Console(markup=False, highlight=False, emoji=False)
+    plan = make_plan(settings)
+    console.print(_heading(plan))
+    _print_table(console, [["memory of one GPU", "GiB"], *_memory_rows(plan)])
+    _print_table(console, [["a training step", "forwards", "PFLOP", "time"], *_cost_rows(plan)])
+    if all_methods:
+        rows = [[name, *_method_cells(plan, name)] for name in METHODS]
+        _print_table(console, [list(_METHODS_SHOWN), *rows])
+    console.print(verdict(plan))
+    console.print()
+    console.print(_assumptions(plan))
+
+
+def _heading(plan: Plan) -> str:
+    settings, size, gpus = plan.settings, plan.size, plan.gpus
+    rank = settings.train.lora_rank
+    trained = f"{_count(size.trained)} in adapters of rank {rank}" if rank else "all of them"
+    return (
+        f"{settings.model}: {_count(size.parameters)} parameters, trained: {trained}; "
+        f"{settings.method.name} on {settings.task.name}\n"
+        f"{gpus.count} GPU{'s' if gpus.count > 1 else ''} of {gpus.memory // GIBIBYTE} GB, data parallel: each holds "
+        "the whole model, gradients are summed\n"
+    )
+
+
+def _count(number: int) -> str:
+    for unit, size in (("billion", 1e9), ("million", 1e6)):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return f"{number:,}"
+
+
+def _memory_rows(plan: Plan) -> list[list[str]]:
+    memory, train, work = plan.memory, plan.settings.train, plan.work
+    batch = max(term.batch for term in work.terms)
+    recomputed = ", layers recomputed" if train.gradient_checkpointing else ""
+    held = {
+        f"weights ({train.weights})": memory.weights,
+        "frozen reference": memory.reference,
+        "old policy": memory.old,
+        "optimizer moments": memory.moments,
+        "gradients": memory.gradients,
+        "rollout and questions": memory.records,
+    }
+    moments = memory.moments_of_truth
+    update = memory.update - (0 if memory.accumulates else memory.gradients)
+    passing = {
+        f"denoising, {work.samples} samples at once": memory.rollout,
+        f"forward and backward, {batch} at a time{recomputed}": update,
+        "optimizer step": memory.optimizer,
+    }
+    totals = {f"at the peak of the {name}": size for name, size in moments.items()}
+    rows = held | passing | totals
+    return [[name, f"{size / GIBIBYTE:.2f}"] for name, size in rows.items() if size]
+
+
+def _cost_rows(plan: Plan) -> list[list[str]]:
+    count, work = plan.gpus.count, plan.work
+    parts = {
+        "rollout": (work.rollout_forwards, plan.flops.rollout, plan.seconds.rollout),
+        "update, with gradient": (work.trained_forwards, plan.flops.trained, plan.seconds.trained),
+        "update, without": (work.other_forwards, plan.flops.other, plan.seconds.other),
+    }
+    whole = tuple(sum(part[place] for part in parts.values()) for place in range(3))
+    return [
+        [name, f"{round(count * forwards):,}", f"{count * flops / 1e15:.3g}", _time(seconds)]
+        for name, (forwards, flops, seconds) in (parts | {"together": whole}).items()
+    ]
+
+
+def _method_cells(plan: Plan, name: str) -> list[str]:
+    work, flops, seconds = method_costs(plan, METHODS[name]())
+    count = plan.gpus.count
+    petaflops = [f"{count * value / 1e15:.3g}" for value in (flops.trained + flops.other, flops.rollout)]
+    return [f"{count * work.trained_forwards:,}", f"{count * work.other_forwards:,}", *petaflops, _time(seconds.step)]
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.2g} s"
+
+
+def verdict(plan: Plan) -> str:
+    """Whether it fits, and what to change where it does not."""
+    peak, room = plan.memory.peak / GIBIBYTE, plan.room / GIBIBYTE
+    if plan.fits:
+        return f"It fits: {peak:.1f} GiB at the peak, {room:.1f} GiB usable on each GPU."
+    lines = [f"It does NOT fit: {peak:.1f} GiB at the peak, {room:.1f} GiB usable on each GPU. Change:"]
+    return "\n".join([*lines, *(f"* {line}" for line in advice(plan))])
+
+
+def _assumptions(plan: Plan) -> str:
+    settings = plan.settings
+    steps, hours = settings.train.steps, settings.train.steps * plan.seconds.step / 3600
+    return (
+        f"Assumed: prompts of {plan.prompt} tokens (prompt_tokens), completions that fill their "
+        f"{plan.work.length - plan.prompt}, every group trained; {settings.utilisation:.0%} of "
+        f"{plan.gpus.peak / 1e12:g} TFLOP/s (utilisation, gpu); {settings.headroom:.0%} of the memory stays free "
+        f"(headroom). {steps} training steps: {hours:.1f} h, without evaluations, rewards and communication."
+    )
+
+
+def _print_table(console: Console, rows: list[list[str]]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for place, heading in enumerate(rows[0]):
+        table.add_column(heading, justify="right" if place else "left", overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*row)
+    console.print(table)
+    console.print()

@@ -1,0 +1,175 @@
+"""Forwards and FLOPs of a training step, counted on the questions that the method asks of a dry rollout.
+
+Upper bounds: completions fill their length, and no group has equal rewards (such a group is not trained).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from unmask.denoisers.base import chunk_positions
+from unmask.likelihood import asked_columns
+from unmask.methods.base import Method, Term, record_of
+from unmask.plan.networks import Size
+from unmask.recipe import RolloutSettings
+from unmask.report.methods_table import EOS, DryShape, dry_rewards, dry_rollout, passes_without_gradient
+from unmask.types import Rollout, Views
+from unmask.uniforms import Uniforms
+
+
+@dataclass(frozen=True, kw_only=True)
+class TermWork:
+    """One term in one optimizer update on one GPU."""
+
+    forwards: int
+    batch: int  # forwards at a time
+    asked: float  # positions that a forward asks on average
+    widest: int  # positions that the widest batch asks
+    targets: int  # tokens that are scored at a position: rows of a forward
+    without_gradient: tuple[int, int]  # passes of other policies over the same rows: in the first update, in later ones
+    blended: bool
+    question_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one GPU does in one training step."""
+
+    samples: int
+    length: int  # prompt and completion
+    asked_in_rollout: tuple[int, ...]  # positions that each denoising step asks
+    guided: bool
+    guesses: int  # tokens that are drawn at a position of a recorded state
+    terms: tuple[TermWork, ...]
+    updates: int
+    record_bytes: int  # the rollout and its recorded states
+
+    @property
+    def rollout_forwards(self) -> int:
+        """One a sample and denoising step, two with guidance."""
+        return self.samples * len(self.asked_in_rollout) * (2 if self.guided else 1)
+
+    @property
+    def trained_forwards(self) -> int:
+        """With gradient."""
+        return self.updates * sum(term.forwards for term in self.terms)
+
+    @property
+    def other_forwards(self) -> int:
+        """Without gradient, of the reference and of the old policy."""
+        return sum(self._other(term) for term in self.terms)
+
+    def _other(self, term: TermWork) -> int:
+        first, later = term.without_gradient
+        return term.forwards * (first + later * (self.updates - 1))
+
+    def rollout_flops(self, size: Size) -> float:
+        """FLOPs of all denoising steps."""
+        passes = 2 if self.guided else 1
+        asked = sum(self.asked_in_rollout) / len(self.asked_in_rollout)
+        return passes * self.samples * len(self.asked_in_rollout) * _forward_flops(size, self.length, asked)
+
+    def other_flops(self, size: Size) -> float:
+        """FLOPs of the passes without gradient."""
+        return sum(self._other(term) * _forward_flops(size, self.length, term.asked) for term in self.terms)
+
+    def trained_flops(self, size: Size, *, recompute: bool) -> float:
+        """FLOPs of the passes with gradient."""
+        return self.updates * sum(
+            term.forwards * _trained_flops(size, self.length, term, recompute=recompute) for term in self.terms
+        )
+
+
+def _forward_flops(size: Size, length: int, asked: float) -> float:
+    """2 FLOPs a weight and token; attention scores and their use; the head at asked positions only."""
+    body = 2 * (size.active + size.adapters) * length + 4 * size.attention * length**2
+    return body + 2 * size.head * asked
+
+
+def _trained_flops(size: Size, length: int, term: TermWork, *, recompute: bool) -> float:
+    """A forward, the gradient of what comes in (as much again), and that of trained weights (as much again).
+
+    Once more what is recomputed: the layers with gradient checkpointing, the head where its logits come in chunks.
+    """
+    again = 1 if recompute else 0
+    frozen = size.adapters > 0
+    body = 2 * size.active * length * ((2 if frozen else 3) + again)
+    body += (2 * size.adapters * length + 4 * size.attention * length**2) * (3 + again)
+    chunked = 1 if _in_chunks(size, term) else 0
+    return body + 2 * size.head * term.asked * ((2 if frozen else 3) + chunked)
+
+
+def _in_chunks(size: Size, term: TermWork) -> bool:
+    return term.batch * term.widest > chunk_positions(size.vocabulary)
+
+
+def work_of(
+    method: Method, rollout: RolloutSettings, *, prompt: int, length: int, updates: int, micro_batch: int, ranks: int
+) -> Work:
+    """The work of one rank; `prompt` and `length` in tokens."""
+    terms = method.terms(EOS)
+    record = record_of(terms)
+    blocks = length // (rollout.block_length or length)
+    shape = DryShape(prompt=prompt, length=length, blocks=blocks, steps=rollout.steps, group=rollout.group_size)
+    dry = dry_rollout(record, shape)
+    prompts = rollout.prompts // ranks
+    recorded: set[int] = set()
+    if record is not None:
+        prompt_N = torch.arange(prompts).repeat_interleave(rollout.group_size)
+        sample_N = torch.arange(rollout.group_size).repeat(prompts)
+        recorded = set(torch.cat(record.steps(Uniforms(), prompt_N, sample_N, rollout.steps)).tolist())
+    return Work(
+        samples=prompts * rollout.group_size,
+        length=prompt + length,
+        # A step that is recorded asks about the whole completion, others about their block.
+        asked_in_rollout=tuple(length if step in recorded else length // blocks for step in range(rollout.steps)),
+        guided=rollout.guidance_scale != 0,
+        guesses=1 if record is None or record.own else 1 + record.guesses,
+        terms=tuple(_term_work(term, dry, prompts, micro_batch) for term in terms),
+        updates=updates,
+        record_bytes=prompts * _bytes_of(dry),
+    )
+
+
+def _term_work(term: Term, dry: Rollout, prompts: int, micro_batch: int) -> TermWork:
+    views = term.views(dry, dry_rewards(term, dry), Uniforms(), 0, 1)
+    views = views.take_units(term.trained(views))
+    forwards = len(views.inputs_FL) * prompts
+    targets = int(torch.bincount(views.forward_R).max())
+    of_unit = 1 if targets > 1 else int(torch.bincount(views.unit_R).max())
+    batch = forwards
+    if micro_batch:  # units stay whole
+        batch = min(forwards, -(-micro_batch // of_unit) * of_unit)
+    widths = [(len(part.inputs_FL), asked_columns(part).shape[1]) for part in _parts(views, micro_batch)]
+    first, later = passes_without_gradient(term, views)
+    again = 1 if term.credits_scores and batch < forwards else 0
+    return TermWork(
+        forwards=forwards,
+        batch=batch,
+        asked=sum(count * width for count, width in widths) / sum(count for count, _ in widths),
+        widest=max(width for _, width in widths),
+        targets=targets,
+        without_gradient=(first + again, later + again),
+        blended=term.blend is not None,
+        question_bytes=prompts * _bytes_of(views),
+    )
+
+
+def _parts(views: Views, micro_batch: int) -> Iterator[Views]:
+    if 0 < micro_batch < len(views.inputs_FL):
+        yield from (part for part, _ in views.micro_batches(micro_batch))
+    else:
+        yield views
+
+
+def _bytes_of(piece: Rollout | Views) -> int:
+    """Bytes of the tensors in it, recorded states included."""
+    values = [getattr(piece, field.name) for field in fields(piece)]
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    for snapshot in getattr(piece, "snapshots", ()):
+        tensors += [getattr(snapshot, field.name) for field in fields(snapshot)]
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)

@@ -1,0 +1,90 @@
+"""Gradient checkpointing: the same gradients with less memory. Frozen weights in bf16: adapters in float32."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from small import small_denoiser
+from unmask.build import build_trainer
+from unmask.config import build
+from unmask.denoisers.adapters import add_adapters
+from unmask.denoisers.base import TargetLogProb
+from unmask.denoisers.pretrained import load_denoiser
+from unmask.denoisers.recompute import recompute_layers
+from unmask.plan.dry_run import LiveBytes
+from unmask.recipe import Recipe
+
+TOKENS = torch.arange(36).view(3, 12) % 7
+
+
+def gradients(*, recompute: bool, adapters: bool) -> tuple[dict[str, torch.Tensor], int]:
+    """Of trained weights by name, and the bytes at the peak."""
+    denoiser = small_denoiser()
+    if adapters:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            add_adapters(denoiser, rank=2, alpha=4)
+            for weight in denoiser.parameters():
+                if weight.requires_grad:
+                    torch.nn.init.normal_(weight, std=0.3)
+    if recompute:
+        recompute_layers(denoiser)
+    attention = TOKENS >= 0
+    with LiveBytes() as live:
+        (logp,) = denoiser(TOKENS, attention, torch.arange(12).expand(3, -1), TargetLogProb(TOKENS.flatten()[:, None]))
+        logp.square().sum().backward()
+    live.mark()
+    assert not denoiser.training
+    return {name: weight.grad for name, weight in denoiser.named_parameters() if weight.requires_grad}, live.peaks[-1]
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_gradients_are_the_same_and_take_less_memory(adapters):
+    kept, more = gradients(recompute=False, adapters=adapters)
+    again, less = gradients(recompute=True, adapters=adapters)
+    assert list(kept) == list(again)
+    for name, gradient in kept.items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(again[name], gradient, rtol=1e-6, atol=1e-6)
+    assert less < 0.8 * more
+
+
+SMALL = {
+    "method": {"name": "diffu-grpo"},
+    "rollout": {"prompts": 4, "group_size": 4, "temperature": 1.4},
+    "train": {"steps": 1, "examples": 16, "threads": 1, "lora_rank": 4, "precision": "bf16"},
+    "evaluation": {"examples": 4, "examples_during": 4, "greedy_steps": 4},
+}
+
+
+def test_a_step_with_a_frozen_base_in_bf16(monkeypatch):
+    accelerator = SimpleNamespace(  # accelerate has one precision in a process, and other tests have taken it
+        num_processes=1,
+        process_index=0,
+        device=torch.device("cpu"),
+        autocast=lambda: torch.autocast("cpu", torch.bfloat16),
+    )
+    monkeypatch.setattr("unmask.distributed.make_accelerator", lambda precision: accelerator)
+    trained = SMALL["train"] | {"weights": "bf16", "gradient_checkpointing": True, "updates": 2, "micro_batch": 4}
+    trainer = build_trainer(build(Recipe, SMALL | {"train": trained}))
+    denoiser = trainer.policy.denoiser
+    for name, weight in denoiser.named_parameters():
+        assert weight.dtype == (torch.float32 if ".lora_" in name else torch.bfloat16), name
+    before = {name: weight.detach().clone() for name, weight in denoiser.named_parameters()}
+    metrics, _ = trainer.step(0)
+    assert 0 < metrics["grad_norm"] < float("inf")
+    changed = {name for name, weight in denoiser.named_parameters() if not torch.equal(weight, before[name])}
+    assert changed
+    assert all(".lora_" in name for name in changed)
+    assert trainer.evaluation(4)
+
+
+def test_bf16_weights_say_what_float32_weights_say():
+    half, full = (load_denoiser("embedded:sudoku", dtype).eval() for dtype in (torch.bfloat16, torch.float32))
+    tokens = torch.arange(24).view(1, 24) % 6
+    asked = torch.arange(24)[None]
+    answer = TargetLogProb(tokens.flatten()[:, None])
+    ours, theirs = (denoiser(tokens, tokens >= 0, asked, answer)[0] for denoiser in (half, full))
+    assert ours.dtype == torch.float32
+    assert (ours - theirs).abs().max() < 0.3

@@ -1,0 +1,212 @@
+"""Plans of published models and shipped recipes, and the words of the command."""
+
+import json
+
+import pytest
+import torch
+
+from small import small_denoiser
+from small_run import settings_of
+from unmask.cli import COMMANDS, main, parse
+from unmask.config import build, document_of, read_recipe, recipe_names
+from unmask.denoisers.pretrained import load_denoiser
+from unmask.errors import UserError
+from unmask.plan.estimate import advice, make_plan
+from unmask.plan.gpus import GIBIBYTE, parse_gpus
+from unmask.plan.networks import blank_denoiser, published_shapes, read_shape, size_of
+from unmask.recipe import PlanSettings, TrainSettings
+
+BENCHMARKS = ("gsm8k", "math500", "countdown-words", "sudoku")
+METHODS = ("diffu-grpo", "spg", "dispo", "dispo-spg", "mdpo")
+
+
+def settings(name, **flags) -> PlanSettings:
+    return build(PlanSettings, read_recipe(name) | flags)
+
+
+# ---- sizes ----
+
+PUBLISHED = {  # as their authors count them
+    "GSAI-ML/LLaDA-8B-Instruct": 8.02,
+    "GSAI-ML/LLaDA-1.5": 8.02,
+    "Dream-org/Dream-v0-Instruct-7B": 7.62,
+    "inclusionAI/LLaDA-MoE-7B-A1B-Instruct": 7.36,
+    "inclusionAI/LLaDA2.0-mini": 16.26,
+}
+
+
+@pytest.mark.parametrize(("model", "billions"), PUBLISHED.items())
+def test_published_models_have_their_published_size(model, billions):
+    assert round(size_of(model, "fp32", 0).parameters / 1e9, 2) == billions
+
+
+def test_llada_8b_to_the_last_parameter():
+    layer = 4 * 4096**2 + 3 * 4096 * 12288 + 2 * 4096
+    size = size_of("GSAI-ML/LLaDA-8B-Instruct", "bf16", 128)
+    assert size.parameters == 32 * layer + 2 * 126464 * 4096 + 4096 == 8_015_581_184
+    assert size.trained == 32 * 128 * (4 * 2 * 4096 + 3 * (4096 + 12288))
+    assert (size.weight_bytes, size.trained_bytes) == (2 * size.parameters + 4 * size.trained, 4 * size.trained)
+
+
+def test_a_token_meets_one_billion_of_seven():
+    size = size_of("inclusionAI/LLaDA-MoE-7B-A1B-Instruct", "fp32", 0)
+    assert 1.0e9 < size.active < 1.5e9
+
+
+def test_embedded_models_are_counted_exactly():
+    counted = sum(weight.numel() for weight in load_denoiser("embedded:sudoku").parameters())
+    assert size_of("embedded:sudoku", "fp32", 0).parameters == counted
+
+
+def test_every_published_shape_is_a_network():
+    for model in published_shapes():
+        assert blank_denoiser(read_shape(model), TrainSettings()).model.lm_head.weight.device.type == "meta"
+
+
+# ---- recipes ----
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_recipes_of_the_benchmarks_fit_one_gpu_and_eight(method):
+    for task in BENCHMARKS:
+        for gpus in ("1x80GB", "8x80GB") if method in ("diffu-grpo", "mdpo") else ("1x80GB",):  # others sample alike
+            plan = make_plan(settings(f"{task}-llada8b-{method}", gpus=gpus))
+            assert plan.fits, (task, gpus, plan.memory)
+            assert plan.settings.task.name == task
+            assert plan.memory.peak > 20 * GIBIBYTE
+            assert 60 < plan.seconds.step < 3600
+
+
+# Updates a batch, and the upper bound's order of SPG.
+SETTINGS = {
+    "gsm8k-llada8b-diffu-grpo": (12, None),
+    "math500-llada8b-dispo": (12, None),
+    "countdown-words-llada8b-dispo": (8, None),
+    "sudoku-llada8b-diffu-grpo": (8, None),
+    "gsm8k-llada8b-spg": (4, 1.5),
+    "sudoku-llada8b-spg": (4, 1.0),
+    "sudoku-llada8b-dispo-spg": (4, 1.0),
+    "math500-llada8b-dispo-spg": (4, 1.5),
+    "gsm8k-llada8b-mdpo": (1, None),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_follow_the_papers(name):
+    recipe = settings(name)
+    bound = getattr(recipe.method, "base", recipe.method)
+    spg = bound.beta if bound.name == "spg" else None
+    assert (recipe.train.updates, spg) == SETTINGS[name]
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names("train") if name.startswith("llada8b-")])
+def test_recipes_of_llada_resolve_and_are_counted(name, monkeypatch):
+    monkeypatch.setattr("unmask.plan.estimate.peak_bytes", lambda *arguments: 0)  # traced above, and slow
+    one, eight = (make_plan(settings(name, gpus=gpus)) for gpus in ("1x80GB", "8x80GB"))
+    assert one.flops.step == pytest.approx(8 * eight.flops.step, rel=0.02)
+    assert one.work.trained_forwards == 8 * eight.work.trained_forwards > 0
+    assert one.fits == (one.settings.train.lora_rank > 0)
+
+
+def test_where_all_weights_do_not_fit_adapters_do():
+    full = make_plan(settings("llada8b-mdpo", gpus="8x80GB"))
+    assert not full.fits
+    (line,) = advice(full)
+    assert "train.lora_rank" in line
+    assert "train.weights bf16" in line
+    assert make_plan(settings("llada8b-mdpo-lora", gpus="8x80GB")).fits
+
+
+@pytest.mark.parametrize("advised", ["train.gradient_checkpointing", "train.micro_batch"])
+def test_advice_on_a_small_gpu_makes_it_fit(advised, tmp_path):
+    def plan(**train):
+        document = document_of(settings_of(tmp_path, {"name": "spg"}, rollout={"prompts": 256}, train=train))
+        return make_plan(build(PlanSettings, document | {"gpus": "1x1GB"}))
+
+    tight = plan()
+    assert not tight.fits
+    (line,) = [line for line in advice(tight) if advised in line]
+    word = line.split(advised + " ")[1].split()[0]
+    change = True if word == "true" else int(word)
+    assert plan(**{advised.removeprefix("train."): change}).fits
+
+
+# ---- the command ----
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_nothing_of_the_page_is_cut_off(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["plan", "sudoku-dispo", "--gpus", "2x24GB", "--all-methods"]) == 0
+    text = capsys.readouterr().out
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= columns
+    for part in ("2 GPUs of 24 GB", "It fits", "gradients are summed", "just-grpo", "mdpo", "optimizer moments"):
+        assert part in text
+
+
+def test_flags_override_the_recipe():
+    words = ["gsm8k-llada8b-dispo", "--gpus", "8x80GB", "--train.micro-batch", "2", "--method.branches=3"]
+    planned, _ = parse("plan", COMMANDS["plan"], words)
+    assert (planned.train.micro_batch, planned.method.branches, planned.gpus) == (2, 3, "8x80GB")
+    assert planned.task.name == "gsm8k"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sudoku-dispo", "--gpus", "8 x 80"], "8x80GB"),
+        (["sudoku-dispo", "--gpu", "h10"], "'h100'"),
+        (["sudoku-dispo", "--gpus", "5x80GB"], "cannot be shared by 5"),
+        (["sudoku-dispo", "--utilisation", "1.5"], "utilisation"),
+        (["sudoku-dispo", "--prompt-tokens", "100"], "prompt_tokens"),
+        (["sudoku-dispo", "--model", "GSAI-ML/LLaDA-8B"], "GSAI-ML/LLaDA-8B-"),
+        (["sudoku-disp"], "'sudoku-dispo'"),
+    ],
+)
+def test_errors_name_value_and_mend(words, said, capsys):
+    assert main(["plan", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_speed_of_gpus():
+    assert parse_gpus("8x80GB", "a100", "bf16").peak == 312e12
+    assert parse_gpus("8x80GB", "a100", "fp32").peak == 19.5e12
+    assert parse_gpus("1x24GB", "165", "bf16").peak == 165e12
+    assert parse_gpus("1x24GB", "165", "bf16").memory == 24 * 2**30
+
+
+# ---- recipes that build on another ----
+
+
+def test_a_base_is_changed_where_the_recipe_says(tmp_path):
+    (tmp_path / "a.toml").write_text('base = "sudoku-dispo"\n[train]\nsteps = 7\n[method]\nalpha = 0.5\n')
+    recipe = read_recipe(str(tmp_path / "a.toml"))
+    assert (recipe["train"]["steps"], recipe["train"]["learning_rate"]) == (7, 1e-4)
+    assert (recipe["method"]["alpha"], recipe["method"]["branches"], "base" in recipe) == (0.5, 32, False)
+
+
+def test_another_choice_drops_the_settings_of_the_base_s(tmp_path):
+    (tmp_path / "a.toml").write_text('base = "sudoku-dispo"\n[method]\nname = "mdpo"\n')
+    assert read_recipe(str(tmp_path / "a.toml"))["method"] == {"name": "mdpo"}
+
+
+def test_a_recipe_on_itself_is_refused(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text(f"base = {json.dumps(str(path))}\n")
+    with pytest.raises(UserError, match="itself"):
+        read_recipe(str(path))
+
+
+def test_bf16_weights_are_for_adapters():
+    with pytest.raises(UserError, match=r"train\.lora_rank"):
+        TrainSettings(weights="bf16")
+
+
+def test_a_blank_network_has_the_shapes_of_the_real_one(tmp_path):
+    denoiser = small_denoiser()
+    denoiser.model.config.save_pretrained(tmp_path)
+    blank = blank_denoiser(read_shape(str(tmp_path)), TrainSettings())
+    theirs = {name: weight.shape for name, weight in denoiser.named_parameters()}
+    assert {name: weight.shape for name, weight in blank.named_parameters()} == theirs
+    assert all(weight.device == torch.device("meta") for weight in blank.parameters())
