@@ -1,7 +1,7 @@
 """Real weights: the end of antibody heavy chains made to like water, with and without staying near the base model.
 
     python tools/real_weights.py antiberty --output models/antiberty
-    python tools/study_antibody.py --model models/antiberty --output DIR [--betas 0,0.1] [--steps 60] [--threads 1]
+    python tools/study_antibody.py --model models/antiberty --output DIR [--betas 0.04,0] [--steps 50] [--threads 1]
 
 Prompts are variable regions up to the third loop, written by the model itself from the first residues of human germline
 genes; the model writes the 24 residues that follow. Trains once for each weight of the divergence from the base, then
@@ -82,9 +82,9 @@ def train(model: str, prompts: Path, beta: float, arguments: argparse.Namespace,
         "task.data": prompts,
         "task.max-new-tokens": WRITTEN,
         "reward.functions": f"{ROOT / 'examples' / 'hydrophilic.py'}:hydrophilic",
-        "method": "diffu-grpo",
+        "method": "d2",
+        "method.segments": 3,
         "method.beta": beta,
-        "method.prompt-mask-prob": 0.0,
         "rollout.prompts": 2,
         "rollout.group-size": 8,
         "rollout.steps": 6,
@@ -158,9 +158,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--output", required=True, type=Path)
-    parser.add_argument("--betas", default="0,0.1", help="weights of the divergence from the base, by commas")
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--learning-rate", type=float, default=3e-5)
+    parser.add_argument("--betas", default="0.04,0", help="weights of the divergence from the base, by commas")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--learning-rate", type=float, default=1e-5)
     parser.add_argument("--prompts", type=int, default=60)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
