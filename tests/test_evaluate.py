@@ -67,6 +67,12 @@ def test_several_samples_give_pass_at_k(tmp_path):
     assert again == row
 
 
+def test_weights_in_bf16_answer_nearly_alike(tmp_path):
+    exact, coarse = (evaluated(tmp_path, "--steps", "4", "--precision", precision)[0] for precision in ("fp32", "bf16"))
+    assert exact != coarse
+    assert exact["correct_cells"] == pytest.approx(coarse["correct_cells"], abs=0.1)
+
+
 def test_over_denoising_is_told(tmp_path, capsys):
     (row,) = evaluated(tmp_path, "--steps", "4", "--over-denoising", "true", "--examples", "200")
     trainer_like = evaluated(tmp_path, "--steps", "1", "--over-denoising", "true")[0]

@@ -73,6 +73,7 @@ def build_trainer(recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
                 uniforms=Uniforms().key("evaluation", held_out.seed),
                 batch=held_out.batch,
                 device=accelerator.device,
+                precision=settings.precision,
             )
             for split in recipe.task.splits
             if split != "train"

@@ -48,6 +48,7 @@ class Evaluator:
     uniforms: Uniforms
     batch: int
     device: Any = "cpu"
+    precision: str = "fp32"  # fp32, or bf16 autocast
 
     def metrics(self, denoiser: Denoiser, sampler: Sampler, count: int | None = None) -> dict[str, list[float]]:
         """Each of the task's metrics for each of the first `count` examples, one completion each."""
@@ -77,7 +78,8 @@ class Evaluator:
         for start in range(0, len(wanted), each):
             part = wanted[start : start + each]
             prompts = self.examples.prompts(part, samples, self.device)
-            rollout = sampler(denoiser, prompts, self.uniforms, record=record, group_size=samples)
+            with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16"):
+                rollout = sampler(denoiser, prompts, self.uniforms, record=record, group_size=samples)
             yield [index for index in part for _ in range(samples)], rollout
         denoiser.train(was_training)
 

@@ -291,6 +291,7 @@ class EvaluateSettings:
     steps: str = "4,16"  # numbers of denoising steps to compare, by commas; /2 is one step for every two tokens
     samples: int = 1  # completions an item; of several, pass@k is told
     over_denoising: bool = False  # tell how many items are right at some step and wrong at the end
+    precision: str = "fp32"  # of the weights: fp32, or bf16
     temperature: float = 0.0  # sampling temperature; 0 is greedy
     block_length: int | None = None  # tokens a block; unset: one block
     batch: int = 250  # completions at a time
@@ -299,6 +300,7 @@ class EvaluateSettings:
 
     def __post_init__(self) -> None:
         _positive(examples=self.examples, batch=self.batch, samples=self.samples)
+        one_of("precision", self.precision, ("fp32", "bf16"))
         for rule in self.rules:
             one_of("unmasking", rule, tuple(RULES))
         if not all(_is_count(word.removeprefix("/")) for word in self.steps.split(",")):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from unmask.data import Examples
 from unmask.denoisers.pretrained import load_denoiser, load_tokenizer
 from unmask.environment import best_device
@@ -21,7 +23,8 @@ def evaluation_table(settings: EvaluateSettings) -> list[dict[str, Any]]:
     if not verifies(settings.task):
         raise UserError(f"task {settings.task.name} compares no answers: nothing can be measured by sampling")
     device, samplers = best_device(), settings.samplers()
-    tokenizer, denoiser = load_tokenizer(settings.model), load_denoiser(settings.model).to(device)
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    tokenizer, denoiser = load_tokenizer(settings.model), load_denoiser(settings.model, dtype).to(device)
     items = settings.task.examples(settings.split, settings.examples, settings.seed)
     room = denoiser.max_length - max(sampler.max_new_tokens for _, sampler in samplers)
     evaluator = Evaluator(
