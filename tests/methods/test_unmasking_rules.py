@@ -61,7 +61,8 @@ def test_rules_measure_what_they_say():
     expected = {"margin": "margin", "entropy": "entropy", "left_to_right": "entropy"}
     assert all(rule().measure is MEASURES[expected.get(name, "probability")] for name, rule in RULES.items())
     assert all(RunningConfidence(confidence=name).measure is measure for name, measure in MEASURES.items())
-    assert {name for name, rule in RULES.items() if rule.adaptive} == {"threshold", "factor"}
+    assert {name for name, rule in RULES.items() if rule.adaptive} == {"threshold", "scheduled_threshold", "factor"}
+    assert {name for name, rule in RULES.items() if not rule.scheduled} == {"threshold", "factor"}
     assert {name for name, rule in RULES.items() if rule.remasks} == {"rcr"}
 
 
