@@ -14,7 +14,7 @@ from unmask.denoisers.recompute import recompute_layers
 from unmask.methods.base import record_of
 from unmask.plan.estimate import make_plan
 from unmask.policy import Policy
-from unmask.recipe import PlanSettings
+from unmask.settings import PlanSettings
 from unmask.types import Prompts
 from unmask.uniforms import Uniforms
 

@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 from unmask import __version__, commands
 from unmask.config import Document, Leaf, build, leaves, override, perhaps, read_recipe, recipe_names
 from unmask.errors import UserError
-from unmask.recipe import EvaluateSettings, OracleSettings, PlanSettings, PretrainRecipe, Recipe, SampleSettings
+from unmask.recipe import Recipe
+from unmask.settings import EvaluateSettings, OracleSettings, PlanSettings, PretrainRecipe, SampleSettings
 
 _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130

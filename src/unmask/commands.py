@@ -11,7 +11,8 @@ from unmask.config import perhaps
 from unmask.errors import UserError
 
 if TYPE_CHECKING:
-    from unmask.recipe import EvaluateSettings, OracleSettings, PlanSettings, PretrainRecipe, Recipe, SampleSettings
+    from unmask.recipe import Recipe
+    from unmask.settings import EvaluateSettings, OracleSettings, PlanSettings, PretrainRecipe, SampleSettings
 
 
 def train(recipe: Recipe, options: Namespace) -> None:

@@ -18,8 +18,8 @@ from unmask.denoisers.pretrained import load_denoiser, load_tokenizer, save_deno
 from unmask.denoisers.tiny import tiny_denoiser
 from unmask.environment import best_device
 from unmask.errors import UserError
-from unmask.recipe import PretrainRecipe
 from unmask.report.progress import TrainingProgress
+from unmask.settings import PretrainRecipe
 from unmask.tasks import Example
 from unmask.uniforms import Uniforms
 

@@ -11,8 +11,9 @@ from unmask.data import Examples, rollout_texts
 from unmask.denoisers.pretrained import load_denoiser, load_tokenizer
 from unmask.environment import best_device
 from unmask.errors import UserError
-from unmask.recipe import RolloutSettings, SampleSettings
+from unmask.recipe import RolloutSettings
 from unmask.report.denoising import Frame, print_denoising
+from unmask.settings import SampleSettings
 from unmask.tasks import Example
 from unmask.tasks.base import verifies
 from unmask.uniforms import Uniforms

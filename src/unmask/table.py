@@ -11,7 +11,7 @@ from unmask.denoisers.pretrained import load_denoiser, load_tokenizer
 from unmask.environment import best_device
 from unmask.errors import UserError
 from unmask.evaluate import Evaluator, measured
-from unmask.recipe import EvaluateSettings
+from unmask.settings import EvaluateSettings
 from unmask.tasks.base import verifies
 from unmask.uniforms import Uniforms
 

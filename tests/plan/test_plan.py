@@ -14,7 +14,8 @@ from unmask.errors import UserError
 from unmask.plan.estimate import advice, make_plan
 from unmask.plan.gpus import GIBIBYTE, parse_gpus
 from unmask.plan.networks import blank_denoiser, published_shapes, read_shape, size_of
-from unmask.recipe import PlanSettings, TrainSettings
+from unmask.recipe import TrainSettings
+from unmask.settings import PlanSettings
 
 BENCHMARKS = ("gsm8k", "math500", "countdown-words", "sudoku")
 METHODS = ("diffu-grpo", "spg", "dispo", "dispo-spg", "mdpo")

@@ -13,7 +13,7 @@ from unmask.config import build, read_recipe
 from unmask.data import Examples, encode, task_tokenizer
 from unmask.denoisers.pretrained import load_denoiser, load_tokenizer
 from unmask.pretrain import elbo_loss, pretrain, supervised_batch
-from unmask.recipe import PretrainRecipe
+from unmask.settings import PretrainRecipe
 from unmask.tasks import Sudoku
 from unmask.uniforms import Uniforms
 

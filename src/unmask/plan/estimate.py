@@ -13,8 +13,8 @@ from unmask.plan.dry_run import Pass, peak_bytes
 from unmask.plan.gpus import GIBIBYTE, GPUs, parse_gpus
 from unmask.plan.networks import Size, size_of
 from unmask.plan.work import Work, work_of
-from unmask.recipe import PlanSettings
 from unmask.report.methods_table import EOS
+from unmask.settings import PlanSettings
 
 _PROMPT = 256  # tokens, where nothing is said
 
