@@ -1,11 +1,12 @@
 """Real weights: the end of antibody heavy chains made to like water, with and without staying near the base model.
 
     python tools/real_weights.py antiberty --output models/antiberty
-    python tools/study_antibody.py --model models/antiberty --output DIR [--betas 0.04,0] [--steps 50] [--threads 1]
+    python tools/study_antibody.py --model models/antiberty --output DIR [--betas 0.04,0] [--steps 40] [--threads 1]
 
 Prompts are variable regions up to the third loop, written by the model itself from the first residues of human germline
-genes; the model writes the 24 residues that follow. Trains once for each weight of the divergence from the base, then
-measures two completions of every prompt: the reward, and how likely the base finds what was written. Draws the curves.
+genes; the model writes the 24 residues that follow. Trains on eight of them, once for each weight of the divergence from
+the base, then measures two completions of every prompt: the reward, and how likely the base finds what was written.
+Draws the curves.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ def train(model: str, prompts: Path, beta: float, arguments: argparse.Namespace,
         "rollout.steps": 6,
         "rollout.temperature": 1.0,
         "train.steps": arguments.steps,
+        "train.examples": 8,
         "train.learning-rate": arguments.learning_rate,
         "train.warmup-steps": 5,
         "train.evaluate-every": arguments.steps,
@@ -159,8 +161,8 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--output", required=True, type=Path)
     parser.add_argument("--betas", default="0.04,0", help="weights of the divergence from the base, by commas")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--learning-rate", type=float, default=1e-5)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--learning-rate", type=float, default=3e-5)
     parser.add_argument("--prompts", type=int, default=60)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
