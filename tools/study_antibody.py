@@ -4,9 +4,9 @@
     python tools/study_antibody.py --model models/antiberty --output DIR [--betas 0.04,0] [--steps 40] [--threads 1]
 
 Prompts are variable regions up to the third loop, written by the model itself from the first residues of human germline
-genes; the model writes the 24 residues that follow. Trains on eight of them, once for each weight of the divergence from
-the base, then measures two completions of every prompt: the reward, and how likely the base finds what was written.
-Draws the curves.
+genes; the model writes the 24 residues that follow. Trains on eight of them, once for each weight of the divergence
+from the base, then measures two completions of every prompt: the reward, and how likely the base finds what was
+written. Draws the curves.
 """
 
 from __future__ import annotations
