@@ -111,7 +111,7 @@ def _load_trained(recipe: Recipe, checkpoint: Path | None) -> Denoiser:
     settings = recipe.train
     if not settings.lora_rank:
         return load_denoiser(recipe.model if checkpoint is None else str(checkpoint))
-    denoiser = load_denoiser(recipe.model)
+    denoiser = load_denoiser(recipe.model, four_bit=settings.four_bit)
     add_adapters(denoiser, settings.lora_rank, settings.lora_alpha)
     if checkpoint is not None:
         load_adapters(denoiser, checkpoint)

@@ -29,6 +29,13 @@ def _positive(**values: float) -> None:
             raise UserError(f"{name} is {value}: give a positive number")
 
 
+def _check_four_bit(section: str, four_bit: bool, lora_rank: int) -> None:
+    if four_bit and not lora_rank:
+        raise UserError(
+            f"{section}four_bit freezes the base, and nothing is left to train: set {section}lora_rank, such as 16"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class RolloutSettings:
     """How completions are sampled."""
@@ -125,6 +132,7 @@ class TrainSettings:
     precision: str = "fp32"  # fp32, or bf16 autocast
     lora_rank: int = 0  # rank of low-rank adapters, which alone are trained then; 0: all weights are
     lora_alpha: int = 64  # scale of the adapters, times their rank
+    four_bit: bool = False  # hold the frozen base in 4 bits (with lora_rank, on a GPU; the extra four-bit)
     reference_sync_steps: int = 0  # training steps between mixes of the policy into the reference; 0: it stays
     reference_mixup: float = 0.6  # share of the policy in such a mix
     threads: int | None = None  # CPU threads; unset: PyTorch's choice
@@ -145,6 +153,7 @@ class TrainSettings:
                 "train.reference_sync_steps moves the reference, and with train.lora_rank it is the base model: "
                 "set one of them to 0"
             )
+        _check_four_bit("train.", self.four_bit, self.lora_rank)
         if not 0 <= self.final_fraction <= 1:
             raise UserError(f"train.final_fraction is {self.final_fraction}: give a fraction of the peak rate, 0 to 1")
 
@@ -205,6 +214,7 @@ class PretrainRecipe:
     max_length: int = 64  # tokens that a new model takes, prompt and completion
     lora_rank: int = 0  # rank of low-rank adapters, which alone are trained then; 0: all weights are
     lora_alpha: int = 64  # scale of the adapters, times their rank
+    four_bit: bool = False  # hold the frozen base in 4 bits (with lora_rank, on a GPU; the extra four-bit)
     steps: int = 800  # optimizer updates
     batch: int = 128  # examples an update
     micro_batch: int = 0  # examples at a time in an update; 0: all
@@ -225,6 +235,7 @@ class PretrainRecipe:
         one_of("precision", self.precision, ("fp32", "bf16"))
         if self.lora_rank and self.model is None:
             raise UserError("lora_rank adapts a checkpoint: give model, or set lora_rank to 0")
+        _check_four_bit("", self.four_bit, self.lora_rank)
         if self.hidden % (2 * self.heads):
             raise UserError(
                 f"hidden {self.hidden} is not an even multiple of {self.heads} heads: give such as {64 * self.heads}"
