@@ -43,7 +43,9 @@ def test_without_the_extra_or_a_gpu_it_is_refused(extra, gpu, mend, tmp_path, ca
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     output = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("unmask.build.distributed.make_accelerator", lambda precision: type("One", (), {"num_processes": 1}))
+        patch.setattr(
+            "unmask.build.distributed.make_accelerator", lambda precision: type("One", (), {"num_processes": 1})
+        )
         assert main(["train", "--train.four-bit", "true", "--train.lora-rank", "4", "--output", str(output)]) == 2
     assert mend in capsys.readouterr().err
     assert not output.exists()

@@ -72,7 +72,8 @@ def merged_state(denoiser: Denoiser) -> dict[str, Tensor] | None:
     for name, weight in denoiser.model.state_dict().items():
         layer, _, kind = name.rpartition(".base_layer.")
         if kind == "weight":
-            state[f"{layer}.weight"] = dense(adapted[layer].get_base_layer()) + adapted[layer].get_delta_weight("default")
+            base = dense(adapted[layer].get_base_layer())
+            state[f"{layer}.weight"] = (base + adapted[layer].get_delta_weight("default")).to(base.dtype)
         elif ".lora_" not in name and not kind.startswith("weight."):  # scales of 4-bit weights
             state[name.replace(".base_layer.", ".")] = weight
     return state
