@@ -113,7 +113,8 @@ def _load_trained(recipe: Recipe, checkpoint: Path | None) -> Denoiser:
     settings = recipe.train
     if not settings.lora_rank:
         return load_denoiser(recipe.model if checkpoint is None else str(checkpoint))
-    denoiser = load_denoiser(recipe.model, torch.bfloat16 if settings.weights == "bf16" else torch.float32)
+    dtype = torch.bfloat16 if settings.weights == "bf16" else torch.float32
+    denoiser = load_denoiser(recipe.model, dtype, four_bit=settings.four_bit)
     add_adapters(denoiser, settings.lora_rank, settings.lora_alpha)
     if checkpoint is not None:
         load_adapters(denoiser, checkpoint)

@@ -25,6 +25,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "str": (str,),
     "int | None": (int,),
+    "float | None": (float, int),
     "str | None": (str,),
 }
 

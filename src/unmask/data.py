@@ -52,8 +52,8 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[lis
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Rows of ids as one matrix, padded on the left: (tokens, attention as bool)."""
     width = max(len(row) for row in rows)
-    tokens = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows])
-    attention = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+    tokens = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows], dtype=torch.long)
+    attention = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], dtype=torch.bool)
     return tokens, attention
 
 

@@ -50,7 +50,7 @@ class Policy:
     ) -> list[list[Question]]:
         """All questions of all inner updates, drawn and answered by the old policy before the first of them."""
         if self.old is not None:
-            self.old.load_state_dict(self.denoiser.state_dict())
+            self._copy_to(self.old)
         return [
             [
                 question
@@ -59,6 +59,13 @@ class Policy:
             ]
             for update in range(updates)
         ]
+
+    @torch.no_grad()
+    def _copy_to(self, old: Denoiser) -> None:
+        """The weights that are trained, into a copy made at the start."""
+        for ours, theirs in zip(old.parameters(), self.denoiser.parameters(), strict=True):
+            if theirs.requires_grad:
+                ours.copy_(theirs)
 
     def _question(
         self, term: Term, rollout: Rollout, rewards: Tensor, uniforms: Uniforms, update: int, updates: int

@@ -25,6 +25,14 @@ def positive(**values: float) -> None:
             raise UserError(f"{name} is {value}: give a positive number")
 
 
+def check_four_bit(section: str, four_bit: bool, lora_rank: int) -> None:
+    """Raise UserError where a frozen base would leave nothing to train."""
+    if four_bit and not lora_rank:
+        raise UserError(
+            f"{section}four_bit freezes the base, and nothing is left to train: set {section}lora_rank, such as 16"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class RolloutSettings:
     """How completions are sampled."""
@@ -123,6 +131,7 @@ class TrainSettings:
     gradient_checkpointing: bool = False  # keep less for the backward pass, recompute it there
     lora_rank: int = 0  # rank of low-rank adapters, which alone are trained then; 0: all weights are
     lora_alpha: int = 64  # scale of the adapters, times their rank
+    four_bit: bool = False  # hold the frozen base in 4 bits (with lora_rank, on a GPU; the extra four-bit)
     reference_sync_steps: int = 0  # training steps between mixes of the policy into the reference; 0: it stays
     reference_mixup: float = 0.6  # share of the policy in such a mix
     threads: int | None = None  # CPU threads; unset: PyTorch's choice
@@ -149,6 +158,7 @@ class TrainSettings:
                 "train.reference_sync_steps moves the reference, and with train.lora_rank it is the base model: "
                 "set one of them to 0"
             )
+        check_four_bit("train.", self.four_bit, self.lora_rank)
         if not 0 <= self.final_fraction <= 1:
             raise UserError(f"train.final_fraction is {self.final_fraction}: give a fraction of the peak rate, 0 to 1")
 

@@ -9,7 +9,7 @@ from unmask.chat import ChatSettings
 from unmask.config import build
 from unmask.errors import UserError
 from unmask.methods.choice import one_of
-from unmask.recipe import Recipe, RolloutSettings, positive
+from unmask.recipe import Recipe, RolloutSettings, check_four_bit, positive
 from unmask.tasks import TASKS, Sudoku, Task
 from unmask.unmasking import RULES, LowConfidence, Unmasking
 
@@ -54,6 +54,7 @@ class PretrainRecipe:
     max_length: int = 64  # tokens that a new model takes, prompt and completion
     lora_rank: int = 0  # rank of low-rank adapters, which alone are trained then; 0: all weights are
     lora_alpha: int = 64  # scale of the adapters, times their rank
+    four_bit: bool = False  # hold the frozen base in 4 bits (with lora_rank, on a GPU; the extra four-bit)
     steps: int = 800  # optimizer updates
     batch: int = 128  # examples an update
     micro_batch: int = 0  # examples at a time in an update; 0: all
@@ -74,6 +75,7 @@ class PretrainRecipe:
         one_of("precision", self.precision, ("fp32", "bf16"))
         if self.lora_rank and self.model is None:
             raise UserError("lora_rank adapts a checkpoint: give model, or set lora_rank to 0")
+        check_four_bit("", self.four_bit, self.lora_rank)
         if self.hidden % (2 * self.heads):
             raise UserError(
                 f"hidden {self.hidden} is not an even multiple of {self.heads} heads: give such as {64 * self.heads}"

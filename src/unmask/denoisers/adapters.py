@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unmask.denoisers.base import Denoiser
+from unmask.denoisers.four_bit import dense
 
 _FILE = "adapters.safetensors"
 
@@ -24,7 +25,7 @@ def add_adapters(denoiser: Denoiser, rank: int, alpha: int) -> None:
     denoiser.requires_grad_(False)
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear"), denoiser.model)
     for weight in denoiser.parameters():
-        if weight.requires_grad:
+        if weight.requires_grad:  # of the base's precision until now, in which small updates would be lost
             weight.data = weight.data.float()
 
 
@@ -64,15 +65,19 @@ def has_adapters(denoiser: Denoiser) -> bool:
 
 
 def merged_state(denoiser: Denoiser) -> dict[str, Tensor] | None:
-    """The network's weights with the adapters added in, under their own names; None where there are no adapters."""
+    """The network's weights with the adapters added in, under their own names; None where there are no adapters.
+
+    Of a base in 4 bits it is that base as it computes, written out: what was trained, not the checkpoint it came from.
+    """
     if not has_adapters(denoiser):
         return None
     adapted, state = dict(_layers(denoiser)), {}
     for name, weight in denoiser.model.state_dict().items():
         layer, _, kind = name.rpartition(".base_layer.")
         if kind == "weight":
-            state[f"{layer}.weight"] = weight + adapted[layer].get_delta_weight("default")
-        elif ".lora_" not in name:
+            base = dense(adapted[layer].get_base_layer())
+            state[f"{layer}.weight"] = (base + adapted[layer].get_delta_weight("default")).to(base.dtype)
+        elif ".lora_" not in name and not kind.startswith("weight."):  # scales of 4-bit weights
             state[name.replace(".base_layer.", ".")] = weight
     return state
 

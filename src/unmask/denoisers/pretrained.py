@@ -25,6 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from unmask.denoisers.adapters import merged_state
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.dream import DREAM
+from unmask.denoisers.four_bit import forget_quantization, four_bit_options
 from unmask.denoisers.layout import Layout
 from unmask.denoisers.llada import LLADA
 from unmask.denoisers.llada2 import LLADA2
@@ -73,8 +74,12 @@ def _downloaded(name: str) -> Path:
         ) from None
 
 
-def load_denoiser(model: str, dtype: torch.dtype = torch.float32, *, mask_token_id: int | None = None) -> Denoiser:
+def load_denoiser(
+    model: str, dtype: torch.dtype = torch.float32, *, mask_token_id: int | None = None, four_bit: bool = False
+) -> Denoiser:
     """The denoiser in a checkpoint directory; `mask_token_id` where its config.json names none, or another.
+
+    `four_bit`: with linear layers in 4 bits, to be frozen, on the GPU.
 
     Raises UserError for missing files, tensors or special tokens, and for unknown layouts.
     """
@@ -96,7 +101,7 @@ def load_denoiser(model: str, dtype: torch.dtype = torch.float32, *, mask_token_
         )
     layout = next((layout for layout in LAYOUTS if layout.matches(published)), None)
     block_length = published.get("block_length", layout.block_length if layout is not None else None)
-    network = _load_network(directory, published, layout, dtype)
+    network = _load_network(directory, published, layout, dtype, four_bit)
     if not 0 <= mask_id < network.config.vocab_size:
         raise UserError(
             f"mask_token_id {mask_id} of {model!r} lies outside its vocabulary of {network.config.vocab_size}"
@@ -132,10 +137,13 @@ def _token_id(directory: Path, published: dict[str, Any], name: str) -> int | No
     return value if isinstance(value, int) else None
 
 
-def _load_network(directory: Path, published: dict[str, Any], layout: Layout | None, dtype: torch.dtype) -> Any:
+def _load_network(
+    directory: Path, published: dict[str, Any], layout: Layout | None, dtype: torch.dtype, four_bit: bool
+) -> Any:
     """The network of a checkpoint, every tensor in its place; a layout's remembers the files that it came with."""
     # Misfits are reported below, with the mend.
     options = {"dtype": dtype, "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    options |= four_bit_options() if four_bit else {}
     if layout is not None:
         network, report = layout.load(directory, published, **options)
         network.published_files = _published_files(directory)
@@ -153,6 +161,8 @@ def _load_network(directory: Path, published: dict[str, Any], layout: Layout | N
             raise UserError(
                 f"model {directory.name!r} {fault} {shown}: do its config.json and *.safetensors belong together?"
             )
+    if four_bit:
+        forget_quantization(network)
     return network
 
 
