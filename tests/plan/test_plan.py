@@ -211,3 +211,9 @@ def test_a_blank_network_has_the_shapes_of_the_real_one(tmp_path):
     theirs = {name: weight.shape for name, weight in denoiser.named_parameters()}
     assert {name: weight.shape for name, weight in blank.named_parameters()} == theirs
     assert all(weight.device == torch.device("meta") for weight in blank.parameters())
+
+
+def test_weights_in_four_bits_are_not_planned():
+    four_bit = settings("llada8b-wd1", train={"lora_rank": 16, "four_bit": True})
+    with pytest.raises(UserError, match="plan with train.weights bf16"):
+        make_plan(four_bit)
