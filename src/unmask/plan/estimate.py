@@ -96,9 +96,7 @@ class Plan:
 def make_plan(settings: PlanSettings) -> Plan:
     """Plan a recipe. Raises UserError where model, GPUs or settings do not go together."""
     if settings.train.four_bit:
-        raise UserError(
-            "train.four_bit cannot be planned: plan with train.weights bf16, which needs more, and set four_bit to false"
-        )
+        raise UserError("train.four_bit cannot be planned: set it to false and train.weights to bf16, which needs more")
     gpus = parse_gpus(settings.gpus, settings.gpu, settings.train.precision)
     size = size_of(settings.model, settings.train.weights, settings.train.lora_rank)
     prompt, work = _work(settings, settings.method, gpus, size.max_length)
