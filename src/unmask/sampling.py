@@ -168,11 +168,18 @@ class _Loop:
             self._hold_before(block)
         if getattr(rule, "scope", "block") == "completion":
             candidate_NC, start = self.block_NC <= block, 0
+        candidate_NC = candidate_NC[:, start:stop]
         counts = self.counts if rule.scheduled else (0,) * sampler.block_length
+        masked = sampler.block_length  # at most, in any row
         for index, count in enumerate(counts):
-            self._denoise(start, stop, candidate_NC[:, start:stop], count=count, remaining=sum(counts[index + 1 :]))
-            if rule.adaptive and not bool(self._masked(start, stop, candidate_NC[:, start:stop]).any()):
-                break
+            remaining = sum(counts[index + 1 :])
+            if not rule.adaptive:  # known to the host, no device is waited for
+                masked = count + remaining
+            self._denoise(start, stop, candidate_NC, masked, count=count, remaining=remaining)
+            if rule.adaptive:
+                masked = int(self._masked(start, stop, candidate_NC).sum(1).max())
+                if not masked:
+                    break
 
     def _hold_before(self, block: int) -> None:
         """Run once, and cache, the columns that lie in earlier blocks in every row."""
@@ -189,36 +196,40 @@ class _Loop:
         masked_NC: Tensor = self.canvas.tokens[:, self.start + start : self.start + stop] == self.mask_id
         return masked_NC & candidate_NC
 
-    def _denoise(self, start: int, stop: int, candidate_NC: Tensor, *, count: int, remaining: int) -> None:
-        """One denoising step over the candidates among positions [start, stop) of the completion."""
+    def _denoise(self, start: int, stop: int, candidate_NC: Tensor, masked: int, *, count: int, remaining: int) -> None:
+        """One denoising step over the candidates among positions [start, stop) of the completion.
+
+        Of the candidates, at most `masked` are masked in any row; those alone go through the head.
+        """
         recording = [slot for slot in self.slots if slot.wants(self.step)]
-        # Only a recorded state asks about positions beyond the candidates.
-        asked = self.position if recording else self.position[start:stop]
-        tokens_NAZ, logp_NAZ, confidence_NA = self._propose(asked, stop, guesses=bool(recording))
-        for slot in recording:
-            slot.remember(self.step, self.canvas.tokens, self.start, tokens_NAZ, logp_NAZ, self.mask_id)
-        here = slice(start, stop) if recording else slice(None)
-        self._commit(
-            start,
-            stop,
-            candidate_NC,
-            tokens_NAZ[:, here, 0],
-            logp_NAZ[:, here, 0],
-            confidence_NA[:, here],
-            count=count,
-            remaining=remaining,
-        )
+        if recording:  # asks about positions beyond the candidates too
+            proposed = self._propose(self.position.expand(len(self.canvas.tokens), -1), stop, guesses=True)
+            for slot in recording:
+                slot.remember(self.step, self.canvas.tokens, self.start, *proposed[:2], self.mask_id)
+            here = (slice(None), slice(start, stop))
+            answers = (proposed[0][..., 0][here], proposed[1][..., 0][here], proposed[2][here])
+            self._commit(start, stop, candidate_NC, *answers, count=count, remaining=remaining)
+        elif masked:
+            answers = self._answers(start, stop, self._masked(start, stop, candidate_NC), masked)
+            self._commit(start, stop, candidate_NC, *answers, count=count, remaining=remaining)
         if self.watch is not None:
             self.watch(self.step, self.canvas.tokens)
         self.step += 1
 
-    def _propose(self, asked: Tensor, stop: int, *, guesses: bool) -> tuple[Tensor, ...]:
+    def _answers(self, start: int, stop: int, masked_NC: Tensor, most: int) -> tuple[Tensor, ...]:
+        """Proposals, log-probs and confidences at the masked positions, `most` in a row; zeros elsewhere."""
+        place_NA = masked_NC.long().argsort(dim=1, descending=True, stable=True)[:, :most]
+        tokens_NAZ, logp_NAZ, confidence_NA = self._propose(start + place_NA, stop, guesses=False)
+        parts = (tokens_NAZ[..., 0], logp_NAZ[..., 0], confidence_NA)
+        return tuple(part_NA.new_zeros(masked_NC.shape).scatter(1, place_NA, part_NA) for part_NA in parts)
+
+    def _propose(self, asked_NA: Tensor, stop: int, *, guesses: bool) -> tuple[Tensor, ...]:
         """Answers at the asked positions; those of a recorded state lie behind `stop` too."""
         sampler, canvas = self.sampler, self.canvas.tokens
         key = self.uniforms.key(self.step)
-        draws = [key.key("token", asked).draw()]
+        draws = [key.key("token", asked_NA).draw()]
         if guesses and self.record is not None and not self.record.own:
-            draws += [key.key("guess", guess).key(asked).draw() for guess in range(self.record.guesses)]
+            draws += [key.key("guess", guess).key(asked_NA).draw() for guess in range(self.record.guesses)]
         answer = Propose(
             temperature=sampler.temperature,
             mask_id=self.mask_id,
@@ -229,12 +240,11 @@ class _Loop:
         if sampler.guidance_scale:
             prompt = torch.arange(canvas.shape[1], device=canvas.device) < self.start
             guidance = Guidance(scale=sampler.guidance_scale, prompt_FL=prompt.expand_as(canvas))
-        columns = (self.start + asked).expand(len(canvas), -1)
         window = None
         if self.windowed and not guesses:
             window = Window(cache=self.cache, start=self.held, stop=self.start + stop, keep=self.held)
         answers: tuple[Tensor, ...] = self.denoiser(
-            canvas, self.attention, columns, answer, guidance=guidance, window=window
+            canvas, self.attention, self.start + asked_NA, answer, guidance=guidance, window=window
         )
         return answers
 
