@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from unmask.denoisers.base import Denoiser, Guidance, Window
+from unmask.denoisers.base import Denoiser, Guidance, Window, mask_of
 from unmask.errors import UserError
 from unmask.proposals import Propose
 from unmask.records import Record
@@ -108,6 +108,7 @@ class _Loop:
         self.position = torch.arange(sampler.max_new_tokens, device=prompts.tokens_NP.device)
         self.whole = self.canvas = self._blank(length)  # all samples, and those that are not done
         self.rows = torch.arange(len(prompts.tokens_NP), device=self.position.device)  # of the latter among the former
+        self.mask = mask_of(self.canvas.attention)
         self.blocks = int(self.whole.block_NC.max()) + 1
         self.counts = sampler.schedule(
             sampler.block_length, sampler.steps // (sampler.max_new_tokens // sampler.block_length)
@@ -156,7 +157,7 @@ class _Loop:
             return True
         rows, left = self.rows[going], canvas.take(going)
         self._fill_up()
-        self.rows, self.canvas = rows, left
+        self.rows, self.canvas, self.mask = rows, left, mask_of(left.attention)
         if self.held:
             self.cache.batch_select_indices(going)
         return len(going) > 0
@@ -215,7 +216,7 @@ class _Loop:
         if keep > self.held and self.windowed:
             nothing = torch.empty((len(canvas), 0), dtype=torch.long, device=canvas.device)
             window = Window(cache=self.cache, start=self.held, stop=end, keep=keep)
-            self.denoiser(canvas, self.canvas.attention, nothing, _no_answer, window=window)
+            self.denoiser(canvas, self.mask, nothing, _no_answer, window=window)
             self.held = keep
 
     def _masked(self, start: int, stop: int, candidate_NC: Tensor) -> Tensor:
@@ -271,7 +272,7 @@ class _Loop:
         if self.windowed and not guesses:
             window = Window(cache=self.cache, start=self.held, stop=self.start + stop, keep=self.held)
         answers: tuple[Tensor, ...] = self.denoiser(
-            canvas, self.canvas.attention, self.start + asked_NA, answer, guidance=guidance, window=window
+            canvas, self.mask, self.start + asked_NA, answer, guidance=guidance, window=window
         )
         return answers
 
