@@ -33,12 +33,18 @@ class Propose:
 
     def __call__(self, logits_CV: Tensor, chunk: slice) -> tuple[Tensor, ...]:
         logits_CV = logits_CV.float()
-        scaled_CV = logits_CV / (self.temperature or 1.0)
-        allowed_CV = scaled_CV.index_fill(1, torch.tensor([self.mask_id], device=logits_CV.device), -float("inf"))
+        temperature = self.temperature or 1.0
+        normaliser_C = logits_CV.logsumexp(1)
+        scaled_CV, scaled_normaliser_C = logits_CV, normaliser_C
+        if temperature != 1:
+            scaled_CV = logits_CV / temperature
+            scaled_normaliser_C = scaled_CV.logsumexp(1)
+        mask_C = scaled_CV[:, self.mask_id].clone()
+        scaled_CV[:, self.mask_id] = -float("inf")  # in place: logits of a large vocabulary are slow to copy
         if self.temperature == 0:
-            tokens_CZ = allowed_CV.argmax(1, keepdim=True).expand(-1, self.uniform_QZ.shape[1])
+            tokens_CZ = scaled_CV.argmax(1, keepdim=True).expand(-1, self.uniform_QZ.shape[1])
         else:
-            tokens_CZ = inverse_cdf(allowed_CV, self.uniform_QZ[chunk])
-        logp_CZ = scaled_CV.gather(1, tokens_CZ) - scaled_CV.logsumexp(1, keepdim=True)
-        confidence_C = self.measure(logits_CV, logits_CV.logsumexp(1), tokens_CZ[:, 0])
-        return tokens_CZ, logp_CZ, confidence_C
+            tokens_CZ = inverse_cdf(scaled_CV, self.uniform_QZ[chunk])
+        scaled_CV[:, self.mask_id] = mask_C
+        logp_CZ = scaled_CV.gather(1, tokens_CZ) - scaled_normaliser_C[:, None]
+        return tokens_CZ, logp_CZ, self.measure(logits_CV, normaliser_C, tokens_CZ[:, 0])

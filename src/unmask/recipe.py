@@ -44,6 +44,7 @@ class RolloutSettings:
     steps: int = 4  # denoising steps a completion
     temperature: float = 1.0  # sampling temperature; 0 is greedy
     guidance_scale: float = 0.0  # classifier-free guidance; 0 is none
+    stop_at_end: bool = True  # a sample is done with the block that holds its end-of-sequence token
     schedule: str = "uniform"  # tokens revealed a step: uniform, linear, cosine, square or dream
     unmasking: Unmasking = field(default_factory=LowConfidence, metadata={"choices": RULES})  # positions to reveal
 
@@ -71,6 +72,7 @@ class RolloutSettings:
             unmasking=self.unmasking,
             schedule=SCHEDULES[self.schedule],
             guidance_scale=self.guidance_scale,
+            stop_at_end=self.stop_at_end,
         )
 
 

@@ -10,25 +10,15 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from unmask.denoisers.base import Denoiser, Guidance, Window
+from unmask.denoisers.base import Denoiser, Guidance, Window, mask_of
 from unmask.errors import UserError
 from unmask.proposals import Propose
 from unmask.records import Record
+from unmask.samples import Samples
 from unmask.snapshots import Slot
 from unmask.types import Prompts, Rollout
 from unmask.uniforms import Uniforms
 from unmask.unmasking import LowConfidence, Schedule, Seen, Unmasking, uniform_schedule
-
-
-@dataclass(kw_only=True)
-class _Canvas:
-    """Tensors that the denoising loop moves: [N, L]."""
-
-    tokens: Tensor
-    running: Tensor  # confidence so far, by the rule's statistic; -inf where never predicted
-    confidence: Tensor
-    logp: Tensor
-    revealed_at: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +27,8 @@ class Sampler:
 
     temperature 0 is greedy (log-probs are then recorded at temperature 1). Adaptive unmasking rules take as many steps
     as they need. Draws are keyed by prompt, sample, step and position, so tokens do not depend on the batch or its
-    padding.
+    padding. `stop_at_end`: a sample is done with the block that holds its end-of-sequence token; the rest is filled
+    with that token, as if revealed at the last step taken. Recorded states need every step of every sample.
     """
 
     max_new_tokens: int
@@ -47,6 +38,7 @@ class Sampler:
     unmasking: Unmasking = field(default_factory=LowConfidence)
     schedule: Schedule = uniform_schedule
     guidance_scale: float = 0.0
+    stop_at_end: bool = False
 
     def __post_init__(self) -> None:
         if self.block_length < 1 or self.max_new_tokens % self.block_length:
@@ -85,6 +77,8 @@ class Sampler:
         loop = _Loop(self, denoiser, prompts, uniforms, record, watch)
         for block in range(loop.blocks):
             loop.denoise_block(block)
+            if not loop.goes_on(block):
+                break
         return loop.rollout(group_size)
 
 
@@ -111,14 +105,15 @@ class _Loop:
                 f"prompt of {self.start} and completion of {sampler.max_new_tokens} tokens exceed the "
                 f"{core.max_length} that the model takes: shorten max_new_tokens or drop the longest prompts"
             )
-        self.canvas = self._blank(length)
-        self.attention = torch.nn.functional.pad(prompts.attention_NP, (0, sampler.max_new_tokens), value=True)
-        self.position = torch.arange(sampler.max_new_tokens, device=self.canvas.tokens.device)
-        self.block_NC, self.blocks = self._blocks(core.block_length)
+        self.position = torch.arange(sampler.max_new_tokens, device=prompts.tokens_NP.device)
+        self.whole = self.canvas = self._blank(length)  # all samples, and those that are not done
+        self.rows = torch.arange(len(prompts.tokens_NP), device=self.position.device)  # of the latter among the former
+        self.mask = mask_of(self.canvas.attention)
+        self.blocks = int(self.whole.block_NC.max()) + 1
         self.counts = sampler.schedule(
             sampler.block_length, sampler.steps // (sampler.max_new_tokens // sampler.block_length)
         )
-        self.uniforms = uniforms.key("sample", prompts.prompt_N[:, None], prompts.sample_N[:, None])
+        self.all_uniforms = uniforms
         self.step = 0
         # A model that attends in blocks need not run again the `held` columns whose tokens are final.
         self.windowed = core.block_length is not None and not core.shift and not sampler.guidance_scale
@@ -129,21 +124,54 @@ class _Loop:
             steps = record.steps(uniforms, prompts.prompt_N, prompts.sample_N, self.blocks * len(self.counts))
             self.slots = [Slot(step_N, record, self.canvas.tokens) for step_N in steps]
 
-    def _blank(self, length: int) -> _Canvas:
-        prompt = self.prompts.tokens_NP
-        tokens = prompt.new_full((len(prompt), length), self.mask_id)
-        tokens[:, : self.start] = prompt
-        zeros = torch.zeros(tokens.shape, device=prompt.device)
-        return _Canvas(
+    def _blank(self, length: int) -> Samples:
+        prompts = self.prompts
+        tokens = prompts.tokens_NP.new_full((len(prompts.tokens_NP), length), self.mask_id)
+        tokens[:, : self.start] = prompts.tokens_NP
+        zeros = torch.zeros(tokens.shape, device=tokens.device)
+        return Samples(
             tokens=tokens,
+            attention=torch.nn.functional.pad(prompts.attention_NP, (0, self.sampler.max_new_tokens), value=True),
+            block_NC=self._blocks(self.core.block_length),
             running=zeros - float("inf"),
             confidence=zeros,
             logp=zeros.clone(),
             revealed_at=torch.full_like(tokens, -1),
+            prompt_N=prompts.prompt_N,
+            sample_N=prompts.sample_N,
         )
 
-    def _blocks(self, model_block: int | None) -> tuple[Tensor, int]:
-        """Block of each completion position [N, C], and their number.
+    @property
+    def uniforms(self) -> Uniforms:
+        """Keyed by sample."""
+        return self.all_uniforms.key("sample", self.canvas.prompt_N[:, None], self.canvas.sample_N[:, None])
+
+    def goes_on(self, block: int) -> bool:
+        """Leave out the samples that have ended in a finished block; whether any are left."""
+        if not self.sampler.stop_at_end or self.record is not None or block + 1 == self.blocks:
+            return True
+        canvas = self.canvas
+        end_NC = (canvas.tokens[:, self.start :] == self.eos_id) & (canvas.block_NC <= block)
+        going = torch.nonzero(~end_NC.any(1))[:, 0]
+        if len(going) == len(self.rows):
+            return True
+        rows, left = self.rows[going], canvas.take(going)
+        self._fill_up()
+        self.rows, self.canvas, self.mask = rows, left, mask_of(left.attention)
+        if self.held:
+            self.cache.batch_select_indices(going)
+        return len(going) > 0
+
+    def _fill_up(self) -> None:
+        """The samples back among all; where they are masked still, those that go on will overwrite it."""
+        self.whole.put(self.rows, self.canvas)
+        masked_NL = self.whole.tokens == self.mask_id
+        masked_NL[:, : self.start] = False
+        self.whole.tokens.masked_fill_(masked_NL, self.eos_id)
+        self.whole.revealed_at.masked_fill_(masked_NL, self.step - 1)
+
+    def _blocks(self, model_block: int | None) -> Tensor:
+        """Block of each completion position [N, C].
 
         Where the model itself attends in blocks, they are those, counted from the prompt's first token: a prompt that
         ends within a block leaves the rest of it to the completion, and the last block may be cut short.
@@ -151,28 +179,34 @@ class _Loop:
         length = self.sampler.block_length
         if model_block is None:
             block_C = self.position // length
-            return block_C.expand(len(self.canvas.tokens), -1), self.sampler.max_new_tokens // length
+            return block_C.repeat(len(self.prompts.tokens_NP), 1)
         if length != model_block:
             raise UserError(f"block_length {length} is not the {model_block} of the model's own blocks: give that")
         offset_N1 = self.prompts.attention_NP.sum(1, keepdim=True) % length
-        block_NC = (self.position + offset_N1) // length
-        return block_NC, int(block_NC.max()) + 1
+        return (self.position + offset_N1) // length
 
     def denoise_block(self, block: int) -> None:
         """Steps of one block: as scheduled; where the rule is adaptive, until nothing is masked."""
         sampler, rule = self.sampler, self.sampler.unmasking
-        candidate_NC = self.block_NC == block
+        candidate_NC = self.canvas.block_NC == block
         start, stop = block * sampler.block_length, (block + 1) * sampler.block_length
         if self.core.block_length is not None:  # rows may be in different places of a block
             start, stop = max(0, start - sampler.block_length + 1), min(stop, sampler.max_new_tokens)
             self._hold_before(block)
         if getattr(rule, "scope", "block") == "completion":
-            candidate_NC, start = self.block_NC <= block, 0
+            candidate_NC, start = self.canvas.block_NC <= block, 0
+        candidate_NC = candidate_NC[:, start:stop]
         counts = self.counts if rule.scheduled else (0,) * sampler.block_length
+        masked = sampler.block_length  # at most, in any row
         for index, count in enumerate(counts):
-            self._denoise(start, stop, candidate_NC[:, start:stop], count=count, remaining=sum(counts[index + 1 :]))
-            if rule.adaptive and not bool(self._masked(start, stop, candidate_NC[:, start:stop]).any()):
-                break
+            remaining = sum(counts[index + 1 :])
+            if not rule.adaptive:  # known to the host, no device is waited for
+                masked = count + remaining
+            self._denoise(start, stop, candidate_NC, masked, count=count, remaining=remaining)
+            if rule.adaptive:
+                masked = int(self._masked(start, stop, candidate_NC).sum(1).max())
+                if not masked:
+                    break
 
     def _hold_before(self, block: int) -> None:
         """Run once, and cache, the columns that lie in earlier blocks in every row."""
@@ -182,43 +216,48 @@ class _Loop:
         if keep > self.held and self.windowed:
             nothing = torch.empty((len(canvas), 0), dtype=torch.long, device=canvas.device)
             window = Window(cache=self.cache, start=self.held, stop=end, keep=keep)
-            self.denoiser(canvas, self.attention, nothing, _no_answer, window=window)
+            self.denoiser(canvas, self.mask, nothing, _no_answer, window=window)
             self.held = keep
 
     def _masked(self, start: int, stop: int, candidate_NC: Tensor) -> Tensor:
         masked_NC: Tensor = self.canvas.tokens[:, self.start + start : self.start + stop] == self.mask_id
         return masked_NC & candidate_NC
 
-    def _denoise(self, start: int, stop: int, candidate_NC: Tensor, *, count: int, remaining: int) -> None:
-        """One denoising step over the candidates among positions [start, stop) of the completion."""
+    def _denoise(self, start: int, stop: int, candidate_NC: Tensor, masked: int, *, count: int, remaining: int) -> None:
+        """One denoising step over the candidates among positions [start, stop) of the completion.
+
+        Of the candidates, at most `masked` are masked in any row; those alone go through the head.
+        """
         recording = [slot for slot in self.slots if slot.wants(self.step)]
-        # Only a recorded state asks about positions beyond the candidates.
-        asked = self.position if recording else self.position[start:stop]
-        tokens_NAZ, logp_NAZ, confidence_NA = self._propose(asked, stop, guesses=bool(recording))
-        for slot in recording:
-            slot.remember(self.step, self.canvas.tokens, self.start, tokens_NAZ, logp_NAZ, self.mask_id)
-        here = slice(start, stop) if recording else slice(None)
-        self._commit(
-            start,
-            stop,
-            candidate_NC,
-            tokens_NAZ[:, here, 0],
-            logp_NAZ[:, here, 0],
-            confidence_NA[:, here],
-            count=count,
-            remaining=remaining,
-        )
+        if recording:  # asks about positions beyond the candidates too
+            everywhere_NC = self.position.expand(len(self.canvas.tokens), -1)
+            tokens_NCZ, logp_NCZ, confidence_NC = self._propose(everywhere_NC, stop, guesses=True)
+            for slot in recording:
+                slot.remember(self.step, self.canvas.tokens, self.start, tokens_NCZ, logp_NCZ, self.mask_id)
+            here = (slice(None), slice(start, stop))
+            answers = [part[here] for part in (tokens_NCZ[..., 0], logp_NCZ[..., 0], confidence_NC)]
+            self._commit(start, stop, candidate_NC, answers, count=count, remaining=remaining)
+        elif masked:
+            answers = self._answers(start, stop, self._masked(start, stop, candidate_NC), masked)
+            self._commit(start, stop, candidate_NC, answers, count=count, remaining=remaining)
         if self.watch is not None:
             self.watch(self.step, self.canvas.tokens)
         self.step += 1
 
-    def _propose(self, asked: Tensor, stop: int, *, guesses: bool) -> tuple[Tensor, ...]:
+    def _answers(self, start: int, stop: int, masked_NC: Tensor, most: int) -> list[Tensor]:
+        """Proposals, log-probs and confidences at the masked positions, `most` in a row; zeros elsewhere."""
+        place_NA = masked_NC.long().argsort(dim=1, descending=True, stable=True)[:, :most]
+        tokens_NAZ, logp_NAZ, confidence_NA = self._propose(start + place_NA, stop, guesses=False)
+        parts = (tokens_NAZ[..., 0], logp_NAZ[..., 0], confidence_NA)
+        return [part_NA.new_zeros(masked_NC.shape).scatter(1, place_NA, part_NA) for part_NA in parts]
+
+    def _propose(self, asked_NA: Tensor, stop: int, *, guesses: bool) -> tuple[Tensor, ...]:
         """Answers at the asked positions; those of a recorded state lie behind `stop` too."""
         sampler, canvas = self.sampler, self.canvas.tokens
         key = self.uniforms.key(self.step)
-        draws = [key.key("token", asked).draw()]
+        draws = [key.key("token", asked_NA).draw()]
         if guesses and self.record is not None and not self.record.own:
-            draws += [key.key("guess", guess).key(asked).draw() for guess in range(self.record.guesses)]
+            draws += [key.key("guess", guess).key(asked_NA).draw() for guess in range(self.record.guesses)]
         answer = Propose(
             temperature=sampler.temperature,
             mask_id=self.mask_id,
@@ -229,29 +268,20 @@ class _Loop:
         if sampler.guidance_scale:
             prompt = torch.arange(canvas.shape[1], device=canvas.device) < self.start
             guidance = Guidance(scale=sampler.guidance_scale, prompt_FL=prompt.expand_as(canvas))
-        columns = (self.start + asked).expand(len(canvas), -1)
         window = None
         if self.windowed and not guesses:
             window = Window(cache=self.cache, start=self.held, stop=self.start + stop, keep=self.held)
         answers: tuple[Tensor, ...] = self.denoiser(
-            canvas, self.attention, columns, answer, guidance=guidance, window=window
+            canvas, self.mask, self.start + asked_NA, answer, guidance=guidance, window=window
         )
         return answers
 
     def _commit(
-        self,
-        start: int,
-        stop: int,
-        candidate: Tensor,
-        tokens: Tensor,
-        logp: Tensor,
-        confidence: Tensor,
-        *,
-        count: int,
-        remaining: int,
+        self, start: int, stop: int, candidate: Tensor, answers: list[Tensor], *, count: int, remaining: int
     ) -> None:
         """Fill the candidates with the proposals that the rule commits; mask what it masks again."""
         canvas, rule = self.canvas, self.sampler.unmasking
+        tokens, logp, confidence = answers
         here = (slice(None), slice(self.start + start, self.start + stop))
         masked = self._masked(start, stop, candidate)
         running = confidence
@@ -276,14 +306,15 @@ class _Loop:
         canvas.revealed_at[here] = canvas.revealed_at[here].masked_fill(revealed, self.step)
 
     def rollout(self, group_size: int) -> Rollout:
-        sampler, canvas = self.sampler, self.canvas
+        self.whole.put(self.rows, self.canvas)
+        sampler, canvas = self.sampler, self.whole
         region = canvas.tokens[:, self.start :]
         ended_before = (region == self.eos_id).long().cumsum(1) - (region == self.eos_id).long() > 0
         return Rollout(
             tokens_NL=canvas.tokens,
-            attention_NL=self.attention,
+            attention_NL=canvas.attention,
             completion_NL=torch.nn.functional.pad(~ended_before, (self.start, 0), value=False),
-            block_NL=torch.nn.functional.pad(self.block_NC, (self.start, 0), value=-1),
+            block_NL=torch.nn.functional.pad(canvas.block_NC, (self.start, 0), value=-1),
             revealed_at_NL=canvas.revealed_at,
             sampled_logp_NL=canvas.logp,
             confidence_NL=canvas.confidence,

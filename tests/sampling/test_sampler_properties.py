@@ -1,5 +1,7 @@
 """The sampler: tokens depend on prompt and sample alone and follow the denoiser; records are true."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -370,3 +372,54 @@ def test_longer_than_the_model():
 def test_a_record_needs_a_known_number_of_steps():
     with pytest.raises(UserError, match="threshold"):
         sampler_of(Threshold())(DENOISER, prompts_of(ROWS), Uniforms(), EveryStep())
+
+
+# ---- samples that have ended ----
+
+
+def ended_rollouts(blocks_of_the_model=None):
+    """With and without stopping: several blocks, some samples ending early, ragged prompts."""
+    denoiser = small_denoiser(seed=5)
+    denoiser.block_length = blocks_of_the_model
+    prompts = prompts_of([[1, 2, 3], [4, 5], [1, 6, 2, 7]], samples=range(6))
+    sampler = Sampler(max_new_tokens=16, block_length=4, steps=8, temperature=1.0)
+    return [replace(sampler, stop_at_end=stop)(denoiser, prompts, Uniforms(), group_size=6) for stop in (False, True)]
+
+
+@pytest.mark.parametrize("blocks_of_the_model", [None, 4])
+def test_stopping_at_the_end_leaves_what_stands_before_it(blocks_of_the_model):
+    whole, stopped = ended_rollouts(blocks_of_the_model)
+    assert torch.equal(whole.completion_NL, stopped.completion_NL)
+    kept = stopped.completion_NL
+    end_NL = (whole.tokens_NL == EOS) & (whole.block_NL >= 0)
+    ended_in_N1 = torch.where(end_NL, whole.block_NL, 99).amin(1, keepdim=True)
+    filled_NL = whole.block_NL > ended_in_N1
+    assert 0 < int(filled_NL.any(1).sum()) < len(filled_NL)
+    for name in ("tokens_NL", "revealed_at_NL"):
+        assert torch.equal(getattr(whole, name)[kept], getattr(stopped, name)[kept])
+    torch.testing.assert_close(whole.sampled_logp_NL[kept], stopped.sampled_logp_NL[kept], rtol=1e-4, atol=1e-4)
+    assert bool((stopped.tokens_NL[filled_NL] == EOS).all())
+    assert not bool((stopped.tokens_NL == MASK).any())
+    assert bool((stopped.revealed_at_NL[:, whole.prompt_length :] >= 0).all())
+    assert bool((stopped.revealed_at_NL < stopped.steps).all())
+
+
+def test_stopping_saves_forwards(monkeypatch):
+    denoiser, rows = small_denoiser(seed=5), []
+    whole = denoiser.model.base_model.forward
+    monkeypatch.setattr(
+        denoiser.model.base_model, "forward", lambda **asked: (rows.append(len(asked["input_ids"])), whole(**asked))[1]
+    )
+    prompts = prompts_of([[1, 2, 3], [4, 5]], samples=range(6))
+    sampler = Sampler(max_new_tokens=16, block_length=4, steps=8, temperature=1.0, stop_at_end=True)
+    rollout = sampler(denoiser, prompts, Uniforms())
+    ended = (rollout.tokens_NL[:, 3:].view(-1, 4, 4) == EOS).any(2).long().cumsum(1) > 0  # in this block or before
+    going = torch.cat([torch.ones(12, 1), (~ended[:, :-1]).float()], dim=1).sum(0)
+    assert rows == [int(count) for count in going for _ in range(2) if count]
+
+
+def test_recorded_states_are_of_all_steps():
+    prompts = prompts_of([[1, 2, 3]], samples=range(6))
+    sampler = Sampler(max_new_tokens=16, block_length=4, steps=8, temperature=1.0, stop_at_end=True)
+    rollout = sampler(small_denoiser(seed=5), prompts, Uniforms(), EveryStep(), group_size=6)
+    assert rollout.steps == len(rollout.snapshots) == 8

@@ -16,8 +16,9 @@ from torch.utils.checkpoint import checkpoint
 # Reads the logits of a second, frozen denoiser too, where `forward` is given one.
 Answer = Callable[..., tuple[Tensor, ...]]
 
-# False at pads; or the block of each position, -1 at pads.
-Attention = Bool[Tensor, "F L"] | Int[Tensor, "F L"]
+# False at pads; or the block of each position, -1 at pads; or None where there are no pads. As `mask_of` makes it, no
+# forward waits for the device to learn whether there are pads.
+Attention = Bool[Tensor, "F L"] | Bool[Tensor, "F 1 1 L"] | Int[Tensor, "F L"] | None
 
 _LOGITS_PER_CHUNK = 1 << 24  # 64 MB in float32: logits exist for one chunk at a time
 
@@ -175,17 +176,16 @@ class Denoiser(nn.Module):
         window: Window | None = None,
     ) -> Float[Tensor, "Q D"]:
         """Last hidden states at the asked positions, flattened over F and A."""
-        given_blocks = attention_FL.dtype != torch.bool
-        real_FL = attention_FL >= 0 if given_blocks else attention_FL
+        real_FL, mask = _real_and_mask(tokens_FL, attention_FL)
         position_FL = (real_FL.long().cumsum(1) - 1).clamp(min=0)
-        if self.block_length is not None and not given_blocks:
-            attention_FL = torch.where(real_FL, position_FL // self.block_length, -1)
-        mask = real_FL.long() if attention_FL.dtype == torch.bool else _block_causal(attention_FL)
+        if self.block_length is not None and (attention_FL is None or attention_FL.dtype == torch.bool):
+            mask = _block_causal(torch.where(real_FL, position_FL // self.block_length, -1))
         cached: dict[str, Any] = {"use_cache": False}
         first = 0
         if window is not None:
             first, run = window.start, slice(window.start, window.stop)
-            tokens_FL, position_FL, mask = tokens_FL[:, run], position_FL[:, run], mask[:, :, run, : window.stop]
+            tokens_FL, position_FL = tokens_FL[:, run], position_FL[:, run]
+            mask = None if mask is None else mask[:, :, run, : window.stop]
             cached = {"use_cache": True, "past_key_values": window.cache}
         hidden_FLD: Tensor = self.model.base_model(
             input_ids=tokens_FL, attention_mask=mask, position_ids=position_FL, **cached
@@ -204,6 +204,22 @@ class Denoiser(nn.Module):
         head = getattr(self.model, "cls", None) or self.model.get_output_embeddings()
         logits: Tensor = head(hidden_QD)
         return logits
+
+
+def mask_of(attention_FL: Bool[Tensor, "F L"]) -> Attention:
+    """The attention of many forwards to come, looked at once: None without pads, else a mask of keys."""
+    return None if bool(attention_FL.all()) else attention_FL[:, None, None, :]
+
+
+def _real_and_mask(tokens_FL: Int[Tensor, "F L"], attention: Attention) -> tuple[Bool[Tensor, "F L"], Tensor | None]:
+    """Which tokens are not pads, and the mask for the network."""
+    if attention is None:
+        return torch.ones_like(tokens_FL, dtype=torch.bool), None
+    if attention.ndim == 4:
+        return attention[:, 0, 0], attention
+    if attention.dtype == torch.bool:
+        return attention, attention.long()
+    return attention >= 0, _block_causal(attention)
 
 
 def _block_causal(block_FL: Int[Tensor, "F L"]) -> Bool[Tensor, "F 1 L L"]:

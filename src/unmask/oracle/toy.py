@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from unmask.denoisers.base import Answer, Denoiser
+from unmask.denoisers.base import Answer, Attention, Denoiser
 from unmask.types import Prompts
 from unmask.uniforms import Uniforms
 from unmask.unmasking import LeftToRight, LowConfidence, Random, Seen, Unmasking
@@ -42,7 +42,7 @@ class Toy(Denoiser):
     def forward(
         self,
         tokens_FL: Tensor,
-        attention_FL: Tensor,
+        attention_FL: Attention,
         asked_FA: Tensor,
         answer: Answer,
         guidance: Any = None,

@@ -1,0 +1,32 @@
+"""What the denoising loop knows of its samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(kw_only=True)
+class Samples:
+    """Tensors that the denoising loop moves: [N, L], block_NC [N, C], the keys of the draws [N]."""
+
+    tokens: Tensor
+    attention: Tensor
+    block_NC: Tensor  # block of each completion position
+    running: Tensor  # confidence so far, by the rule's statistic; -inf where never predicted
+    confidence: Tensor
+    logp: Tensor
+    revealed_at: Tensor
+    prompt_N: Tensor
+    sample_N: Tensor
+
+    def take(self, rows: Tensor) -> Samples:
+        """Some of them."""
+        return Samples(**{name: tensor[rows] for name, tensor in vars(self).items()})
+
+    def put(self, rows: Tensor, part: Samples) -> None:
+        """Some of them back in their places."""
+        if part is not self:
+            for name, tensor in vars(self).items():
+                tensor[rows] = getattr(part, name)

@@ -1,0 +1,44 @@
+"""Inside a block the denoising loop never waits for the device: no value is read back, no shape depends on one."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from small import prompts_of, small_denoiser
+from unmask import sampling
+from unmask.sampling import Sampler
+from unmask.uniforms import Uniforms
+from unmask.unmasking import RULES
+
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal")
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails on operators for which a GPU would be waited for."""
+
+    def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
+        name = operator.overloadpacket.__name__
+        assert name not in WAITS, f"{name} waits for the device"
+        return operator(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("rule", [rule() for rule in RULES.values() if not rule.adaptive], ids=lambda rule: rule.name)
+def test_a_block_is_denoised_without_waiting(rule, temperature, monkeypatch):
+    whole = sampling._Loop.denoise_block
+    blocks = []
+
+    def watched(loop, block):
+        blocks.append(block)
+        with NoWaiting():
+            whole(loop, block)
+
+    monkeypatch.setattr(sampling._Loop, "denoise_block", watched)
+    sampler = Sampler(max_new_tokens=8, block_length=4, steps=4, temperature=temperature, unmasking=rule)
+    sampler(small_denoiser(), prompts_of([[1, 2, 3], [4]]), Uniforms())
+    assert blocks == [0, 1]
+
+
+def test_waiting_is_noticed():
+    with NoWaiting(), pytest.raises(AssertionError, match="_local_scalar_dense waits"):
+        bool(torch.ones(1).any())
