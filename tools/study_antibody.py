@@ -149,8 +149,8 @@ def draw(directories: dict[str, Path], path: Path) -> None:
         left.plot(steps, [row["reward"] for row in rows], label=name)
         if "kl" in rows[0]:
             right.plot(steps, [row["kl"] for row in rows], label=name)
-    left.set(xlabel="training step", ylabel="reward: minus mean hydropathy")
-    right.set(xlabel="training step", ylabel="divergence from the base (k3), nats a token")
+    left.set(xlabel="training step", ylabel="reward")
+    right.set(xlabel="training step", ylabel="k3 to the base, nats a token")
     left.legend(frameon=False)
     figure.savefig(path, dpi=120)
 
