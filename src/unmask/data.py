@@ -121,6 +121,13 @@ class Examples:
         return [self.prefills[index] + text for index, text in zip(indices, texts, strict=True)]
 
 
+def completed(prompts: Prompts, rows: Sequence[Sequence[int]], length: int, eos_id: int) -> tuple[Tensor, Tensor]:
+    """Prompts with completions behind them, filled up to `length` with end-of-sequence tokens: (tokens, attention)."""
+    filled = [[*row, *[eos_id] * (length - len(row))] for row in rows]
+    tokens_NL = torch.cat([prompts.tokens_NP, torch.tensor(filled, device=prompts.tokens_NP.device)], dim=1)
+    return tokens_NL, torch.nn.functional.pad(prompts.attention_NP, (0, length), value=True)
+
+
 def encode_completions(
     tokenizer: PreTrainedTokenizerFast, items: Sequence[Example], completions: Sequence[str], chat: ChatSettings = PLAIN
 ) -> list[list[int]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unmask import distributed
-from unmask.data import Examples, rollout_texts
+from unmask.data import Examples, completed, rollout_texts
 from unmask.denoisers.base import Denoiser
 from unmask.errors import UserError
 from unmask.evaluate import Evaluator
@@ -51,13 +51,12 @@ def given_rollout(
     given = [ids for index in indices for ids in examples.given_ids[index]]
     group_size = len(given) // len(indices)
     prompts = examples.prompts(indices, group_size, device)
-    filled = [[*ids, *[examples.eos_id] * (length - len(ids))] for ids in given]
-    tokens_NL = torch.cat([prompts.tokens_NP, torch.tensor(filled, device=device)], dim=1)
+    tokens_NL, attention_NL = completed(prompts, given, length, examples.eos_id)
     start = prompts.tokens_NP.shape[1]
     region_L = torch.arange(tokens_NL.shape[1], device=device) >= start
     return Rollout(
         tokens_NL=tokens_NL,
-        attention_NL=torch.nn.functional.pad(prompts.attention_NP, (0, length), value=True),
+        attention_NL=attention_NL,
         completion_NL=through_first_eos(tokens_NL, region_L, examples.eos_id),
         block_NL=(region_L.long() - 1).expand_as(tokens_NL),
         revealed_at_NL=torch.full_like(tokens_NL, -1),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from unmask.data import Examples, encode_completions, task_tokenizer
+from unmask.data import Examples, completed, encode_completions, task_tokenizer
 from unmask.denoisers.adapters import add_adapters
 from unmask.denoisers.base import Denoiser, TargetLogProb
 from unmask.denoisers.pretrained import load_denoiser, load_tokenizer, save_denoiser
@@ -43,10 +43,10 @@ def supervised_batch(
 ) -> SupervisedBatch:
     """The batch of some examples, completions of `length` tokens."""
     prompts = examples.prompts(indices, 1, device)
-    filled = [solution_ids[index] + [examples.eos_id] * (length - len(solution_ids[index])) for index in indices]
+    tokens_NL, attention_NL = completed(prompts, [solution_ids[index] for index in indices], length, examples.eos_id)
     return SupervisedBatch(
-        tokens_NL=torch.cat([prompts.tokens_NP, torch.tensor(filled, device=device)], dim=1),
-        attention_NL=torch.nn.functional.pad(prompts.attention_NP, (0, length), value=True),
+        tokens_NL=tokens_NL,
+        attention_NL=attention_NL,
         example_N=prompts.prompt_N,
         prompt_length=prompts.tokens_NP.shape[1],
     )

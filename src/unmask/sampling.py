@@ -109,11 +109,11 @@ class _Loop:
         self.whole = self.canvas = self._blank(length)  # all samples, and those that are not done
         self.rows = torch.arange(len(prompts.tokens_NP), device=self.position.device)  # of the latter among the former
         self.mask = mask_of(self.canvas.attention)
+        self.all_uniforms, self.uniforms = uniforms, self._keyed(uniforms)
         self.blocks = int(self.whole.block_NC.max()) + 1
         self.counts = sampler.schedule(
             sampler.block_length, sampler.steps // (sampler.max_new_tokens // sampler.block_length)
         )
-        self.all_uniforms = uniforms
         self.step = 0
         # A model that attends in blocks need not run again the `held` columns whose tokens are final.
         self.windowed = core.block_length is not None and not core.shift and not sampler.guidance_scale
@@ -141,10 +141,9 @@ class _Loop:
             sample_N=prompts.sample_N,
         )
 
-    @property
-    def uniforms(self) -> Uniforms:
-        """Keyed by sample."""
-        return self.all_uniforms.key("sample", self.canvas.prompt_N[:, None], self.canvas.sample_N[:, None])
+    def _keyed(self, uniforms: Uniforms) -> Uniforms:
+        """By sample."""
+        return uniforms.key("sample", self.canvas.prompt_N[:, None], self.canvas.sample_N[:, None])
 
     def goes_on(self, block: int) -> bool:
         """Leave out the samples that have ended in a finished block; whether any are left."""
@@ -157,7 +156,9 @@ class _Loop:
             return True
         rows, left = self.rows[going], canvas.take(going)
         self._fill_up()
-        self.rows, self.canvas, self.mask = rows, left, mask_of(left.attention)
+        self.rows, self.canvas = rows, left
+        self.mask = None if self.mask is None else self.mask[going]
+        self.uniforms = self._keyed(self.all_uniforms)
         if self.held:
             self.cache.batch_select_indices(going)
         return len(going) > 0
@@ -229,20 +230,24 @@ class _Loop:
         Of the candidates, at most `masked` are masked in any row; those alone go through the head.
         """
         recording = [slot for slot in self.slots if slot.wants(self.step)]
-        if recording:  # asks about positions beyond the candidates too
-            everywhere_NC = self.position.expand(len(self.canvas.tokens), -1)
-            tokens_NCZ, logp_NCZ, confidence_NC = self._propose(everywhere_NC, stop, guesses=True)
-            for slot in recording:
-                slot.remember(self.step, self.canvas.tokens, self.start, tokens_NCZ, logp_NCZ, self.mask_id)
-            here = (slice(None), slice(start, stop))
-            answers = [part[here] for part in (tokens_NCZ[..., 0], logp_NCZ[..., 0], confidence_NC)]
-            self._commit(start, stop, candidate_NC, answers, count=count, remaining=remaining)
-        elif masked:
-            answers = self._answers(start, stop, self._masked(start, stop, candidate_NC), masked)
-            self._commit(start, stop, candidate_NC, answers, count=count, remaining=remaining)
+        if recording or masked:
+            masked_NC = self._masked(start, stop, candidate_NC)
+            if recording:
+                answers = self._recorded(recording, start, stop)
+            else:
+                answers = self._answers(start, stop, masked_NC, masked)
+            self._commit(start, stop, candidate_NC, masked_NC, answers, count=count, remaining=remaining)
         if self.watch is not None:
             self.watch(self.step, self.canvas.tokens)
         self.step += 1
+
+    def _recorded(self, slots: list[Slot], start: int, stop: int) -> list[Tensor]:
+        """As `_answers`, but asked everywhere, so that the states are remembered whole."""
+        everywhere_NC = self.position.expand(len(self.canvas.tokens), -1)
+        tokens_NCZ, logp_NCZ, confidence_NC = self._propose(everywhere_NC, stop, guesses=True)
+        for slot in slots:
+            slot.remember(self.step, self.canvas.tokens, self.start, tokens_NCZ, logp_NCZ, self.mask_id)
+        return [part[:, start:stop] for part in (tokens_NCZ[..., 0], logp_NCZ[..., 0], confidence_NC)]
 
     def _answers(self, start: int, stop: int, masked_NC: Tensor, most: int) -> list[Tensor]:
         """Proposals, log-probs and confidences at the masked positions, `most` in a row; zeros elsewhere."""
@@ -277,13 +282,20 @@ class _Loop:
         return answers
 
     def _commit(
-        self, start: int, stop: int, candidate: Tensor, answers: list[Tensor], *, count: int, remaining: int
+        self,
+        start: int,
+        stop: int,
+        candidate: Tensor,
+        masked: Tensor,
+        answers: list[Tensor],
+        *,
+        count: int,
+        remaining: int,
     ) -> None:
         """Fill the candidates with the proposals that the rule commits; mask what it masks again."""
         canvas, rule = self.canvas, self.sampler.unmasking
         tokens, logp, confidence = answers
         here = (slice(None), slice(self.start + start, self.start + stop))
-        masked = self._masked(start, stop, candidate)
         running = confidence
         if getattr(rule, "statistic", "latest") == "max":
             running = torch.maximum(canvas.running[here], confidence)

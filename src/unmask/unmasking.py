@@ -157,6 +157,11 @@ def _check_threshold(threshold: float) -> None:
         raise UserError(f"unmasking threshold {threshold} is not in (0, 1]: give a probability such as 0.9")
 
 
+def _keep_improbable(threshold: float, at_least: int, seen: Seen) -> Tensor:
+    score_NC = _masked_score(seen.confidence_NC, seen.masked_NC)
+    return seen.masked_NC & ~((score_NC >= threshold) | (_rank(score_NC) < at_least))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Threshold(_Plain):
     """Commit every proposal with probability >= threshold, at least the best one (Fast-dLLM 2505.22618)."""
@@ -170,8 +175,7 @@ class Threshold(_Plain):
         _check_threshold(self.threshold)
 
     def __call__(self, seen: Seen) -> Tensor:
-        score_NC = _masked_score(seen.confidence_NC, seen.masked_NC)
-        return seen.masked_NC & ~((score_NC >= self.threshold) | (_rank(score_NC) == 0))
+        return _keep_improbable(self.threshold, 1, seen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,8 +190,7 @@ class ScheduledThreshold(_Plain):
         _check_threshold(self.threshold)
 
     def __call__(self, seen: Seen) -> Tensor:
-        score_NC = _masked_score(seen.confidence_NC, seen.masked_NC)
-        return seen.masked_NC & ~((score_NC >= self.threshold) | (_rank(score_NC) < seen.count))
+        return _keep_improbable(self.threshold, seen.count, seen)
 
 
 @dataclass(frozen=True, kw_only=True)

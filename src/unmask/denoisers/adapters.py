@@ -25,7 +25,7 @@ def add_adapters(denoiser: Denoiser, rank: int, alpha: int) -> None:
     denoiser.requires_grad_(False)
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear"), denoiser.model)
     for weight in denoiser.parameters():
-        if weight.requires_grad:  # of the base's precision until now, in which small updates would be lost
+        if weight.requires_grad:
             weight.data = weight.data.float()
 
 

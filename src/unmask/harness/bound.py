@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from unmask.data import left_pad
 from unmask.denoisers.base import Denoiser, Guidance, TargetLogProb
 from unmask.uniforms import Uniforms
 
@@ -77,14 +78,12 @@ def _values(denoiser: Denoiser, pairs: Sequence[Pair], rows: Sequence[Row], guid
     """Sum of log p over the masked tokens of each row."""
     device = next(denoiser.parameters()).device
     texts = [(*pairs[row.pair].context, *pairs[row.pair].target) for row in rows]
-    length = max(map(len, texts))
+    tokens_FL, attention_FL = left_pad(texts, denoiser.eos_id)
+    length = tokens_FL.shape[1]
     width = max(len(row.masked_C) for row in rows)  # targets stand at the right end
-    tokens_FL = torch.full((len(rows), length), denoiser.eos_id)
     masked_FL = torch.zeros(tokens_FL.shape, dtype=torch.bool)
-    attention_FL, prompt_FL = masked_FL.clone(), ~masked_FL
-    for index, (row, text) in enumerate(zip(rows, texts, strict=True)):
-        tokens_FL[index, length - len(text) :] = torch.tensor(text)
-        attention_FL[index, length - len(text) :] = True
+    prompt_FL = ~masked_FL
+    for index, row in enumerate(rows):
         masked_FL[index, length - len(row.masked_C) :] = row.masked_C
         prompt_FL[index, length - len(row.masked_C) :] = False
     guidance = Guidance(scale=guidance_scale, prompt_FL=prompt_FL.to(device)) if guidance_scale else None

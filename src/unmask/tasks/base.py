@@ -74,7 +74,21 @@ def verifies(task: Task) -> bool:
     return getattr(task, "verifies", True)
 
 
-def check_split(task: Task, split: str) -> None:
+def prompt_key(example: Example) -> str:
+    """What makes two prompts the same: their words."""
+    return " ".join(example.prompt.split())
+
+
+class HasSplits(Protocol):
+    """As much of a task as names its splits."""
+
+    name: ClassVar[str]
+
+    @property
+    def splits(self) -> tuple[str, ...]: ...
+
+
+def check_split(task: HasSplits, split: str) -> None:
     """Raise UserError if the task has no such split."""
     if split not in task.splits:
         raise UserError(f"{task.name} has no split {split!r}; choose one of {', '.join(task.splits)}")

@@ -10,8 +10,8 @@ from reprlib import repr as short_repr
 from typing import Any, ClassVar
 
 from unmask.errors import UserError
-from unmask.tasks.base import Example, check_range, check_split, column
-from unmask.tasks.word_problems import ProblemFiles, json_row
+from unmask.tasks.base import Example, check_range, column
+from unmask.tasks.word_problems import FileTask, ProblemFiles, json_row
 from unmask.verifiers.programs import defined_names, parsed, preamble, program
 from unmask.verifiers.sandbox import Limits, Trial, check_sandbox, run_trials
 
@@ -24,29 +24,23 @@ _FORMATS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Code:
+class Code(FileTask):
     """Problems from files of lines as HumanEval or MBPP write them; every line may be of either kind."""
 
     name: ClassVar[str] = "code"
-    splits: ClassVar[tuple[str, ...]] = ("train", "test")
-    vocabulary: ClassVar[tuple[str, ...]] = ()  # prose: for models that bring a tokenizer
     max_new_tokens: ClassVar[int] = 512
 
-    data: str | None = None  # path of the test file
-    train_data: str | None = None  # path of the training file
-    few_shot: int = 0  # training problems that every prompt shows solved
     time_limit_seconds: int = 3  # for a program and its tests together
     memory_megabytes: int = 512  # for a program
 
     def __post_init__(self) -> None:
-        check_range("few_shot", self.few_shot, 0, 64)
+        super().__post_init__()
         check_range("time_limit_seconds", self.time_limit_seconds, 1, 600)
         check_range("memory_megabytes", self.memory_megabytes, 128, 2**20)
 
     def examples(self, split: str, count: int, seed: int) -> list[Example]:
         """The first problems of a file. See Task.examples. Raises UserError where no sandbox can be made."""
-        check_split(self, split)
-        examples = self._files.examples(split, count)
+        examples = super().examples(split, count, seed)
         check_sandbox()
         return examples
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from reprlib import repr as short_repr
 from typing import Any, ClassVar
 
 from unmask.errors import UserError
-from unmask.tasks.base import Example, check_range, check_split, column
+from unmask.tasks.base import Example, check_range, column
 from unmask.tasks.gsm8k import is_right, reference
 from unmask.tasks.tables import Row
-from unmask.tasks.user_data import UserData, cell, completion_of, prompt_of
+from unmask.tasks.user_data import RowsTask, cell, completion_of, prompt_of
 from unmask.verifiers.answers import DECLARED, before_end, final_answer
 from unmask.verifiers.latex import same_latex
 from unmask.verifiers.quantities import quantity
@@ -22,28 +21,19 @@ _ARGUMENTS = ("self", "prompts", "completions")  # of reward functions: no colum
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dataset:
+class Dataset(RowsTask):
     """Rows of a file or of a Hub data set; columns that are neither prompt nor completion go to rewards as they are."""
 
     name: ClassVar[str] = "dataset"
-    splits: ClassVar[tuple[str, ...]] = ("train", "test")
-    vocabulary: ClassVar[tuple[str, ...]] = ()  # prose: for models that bring a tokenizer
 
-    data: str | None = None  # training rows: a .jsonl, .json, .csv or .parquet file, or org/name on the Hub
-    test_data: str | None = None  # held-out rows, likewise; unset: a tenth of the data, chosen by prompt
-    hub_config: str | None = None  # configuration of the Hub data set, where it has several
-    hub_split: str = "train"  # split of the Hub data set that data names
-    hub_test_split: str = "test"  # split of the Hub data set that test_data names
-    prompt_column: str = "prompt"  # text, or a list of messages
     completion_column: str = "completion"  # a good completion, for supervised training and few_shot; may be absent
     answer_column: str = "answer"  # the right answer, read unless answer_kind is none
     answer_kind: str = "none"  # number, latex, text (the same words), or none: rewards come from elsewhere
     few_shot: int = 0  # training rows that every prompt shows solved
-    max_new_tokens: int = 256  # completion length in tokens
 
     def __post_init__(self) -> None:
         check_range("few_shot", self.few_shot, 0, 64)
-        check_range("max_new_tokens", self.max_new_tokens, 1, 1_000_000)
+        super().__post_init__()
         if self.answer_kind not in ANSWER_KINDS:
             raise UserError(f"answer_kind is {self.answer_kind!r}; choose one of {', '.join(ANSWER_KINDS)}")
 
@@ -51,11 +41,6 @@ class Dataset:
     def verifies(self) -> bool:
         """Whether there are answers to compare with."""
         return self.answer_kind != "none"
-
-    def examples(self, split: str, count: int, seed: int) -> list[Example]:
-        """The first rows of a split. See Task.examples."""
-        check_split(self, split)
-        return self._rows.examples(split, count)
 
     def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
         """1.0 for the right answer, else 0.0. Raises UserError where answer_kind is none."""
@@ -87,17 +72,9 @@ class Dataset:
             return list(map(float, same_latex(list(zip(wanted, answers, strict=True)))))
         return [float(right.split() == answer.split()) for right, answer in zip(wanted, answers, strict=True)]
 
-    @cached_property
-    def _rows(self) -> UserData:
-        return UserData(
-            data=self.data,
-            test_data=self.test_data,
-            hub_config=self.hub_config,
-            hub_split=self.hub_split,
-            hub_test_split=self.hub_test_split,
-            read=self._read,
-            few_shot=self.few_shot,
-        )
+    @property
+    def _shots(self) -> int:
+        return self.few_shot
 
     def _read(self, row: Row) -> Example:
         prompt, messages = prompt_of(cell(row, self.prompt_column), self.prompt_column)

@@ -10,8 +10,8 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from unmask.errors import UserError
-from unmask.tasks.base import Example, check_range, check_split, column
-from unmask.tasks.word_problems import ProblemFiles, answered, check_scoring
+from unmask.tasks.base import Example, column
+from unmask.tasks.word_problems import FileTask, ProblemFiles, answered, check_scoring
 from unmask.verifiers import d1
 from unmask.verifiers.answers import DECLARED, final_answer
 from unmask.verifiers.quantities import quantity
@@ -21,27 +21,17 @@ _CALCULATOR_NOTE = re.compile(r"<<[^<>]*>>")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GSM8K:
+class GSM8K(FileTask):
     """Problems from files of lines {"question": "...", "answer": "steps #### 42"}."""
 
     name: ClassVar[str] = "gsm8k"
-    splits: ClassVar[tuple[str, ...]] = ("train", "test")
-    vocabulary: ClassVar[tuple[str, ...]] = ()  # prose: for models that bring a tokenizer
     max_new_tokens: ClassVar[int] = 256
 
-    data: str | None = None  # path of the test file
-    train_data: str | None = None  # path of the training file
-    few_shot: int = 0  # training problems that every prompt shows solved
     scoring: str = "corrected"  # corrected, or d1: the published scorer and the published sum of training rewards
 
     def __post_init__(self) -> None:
-        check_range("few_shot", self.few_shot, 0, 64)
+        super().__post_init__()
         check_scoring(self.scoring)
-
-    def examples(self, split: str, count: int, seed: int) -> list[Example]:
-        """The first problems of a file. See Task.examples."""
-        check_split(self, split)
-        return self._files.examples(split, count)
 
     def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
         """1.0 for the right number, else 0.0; by d1, the sum of its five rewards."""

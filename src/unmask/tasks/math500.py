@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from unmask.tasks.base import Example, check_range, check_split, column
-from unmask.tasks.word_problems import ProblemFiles, answered, check_scoring
+from unmask.tasks.base import Example, column
+from unmask.tasks.word_problems import FileTask, ProblemFiles, answered, check_scoring
 from unmask.verifiers import d1_math
 from unmask.verifiers.answers import final_answer
 from unmask.verifiers.latex import same_latex
@@ -17,27 +17,17 @@ _INSTRUCTION = "Solve the math problem; write the answer in LaTeX and as simple 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Math500:
+class Math500(FileTask):
     """Problems from files of lines {"problem": "...", "answer": "\\\\frac{1}{2}"}; "solution" is read if there."""
 
     name: ClassVar[str] = "math500"
-    splits: ClassVar[tuple[str, ...]] = ("train", "test")
-    vocabulary: ClassVar[tuple[str, ...]] = ()  # prose: for models that bring a tokenizer
     max_new_tokens: ClassVar[int] = 512
 
-    data: str | None = None  # path of the test file
-    train_data: str | None = None  # path of the training file
-    few_shot: int = 0  # training problems that every prompt shows solved
     scoring: str = "corrected"  # corrected, or d1: the published scorer and the published sum of training rewards
 
     def __post_init__(self) -> None:
-        check_range("few_shot", self.few_shot, 0, 64)
+        super().__post_init__()
         check_scoring(self.scoring)
-
-    def examples(self, split: str, count: int, seed: int) -> list[Example]:
-        """The first problems of a file. See Task.examples."""
-        check_split(self, split)
-        return self._files.examples(split, count)
 
     def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
         """1.0 for what is the same as the reference answer, else 0.0; by d1, the sum of its two rewards."""

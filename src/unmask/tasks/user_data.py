@@ -2,17 +2,63 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from reprlib import repr as short_repr
-from typing import Any
+from typing import Any, ClassVar
 
 from unmask.errors import UserError
-from unmask.tasks.base import Example, in_split
+from unmask.tasks.base import Example, check_range, check_split, in_split, prompt_key
 from unmask.tasks.tables import Row, read_table
 
 Message = Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsTask(ABC):
+    """What tasks on the user's own rows have in common."""
+
+    name: ClassVar[str]
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
+    vocabulary: ClassVar[tuple[str, ...]] = ()  # prose: for models that bring a tokenizer
+
+    data: str | None = None  # training rows: a .jsonl, .json, .csv or .parquet file, or org/name on the Hub
+    test_data: str | None = None  # held-out rows, likewise; unset: a tenth of the data, chosen by prompt
+    hub_config: str | None = None  # configuration of the Hub data set, where it has several
+    hub_split: str = "train"  # split of the Hub data set that data names
+    hub_test_split: str = "test"  # split of the Hub data set that test_data names
+    prompt_column: str = "prompt"  # text, or a list of messages
+    max_new_tokens: int = 256  # completion length in tokens; given completions must fit
+
+    def __post_init__(self) -> None:
+        check_range("max_new_tokens", self.max_new_tokens, 1, 1_000_000)
+
+    def examples(self, split: str, count: int, seed: int) -> list[Example]:
+        """The first rows of a split. See Task.examples."""
+        check_split(self, split)
+        return self._rows.examples(split, count)
+
+    @cached_property
+    def _rows(self) -> UserData:
+        return UserData(
+            data=self.data,
+            test_data=self.test_data,
+            hub_config=self.hub_config,
+            hub_split=self.hub_split,
+            hub_test_split=self.hub_test_split,
+            read=self._read,
+            few_shot=self._shots,
+        )
+
+    @property
+    def _shots(self) -> int:
+        """Training rows that every prompt shows solved."""
+        return 0
+
+    @abstractmethod
+    def _read(self, row: Row) -> Example: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +91,7 @@ class UserData:
     def _test(self) -> list[Example]:
         if self.test_data is not None:
             return self._read(self.test_data, self.hub_test_split)
-        held_out = [example for example in self._rows if in_split(_key(example), "test")]
+        held_out = [example for example in self._rows if in_split(prompt_key(example), "test")]
         if not held_out:
             raise UserError(f"no prompt of {self.data} falls into the tenth that is held out; give test_data")
         return held_out
@@ -53,10 +99,10 @@ class UserData:
     @cached_property
     def _untested(self) -> list[Example]:
         if self.test_data is None:
-            rows = [example for example in self._rows if in_split(_key(example), "train")]
+            rows = [example for example in self._rows if in_split(prompt_key(example), "train")]
         else:
-            tested = set(map(_key, self._test))
-            rows = [example for example in self._rows if _key(example) not in tested]
+            tested = set(map(prompt_key, self._test))
+            rows = [example for example in self._rows if prompt_key(example) not in tested]
         if len(rows) <= self.few_shot:
             raise UserError(
                 f"{self.data} leaves {len(rows)} training rows besides the test's prompts, and few_shot is "
@@ -66,8 +112,8 @@ class UserData:
 
     @cached_property
     def _train(self) -> list[Example]:
-        shown = set(map(_key, self._shots))
-        return [example for example in self._untested if _key(example) not in shown]
+        shown = set(map(prompt_key, self._shots))
+        return [example for example in self._untested if prompt_key(example) not in shown]
 
     @cached_property
     def _shots(self) -> list[Example]:
@@ -104,11 +150,6 @@ def with_shots(example: Example, shots: list[Example]) -> Example:
 
 def _without_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     return messages[1:] if messages and messages[0]["role"] == "system" else messages
-
-
-def _key(example: Example) -> str:
-    """What makes two prompts the same: their words."""
-    return " ".join(example.prompt.split())
 
 
 # What a column may hold ----------------------------------------------------------------------------------------------

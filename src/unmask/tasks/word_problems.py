@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from reprlib import repr as short_repr
-from typing import Any
+from typing import Any, ClassVar
 
 from unmask.errors import UserError
-from unmask.tasks.base import Example
+from unmask.tasks.base import Example, check_range, check_split, prompt_key
 from unmask.tasks.files import each_line, read_lines
 
 SCORINGS = ("corrected", "d1")
@@ -59,6 +60,31 @@ def json_row(line: str, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FileTask(ABC):
+    """What tasks whose problems come from files have in common."""
+
+    name: ClassVar[str]
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
+    vocabulary: ClassVar[tuple[str, ...]] = ()  # prose: for models that bring a tokenizer
+
+    data: str | None = None  # path of the test file
+    train_data: str | None = None  # path of the training file
+    few_shot: int = 0  # training problems that every prompt shows solved
+
+    def __post_init__(self) -> None:
+        check_range("few_shot", self.few_shot, 0, 64)
+
+    def examples(self, split: str, count: int, seed: int) -> list[Example]:
+        """The first problems of a file. See Task.examples."""
+        check_split(self, split)
+        return self._files.examples(split, count)
+
+    @property
+    @abstractmethod
+    def _files(self) -> ProblemFiles: ...
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProblemFiles:
     """Problems of a test file and of a training file, whose first ones can be shown solved in every prompt.
 
@@ -95,14 +121,14 @@ class ProblemFiles:
 
     @cached_property
     def _untested(self) -> list[Example]:
-        tested = {_key(example) for example in (self._test if self.data else [])}
+        tested = {prompt_key(example) for example in (self._test if self.data else [])}
         examples = self._read_file("train_data", self.train_data)
-        return [example for example in examples if _key(example) not in tested]
+        return [example for example in examples if prompt_key(example) not in tested]
 
     @cached_property
     def _train(self) -> list[Example]:
-        shown = {_key(shot) for shot in self._shots}
-        return [example for example in self._untested if _key(example) not in shown]
+        shown = {prompt_key(shot) for shot in self._shots}
+        return [example for example in self._untested if prompt_key(example) not in shown]
 
     @cached_property
     def _shots(self) -> list[Example]:
@@ -119,7 +145,3 @@ class ProblemFiles:
                 f"{{{', '.join(f'{chr(34)}{name}{chr(34)}: ...' for name in self.names)}}}"
             )
         return each_line(path, read_lines(path), 1, lambda line: self.read(self.row(line, self.names)))
-
-
-def _key(example: Example) -> str:
-    return " ".join(example.prompt.split())
