@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unmask.denoisers.base import ContrastiveLogProb, Denoiser, TargetLogProb
+from unmask.denoisers.base import Denoiser
+from unmask.denoisers.head import ContrastiveLogProb, TargetLogProb
 from unmask.types import Views
 
 

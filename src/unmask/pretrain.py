@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from unmask.data import Examples, completed, encode_completions, task_tokenizer
 from unmask.denoisers.adapters import add_adapters
-from unmask.denoisers.base import Denoiser, TargetLogProb
+from unmask.denoisers.base import Denoiser
+from unmask.denoisers.head import TargetLogProb
 from unmask.denoisers.pretrained import load_denoiser, load_tokenizer, save_denoiser
 from unmask.denoisers.tiny import tiny_denoiser
 from unmask.environment import best_device

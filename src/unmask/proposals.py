@@ -9,42 +9,87 @@ from torch import Tensor
 
 from unmask.unmasking import Measure
 
+_FOLD = 256  # divides the published vocabularies; a row is searched fold by fold, not number by number
 
-def inverse_cdf(scaled_CV: Tensor, uniform_CZ: Tensor) -> Tensor:
-    """Tokens [C, Z] with cumulative probability under softmax(scaled) first above the uniforms, in float64."""
-    cdf_CV = (scaled_CV.double() - scaled_CV.amax(1, keepdim=True).double()).exp().cumsum(1)
-    total_C1 = cdf_CV[:, -1:]
+
+def _folds(values_CV: Tensor) -> Tensor | None:
+    """The row in folds [C, folds, width], as a view; None where it is short or does not divide."""
+    vocabulary = values_CV.shape[1]
+    return torch.unflatten(values_CV, 1, (-1, _FOLD)) if vocabulary > 4 * _FOLD and vocabulary % _FOLD == 0 else None
+
+
+def largest(values_CV: Tensor) -> Tensor:
+    """The first index [C] of the largest value of each row."""
+    folds_CBW = _folds(values_CV)
+    if folds_CBW is None:
+        return values_CV.argmax(1)
+    fold_C = folds_CBW.amax(2).argmax(1)
+    within_CW = folds_CBW[torch.arange(len(fold_C), device=fold_C.device), fold_C]
+    return fold_C * _FOLD + within_CW.argmax(1)
+
+
+def inverse_cdf(weight_CV: Tensor, uniform_CZ: Tensor) -> Tensor:
+    """Tokens [C, Z] whose cumulative share of the non-negative weights is the first above the uniforms, in float64."""
+    folds_CBW = _folds(weight_CV)
+    if folds_CBW is None:
+        return _first_above(weight_CV.double().cumsum(1), uniform_CZ)[0]
+    fold_CZ, rest_CZ = _first_above(folds_CBW.sum(2, dtype=torch.float64).cumsum(1), uniform_CZ)
+    row_C1 = torch.arange(len(fold_CZ), device=fold_CZ.device)[:, None]
+    within_CZ, _ = _first_above(folds_CBW[row_C1, fold_CZ].double().cumsum(2), rest_CZ[..., None])
+    return fold_CZ * _FOLD + within_CZ[..., 0]
+
+
+def _first_above(cdf: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Places whose cumulative weight is the first above the uniforms' share, and the uniforms within those places."""
+    total = cdf[..., -1:]
     # The product may round up to the total, beyond every token.
-    level_CZ = torch.minimum(uniform_CZ * total_C1, total_C1 * (1 - 1e-15))
-    return torch.searchsorted(cdf_CV, level_CZ, right=True)
+    level = torch.minimum(uniform * total, total * (1 - 1e-15))
+    place = torch.searchsorted(cdf, level.contiguous(), right=True)
+    below = torch.where(place > 0, cdf.gather(-1, (place - 1).clamp(min=0)), 0.0)
+    return place, (level - below) / (cdf.gather(-1, place) - below)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Propose:
-    """The answer of sampling: proposed tokens, their log-probs at the temperature, confidences, and Z further guesses.
+    """The answer of sampling: Z tokens a position, their log-probs at the temperature, confidences of the proposals.
 
-    The mask token is never drawn, but it keeps its part of the normaliser: what is recorded equals what scoring gives.
+    The proposals are the tokens 0, `stride`, 2 `stride`..., the others further guesses. The mask token is never drawn,
+    but it keeps its part of the normaliser: what is recorded equals what scoring gives. Without uniforms: greedy.
     """
 
     temperature: float
     mask_id: int
     measure: Measure
-    uniform_QZ: Tensor  # column 0 draws the proposal
+    uniform_QZ: Tensor | None
+    draws: int = 1  # Z
+    stride: int = 1
 
     def __call__(self, logits_CV: Tensor, chunk: slice) -> tuple[Tensor, ...]:
         logits_CV = logits_CV.float()
-        temperature = self.temperature or 1.0
-        normaliser_C = logits_CV.logsumexp(1)
-        scaled_CV, scaled_normaliser_C = logits_CV, normaliser_C
-        if temperature != 1:
-            scaled_CV = logits_CV / temperature
-            scaled_normaliser_C = scaled_CV.logsumexp(1)
-        mask_C = scaled_CV[:, self.mask_id].clone()
-        scaled_CV[:, self.mask_id] = -float("inf")  # in place: logits of a large vocabulary are slow to copy
-        if self.temperature == 0:
-            tokens_CZ = scaled_CV.argmax(1, keepdim=True).expand(-1, self.uniform_QZ.shape[1])
+        scaled_CV = logits_CV if self.temperature in (0.0, 1.0) else logits_CV / self.temperature
+        weight_CV = scaled_CV.softmax(1)
+        if self.uniform_QZ is None:
+            tokens_CZ = self._greedy(scaled_CV)[:, None].expand(-1, self.draws)
+            logp_CZ = weight_CV.gather(1, tokens_CZ).log()
         else:
-            tokens_CZ = inverse_cdf(scaled_CV, self.uniform_QZ[chunk])
-        scaled_CV[:, self.mask_id] = mask_C
-        logp_CZ = scaled_CV.gather(1, tokens_CZ) - scaled_normaliser_C[:, None]
-        return tokens_CZ, logp_CZ, self.measure(logits_CV, normaliser_C, tokens_CZ[:, 0])
+            weight_CV[:, self.mask_id] = 0.0
+            tokens_CZ = inverse_cdf(weight_CV, self.uniform_QZ[chunk])
+            logp_CZ = weight_CV.gather(1, tokens_CZ).log()
+        proposal_CK, proposal_logp_CK = tokens_CZ[:, :: self.stride], logp_CZ[:, :: self.stride]
+        if scaled_CV is logits_CV:
+            normaliser_C = logits_CV.gather(1, proposal_CK[:, :1])[:, 0] - proposal_logp_CK[:, 0]
+        else:
+            normaliser_C = _log_normaliser(logits_CV)
+        return tokens_CZ, logp_CZ, self.measure(logits_CV, normaliser_C, proposal_CK)
+
+    def _greedy(self, logits_CV: Tensor) -> Tensor:
+        mask_C = logits_CV[:, self.mask_id].clone()
+        logits_CV[:, self.mask_id] = -float("inf")  # in place: logits of a large vocabulary are slow to copy
+        tokens_C = largest(logits_CV)
+        logits_CV[:, self.mask_id] = mask_C
+        return tokens_C
+
+
+def _log_normaliser(logits_CV: Tensor) -> Tensor:
+    """log sum exp [C]; by way of the softmax, which is one pass where logsumexp is several."""
+    return logits_CV.amax(1) - logits_CV.softmax(1).amax(1).log()

@@ -36,7 +36,7 @@ def show_sample(settings: SampleSettings, prompt: str | None) -> None:
         denoiser,
         examples.prompts([0], 1, best_device()),
         Uniforms().key("show", settings.seed),
-        watch=lambda step, canvas: canvases.append(canvas[0, -sampler.max_new_tokens :].clone()),
+        watch=lambda canvas: canvases.append(canvas[0, -sampler.max_new_tokens :].clone()),
     )
     (text,) = rollout_texts(tokenizer, rollout, examples)
     known = item.columns and verifies(settings.task)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(kw_only=True)
 class Samples:
-    """Tensors that the denoising loop moves: [N, L], block_NC [N, C], the keys of the draws [N]."""
+    """Tensors that the denoising loop moves: [N, L], block_NC [N, C], one a sample [N]."""
 
     tokens: Tensor
     attention: Tensor
@@ -18,7 +18,8 @@ class Samples:
     confidence: Tensor
     logp: Tensor
     revealed_at: Tensor
-    prompt_N: Tensor
+    step_N: Tensor  # denoising steps taken
+    prompt_N: Tensor  # with `sample_N`, the keys of the draws
     sample_N: Tensor
 
     def take(self, rows: Tensor) -> Samples:
@@ -26,7 +27,6 @@ class Samples:
         return Samples(**{name: tensor[rows] for name, tensor in vars(self).items()})
 
     def put(self, rows: Tensor, part: Samples) -> None:
-        """Some of them back in their places."""
-        if part is not self:
-            for name, tensor in vars(self).items():
-                tensor[rows] = getattr(part, name)
+        """Some of them back in their places, the first of `part`."""
+        for name, tensor in vars(self).items():
+            tensor[rows] = getattr(part, name)[: len(rows)]

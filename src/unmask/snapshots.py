@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -15,8 +16,8 @@ class Slot:
     """A snapshot that fills as the samples pass their steps (known on the host: no device is waited for)."""
 
     def __init__(self, step_N: Tensor, record: Record, tokens_NL: Tensor) -> None:
-        self.step_N = step_N.cpu()
-        self.wanted = set(self.step_N.tolist())
+        self.steps: list[int] = step_N.tolist()
+        self.wanted = set(self.steps)
         first = 0 if record.own else 1  # answer 0 is the sampler's own proposal
         self.guesses = slice(first, first + record.guesses)
         empty = torch.zeros((record.guesses, *tokens_NL.shape), device=tokens_NL.device)
@@ -28,22 +29,29 @@ class Slot:
             confidence_ZNL=empty.clone(),
         )
 
-    def wants(self, step: int) -> bool:
-        return step in self.wanted
+    def at(self, step: int, rows: Sequence[int]) -> list[int]:
+        """Places among `rows` of the samples that are at their step."""
+        if step not in self.wanted:
+            return []
+        return [place for place, row in enumerate(rows) if self.steps[row] == step]
 
     def remember(
-        self, step: int, canvas_NL: Tensor, start: int, tokens_NCZ: Tensor, logp_NCZ: Tensor, mask_id: int
+        self, rows: Tensor, canvas_NL: Tensor, column_NA: Tensor, tokens_NAZ: Tensor, logp_NAZ: Tensor, mask_id: int
     ) -> None:
-        """Store the canvas of the samples that are at their step, and its masked positions as filled by the guesses."""
-        rows = torch.nonzero(self.step_N == step)[:, 0].to(canvas_NL.device)
-        canvas, masked = canvas_NL[rows], canvas_NL[rows] == mask_id
-        pad = (start, 0)
-        guesses = torch.nn.functional.pad(tokens_NCZ[..., self.guesses][rows].permute(2, 0, 1), pad)
-        logp = torch.nn.functional.pad(logp_NCZ[..., self.guesses][rows].permute(2, 0, 1), pad) * masked
+        """Store canvases of the samples `rows`, and their masked columns (all among those given) as guessed."""
+        masked_NA = canvas_NL.gather(1, column_NA) == mask_id
+        held = self.snapshot
+        guesses, logps = [], []
+        for guess in range(*self.guesses.indices(tokens_NAZ.shape[2])):
+            token_NA = torch.where(masked_NA, tokens_NAZ[..., guess], canvas_NL.gather(1, column_NA))
+            guesses.append(canvas_NL.scatter(1, column_NA, token_NA))
+            blank_NL = torch.zeros(canvas_NL.shape, device=canvas_NL.device)
+            logps.append(blank_NL.scatter(1, column_NA, logp_NAZ[..., guess] * masked_NA))
+        logp, masked = torch.stack(logps), canvas_NL == mask_id
         self.snapshot = replace(
-            self.snapshot,
-            canvas_NL=self.snapshot.canvas_NL.index_copy(0, rows, canvas),
-            guesses_ZNL=self.snapshot.guesses_ZNL.index_copy(1, rows, torch.where(masked, guesses, canvas)),
-            logp_ZNL=self.snapshot.logp_ZNL.index_copy(1, rows, logp),
-            confidence_ZNL=self.snapshot.confidence_ZNL.index_copy(1, rows, logp.exp() * masked),
+            held,
+            canvas_NL=held.canvas_NL.index_copy(0, rows, canvas_NL),
+            guesses_ZNL=held.guesses_ZNL.index_copy(1, rows, torch.stack(guesses)),
+            logp_ZNL=held.logp_ZNL.index_copy(1, rows, logp),
+            confidence_ZNL=held.confidence_ZNL.index_copy(1, rows, logp.exp() * masked),
         )

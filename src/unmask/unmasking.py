@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 
     from unmask.uniforms import Uniforms
 
-# (logits_CV, log-normaliser_C, token_C) -> confidence_C, at temperature 1, larger is surer
+# (logits_CV, log-normaliser_C, token_CK) -> confidence_CK, at temperature 1, larger is surer
 Measure = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
 
 
-def probability(logits_CV: Tensor, normaliser_C: Tensor, token_C: Tensor) -> Tensor:
+def probability(logits_CV: Tensor, normaliser_C: Tensor, token_CK: Tensor) -> Tensor:
     """p(proposed token)."""
-    return (logits_CV.gather(1, token_C[:, None])[:, 0] - normaliser_C).exp()
+    return (logits_CV.gather(1, token_CK) - normaliser_C[:, None]).exp()
 
 
-def margin(logits_CV: Tensor, normaliser_C: Tensor, token_C: Tensor) -> Tensor:
+def margin(logits_CV: Tensor, normaliser_C: Tensor, token_CK: Tensor) -> Tensor:
     """p(best token) - p(second best)."""
     best_C2 = (logits_CV.topk(2, dim=1).values - normaliser_C[:, None]).exp()
-    return best_C2[:, 0] - best_C2[:, 1]
+    return (best_C2[:, :1] - best_C2[:, 1:]).expand(token_CK.shape)
 
 
-def negative_entropy(logits_CV: Tensor, normaliser_C: Tensor, token_C: Tensor) -> Tensor:
+def negative_entropy(logits_CV: Tensor, normaliser_C: Tensor, token_CK: Tensor) -> Tensor:
     """sum_v p log p, in nats: at most 0."""
     logp_CV = logits_CV - normaliser_C[:, None]
-    return (logp_CV.exp() * logp_CV).sum(1)
+    return (logp_CV.exp() * logp_CV).sum(1, keepdim=True).expand(token_CK.shape)
 
 
 MEASURES: dict[str, Measure] = {"probability": probability, "margin": margin, "entropy": negative_entropy}
@@ -49,7 +49,7 @@ class Seen:
     masked_NC: Tensor
     confidence_NC: Tensor  # of the proposals now
     running_NC: Tensor  # latest (or largest) confidence of each position so far
-    position_C: Tensor  # from the completion's start
+    position_NC: Tensor  # from the completion's start
     count: int  # to commit now, by the schedule
     remaining: int  # to stay masked after this step, by the schedule
     uniforms: Uniforms  # keyed by sample and step
@@ -135,7 +135,7 @@ class Random(_Plain):
     name: ClassVar[str] = "random"
 
     def __call__(self, seen: Seen) -> Tensor:
-        return _keep_all_but_best(seen.uniforms.key("order", seen.position_C).draw(), seen)
+        return _keep_all_but_best(seen.uniforms.key("order", seen.position_NC).draw(), seen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,7 @@ class LeftToRight(_Plain):
         return negative_entropy
 
     def __call__(self, seen: Seen) -> Tensor:
-        return _keep_all_but_best((-seen.position_C).expand_as(seen.confidence_NC).double(), seen)
+        return _keep_all_but_best(-seen.position_NC.expand_as(seen.confidence_NC).double(), seen)
 
 
 def _check_threshold(threshold: float) -> None:

@@ -9,7 +9,7 @@ from small import small_denoiser
 from unmask.build import build_trainer
 from unmask.config import build
 from unmask.denoisers.adapters import add_adapters
-from unmask.denoisers.base import TargetLogProb
+from unmask.denoisers.head import TargetLogProb
 from unmask.denoisers.pretrained import load_denoiser
 from unmask.denoisers.recompute import recompute_layers
 from unmask.plan.dry_run import LiveBytes

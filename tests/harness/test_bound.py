@@ -9,7 +9,7 @@ import torch
 from conftest import reference_cases
 from reference_tools import MASK, close
 from small import small_denoiser
-from unmask.denoisers.base import TargetLogProb
+from unmask.denoisers.head import TargetLogProb
 from unmask.harness.__main__ import main
 from unmask.harness.bound import Pair, Row, drawn_masks, every_mask, lower_bounds, rows_of
 from unmask.harness.settings import HarnessSettings

@@ -5,7 +5,8 @@ import torch
 
 from conftest import reference_cases
 from reference_tools import MASK, close
-from unmask.denoisers.base import Guidance, TargetLogProb
+from unmask.denoisers.base import Guidance
+from unmask.denoisers.head import TargetLogProb
 from unmask.likelihood import elbo, row_logp, weighted_sum
 from unmask.masking import RandomMasks
 from unmask.masking.random import Masks

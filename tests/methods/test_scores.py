@@ -8,7 +8,7 @@ import torch
 from by_hand import close, exact, hand_views
 
 from small import EOS, MASK, small_denoiser
-from unmask.denoisers.base import TargetLogProb
+from unmask.denoisers.head import TargetLogProb
 from unmask.likelihood import (
     EUBO,
     Sandwich,

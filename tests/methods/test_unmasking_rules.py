@@ -27,7 +27,7 @@ def seen(confidence, masked=None, *, running=None, count=1, remaining=0, uniform
         masked_NC=torch.ones_like(confidence).bool() if masked is None else torch.tensor(masked).bool(),
         confidence_NC=confidence,
         running_NC=confidence if running is None else torch.tensor(running),
-        position_C=torch.arange(confidence.shape[1]),
+        position_NC=torch.arange(confidence.shape[1])[None],
         count=count,
         remaining=remaining,
         uniforms=(uniforms or Uniforms()).key(torch.arange(len(confidence))[:, None]),
@@ -40,12 +40,12 @@ MASKED = [[1, 0, 1, 1], [1, 1, 1, 0]]
 
 def test_measures_by_hand():
     logits = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]).log() + 3.0  # any shift
-    tokens = torch.tensor([1, 2])
+    tokens = torch.tensor([[1, 0], [2, 0]])
     normaliser = logits.logsumexp(1)
-    close(MEASURES["probability"](logits, normaliser, tokens), [0.3, 0.8])
-    close(MEASURES["margin"](logits, normaliser, tokens), [0.2, 0.7])
+    close(MEASURES["probability"](logits, normaliser, tokens), [[0.3, 0.5], [0.8, 0.1]])
+    close(MEASURES["margin"](logits, normaliser, tokens), [[0.2, 0.2], [0.7, 0.7]])
     entropy = -(torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]) * (logits - 3.0)).sum(1)
-    close(MEASURES["entropy"](logits, normaliser, tokens), -entropy)
+    close(MEASURES["entropy"](logits, normaliser, tokens), torch.stack([-entropy, -entropy], dim=1))
 
 
 @pytest.mark.parametrize("rule", [LowConfidence(), TopKMargin(), Entropy()], ids=lambda rule: rule.name)

@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from small import prompts_of, small_denoiser
-from unmask import sampling
+from unmask.denoising import Block
 from unmask.sampling import Sampler
 from unmask.uniforms import Uniforms
 from unmask.unmasking import RULES
@@ -25,18 +25,18 @@ class NoWaiting(TorchDispatchMode):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("rule", [rule() for rule in RULES.values() if not rule.adaptive], ids=lambda rule: rule.name)
 def test_a_block_is_denoised_without_waiting(rule, temperature, monkeypatch):
-    whole = sampling._Loop.denoise_block
+    whole = Block.denoise
     blocks = []
 
-    def watched(loop, block):
-        blocks.append(block)
+    def watched(block):
+        blocks.append(block.blocks)
         with NoWaiting():
-            whole(loop, block)
+            whole(block)
 
-    monkeypatch.setattr(sampling._Loop, "denoise_block", watched)
+    monkeypatch.setattr(Block, "denoise", watched)
     sampler = Sampler(max_new_tokens=8, block_length=4, steps=4, temperature=temperature, unmasking=rule)
     sampler(small_denoiser(), prompts_of([[1, 2, 3], [4]]), Uniforms())
-    assert blocks == [0, 1]
+    assert blocks == [[0, 0], [1, 1]]
 
 
 def test_waiting_is_noticed():

@@ -33,7 +33,7 @@ def prompts_of(tokens, attention=None) -> Prompts:
 def states_of(sampler: Sampler, denoiser, prompts: Prompts):
     """The canvas before each step, and the rollout."""
     after = []
-    rollout = sampler(denoiser, prompts, Uniforms(), watch=lambda step, canvas: after.append(canvas.clone()))
+    rollout = sampler(denoiser, prompts, Uniforms(), watch=lambda canvas: after.append(canvas.clone()))
     blank = torch.nn.functional.pad(prompts.tokens_NP, (0, sampler.max_new_tokens), value=denoiser.mask_id)
     return torch.stack([blank, *after[:-1]]), rollout
 

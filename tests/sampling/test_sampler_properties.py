@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from small import EOS, MASK, VOCABULARY, few, prompts_of, small_denoiser, surprise
-from unmask.denoisers.base import Guidance, TargetLogProb
+from unmask.denoisers.base import Guidance
+from unmask.denoisers.head import TargetLogProb
 from unmask.errors import UserError
 from unmask.proposals import inverse_cdf
 from unmask.records import EveryStep, OneStep
@@ -41,7 +42,7 @@ def traced(sampler, prompts, record=None):
     """The canvas before each step and after the last, and the rollout."""
     blank = torch.nn.functional.pad(prompts.tokens_NP, (0, sampler.max_new_tokens), value=MASK)
     states = [blank]
-    rollout = sampler(DENOISER, prompts, Uniforms(), record, watch=lambda step, canvas: states.append(canvas.clone()))
+    rollout = sampler(DENOISER, prompts, Uniforms(), record, watch=lambda canvas: states.append(canvas.clone()))
     return torch.stack(states), rollout
 
 
@@ -189,12 +190,12 @@ def test_logp_is_that_of_the_canvas_before_the_reveal(rule, temperature):
 def test_inverse_cdf_follows_softmax():
     logits = torch.tensor([[1.0, -1.0, 0.5, -float("inf"), 2.0], [-float("inf"), 0.0, 0.0, 3.0, -float("inf")]])
     draws = Uniforms().key(torch.arange(2)[:, None], torch.arange(20_000)).draw()
-    tokens = inverse_cdf(logits, draws)
+    tokens = inverse_cdf(logits.softmax(1), draws)
     for row, law in zip(tokens, logits.softmax(1), strict=True):
         assert surprise(row.bincount(minlength=5), law) < 4
     edges = torch.tensor([[0.0, 1 - 2**-53], [0.0, 1 - 2**-53]], dtype=torch.float64)
-    assert inverse_cdf(logits, edges).tolist() == [[0, 4], [1, 3]]
-    assert inverse_cdf(torch.tensor([[0.0] * 4]), torch.tensor([[0.0, 0.25, 0.5, 0.75]]).double()).tolist() == [
+    assert inverse_cdf(logits.softmax(1), edges).tolist() == [[0, 4], [1, 3]]
+    assert inverse_cdf(torch.tensor([[0.25] * 4]), torch.tensor([[0.0, 0.25, 0.5, 0.75]]).double()).tolist() == [
         [0, 1, 2, 3]
     ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,22 +9,14 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-# Reduces logits at some asked positions (flattened over F and A; the slice says which) to a few numbers a position.
-# Reads the logits of a second, frozen denoiser too, where `forward` is given one.
-Answer = Callable[..., tuple[Tensor, ...]]
+from unmask.denoisers.head import Answer, TargetLogProb, is_plain, linear_logp, reduce_chunks
+from unmask.denoisers.key_values import Part
+from unmask.denoisers.last_layer import ask_last_layer
 
 # False at pads; or the block of each position, -1 at pads; or None where there are no pads. As `mask_of` makes it, no
 # forward waits for the device to learn whether there are pads.
 Attention = Bool[Tensor, "F L"] | Bool[Tensor, "F 1 1 L"] | Int[Tensor, "F L"] | None
-
-_LOGITS_PER_CHUNK = 1 << 24  # 64 MB in float32: logits exist for one chunk at a time
-
-
-def chunk_positions(vocabulary: int) -> int:
-    """Asked positions whose logits exist at the same time."""
-    return max(1, _LOGITS_PER_CHUNK // vocabulary)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,52 +25,6 @@ class Guidance:
 
     scale: float
     prompt_FL: Bool[Tensor, "F L"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Window:
-    """Columns `start` to `stop` of a canvas: they alone are run, `cache` (of transformers) holds what lies before.
-
-    Exact where no position attends to later blocks and the tokens before are final. Afterwards the cache holds the
-    columns before `keep`.
-    """
-
-    cache: Any
-    start: int
-    stop: int
-    keep: int
-
-
-@dataclass(frozen=True)
-class TargetLogProb:
-    """log softmax(logits / temperature) at K targets of each asked position: [C, K]."""
-
-    targets_QK: Int[Tensor, "Q K"]
-    temperature: float = 1.0
-
-    def __call__(self, logits_CV: Float[Tensor, "C V"], chunk: slice) -> tuple[Tensor, ...]:
-        exact_CV = logits_CV if logits_CV.dtype == torch.float64 else logits_CV.float()
-        scaled_CV = exact_CV / self.temperature
-        return (scaled_CV.gather(1, self.targets_QK[chunk]) - scaled_CV.logsumexp(1, keepdim=True),)
-
-
-@dataclass(frozen=True)
-class ContrastiveLogProb:
-    """log softmax of (1-b) old + b now, and of (1+b) old - b now, at the target of each asked position: [C, 2]."""
-
-    targets_Q: Int[Tensor, "Q"]
-    blend: float
-
-    def __call__(
-        self, logits_CV: Float[Tensor, "C V"], chunk: slice, old_CV: Float[Tensor, "C V"]
-    ) -> tuple[Tensor, ...]:
-        if logits_CV.dtype != torch.float64:
-            logits_CV, old_CV = logits_CV.float(), old_CV.float()
-        pulled_CV = old_CV + self.blend * (logits_CV - old_CV)
-        mirrored_CV = old_CV - self.blend * (logits_CV - old_CV)
-        target_C1 = self.targets_Q[chunk][:, None]
-        logps = [mixed.gather(1, target_C1) - mixed.logsumexp(1, keepdim=True) for mixed in (pulled_CV, mirrored_CV)]
-        return (torch.cat(logps, dim=1),)
 
 
 class Denoiser(nn.Module):
@@ -105,6 +50,7 @@ class Denoiser(nn.Module):
         self.eos_id = eos_id
         self.shift = shift
         self.block_length = block_length
+        self._asks_last_layer = ask_last_layer(model)
 
     @property
     def max_length(self) -> int:
@@ -119,16 +65,19 @@ class Denoiser(nn.Module):
         answer: Answer,
         guidance: Guidance | None = None,
         beside: Denoiser | None = None,
-        window: Window | None = None,
+        part: Part | None = None,
     ) -> tuple[Tensor, ...]:
         """What `answer` makes of the logits at columns `asked_FA`: tensors [F, A, ...].
 
         Logits exist there only, chunk by chunk. Blocks given as `attention_FL` go before the denoiser's own.
-        `window`: run its columns alone, which hold all that is asked; for denoisers that attend in blocks.
+        `part`: run its columns alone, which hold all that is asked.
         `beside`: its logits, without gradient, are a further argument of `answer`; this denoiser itself stands for a
         copy of it.
         """
-        hidden_QD = self._hidden(tokens_FL, attention_FL, asked_FA, window)
+        hidden_QD = self._hidden(tokens_FL, attention_FL, asked_FA, part)
+        head = self.model.get_output_embeddings()
+        if isinstance(answer, TargetLogProb) and guidance is None and beside is None and is_plain(head):
+            return (torch.unflatten(linear_logp(hidden_QD, head, answer), 0, asked_FA.shape),)
         blank_QD = beside_QD = None
         if beside is not None and beside is not self:
             with torch.no_grad():
@@ -136,16 +85,10 @@ class Denoiser(nn.Module):
         if guidance is not None:
             blank_FL = torch.where(guidance.prompt_FL, self.mask_id, tokens_FL)
             blank_QD = self._hidden(blank_FL, attention_FL, asked_FA)
-        reduce = partial(
-            self._reduce, answer, hidden_QD, blank_QD, 0.0 if guidance is None else guidance.scale, beside, beside_QD
-        )
-        size = chunk_positions(int(self.model.config.vocab_size))
-        chunks = [slice(start, min(start + size, len(hidden_QD))) for start in range(0, len(hidden_QD), size)]
-        if len(chunks) > 1 and torch.is_grad_enabled():
-            parts = [checkpoint(reduce, chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
-        else:
-            parts = [reduce(chunk) for chunk in chunks]
-        return tuple(torch.unflatten(torch.cat(part), 0, asked_FA.shape) for part in zip(*parts, strict=True))
+        scale = 0.0 if guidance is None else guidance.scale
+        reduce = partial(self._reduce, answer, hidden_QD, blank_QD, scale, beside, beside_QD)
+        answers = reduce_chunks(reduce, len(hidden_QD), int(self.model.config.vocab_size))
+        return tuple(torch.unflatten(each, 0, asked_FA.shape) for each in answers)
 
     def _reduce(
         self,
@@ -173,31 +116,31 @@ class Denoiser(nn.Module):
         tokens_FL: Int[Tensor, "F L"],
         attention_FL: Attention,
         asked_FA: Int[Tensor, "F A"],
-        window: Window | None = None,
+        part: Part | None = None,
     ) -> Float[Tensor, "Q D"]:
         """Last hidden states at the asked positions, flattened over F and A."""
         real_FL, mask = _real_and_mask(tokens_FL, attention_FL)
         position_FL = (real_FL.long().cumsum(1) - 1).clamp(min=0)
         if self.block_length is not None and (attention_FL is None or attention_FL.dtype == torch.bool):
             mask = _block_causal(torch.where(real_FL, position_FL // self.block_length, -1))
-        cached: dict[str, Any] = {"use_cache": False}
-        first = 0
-        if window is not None:
-            first, run = window.start, slice(window.start, window.stop)
-            tokens_FL, position_FL = tokens_FL[:, run], position_FL[:, run]
-            mask = None if mask is None else mask[:, :, run, : window.stop]
-            cached = {"use_cache": True, "past_key_values": window.cache}
-        hidden_FLD: Tensor = self.model.base_model(
-            input_ids=tokens_FL, attention_mask=mask, position_ids=position_FL, **cached
-        ).last_hidden_state
-        if window is not None and window.keep < window.stop:
-            window.cache.crop(window.keep - window.stop)
         columns_FA = asked_FA
         if self.shift:  # a row's first token has no predecessor but a pad: it keeps its own column, padded or not
             before_FA = (asked_FA - 1).clamp(min=0)
             columns_FA = torch.where(real_FL.gather(1, before_FA), before_FA, asked_FA)
-        columns_FA = columns_FA - first
-        return hidden_FLD.gather(1, columns_FA[..., None].expand(-1, -1, hidden_FLD.shape[-1])).flatten(0, 1)
+        options: dict[str, Any] = {"use_cache": False}
+        if part is not None:
+            part.cache.begin(part.columns, tokens_FL.shape[1], part.end)
+            tokens_FL, position_FL, mask = part.of(tokens_FL), part.of(position_FL), part.mask(mask)
+            columns_FA = part.places(columns_FA)
+            options["cache"] = part.cache
+        if self._asks_last_layer:
+            options["asked_columns"] = columns_FA
+        hidden_FLD: Tensor = self.model.base_model(
+            input_ids=tokens_FL, attention_mask=mask, position_ids=position_FL, **options
+        ).last_hidden_state
+        if not self._asks_last_layer:
+            hidden_FLD = hidden_FLD.gather(1, columns_FA[..., None].expand(-1, -1, hidden_FLD.shape[-1]))
+        return hidden_FLD.flatten(0, 1)
 
     def _head(self, hidden_QD: Float[Tensor, "Q D"]) -> Float[Tensor, "Q V"]:
         # A masked language model (BERT) has more between its last hidden states and its logits than one matrix.

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from unmask.data import left_pad
-from unmask.denoisers.base import Denoiser, Guidance, TargetLogProb
+from unmask.denoisers.base import Denoiser, Guidance
+from unmask.denoisers.head import TargetLogProb
 from unmask.uniforms import Uniforms
 
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from unmask.denoisers.base import Answer, Attention, Denoiser
+from unmask.denoisers.base import Attention, Denoiser
+from unmask.denoisers.head import Answer
 from unmask.types import Prompts
 from unmask.uniforms import Uniforms
 from unmask.unmasking import LeftToRight, LowConfidence, Random, Seen, Unmasking
@@ -47,9 +48,9 @@ class Toy(Denoiser):
         answer: Answer,
         guidance: Any = None,
         beside: Denoiser | None = None,
-        window: Any = None,
+        part: Any = None,
     ) -> tuple[Tensor, ...]:
-        """As any denoiser answers; no guidance, no window. `beside` is a toy too."""
+        """As any denoiser answers; no guidance, no part. `beside` is a toy too."""
         everything = slice(0, asked_FA.numel())
         logits = [self._asked(tokens_FL, asked_FA)]
         if isinstance(beside, Toy):
@@ -150,7 +151,7 @@ def _committed(canvas: Canvas, logps: dict[int, Tensor]) -> int:
             masked_NC=masked,
             confidence_NC=confidence,
             running_NC=confidence,
-            position_C=torch.arange(LENGTH),
+            position_NC=torch.arange(LENGTH)[None],
             count=1,
             remaining=len(logps) - 1,
             uniforms=Uniforms(),

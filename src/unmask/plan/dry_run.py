@@ -19,7 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from unmask.denoisers.base import Answer, ContrastiveLogProb, Denoiser, Guidance, TargetLogProb, chunk_positions
+from unmask.denoisers.base import Denoiser, Guidance
+from unmask.denoisers.head import Answer, ContrastiveLogProb, TargetLogProb, chunk_positions
 from unmask.denoisers.recompute import recompute_layers
 from unmask.plan.networks import blank_denoiser, layer_count, read_shape, with_layers
 from unmask.proposals import Propose

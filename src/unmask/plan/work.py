@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from unmask.denoisers.base import chunk_positions
+from unmask.denoisers.head import chunk_positions
 from unmask.likelihood import asked_columns
 from unmask.methods.base import Method, Term, record_of
 from unmask.plan.networks import Size

@@ -1,0 +1,189 @@
+"""From hidden states to a few numbers a position: logits exist for one chunk of positions at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+# Reduces logits at some asked positions (flattened over F and A; the slice says which) to a few numbers a position.
+# Reads the logits of a second, frozen denoiser too, where the denoiser is given one.
+Answer = Callable[..., tuple[Tensor, ...]]
+
+# (log-probs of a chunk of positions [C, K], chunk) -> derivative of the loss by them [C, K]
+Slope = Callable[[Tensor, slice], Tensor]
+
+_LOGITS_PER_CHUNK = 1 << 24  # 64 MB in float32
+
+
+def chunk_positions(vocabulary: int) -> int:
+    """Asked positions whose logits exist at the same time."""
+    return max(1, _LOGITS_PER_CHUNK // vocabulary)
+
+
+def chunks_of(positions: int, vocabulary: int) -> list[slice]:
+    """Chunks of asked positions, as equal as may be."""
+    count = max(1, -(-positions // chunk_positions(vocabulary)))
+    size = max(1, -(-positions // count))
+    return [slice(start, min(start + size, positions)) for start in range(0, positions, size)] or [slice(0, 0)]
+
+
+@dataclass(frozen=True)
+class TargetLogProb:
+    """log softmax(logits / temperature) at K targets of each asked position: [C, K].
+
+    `slope`: the derivative of the loss by them, where it depends on the log-probs of the same position alone. The
+    gradient is then made chunk by chunk while the logits are there, and the loss must be what the slope belongs to.
+    """
+
+    targets_QK: Int[Tensor, "Q K"]
+    temperature: float = 1.0
+    slope: Slope | None = None
+
+    def __call__(self, logits_CV: Float[Tensor, "C V"], chunk: slice) -> tuple[Tensor, ...]:
+        exact_CV = logits_CV if logits_CV.dtype == torch.float64 else logits_CV.float()
+        scaled_CV = exact_CV / self.temperature if self.temperature != 1 else exact_CV
+        return (scaled_CV.gather(1, self.targets_QK[chunk]) - scaled_CV.logsumexp(1, keepdim=True),)
+
+
+@dataclass(frozen=True)
+class ContrastiveLogProb:
+    """log softmax of (1-b) old + b now, and of (1+b) old - b now, at the target of each asked position: [C, 2]."""
+
+    targets_Q: Int[Tensor, "Q"]
+    blend: float
+
+    def __call__(
+        self, logits_CV: Float[Tensor, "C V"], chunk: slice, old_CV: Float[Tensor, "C V"]
+    ) -> tuple[Tensor, ...]:
+        if logits_CV.dtype != torch.float64:
+            logits_CV, old_CV = logits_CV.float(), old_CV.float()
+        pulled_CV = old_CV + self.blend * (logits_CV - old_CV)
+        mirrored_CV = old_CV - self.blend * (logits_CV - old_CV)
+        target_C1 = self.targets_Q[chunk][:, None]
+        logps = [mixed.gather(1, target_C1) - mixed.logsumexp(1, keepdim=True) for mixed in (pulled_CV, mirrored_CV)]
+        return (torch.cat(logps, dim=1),)
+
+
+def reduce_chunks(reduce: Callable[[slice], tuple[Tensor, ...]], positions: int, vocabulary: int) -> list[Tensor]:
+    """What `reduce` makes of every chunk; where gradients are wanted, logits of several chunks are made twice."""
+    chunks = chunks_of(positions, vocabulary)
+    if len(chunks) > 1 and torch.is_grad_enabled():
+        parts = [checkpoint(reduce, chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    else:
+        parts = [reduce(chunk) for chunk in chunks]
+    return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+
+def is_plain(head: nn.Module) -> bool:
+    """Whether logits are one product, whose gradient is written out here."""
+    return type(head) is nn.Linear and head.bias is None
+
+
+def linear_logp(hidden_QD: Float[Tensor, "Q D"], head: nn.Linear, answer: TargetLogProb) -> Float[Tensor, "Q K"]:
+    """`answer` to the logits of a plain head, its gradient in few passes over them and none kept from chunk to chunk.
+
+    With respect to a chunk's logits it is (sum_k g_k onehot(target_k) - (sum_k g_k) softmax) / temperature, g_k the
+    derivative of the loss by log-prob k.
+    """
+    logp_QK: Tensor = _LinearLogProb.apply(hidden_QD, head.weight, answer)  # type: ignore[no-untyped-call]
+    return logp_QK
+
+
+class _LinearLogProb(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_QD: Tensor, weight_VD: Tensor, answer: TargetLogProb) -> Tensor:
+        ctx.answer = answer
+        ctx.wanted = ctx.needs_input_grad[:2]
+        kind = hidden_QD.device.type
+        ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        ctx.gradients = None
+        if answer.slope is not None and any(ctx.wanted):
+            ctx.gradients = _Gradients(hidden_QD, weight_VD, ctx.wanted)
+        chunks = chunks_of(len(hidden_QD), len(weight_VD))
+        parts, slopes = [], []
+        kept_CV = None
+        for chunk in chunks:
+            scaled_CV = _scaled(hidden_QD[chunk], weight_VD, answer.temperature)
+            logp_CK, normaliser_C1 = _logp(scaled_CV, answer.targets_QK[chunk])
+            parts.append(logp_CK)
+            if ctx.gradients is not None and answer.slope is not None:
+                slopes.append(answer.slope(logp_CK, chunk))
+                ctx.gradients.add(chunk, scaled_CV, normaliser_C1, answer, slopes[-1])
+            elif len(chunks) == 1 and any(ctx.wanted):
+                kept_CV = scaled_CV.sub_(normaliser_C1)
+        ctx.slope_QK = torch.cat(slopes) if slopes else None
+        ctx.save_for_backward(hidden_QD, weight_VD, kept_CV)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_QK: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is not None:
+            # No wait for the device: on GPUs the check fails later, and fails all the same.
+            torch._assert_async(torch.isclose(gradient_QK, ctx.slope_QK, rtol=1e-3, atol=1e-7).all())
+            return (*ctx.gradients.results(), None)
+        hidden_QD, weight_VD, kept_CV = ctx.saved_tensors
+        gradients = _Gradients(hidden_QD, weight_VD, ctx.wanted)
+        kind, dtype, enabled = ctx.autocast
+        with torch.autocast(kind, dtype, enabled=enabled):
+            for chunk in chunks_of(len(hidden_QD), len(weight_VD)):
+                if kept_CV is not None:  # log-probs, not to be normalised again
+                    scaled_CV, normaliser_C1 = kept_CV, None
+                else:
+                    scaled_CV = _scaled(hidden_QD[chunk], weight_VD, ctx.answer.temperature)
+                    normaliser_C1 = scaled_CV.logsumexp(1, keepdim=True)
+                gradients.add(chunk, scaled_CV, normaliser_C1, ctx.answer, gradient_QK[chunk])
+        return (*gradients.results(), None)
+
+
+def _scaled(hidden_CD: Tensor, weight_VD: Tensor, temperature: float) -> Tensor:
+    logits_CV = nn.functional.linear(hidden_CD, weight_VD)
+    if logits_CV.dtype != torch.float64:
+        logits_CV = logits_CV.float()
+    return logits_CV if temperature == 1 else logits_CV.div_(temperature)
+
+
+def _logp(scaled_CV: Tensor, targets_CK: Tensor) -> tuple[Tensor, Tensor]:
+    normaliser_C1 = scaled_CV.logsumexp(1, keepdim=True)
+    return scaled_CV.gather(1, targets_CK) - normaliser_C1, normaliser_C1
+
+
+class _Gradients:
+    """Of hidden states and of the head's weight, summed over chunks."""
+
+    def __init__(self, hidden_QD: Tensor, weight_VD: Tensor, wanted: tuple[bool, bool]) -> None:
+        self.hidden_QD, self.weight_VD = hidden_QD, weight_VD
+        self.of_hidden = torch.empty_like(hidden_QD) if wanted[0] else None
+        self.wants_weight = wanted[1]
+        self.of_weight: Tensor | None = None
+
+    def add(
+        self, chunk: slice, scaled_CV: Tensor, normaliser_C1: Tensor | None, answer: TargetLogProb, slope_CK: Tensor
+    ) -> None:
+        """Of one chunk, whose logits are used up."""
+        if normaliser_C1 is not None:
+            scaled_CV.sub_(normaliser_C1)
+        slope_CK = (slope_CK / answer.temperature).to(scaled_CV.dtype)
+        gradient_CV = scaled_CV.exp_().mul_(-slope_CK.sum(1, keepdim=True))
+        gradient_CV.scatter_add_(1, answer.targets_QK[chunk], slope_CK)
+        gradient_CV = gradient_CV.to(self.weight_VD.dtype)
+        if self.of_hidden is not None:
+            self.of_hidden[chunk] = gradient_CV @ self.weight_VD
+        if self.wants_weight:
+            self._add_weight(gradient_CV, self.hidden_QD[chunk])
+
+    def _add_weight(self, gradient_CV: Tensor, hidden_CD: Tensor) -> None:
+        if self.of_weight is None:
+            self.of_weight = (gradient_CV.t() @ hidden_CD).to(self.weight_VD.dtype)
+        elif self.of_weight.dtype == hidden_CD.dtype == gradient_CV.dtype:
+            self.of_weight.addmm_(gradient_CV.t(), hidden_CD)
+        else:  # mixed precision: the product is rounded, its sum over chunks is not
+            self.of_weight += gradient_CV.t() @ hidden_CD
+
+    def results(self) -> tuple[Tensor | None, Tensor | None]:
+        return self.of_hidden, self.of_weight
