@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,23 +14,72 @@ from unmask.denoisers.base import Denoiser
 from unmask.denoisers.head import ContrastiveLogProb, TargetLogProb
 from unmask.types import Views
 
+# now_RL -> d loss / d now_RL
+RowSlope = Callable[[Tensor], Tensor]
 
-def row_logp(denoiser: nn.Module, views: Views) -> Float[Tensor, "R L"]:
+
+def row_logp(denoiser: nn.Module, views: Views, slope: RowSlope | None = None) -> Float[Tensor, "R L"]:
     """log p(target | input) at the scored positions of every row, 0 elsewhere.
 
-    Rows of one forward are answered together.
+    Rows of one forward are answered together. `slope`: the derivative of the loss by these log-probs, where each
+    depends on its own alone; the gradient of the head is then made in the forward pass, and the loss must be that one.
     """
-    asked_FA = asked_columns(views)
-    slot_R = _slots(views.forward_R)
-    forwards, length = views.inputs_FL.shape
-    targets_FKL = views.targets_RL.new_zeros((forwards, int(slot_R.max()) + 1, length))
-    targets_FKL[views.forward_R, slot_R] = views.targets_RL
-    targets_FKA = targets_FKL.gather(2, asked_FA[:, None].expand(-1, targets_FKL.shape[1], -1))
-    answer = TargetLogProb(targets_FKA.transpose(1, 2).flatten(0, 1), views.temperature)
-    (logp_FAK,) = denoiser(views.inputs_FL, views.attention_FL, asked_FA, answer)
-    logp_RA = logp_FAK.transpose(1, 2)[views.forward_R, slot_R]
-    logp_RL = torch.zeros(views.targets_RL.shape, dtype=logp_RA.dtype, device=logp_RA.device)
-    return logp_RL.scatter(1, asked_FA[views.forward_R], logp_RA) * views.scored_RL
+    places = _Places.of(views)
+    targets_FAK = places.by_forward(views.targets_RL)
+    chunk_slope = None if slope is None else _ChunkSlope(slope, views, places)
+    answer = TargetLogProb(targets_FAK.flatten(0, 1), views.temperature, chunk_slope)
+    (logp_FAK,) = denoiser(views.inputs_FL, views.attention_FL, places.asked_FA, answer)
+    return places.by_row(logp_FAK) * views.scored_RL
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Places:
+    """Where rows are answered: at which asked columns of their forward, in which of its slots."""
+
+    asked_FA: Tensor
+    forward_R: Tensor
+    slot_R: Tensor
+    slots: int
+    length: int
+
+    @staticmethod
+    def of(views: Views) -> _Places:
+        slot_R = _slots(views.forward_R)
+        return _Places(
+            asked_FA=asked_columns(views),
+            forward_R=views.forward_R,
+            slot_R=slot_R,
+            slots=int(slot_R.max()) + 1,
+            length=views.inputs_FL.shape[1],
+        )
+
+    def by_forward(self, value_RL: Tensor) -> Tensor:
+        """The asked positions of rows, [F, A, K]; 0 in slots that no row has."""
+        value_FKA = value_RL.new_zeros((len(self.asked_FA), self.slots, self.asked_FA.shape[1]))
+        value_FKA[self.forward_R, self.slot_R] = value_RL.gather(1, self.asked_FA[self.forward_R])
+        return value_FKA.transpose(1, 2).contiguous()
+
+    def by_row(self, value_FAK: Tensor) -> Tensor:
+        """Of the answers, those of each row in their columns, [R, L]."""
+        value_RA = value_FAK.transpose(1, 2)[self.forward_R, self.slot_R]
+        value_RL = torch.zeros((len(value_RA), self.length), dtype=value_RA.dtype, device=value_RA.device)
+        return value_RL.scatter(1, self.asked_FA[self.forward_R], value_RA)
+
+
+@dataclass(frozen=True)
+class _ChunkSlope:
+    """The slope at some asked positions, the others' log-probs being unknown yet and of no account."""
+
+    slope: RowSlope
+    views: Views
+    places: _Places
+
+    def __call__(self, logp_CK: Tensor, chunk: slice) -> Tensor:
+        forwards, asked = self.places.asked_FA.shape
+        logp_QK = logp_CK.new_zeros((forwards * asked, self.places.slots))
+        logp_QK[chunk] = logp_CK
+        now_RL = self.places.by_row(logp_QK.view(forwards, asked, -1)) * self.views.scored_RL
+        return self.places.by_forward(self.slope(now_RL) * self.views.scored_RL).flatten(0, 1)[chunk]
 
 
 def asked_columns(views: Views) -> Int[Tensor, "F A"]:
@@ -146,6 +196,10 @@ class Sandwich:
         upper_U = EUBO(beta=self.beta)(logp_RL, views).value_UK[:, 0]
         mixed_U = self.mix * upper_U + (1 - self.mix) * lower_U
         return _one_each(torch.where(views.credit_U >= 0, lower_U, mixed_U), views.length_U)
+
+
+# Scores that are linear in the log-probs.
+LINEAR = (per_token, per_token_over_rows, weighted_sum, elbo, masked_mean)
 
 
 # ---- normalisers: what the sum over units is divided by ----

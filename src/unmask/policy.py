@@ -115,7 +115,7 @@ class Policy:
         self.optimizer.zero_grad()
         sums: dict[str, Tensor] = {"loss": torch.zeros((), device=self.accelerator.device)}
         for question in questions:
-            for name, value in self._backward(question).items():
+            for name, value in self.backward(question).items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value
         asked = distributed.total(self.accelerator, torch.tensor(float(len(questions)), device=sums["loss"].device))
         if asked == 0:
@@ -155,21 +155,22 @@ class Policy:
                 for ours, theirs in zip(self.reference.parameters(), self.denoiser.parameters(), strict=True):
                     ours.lerp_(theirs, mixup)
 
-    def _backward(self, question: Question) -> dict[str, Tensor]:
+    def backward(self, question: Question) -> dict[str, Tensor]:
         """Gradients of one term, micro-batch by micro-batch; sums of its metrics."""
         sums: dict[str, Tensor] = {}
-        views = self._credited(question)
+        term, views = question.term, self._credited(question)
         for part, units_U in self._parts(views):
             rows_R = units_U[views.unit_R]
-            with self.accelerator.autocast():
-                now_RL = question.term.answers(self.denoiser, part, question.blended)
-            old_RL = None
-            if question.term.reads("old"):
-                old_RL = now_RL.detach() if question.old_RL is None else question.old_RL[rows_R]
+            old_RL = None if question.old_RL is None else question.old_RL[rows_R]
             reference_RL = None if question.reference_RL is None else question.reference_RL[rows_R]
+            slope = term.slope(part, old_RL, reference_RL, question.normaliser)
+            with self.accelerator.autocast():
+                now_RL = term.answers(self.denoiser, part, question.blended, slope)
+            if old_RL is None and term.reads("old"):
+                old_RL = now_RL.detach()
             if not self._splits(views):
-                part = question.term.credited(part, now_RL.detach(), reference_RL, self._mean)
-            loss, part_sums = question.term.loss(part, now_RL, old_RL, reference_RL, question.normaliser)
+                part = term.credited(part, now_RL.detach(), reference_RL, self._mean)
+            loss, part_sums = term.loss(part, now_RL, old_RL, reference_RL, question.normaliser)
             loss.backward()  # type: ignore[no-untyped-call]
             for name, value in (part_sums | {"loss": loss.detach()}).items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value

@@ -157,13 +157,15 @@ class _Loop:
         self.mask = mask_of(self.whole.attention)
         samples = len(prompts.tokens_NP)
         self.last = [blocks - 1] * samples if core.block_length is None else self.whole.block_NC[:, -1].tolist()
-        if record is not None:
+        if record is not None:  # of every step, so nobody is done before the others
+            self.last = [max(self.last)] * samples
             steps = record.steps(uniforms, prompts.prompt_N, prompts.sample_N, (max(self.last) + 1) * self.steps_each)
             self.scene.slots.extend(Slot(step_N, record, self.whole.tokens) for step_N in steps)
         self.waiting = deque(range(samples))
         self.size = min(samples, sampler.batch or samples)
         self.rows: list[int] = []  # samples at work, and which block of each
         self.blocks: list[int] = []
+        self.filled_up = False
         self._admit([])
 
     def _all(self, tokens_NL: Tensor) -> Tensor:
@@ -255,6 +257,7 @@ class _Loop:
         """Fill up the samples that stopped early."""
         if not ended:
             return
+        self.filled_up = True
         tokens_NL = self.whole.tokens[done_N]
         masked_NL = tokens_NL == self.scene.core.mask_id
         masked_NL[:, : self.scene.start] = False
@@ -301,6 +304,6 @@ class _Loop:
             temperature=sampler.temperature,
             mask_id=scene.core.mask_id,
             remasking=sampler.unmasking.remasks,
-            exact=sampler.caching is None and not sampler.guidance_scale,
+            exact=sampler.caching is None and not sampler.guidance_scale and not self.filled_up,
             snapshots=tuple(slot.snapshot for slot in scene.slots),
         )

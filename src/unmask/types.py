@@ -55,7 +55,7 @@ class Rollout:
     temperature: float
     mask_id: int
     remasking: bool
-    exact: bool = True  # the recorded log-probs are those that scoring the same canvases gives: no cache, no guidance
+    exact: bool = False  # at every position, what was recorded is what scoring the same canvas gives
     snapshots: tuple[Snapshot, ...] = ()
     policy_version: int = 0
 

@@ -15,8 +15,8 @@ from transformers import (
 
 from unmask.cli import main
 from unmask.data import task_tokenizer
-from unmask.denoisers.head import TargetLogProb
 from unmask.denoisers.convert import convert
+from unmask.denoisers.head import TargetLogProb
 from unmask.denoisers.pretrained import load_denoiser, load_tokenizer, save_denoiser
 from unmask.errors import UserError
 from unmask.tasks import Sudoku

@@ -147,4 +147,4 @@ def test_mdpo(case, llada_tiny):
         close(loss.detach(), expected["loss"], rtol=2e-5)  # lambda times ratios: float32 log-probs again
         if reference is not None:
             close(sums["kl"] / sums["weight"], expected["kl"])
-        assert_gradients_equal(loss, llada_tiny, micro, expected)
+        assert_gradients_equal(loss, llada_tiny, micro, expected, case["temperature"])

@@ -67,7 +67,7 @@ def test_peak_of_rollout_and_of_update(method, train, shape, tmp_path):
 
     def backward():
         for question in run.questions[0]:
-            run.policy._backward(question)
+            run.policy.backward(question)
 
     planned = memory.update + (memory.gradients if memory.accumulates else 0)
     assert planned == pytest.approx(peak(backward), rel=0.05)

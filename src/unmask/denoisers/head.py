@@ -98,79 +98,71 @@ def linear_logp(hidden_QD: Float[Tensor, "Q D"], head: nn.Linear, answer: Target
 class _LinearLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_QD: Tensor, weight_VD: Tensor, answer: TargetLogProb) -> Tensor:
-        ctx.answer = answer
-        ctx.wanted = ctx.needs_input_grad[:2]
+        wanted = ctx.needs_input_grad[:2]
+        now = _Gradients(hidden_QD, weight_VD, answer, wanted) if answer.slope is not None and any(wanted) else None
+        logps, slopes, kept = [], [], None
+        for chunk in chunks_of(len(hidden_QD), len(weight_VD)):
+            softmax = _Softmax(hidden_QD[chunk], weight_VD, answer, chunk)
+            logps.append(softmax.logp_CK)
+            if now is not None and answer.slope is not None:
+                slopes.append(answer.slope(softmax.logp_CK, chunk))
+                now.add(chunk, softmax, slopes[-1])
+            kept = softmax
+        if len(logps) > 1 or now is not None or not any(wanted):
+            kept = None
+        ctx.save_for_backward(hidden_QD, weight_VD, None if kept is None else kept.weight_CV)
         kind = hidden_QD.device.type
         ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
-        ctx.gradients = None
-        if answer.slope is not None and any(ctx.wanted):
-            ctx.gradients = _Gradients(hidden_QD, weight_VD, ctx.wanted)
-        chunks = chunks_of(len(hidden_QD), len(weight_VD))
-        parts, slopes = [], []
-        kept_CV = None
-        for chunk in chunks:
-            scaled_CV = _scaled(hidden_QD[chunk], weight_VD, answer.temperature)
-            logp_CK, normaliser_C1 = _logp(scaled_CV, answer.targets_QK[chunk])
-            parts.append(logp_CK)
-            if ctx.gradients is not None and answer.slope is not None:
-                slopes.append(answer.slope(logp_CK, chunk))
-                ctx.gradients.add(chunk, scaled_CV, normaliser_C1, answer, slopes[-1])
-            elif len(chunks) == 1 and any(ctx.wanted):
-                kept_CV = scaled_CV.sub_(normaliser_C1)
-        ctx.slope_QK = torch.cat(slopes) if slopes else None
-        ctx.save_for_backward(hidden_QD, weight_VD, kept_CV)
-        return torch.cat(parts)
+        ctx.answer, ctx.wanted, ctx.kept = answer, wanted, kept
+        ctx.now, ctx.slope_QK = now, torch.cat(slopes) if slopes else None
+        return torch.cat(logps)
 
     @staticmethod
     def backward(ctx: Any, gradient_QK: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.gradients is not None:
+        if ctx.now is not None:
             # No wait for the device: on GPUs the check fails later, and fails all the same.
             torch._assert_async(torch.isclose(gradient_QK, ctx.slope_QK, rtol=1e-3, atol=1e-7).all())
-            return (*ctx.gradients.results(), None)
-        hidden_QD, weight_VD, kept_CV = ctx.saved_tensors
-        gradients = _Gradients(hidden_QD, weight_VD, ctx.wanted)
+            return ctx.now.of_hidden, ctx.now.of_weight, None
+        hidden_QD, weight_VD, _ = ctx.saved_tensors  # that what is kept was not changed is checked here
+        gradients = _Gradients(hidden_QD, weight_VD, ctx.answer, ctx.wanted)
         kind, dtype, enabled = ctx.autocast
         with torch.autocast(kind, dtype, enabled=enabled):
             for chunk in chunks_of(len(hidden_QD), len(weight_VD)):
-                if kept_CV is not None:  # log-probs, not to be normalised again
-                    scaled_CV, normaliser_C1 = kept_CV, None
-                else:
-                    scaled_CV = _scaled(hidden_QD[chunk], weight_VD, ctx.answer.temperature)
-                    normaliser_C1 = scaled_CV.logsumexp(1, keepdim=True)
-                gradients.add(chunk, scaled_CV, normaliser_C1, ctx.answer, gradient_QK[chunk])
-        return (*gradients.results(), None)
+                softmax = ctx.kept or _Softmax(hidden_QD[chunk], weight_VD, ctx.answer, chunk)
+                gradients.add(chunk, softmax, gradient_QK[chunk])
+        return gradients.of_hidden, gradients.of_weight, None
 
 
-def _scaled(hidden_CD: Tensor, weight_VD: Tensor, temperature: float) -> Tensor:
-    logits_CV = nn.functional.linear(hidden_CD, weight_VD)
-    if logits_CV.dtype != torch.float64:
-        logits_CV = logits_CV.float()
-    return logits_CV if temperature == 1 else logits_CV.div_(temperature)
+class _Softmax:
+    """exp(logits - largest) of a chunk, their sums, and log-probs of the targets, in the memory of the logits."""
 
-
-def _logp(scaled_CV: Tensor, targets_CK: Tensor) -> tuple[Tensor, Tensor]:
-    normaliser_C1 = scaled_CV.logsumexp(1, keepdim=True)
-    return scaled_CV.gather(1, targets_CK) - normaliser_C1, normaliser_C1
+    def __init__(self, hidden_CD: Tensor, weight_VD: Tensor, answer: TargetLogProb, chunk: slice) -> None:
+        logits_CV = nn.functional.linear(hidden_CD, weight_VD)
+        if logits_CV.dtype != torch.float64:
+            logits_CV = logits_CV.float()
+        if answer.temperature != 1:
+            logits_CV.div_(answer.temperature)
+        logits_CV.sub_(logits_CV.amax(1, keepdim=True))
+        target_CK = logits_CV.gather(1, answer.targets_QK[chunk])
+        self.weight_CV = logits_CV.exp_()
+        self.total_C1 = self.weight_CV.sum(1, keepdim=True)
+        self.logp_CK = target_CK - self.total_C1.log()
 
 
 class _Gradients:
     """Of hidden states and of the head's weight, summed over chunks."""
 
-    def __init__(self, hidden_QD: Tensor, weight_VD: Tensor, wanted: tuple[bool, bool]) -> None:
-        self.hidden_QD, self.weight_VD = hidden_QD, weight_VD
+    def __init__(self, hidden_QD: Tensor, weight_VD: Tensor, answer: TargetLogProb, wanted: tuple[bool, bool]) -> None:
+        self.hidden_QD, self.weight_VD, self.answer = hidden_QD, weight_VD, answer
         self.of_hidden = torch.empty_like(hidden_QD) if wanted[0] else None
         self.wants_weight = wanted[1]
         self.of_weight: Tensor | None = None
 
-    def add(
-        self, chunk: slice, scaled_CV: Tensor, normaliser_C1: Tensor | None, answer: TargetLogProb, slope_CK: Tensor
-    ) -> None:
-        """Of one chunk, whose logits are used up."""
-        if normaliser_C1 is not None:
-            scaled_CV.sub_(normaliser_C1)
-        slope_CK = (slope_CK / answer.temperature).to(scaled_CV.dtype)
-        gradient_CV = scaled_CV.exp_().mul_(-slope_CK.sum(1, keepdim=True))
-        gradient_CV.scatter_add_(1, answer.targets_QK[chunk], slope_CK)
+    def add(self, chunk: slice, softmax: _Softmax, slope_CK: Tensor) -> None:
+        """Of one chunk, whose softmax is used up."""
+        slope_CK = (slope_CK / self.answer.temperature).to(softmax.weight_CV.dtype)
+        gradient_CV = softmax.weight_CV.mul_(-slope_CK.sum(1, keepdim=True) / softmax.total_C1)
+        gradient_CV.scatter_add_(1, self.answer.targets_QK[chunk], slope_CK)
         gradient_CV = gradient_CV.to(self.weight_VD.dtype)
         if self.of_hidden is not None:
             self.of_hidden[chunk] = gradient_CV @ self.weight_VD
@@ -184,6 +176,3 @@ class _Gradients:
             self.of_weight.addmm_(gradient_CV.t(), hidden_CD)
         else:  # mixed precision: the product is rounded, its sum over chunks is not
             self.of_weight += gradient_CV.t() @ hidden_CD
-
-    def results(self) -> tuple[Tensor | None, Tensor | None]:
-        return self.of_hidden, self.of_weight

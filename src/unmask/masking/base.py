@@ -91,8 +91,13 @@ def single_rows(
     scored_RL: Bool[Tensor, "R L"],
     weight_RL: Float[Tensor, "R L"],
     credit: Float[Tensor, "P G"],
+    recorded: bool = False,
 ) -> Views:
-    """Rows that each are a unit, with the credit of their sample."""
+    """Rows that each are a unit, with the credit of their sample.
+
+    `recorded`: they ask what the sampler was asked, so that its log-probs need no other pass where they are exact.
+    """
+    recorded = recorded and rollout.exact and rollout.temperature in (0.0, 1.0)
     row_R = torch.arange(len(sample_R), device=sample_R.device)
     tokens_RL = rollout.tokens_NL[sample_R]
     return Views(
@@ -105,6 +110,7 @@ def single_rows(
         unit_R=row_R,
         credit_U=credit.flatten()[sample_R],
         length_U=scored_RL.sum(1),
+        old_RL=rollout.sampled_logp_NL[sample_R] * scored_RL if recorded else None,
     )
 
 

@@ -48,7 +48,12 @@ class Branches:
             unit_R=row_R,
             credit_U=credit.flatten(),
             length_U=scored_RL.sum(1),
+            old_RL=snapshot.logp_ZNL.transpose(0, 1).flatten(0, 1) if self._recorded(rollout) else None,
         )
+
+    def _recorded(self, rollout: Rollout) -> bool:
+        """Whether the sampler's log-probs are those of these rows."""
+        return rollout.exact and rollout.temperature in (0.0, 1.0) and self.prompt_mask_prob == 0
 
 
 # ---- MDPO: which recorded steps are trained, and which of their masked positions ----

@@ -76,6 +76,8 @@ class Segments:
             scored_RL=scored_RL,
             weight_RL=scored_RL * share,
             credit=credit,
+            # One step a segment: what was masked is what the sampler saw.
+            recorded=getattr(self.grouping, "shrink", 0) == 1 or count == rollout.steps,
         )
 
 
@@ -107,7 +109,13 @@ class Prefixes:
             scored_RL=scored_RL,
             weight_RL=scored_RL.to(credit.dtype),
             credit=credit,
+            recorded=_left_to_right(rollout),
         )
+
+
+def _left_to_right(rollout: Rollout) -> bool:
+    """Whether each step revealed one position, the leftmost."""
+    return not rollout.remasking and bool((rollout.revealed_at_NL == rollout.position_L.clamp(min=-1)).all())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from unmask.denoisers.base import Denoiser
-from unmask.likelihood import Scores, row_contrast, row_logp
+from unmask.likelihood import LINEAR, Scores, per_token, row_contrast, row_logp
 from unmask.records import Record
-from unmask.surrogate import Clipped, Penalty, Preference, RelativeScore, Surrogate, k3
+from unmask.surrogate import Clipped, Penalty, Preference, RelativeScore, Surrogate, WeightedLikelihood, k3
 from unmask.types import Rollout, Views
 from unmask.uniforms import Uniforms
 
@@ -40,9 +41,48 @@ class Term:
         """The questions of one of the `updates` inner updates; rewards as `credit` reads them."""
         return self.masking(rollout, self.credit(rewards), uniforms, update, updates)
 
-    def answers(self, denoiser: Denoiser, views: Views, old: Denoiser | None = None) -> Tensor:
-        """The answers to all rows: [R, L], or [R, L, 2] where they blend (`old` None: now, detached)."""
-        return row_logp(denoiser, views) if self.blend is None else row_contrast(denoiser, views, old, self.blend)
+    def answers(
+        self,
+        denoiser: Denoiser,
+        views: Views,
+        old: Denoiser | None = None,
+        slope: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """The answers to all rows: [R, L], or [R, L, 2] where they blend (`old` None: now, detached).
+
+        `slope`: see `row_logp`.
+        """
+        if self.blend is None:
+            return row_logp(denoiser, views, slope)
+        return row_contrast(denoiser, views, old, self.blend)
+
+    def is_separable(self, *, old_is_now: bool) -> bool:
+        """Whether d loss / d log-prob depends on that log-prob alone: before the others are known, the gradient is."""
+        if self.blend is not None:
+            return False
+        if self.likelihood is per_token and isinstance(self.surrogate, Clipped | WeightedLikelihood):
+            return True
+        constant = isinstance(self.surrogate, WeightedLikelihood) or (
+            isinstance(self.surrogate, Clipped) and old_is_now
+        )
+        return constant and self.penalty is None and self.likelihood in LINEAR
+
+    def slope(
+        self, views: Views, old_RL: Tensor | None, reference_RL: Tensor | None, normaliser: Tensor
+    ) -> Callable[[Tensor], Tensor] | None:
+        """now_RL -> d loss / d now_RL, of terms that are separable (`old_RL` None: old is now); None of others."""
+        if not self.is_separable(old_is_now=old_RL is None):
+            return None
+
+        def derivative(now_RL: Tensor) -> Tensor:
+            with torch.enable_grad():
+                now_RL = now_RL.detach().requires_grad_()
+                old = now_RL.detach() if old_RL is None and self.reads("old") else old_RL
+                loss, _ = self.loss(views, now_RL, old, reference_RL, normaliser)
+                (slope_RL,) = torch.autograd.grad(loss, now_RL)
+            return slope_RL
+
+        return derivative
 
     def reads(self, policy: str) -> bool:
         """Whether the loss compares with the answers of the "old" or the "reference" policy."""
