@@ -14,6 +14,7 @@ from unmask.checkpoint import load_optimizer, load_reference
 from unmask.data import Examples
 from unmask.denoisers.adapters import AdaptersOff, add_adapters, load_adapters
 from unmask.denoisers.base import Denoiser
+from unmask.denoisers.compiled import compile_layers
 from unmask.denoisers.pretrained import load_denoiser, load_tokenizer
 from unmask.denoisers.recompute import recompute_layers
 from unmask.errors import UserError
@@ -151,6 +152,8 @@ def _load_policy(recipe: Recipe, accelerator: Any, checkpoint: Path | None) -> t
         load_optimizer(checkpoint, denoiser, optimizer)
     if settings.gradient_checkpointing:
         recompute_layers(denoiser)
+    if settings.compile:
+        compile_layers(denoiser)
     return terms, Policy(
         denoiser=denoiser,
         optimizer=optimizer,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from unmask.chat import PLAIN, ChatSettings, continuation, worded
 from unmask.errors import UserError
 from unmask.tasks import Example
 from unmask.types import Prompts, Rollout
+
+_WIDTH_STEP = 16  # prompts of a batch are padded to a multiple, so that kernels are compiled for few shapes
 
 EOS_TOKEN, MASK_TOKEN = "<|endoftext|>", "<|mask|>"
 
@@ -49,9 +52,9 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[lis
     return encoded
 
 
-def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Rows of ids as one matrix, padded on the left: (tokens, attention as bool)."""
-    width = max(len(row) for row in rows)
+def left_pad(rows: Sequence[Sequence[int]], pad_id: int, width: int | None = None) -> tuple[Tensor, Tensor]:
+    """Rows of ids as one matrix, padded on the left to `width`, or the longest: (tokens, attention as bool)."""
+    width = width or max(len(row) for row in rows)
     tokens = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows], dtype=torch.long)
     attention = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], dtype=torch.bool)
     return tokens, attention
@@ -100,8 +103,10 @@ class Examples:
         )
 
     def prompts(self, indices: Sequence[int], group_size: int, device: torch.device | str = "cpu") -> Prompts:
-        """`group_size` neighbouring rows for each example."""
-        tokens, attention = left_pad([self.prompt_ids[index] for index in indices], self.eos_id)
+        """`group_size` neighbouring rows for each example, as wide as one of a few widths."""
+        rows = [self.prompt_ids[index] for index in indices]
+        width = -(-max(map(len, rows)) // _WIDTH_STEP) * _WIDTH_STEP
+        tokens, attention = left_pad(rows, self.eos_id, min(width, self.longest))
         index_P = torch.tensor(indices)
         return Prompts(
             tokens_NP=tokens.repeat_interleave(group_size, 0).to(device),
@@ -109,6 +114,11 @@ class Examples:
             prompt_N=index_P.repeat_interleave(group_size).to(device),
             sample_N=torch.arange(group_size).repeat(len(indices)).to(device),
         )
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(map(len, self.prompt_ids))
 
     def columns(self, indices: Sequence[int], repeats: int) -> dict[str, list[Any]]:
         """Columns of the examples, each value `repeats` times: what a reward takes beside prompts and completions."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,14 +11,15 @@ import torch
 from torch import Tensor
 
 from unmask import distributed
-from unmask.data import Examples, rollout_texts
+from unmask.data import Examples
 from unmask.denoisers.base import Denoiser
 from unmask.evaluate import Evaluator
+from unmask.gap import sampling_gap
 from unmask.methods.base import Term, record_of
 from unmask.policy import Policy
 from unmask.recipe import Recipe
 from unmask.rewards import Rewards
-from unmask.sampling import Sampler
+from unmask.sampling import Finished, Sampler
 from unmask.types import Rollout
 from unmask.uniforms import Uniforms
 
@@ -33,6 +35,16 @@ class Experience:
     metrics: dict[str, float]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What a rollout has earned."""
+
+    final_N: Tensor  # rewards of the finished completions
+    scores_NK: Tensor  # what each reward function gave them
+    read: list[Tensor]  # for each term, what its credit reads
+    texts: list[str]  # of the finished completions
+
+
 class Source(Protocol):
     """Where experience comes from."""
 
@@ -44,6 +56,34 @@ class Source(Protocol):
 
     def evaluation(self, denoiser: Denoiser, held_out: Evaluator, count: int) -> dict[str, list[float]]:
         """Values of the first held-out examples by "NAME/METRIC"."""
+
+
+class _Ahead:
+    """Has completions scored as the sampler is done with them, in a thread, while the device goes on sampling."""
+
+    def __init__(self, source: Sampled, indices: list[int]) -> None:
+        self._source, self._indices = source, indices
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._asked: list[Future[None]] = []
+
+    def __enter__(self) -> _Ahead:
+        return self
+
+    def __call__(self, rows: list[int], completions_NEC: Tensor) -> None:
+        """Completions of some samples, any number of each. See Finished."""
+        each, group_size = completions_NEC.shape[1], self._source.recipe.rollout.group_size
+        owners = [self._indices[row // group_size] for row in rows for _ in range(each)]
+        self._asked.append(self._pool.submit(self._score, owners, completions_NEC.flatten(0, 1).tolist()))
+
+    def _score(self, owners: list[int], rows: list[list[int]]) -> None:
+        source = self._source
+        source.rewards.ask_ahead(owners, source.examples.texts(source.tokenizer, owners, rows))
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        for asked in self._asked:
+            if not asked.cancelled():
+                asked.result()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,37 +100,53 @@ class Sampled:
 
     def __call__(self, policy: Policy, indices: list[int], uniforms: Uniforms) -> Experience:
         """A group for each example. See Source."""
-        rollout = self.rollout(policy, indices, uniforms)
-        final_N, scores_NK, read = self.scored(rollout, indices, uniforms)
-        texts = rollout_texts(self.tokenizer, rollout, self.examples)
-        metrics = self._metrics(rollout, final_N.view(-1, rollout.group_size), texts)
-        metrics |= self.rewards.metrics(scores_NK, self.accelerator)
-        return Experience(rollout=rollout, texts=texts, final_N=final_N, read=read, metrics=metrics)
+        with _Ahead(self, indices) as ahead:
+            rollout = self.rollout(policy, indices, uniforms, ahead)
+        scored = self.scored(rollout, indices, uniforms)
+        metrics = self._metrics(rollout, scored.final_N.view(-1, rollout.group_size), scored.texts)
+        metrics |= self.rewards.metrics(scored.scores_NK, self.accelerator)
+        if self.sampler.caching is not None:
+            with self.accelerator.autocast():
+                metrics |= sampling_gap(policy.denoiser, rollout, uniforms, self.accelerator)
+        return Experience(
+            rollout=rollout, texts=scored.texts, final_N=scored.final_N, read=scored.read, metrics=metrics
+        )
 
-    def rollout(self, policy: Policy, indices: list[int], uniforms: Uniforms) -> Rollout:
+    def rollout(
+        self, policy: Policy, indices: list[int], uniforms: Uniforms, finished: Finished | None = None
+    ) -> Rollout:
         """The completions, with what the method's terms ask the sampler to record."""
         group_size = self.recipe.rollout.group_size
         prompts = self.examples.prompts(indices, group_size, self.accelerator.device)
         policy.denoiser.eval()
         with self.accelerator.autocast():
-            record = record_of(self.terms)
-            return self.sampler(policy.denoiser, prompts, uniforms, record=record, group_size=group_size)
+            return self.sampler(
+                policy.denoiser,
+                prompts,
+                uniforms,
+                record=record_of(self.terms),
+                group_size=group_size,
+                finished=finished,
+            )
 
-    def scored(self, rollout: Rollout, indices: list[int], uniforms: Uniforms) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Final rewards [N], what each reward function gave [N, K], and for each term what its credit reads."""
+    def scored(self, rollout: Rollout, indices: list[int], uniforms: Uniforms) -> Scored:
+        """Rewards of the completions and of what was recorded on the way."""
         start = rollout.prompt_length
         guesses = [state.guesses_ZNL[..., start:] for state in rollout.snapshots]
         completions_ENC = torch.cat([rollout.tokens_NL[None, :, start:], *guesses])
-        scored_NE, scores_NEK = self._score(completions_ENC.transpose(0, 1), indices)
+        scored_NE, scores_NEK, texts = self._score(completions_ENC.transpose(0, 1), indices)
         final_N = scored_NE[:, 0]
         if self.recipe.train.shuffle_rewards:
             scored_NE = scored_NE[uniforms.permutation(len(scored_NE))]
         grouped = scored_NE.view(len(indices), rollout.group_size, -1)
         read = [grouped[..., 0] if term.record is None else grouped[..., 1:] for term in self.terms]
-        return final_N, scores_NEK[:, 0], read
+        return Scored(final_N=final_N, scores_NK=scores_NEK[:, 0], read=read, texts=texts)
 
-    def _score(self, completions_NEC: Tensor, indices: list[int]) -> tuple[Tensor, Tensor]:
-        """Rewards [N, E] and scores [N, E, K] of completions, each distinct one of an example scored once."""
+    def _score(self, completions_NEC: Tensor, indices: list[int]) -> tuple[Tensor, Tensor, list[str]]:
+        """Rewards [N, E] and scores [N, E, K] of completions, each distinct one of an example scored once.
+
+        And the texts of the first of each sample.
+        """
         samples, each, _ = completions_NEC.shape
         owners = [index for index in indices for _ in range(samples // len(indices) * each)]
         keys = list(zip(owners, map(tuple, completions_NEC.flatten(0, 1).tolist()), strict=True))
@@ -101,7 +157,7 @@ class Sampled:
         place = {key: place for place, key in enumerate(distinct)}
         chosen = torch.tensor([place[key] for key in keys]).view(samples, each)
         device = completions_NEC.device
-        return rewards[chosen].to(device), scores[chosen].to(device)
+        return rewards[chosen].to(device), scores[chosen].to(device), [texts[row] for row in chosen[:, 0].tolist()]
 
     def _metrics(self, rollout: Rollout, final_PG: Tensor, texts: list[str]) -> dict[str, float]:
         completion = rollout.completion_NL

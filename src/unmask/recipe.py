@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import TYPE_CHECKING
 
+from unmask.caching import CACHINGS
 from unmask.chat import ChatSettings
 from unmask.errors import UserError
 from unmask.methods import METHODS, DiSPO
@@ -47,10 +48,15 @@ class RolloutSettings:
     stop_at_end: bool = True  # a sample is done with the block that holds its end-of-sequence token
     schedule: str = "uniform"  # tokens revealed a step: uniform, linear, cosine, square or dream
     unmasking: Unmasking = field(default_factory=LowConfidence, metadata={"choices": RULES})  # positions to reveal
+    batch: int = 0  # completions at a time; where some have ended, others begin; 0: all
+    caching: str = "none"  # exact; or keys and values kept within a block: prefix, dual, prefix_delayed, dual_delayed
 
     def __post_init__(self) -> None:
         positive(**{"rollout.prompts": self.prompts, "rollout.steps": self.steps})
         one_of("rollout.schedule", self.schedule, tuple(SCHEDULES))
+        one_of("rollout.caching", self.caching, tuple(CACHINGS))
+        if self.batch < 0:
+            raise UserError(f"rollout.batch is {self.batch}: give a number of completions, or 0 for all")
         if self.group_size < 2:
             raise UserError(
                 f"rollout.group_size is {self.group_size}: credit compares completions of one prompt, give 2 or more"
@@ -73,6 +79,8 @@ class RolloutSettings:
             schedule=SCHEDULES[self.schedule],
             guidance_scale=self.guidance_scale,
             stop_at_end=self.stop_at_end,
+            batch=self.batch,
+            caching=CACHINGS[self.caching],
         )
 
 
@@ -130,6 +138,7 @@ class TrainSettings:
     micro_batch: int = 0  # forwards at a time in an update; 0: all
     precision: str = "fp32"  # fp32, or bf16 autocast
     weights: str = "fp32"  # how weights are held: fp32, or bf16 for those that adapters leave frozen
+    compile: bool = False  # kernels of the layers made by torch.compile (it needs a C++ compiler, or a GPU and Triton)
     gradient_checkpointing: bool = False  # keep less for the backward pass, recompute it there
     lora_rank: int = 0  # rank of low-rank adapters, which alone are trained then; 0: all weights are
     lora_alpha: int = 64  # scale of the adapters, times their rank

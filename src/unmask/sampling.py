@@ -21,7 +21,7 @@ from unmask.types import Prompts, Rollout
 from unmask.uniforms import Uniforms
 from unmask.unmasking import LowConfidence, Schedule, Unmasking, uniform_schedule
 
-# Tokens of samples that are done, and which they are among the prompts.
+# (samples, completions [N, E, C]): tokens of E completions of each that are known by now, a finished one or guesses.
 Finished = Callable[[list[int], Tensor], None]
 
 _SHAPES = 16  # numbers of samples that a forward may have, so that compiled kernels and CUDA graphs are few
@@ -221,6 +221,7 @@ class _Loop:
     def turn_over(self, block: Block) -> None:
         """After a block: put away the samples that are done, and let others begin in their places."""
         self.held = block.final
+        self._tell_guesses()
         ended = self._ended()
         going = [
             place
@@ -235,10 +236,18 @@ class _Loop:
         done = [row for place, row in enumerate(self.rows) if place not in set(going)]
         self._put_away(torch.tensor(done, device=device), any(ended))
         if self.finished is not None and done:
-            self.finished(done, self.whole.tokens[done, self.scene.start :])
+            self.finished(done, self.whole.tokens[done, None, self.scene.start :])
         self.blocks = [self.blocks[place] + 1 for place in going]
         self.rows = [self.rows[place] for place in going]
         self._admit(going)
+
+    def _tell_guesses(self) -> None:
+        """Hand on the guesses that were recorded in the block just done."""
+        first = self.blocks[0] * self.steps_each  # recorded samples are all on the same block
+        for slot in self.scene.slots if self.finished is not None else ():
+            rows = [row for row in self.rows if first <= slot.steps[row] < first + self.steps_each]
+            if rows and self.finished is not None:
+                self.finished(rows, slot.snapshot.guesses_ZNL[:, rows, self.scene.start :].transpose(0, 1))
 
     def _ended(self) -> list[bool]:
         """Which samples have their end of sequence in a finished block."""

@@ -117,6 +117,7 @@ class EvaluateSettings:
     precision: str = "fp32"  # of the weights: fp32, or bf16
     temperature: float = 0.0  # sampling temperature; 0 is greedy
     block_length: int | None = None  # tokens a block; unset: one block
+    caching: str = "none"  # exact; or keys and values kept within a block: prefix, dual, prefix_delayed, dual_delayed
     batch: int = 250  # completions at a time
     threads: int | None = None  # CPU threads; unset: PyTorch's choice
     seed: int = 1  # of the held-out items and their draws
@@ -153,7 +154,11 @@ class EvaluateSettings:
     def _sampler(self, rule: str, length: int, steps: str) -> Sampler:
         count = length // int(steps[1:]) if steps.startswith("/") else int(steps)
         rollout = RolloutSettings(
-            steps=max(1, count), max_new_tokens=length, block_length=self.block_length, unmasking=build(RULES[rule], {})
+            steps=max(1, count),
+            max_new_tokens=length,
+            block_length=self.block_length,
+            unmasking=build(RULES[rule], {}),
+            caching=self.caching,
         )
         return rollout.sampler(self.task, temperature=self.temperature)
 

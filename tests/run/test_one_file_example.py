@@ -157,9 +157,11 @@ def test_updates_are_the_librarys(example, trainer, updates):
         assert norm == pytest.approx(metrics["grad_norm"], rel=1e-5)
     assert all(metrics["clip_ratio/region_mean"] > 0.1 for metrics in expected[1:])
     for ours, theirs in zip(model.parameters(), policy.denoiser.parameters(), strict=True):
-        # The library writes the gradient of its softmax out, autograd rounds otherwise.
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=1e-5, atol=1e-6)
+        # The library writes the gradient of its softmax out, autograd rounds otherwise; AdamW divides by its size.
+        torch.testing.assert_close(
+            ours.grad, theirs.grad, rtol=1e-5, atol=updates * 2e-5 * float(theirs.grad.abs().max())
+        )
+        torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=1e-5, atol=0.02 * LEARNING_RATE)
 
 
 def test_command_prints_a_line_a_step(example, capsys):

@@ -50,7 +50,7 @@ class Denoiser(nn.Module):
         self.eos_id = eos_id
         self.shift = shift
         self.block_length = block_length
-        self._asks_last_layer = ask_last_layer(model)
+        self.asks_last_layer = ask_last_layer(model)
 
     @property
     def max_length(self) -> int:
@@ -133,12 +133,12 @@ class Denoiser(nn.Module):
             tokens_FL, position_FL, mask = part.of(tokens_FL), part.of(position_FL), part.mask(mask)
             columns_FA = part.places(columns_FA)
             options["cache"] = part.cache
-        if self._asks_last_layer:
+        if self.asks_last_layer:
             options["asked_columns"] = columns_FA
         hidden_FLD: Tensor = self.model.base_model(
             input_ids=tokens_FL, attention_mask=mask, position_ids=position_FL, **options
         ).last_hidden_state
-        if not self._asks_last_layer:
+        if not self.asks_last_layer:
             hidden_FLD = hidden_FLD.gather(1, columns_FA[..., None].expand(-1, -1, hidden_FLD.shape[-1]))
         return hidden_FLD.flatten(0, 1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -100,20 +100,21 @@ class _LinearLogProb(torch.autograd.Function):
     def forward(ctx: Any, hidden_QD: Tensor, weight_VD: Tensor, answer: TargetLogProb) -> Tensor:
         wanted = ctx.needs_input_grad[:2]
         now = _Gradients(hidden_QD, weight_VD, answer, wanted) if answer.slope is not None and any(wanted) else None
-        logps, slopes, kept = [], [], None
-        for chunk in chunks_of(len(hidden_QD), len(weight_VD)):
-            softmax = _Softmax(hidden_QD[chunk], weight_VD, answer, chunk)
+        logps, slopes = [], []
+        chunks = chunks_of(len(hidden_QD), len(weight_VD))
+        kept: list[Tensor] = []
+        for chunk in chunks:
+            softmax = _softmax(hidden_QD[chunk], weight_VD, answer, chunk)
             logps.append(softmax.logp_CK)
             if now is not None and answer.slope is not None:
                 slopes.append(answer.slope(softmax.logp_CK, chunk))
                 now.add(chunk, softmax, slopes[-1])
-            kept = softmax
-        if len(logps) > 1 or now is not None or not any(wanted):
-            kept = None
-        ctx.save_for_backward(hidden_QD, weight_VD, None if kept is None else kept.weight_CV)
+            elif len(chunks) == 1 and any(wanted):
+                kept = [softmax.weight_CV, softmax.total_C1]
+        ctx.save_for_backward(hidden_QD, weight_VD, *kept)
         kind = hidden_QD.device.type
         ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
-        ctx.answer, ctx.wanted, ctx.kept = answer, wanted, kept
+        ctx.answer, ctx.wanted = answer, wanted
         ctx.now, ctx.slope_QK = now, torch.cat(slopes) if slopes else None
         return torch.cat(logps)
 
@@ -122,31 +123,41 @@ class _LinearLogProb(torch.autograd.Function):
         if ctx.now is not None:
             # No wait for the device: on GPUs the check fails later, and fails all the same.
             torch._assert_async(torch.isclose(gradient_QK, ctx.slope_QK, rtol=1e-3, atol=1e-7).all())
-            return ctx.now.of_hidden, ctx.now.of_weight, None
-        hidden_QD, weight_VD, _ = ctx.saved_tensors  # that what is kept was not changed is checked here
+            gradients, ctx.now = ctx.now, None  # not to be kept longer than the graph is
+            return gradients.of_hidden, gradients.of_weight, None
+        hidden_QD, weight_VD, *kept = ctx.saved_tensors
         gradients = _Gradients(hidden_QD, weight_VD, ctx.answer, ctx.wanted)
         kind, dtype, enabled = ctx.autocast
         with torch.autocast(kind, dtype, enabled=enabled):
             for chunk in chunks_of(len(hidden_QD), len(weight_VD)):
-                softmax = ctx.kept or _Softmax(hidden_QD[chunk], weight_VD, ctx.answer, chunk)
+                if kept:
+                    softmax = _Softmax(kept[0], kept[1], gradient_QK)
+                else:
+                    softmax = _softmax(hidden_QD[chunk], weight_VD, ctx.answer, chunk)
                 gradients.add(chunk, softmax, gradient_QK[chunk])
         return gradients.of_hidden, gradients.of_weight, None
 
 
-class _Softmax:
-    """exp(logits - largest) of a chunk, their sums, and log-probs of the targets, in the memory of the logits."""
+class _Softmax(NamedTuple):
+    """Of a chunk: exp(logits - the largest), their sums, and log-probs of the targets."""
 
-    def __init__(self, hidden_CD: Tensor, weight_VD: Tensor, answer: TargetLogProb, chunk: slice) -> None:
-        logits_CV = nn.functional.linear(hidden_CD, weight_VD)
-        if logits_CV.dtype != torch.float64:
-            logits_CV = logits_CV.float()
-        if answer.temperature != 1:
-            logits_CV.div_(answer.temperature)
-        logits_CV.sub_(logits_CV.amax(1, keepdim=True))
-        target_CK = logits_CV.gather(1, answer.targets_QK[chunk])
-        self.weight_CV = logits_CV.exp_()
-        self.total_C1 = self.weight_CV.sum(1, keepdim=True)
-        self.logp_CK = target_CK - self.total_C1.log()
+    weight_CV: Tensor
+    total_C1: Tensor
+    logp_CK: Tensor
+
+
+def _softmax(hidden_CD: Tensor, weight_VD: Tensor, answer: TargetLogProb, chunk: slice) -> _Softmax:
+    """In the memory of the logits."""
+    logits_CV = nn.functional.linear(hidden_CD, weight_VD)
+    if logits_CV.dtype != torch.float64:
+        logits_CV = logits_CV.float()
+    if answer.temperature != 1:
+        logits_CV.div_(answer.temperature)
+    logits_CV.sub_(logits_CV.amax(1, keepdim=True))
+    target_CK = logits_CV.gather(1, answer.targets_QK[chunk])
+    weight_CV = logits_CV.exp_()
+    total_C1 = weight_CV.sum(1, keepdim=True)
+    return _Softmax(weight_CV, total_C1, target_CK - total_C1.log())
 
 
 class _Gradients:

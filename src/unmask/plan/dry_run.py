@@ -81,6 +81,7 @@ class Pass:
     asked: int
     targets: int = 1
     blended: bool = False  # beside the logits of the old policy
+    separable: bool = False  # the head's gradient is made with its logits
     samples: bool = False  # a denoising step, else a pass with gradient
     guided: bool = False
     accumulates: bool = False  # gradients are there already
@@ -127,7 +128,8 @@ def _hidden_size(shape: Mapping[str, Any]) -> int:
 
 def _peak_of_layers(shape: Mapping[str, Any], settings: _TraceSettings, work: Pass) -> int:
     """Layers are alike: a stretch of a pass grows by the same amount with each, so two short networks tell."""
-    layers, few = layer_count(shape), int(shape.get("first_k_dense_replace", 0)) + 2
+    # The first and the last layer are not like the others.
+    layers, few = layer_count(shape), int(shape.get("first_k_dense_replace", 0)) + 3
     if layers <= few + 1:
         return max(_stretches(shape, settings, work))
     fewer, more = (_stretches(with_layers(shape, count), settings, work) for count in (few, few + 1))
@@ -207,7 +209,15 @@ def _answer(work: Pass) -> Answer:
     asked = work.forwards * work.asked
     if work.samples:
         uniform_QZ = torch.zeros(asked, work.targets, dtype=torch.float64)
-        return Propose(temperature=1.0, mask_id=0, measure=LowConfidence().measure, uniform_QZ=uniform_QZ)
+        return Propose(
+            temperature=1.0,
+            mask_id=0,
+            measure=LowConfidence().measure,
+            uniform_QZ=uniform_QZ,
+            draws=work.targets,
+            stride=work.targets,
+        )
     if work.blended:
         return ContrastiveLogProb(torch.zeros(asked, dtype=torch.long), 1.0)
-    return TargetLogProb(torch.zeros(asked, work.targets, dtype=torch.long))
+    slope = (lambda logp_CK, chunk: torch.ones_like(logp_CK)) if work.separable else None
+    return TargetLogProb(torch.zeros(asked, work.targets, dtype=torch.long), slope=slope)

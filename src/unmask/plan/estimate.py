@@ -167,18 +167,25 @@ def _memory(settings: PlanSettings, terms: tuple[Term, ...], work: Work, size: S
             asked=term.widest,
             targets=term.targets,
             blended=term.blended,
+            separable=all(term.separable[: work.updates]),
             accumulates=accumulates,
         )
         for term in work.terms
     ]
-    denoising = Pass(
-        forwards=work.samples,
-        length=work.length,
-        asked=max(work.asked_in_rollout),
-        targets=work.guesses,
-        samples=True,
-        guided=work.guided,
-    )
+    # The steps that ask most: of all samples, and by the logits that they need.
+    largest = {max(work.denoising, key=lambda step: (step.forwards, step.positions))}
+    largest |= {max(work.denoising, key=lambda step: step.forwards * step.positions * step.tokens)}
+    denoising = [
+        Pass(
+            forwards=step.forwards,
+            length=work.length,
+            asked=step.positions,
+            targets=step.tokens,
+            samples=True,
+            guided=work.guided,
+        )
+        for step in largest
+    ]
     # AdamW takes all weights at once and holds a root of their moments; several ranks send one flat copy of a copy.
     temporary = size.trained_bytes * (2 if gpus.count > 1 else 1)
     questions = sum(term.question_bytes for term in work.terms) * work.updates
@@ -189,7 +196,7 @@ def _memory(settings: PlanSettings, terms: tuple[Term, ...], work: Work, size: S
         moments=2 * size.trained_bytes,
         gradients=size.trained_bytes,
         records=work.record_bytes + questions,
-        rollout=peak_bytes(settings.model, train, denoising),
+        rollout=max(peak_bytes(settings.model, train, each) for each in denoising),
         update=max(peak_bytes(settings.model, train, each) for each in passes),
         optimizer=temporary,
         accumulates=accumulates,

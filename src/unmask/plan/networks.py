@@ -82,9 +82,12 @@ class Size:
     trained_bytes: int
     active: float  # in matrices of the layers, adapters and head apart
     adapters: float  # active weights of adapters
+    last: float  # of `active`, those of the last layer that work at asked positions alone
+    last_adapters: float  # of `adapters`, likewise
     head: int  # weights of the head
     vocabulary: int
     attention: int  # layers x heads x width of a head
+    last_attention: int  # of these, those of the last layer if it works at asked positions alone
     max_length: int  # tokens
 
 
@@ -104,6 +107,8 @@ def size_of(model: str, weights: str, lora_rank: int) -> Size:
 
     matrices = [name for name, weight in named.items() if weight.ndim > 1 and "embed_tokens" not in name]
     adapters = [name for name in matrices if ".lora_" in name]
+    asked = f"layers.{config.num_hidden_layers - 1}." if denoiser.asks_last_layer else "none"
+    last = [name for name in matrices if name.startswith(asked) and "k_proj" not in name and "v_proj" not in name]
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Size(
         parameters=sum(weight.numel() for name, weight in denoiser.named_parameters() if ".lora_" not in name),
@@ -112,8 +117,11 @@ def size_of(model: str, weights: str, lora_rank: int) -> Size:
         trained_bytes=sum(weight.nbytes for weight in trained),
         active=sum(active(name) for name in matrices if name not in adapters),
         adapters=sum(active(name) for name in adapters),
+        last=sum(active(name) for name in last if name not in adapters),
+        last_adapters=sum(active(name) for name in last if name in adapters),
         head=config.vocab_size * config.hidden_size,
         vocabulary=config.vocab_size,
         attention=config.num_hidden_layers * config.num_attention_heads * head_width,
+        last_attention=config.num_attention_heads * head_width if denoiser.asks_last_layer else 0,
         max_length=denoiser.max_length,
     )

@@ -5,6 +5,7 @@ Upper bounds: completions fill their length, and no group has equal rewards (suc
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
@@ -16,9 +17,11 @@ from unmask.likelihood import asked_columns
 from unmask.methods.base import Method, Term, record_of
 from unmask.plan.networks import Size
 from unmask.recipe import RolloutSettings
+from unmask.records import Record
 from unmask.report.methods_table import EOS, DryShape, dry_rewards, dry_rollout, passes_without_gradient
 from unmask.types import Rollout, Views
 from unmask.uniforms import Uniforms
+from unmask.unmasking import SCHEDULES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,19 @@ class TermWork:
     targets: int  # tokens that are scored at a position: rows of a forward
     without_gradient: tuple[int, int]  # passes of other policies over the same rows: in the first update, in later ones
     blended: bool
+    separable: tuple[
+        bool, bool
+    ]  # whether the head's gradient is made with its logits: in the first update, in later ones
     question_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Forwards of a rollout that ask about as many positions each."""
+
+    forwards: int
+    positions: int
+    tokens: int = 1  # drawn at each of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +56,16 @@ class Work:
 
     samples: int
     length: int  # prompt and completion
-    asked_in_rollout: tuple[int, ...]  # positions that each denoising step asks
+    denoising: tuple[Asked, ...]  # what each denoising step asks, and recorded states for themselves
     guided: bool
-    guesses: int  # tokens that are drawn at a position of a recorded state
     terms: tuple[TermWork, ...]
     updates: int
     record_bytes: int  # the rollout and its recorded states
 
     @property
     def rollout_forwards(self) -> int:
-        """One a sample and denoising step, two with guidance."""
-        return self.samples * len(self.asked_in_rollout) * (2 if self.guided else 1)
+        """One a sample and denoising step (a prompt in the first), two with guidance; one for a recorded state."""
+        return sum(step.forwards for step in self.denoising) * (2 if self.guided else 1)
 
     @property
     def trained_forwards(self) -> int:
@@ -70,8 +84,9 @@ class Work:
     def rollout_flops(self, size: Size) -> float:
         """FLOPs of all denoising steps."""
         passes = 2 if self.guided else 1
-        asked = sum(self.asked_in_rollout) / len(self.asked_in_rollout)
-        return passes * self.samples * len(self.asked_in_rollout) * _forward_flops(size, self.length, asked)
+        return passes * sum(
+            step.forwards * _forward_flops(size, self.length, step.positions) for step in self.denoising
+        )
 
     def other_flops(self, size: Size) -> float:
         """FLOPs of the passes without gradient."""
@@ -79,27 +94,39 @@ class Work:
 
     def trained_flops(self, size: Size, *, recompute: bool) -> float:
         """FLOPs of the passes with gradient."""
-        return self.updates * sum(
-            term.forwards * _trained_flops(size, self.length, term, recompute=recompute) for term in self.terms
+        return sum(
+            term.forwards * _trained_flops(size, self.length, term, separable, recompute=recompute)
+            for term in self.terms
+            for separable in (term.separable[:1] + term.separable[1:] * (self.updates - 1))
         )
 
 
+def _layer_flops(size: Size, length: int, asked: float) -> tuple[float, float, float]:
+    """A forward: weights of the layers, adapters (2 FLOPs each and token), attention scores and their use.
+
+    The last layer's queries, and what follows them, at asked positions only.
+    """
+    weights = 2 * ((size.active - size.last) * length + size.last * asked)
+    adapters = 2 * ((size.adapters - size.last_adapters) * length + size.last_adapters * asked)
+    attention = 4 * ((size.attention - size.last_attention) * length**2 + size.last_attention * length * asked)
+    return weights, adapters, attention
+
+
 def _forward_flops(size: Size, length: int, asked: float) -> float:
-    """2 FLOPs a weight and token; attention scores and their use; the head at asked positions only."""
-    body = 2 * (size.active + size.adapters) * length + 4 * size.attention * length**2
-    return body + 2 * size.head * asked
+    """The layers, and the head at asked positions only."""
+    return sum(_layer_flops(size, length, asked)) + 2 * size.head * asked
 
 
-def _trained_flops(size: Size, length: int, term: TermWork, *, recompute: bool) -> float:
+def _trained_flops(size: Size, length: int, term: TermWork, separable: bool, *, recompute: bool) -> float:
     """A forward, the gradient of what comes in (as much again), and that of trained weights (as much again).
 
-    Once more what is recomputed: the layers with gradient checkpointing, the head where its logits come in chunks.
+    Once more what is recomputed: the layers with gradient checkpointing, the head where its logits come in chunks and
+    are not used up at once.
     """
-    again = 1 if recompute else 0
-    frozen = size.adapters > 0
-    body = 2 * size.active * length * ((2 if frozen else 3) + again)
-    body += (2 * size.adapters * length + 4 * size.attention * length**2) * (3 + again)
-    chunked = 1 if _in_chunks(size, term) else 0
+    again, frozen = (1 if recompute else 0), size.adapters > 0
+    weights, adapters, attention = _layer_flops(size, length, term.asked)
+    body = weights * ((2 if frozen else 3) + again) + (adapters + attention) * (3 + again)
+    chunked = 1 if _in_chunks(size, term) and not separable else 0
     return body + 2 * size.head * term.asked * ((2 if frozen else 3) + chunked)
 
 
@@ -117,22 +144,41 @@ def work_of(
     shape = DryShape(prompt=prompt, length=length, blocks=blocks, steps=rollout.steps, group=rollout.group_size)
     dry = dry_rollout(record, shape)
     prompts = rollout.prompts // ranks
-    recorded: set[int] = set()
-    if record is not None:
-        prompt_N = torch.arange(prompts).repeat_interleave(rollout.group_size)
-        sample_N = torch.arange(rollout.group_size).repeat(prompts)
-        recorded = set(torch.cat(record.steps(Uniforms(), prompt_N, sample_N, rollout.steps)).tolist())
     return Work(
         samples=prompts * rollout.group_size,
         length=prompt + length,
-        # A step that is recorded asks about the whole completion, others about their block.
-        asked_in_rollout=tuple(length if step in recorded else length // blocks for step in range(rollout.steps)),
+        denoising=tuple(_denoising(rollout, record, prompts, length)),
         guided=rollout.guidance_scale != 0,
-        guesses=1 if record is None or record.own else 1 + record.guesses,
         terms=tuple(_term_work(term, dry, prompts, micro_batch) for term in terms),
         updates=updates,
         record_bytes=prompts * _bytes_of(dry),
     )
+
+
+def _denoising(rollout: RolloutSettings, record: Record | None, prompts: int, length: int) -> Iterator[Asked]:
+    """What the sampler asks: what is masked in the block, and all that is masked where states are recorded."""
+    block = rollout.block_length or length
+    counts = SCHEDULES[rollout.schedule](block, rollout.steps // (length // block))
+    samples = prompts * rollout.group_size
+    guesses = 0 if record is None or record.own else record.guesses
+    wanted: Counter[int] = Counter()
+    if record is not None:
+        prompt_N = torch.arange(prompts).repeat_interleave(rollout.group_size)
+        sample_N = torch.arange(rollout.group_size).repeat(prompts)
+        wanted.update(torch.cat(record.steps(Uniforms(), prompt_N, sample_N, rollout.steps)).tolist())
+    for step in range(rollout.steps):
+        index, later = step % len(counts), length - (step // len(counts) + 1) * block
+        masked = sum(counts[index:])
+        everything = step in wanted and record is not None and (record.own or not later)
+        # The samples of a prompt begin alike.
+        tokens = 1 + (guesses if everything else 0)
+        if step == 0:
+            positions = masked + (later if everything else 0)
+            yield Asked(forwards=prompts, positions=positions, tokens=tokens * rollout.group_size)
+        else:
+            yield Asked(forwards=samples, positions=masked + (later if everything else 0), tokens=tokens)
+        if step in wanted and not everything:
+            yield Asked(forwards=wanted[step], positions=masked + later, tokens=1 + guesses)
 
 
 def _term_work(term: Term, dry: Rollout, prompts: int, micro_batch: int) -> TermWork:
@@ -155,6 +201,7 @@ def _term_work(term: Term, dry: Rollout, prompts: int, micro_batch: int) -> Term
         targets=targets,
         without_gradient=(first + again, later + again),
         blended=term.blend is not None,
+        separable=(term.is_separable(old_is_now=True), term.is_separable(old_is_now=False)),
         question_bytes=prompts * _bytes_of(views),
     )
 

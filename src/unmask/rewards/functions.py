@@ -38,6 +38,7 @@ class RewardFunction:
     call: Callable[..., Any]
     weight: float = 1.0
     cached: bool = False
+    ahead: bool = False  # may be asked in a thread, for some completions of a batch before the others
 
     @property
     def is_async(self) -> bool:

@@ -39,6 +39,7 @@ def load_functions(settings: RewardSettings, task: Task, device: Any) -> tuple[R
             call=call,
             weight=weight,
             cached=spec == TASK or getattr(call, "cached", False),
+            ahead=spec == TASK,  # a user's own may use signals, which only the main thread can
         )
         for spec, name, call, weight in zip(specs, names, calls, settings.function_weights, strict=True)
     )

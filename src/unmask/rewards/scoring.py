@@ -74,6 +74,15 @@ class Rewards:
         rewards_N = torch.tensor([rewards[key] for key in keys])
         return rewards_N, torch.tensor([[math.nan if score is None else score for score in rows[key]] for key in keys])
 
+    def ask_ahead(self, indices: Sequence[int], texts: Sequence[str]) -> None:
+        """Have the functions that may be asked ahead score these texts, and remember what they say."""
+        keys = list(dict.fromkeys(zip(indices, texts, strict=True)))
+        for function, cache in zip(self.functions, self._caches, strict=True):
+            known = cache.known(keys)
+            missing = [key for key in keys if key not in known]
+            if function.ahead and missing:
+                cache.add(dict(zip(missing, function.scores(self._arguments(missing)), strict=True)))
+
     def _scores(self, keys: list[Key]) -> list[dict[Key, Score]]:
         """Each function's scores of all keys; it is asked for those that it is not remembered for."""
         tables = [cache.known(keys) for cache in self._caches]
