@@ -85,15 +85,15 @@ class Block:
         rule, counts = self.scene.sampler.unmasking, self.scene.counts
         if not rule.scheduled:
             counts = (0,) * self.scene.sampler.block_length
-        masked = self.scene.sampler.block_length  # at most, in any sample
+        masked = before = self.scene.sampler.block_length  # now, and a step before; at most, in any sample
         for index, count in enumerate(counts):
-            before, remaining = masked, sum(counts[index + 1 :])
+            remaining = sum(counts[index + 1 :])
             if not rule.adaptive:
                 masked = count + remaining
                 before = masked + (counts[index - 1] if index else 0)
             self._step(index, masked, before, count=count, remaining=remaining)
             if rule.adaptive:
-                masked = int(self._masked().sum(1).max())
+                before, masked = masked, int(self._masked().sum(1).max())
                 if not masked:
                     break
 

@@ -18,6 +18,8 @@ _KNOWN = ("Llama", "Qwen2", "Qwen3", "Qwen3Moe", "Glm4Moe")
 def ask_last_layer(network: Any) -> bool:
     """Let the last layer of a network take `asked_columns`; False where its architecture is not known to allow it."""
     layers = getattr(network.base_model, "layers", None)
+    if layers is not None and isinstance(layers[-1], _LastLayer):  # another denoiser has the same network
+        return True
     if layers is None or type(layers[-1]).__name__ not in {f"{name}DecoderLayer" for name in _KNOWN}:
         return False
     kinds = getattr(network.config, "layer_types", None) or ["full_attention"]

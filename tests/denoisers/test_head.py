@@ -1,0 +1,105 @@
+"""The head's written-out gradient is autograd's, whole or in chunks, made at once or later."""
+
+import pytest
+import torch
+from torch import nn
+
+from unmask.denoisers import head as heads
+from unmask.denoisers.head import TargetLogProb, chunks_of, is_plain, linear_logp
+
+POSITIONS, VOCABULARY, WIDTH = 11, 7, 5
+
+
+@pytest.fixture
+def in_chunks(monkeypatch):
+    """Three positions a chunk."""
+    monkeypatch.setattr(heads, "_LOGITS_PER_CHUNK", 3 * VOCABULARY)
+
+
+def parts_of(dtype=torch.float64, targets=2):
+    generator = torch.Generator().manual_seed(0)
+    hidden_QD = torch.randn(POSITIONS, WIDTH, dtype=dtype, generator=generator).requires_grad_()
+    linear = nn.Linear(WIDTH, VOCABULARY, bias=False, dtype=dtype)
+    linear.weight.data = torch.randn(VOCABULARY, WIDTH, dtype=dtype, generator=generator)
+    targets_QK = torch.randint(VOCABULARY, (POSITIONS, targets), generator=generator)
+    targets_QK[0] = 3  # the same twice
+    wish_QK = torch.randn(POSITIONS, targets, dtype=dtype, generator=generator)
+    return hidden_QD, linear, targets_QK, wish_QK
+
+
+def loss_of(logp_QK, wish_QK):
+    return (wish_QK * logp_QK + 0.1 * logp_QK.square()).sum()
+
+
+def slope_of(wish_QK):
+    return lambda logp_CK, chunk: wish_QK[chunk] + 0.2 * logp_CK
+
+
+def gradients(loss, *tensors):
+    return torch.autograd.grad(loss, tensors)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_gradients_are_autograds(temperature, chunked, at_once, monkeypatch):
+    if chunked:
+        monkeypatch.setattr(heads, "_LOGITS_PER_CHUNK", 3 * VOCABULARY)
+    hidden_QD, linear, targets_QK, wish_QK = parts_of()
+    answer = TargetLogProb(targets_QK, temperature, slope_of(wish_QK) if at_once else None)
+    ours = linear_logp(hidden_QD, linear, answer)
+    theirs = (linear(hidden_QD) / temperature).log_softmax(1).gather(1, targets_QK)
+    torch.testing.assert_close(ours, theirs)
+    expected = gradients(loss_of(theirs, wish_QK), hidden_QD, linear.weight)
+    for our, their in zip(gradients(loss_of(ours, wish_QK), hidden_QD, linear.weight), expected, strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.usefixtures("in_chunks")
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_what_is_frozen_has_no_gradient(frozen):
+    hidden_QD, linear, targets_QK, wish_QK = parts_of()
+    (hidden_QD if frozen == "hidden" else linear.weight).requires_grad_(False)
+    trained = linear.weight if frozen == "hidden" else hidden_QD
+    ours = linear_logp(hidden_QD, linear, TargetLogProb(targets_QK, 1.0, slope_of(wish_QK)))
+    theirs = linear(hidden_QD).log_softmax(1).gather(1, targets_QK)
+    (our,), (their,) = gradients(loss_of(ours, wish_QK), trained), gradients(loss_of(theirs, wish_QK), trained)
+    torch.testing.assert_close(our, their)
+
+
+@pytest.mark.usefixtures("in_chunks")
+def test_a_loss_that_is_not_the_slopes_is_refused():
+    hidden_QD, linear, targets_QK, wish_QK = parts_of()
+    logp_QK = linear_logp(hidden_QD, linear, TargetLogProb(targets_QK, 1.0, slope_of(wish_QK)))
+    with pytest.raises(RuntimeError):
+        loss_of(logp_QK, wish_QK + 1).backward()
+
+
+def test_half_precision_says_what_float32_says():
+    hidden_QD, linear, targets_QK, wish_QK = parts_of(torch.float32)
+    results = []
+    for enabled in (False, True):
+        for slope in (None, slope_of(wish_QK)):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                logp_QK = linear_logp(hidden_QD, linear, TargetLogProb(targets_QK, 1.0, slope))
+            assert logp_QK.dtype == torch.float32
+            results.append(gradients(loss_of(logp_QK, wish_QK), hidden_QD, linear.weight))
+    for of_hidden, of_weight in results[2:]:
+        torch.testing.assert_close(of_hidden, results[0][0], rtol=0.1, atol=0.1)
+        torch.testing.assert_close(of_weight, results[0][1], rtol=0.1, atol=0.2)
+
+
+def test_chunks_are_alike_and_cover_all():
+    vocabulary = heads._LOGITS_PER_CHUNK // 100
+    for positions in (0, 1, 99, 100, 101, 250, 301):
+        chunks = chunks_of(positions, vocabulary)
+        assert [place for chunk in chunks for place in range(chunk.start, chunk.stop)] == list(range(positions))
+        sizes = {chunk.stop - chunk.start for chunk in chunks}
+        assert max(sizes) <= 100
+        assert max(sizes) - min(sizes) <= len(chunks)
+
+
+def test_only_one_product_is_plain():
+    assert is_plain(nn.Linear(2, 3, bias=False))
+    assert not is_plain(nn.Linear(2, 3))
+    assert not is_plain(nn.Sequential(nn.Linear(2, 3, bias=False)))

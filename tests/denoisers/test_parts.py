@@ -1,0 +1,143 @@
+"""The last layer at asked columns alone, and parts beside kept keys and values, answer as whole forwards do."""
+
+import copy
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    Olmo2Config,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from small import prompts_of, small_denoiser
+from unmask.denoisers.base import Denoiser, mask_of
+from unmask.denoisers.key_values import KeyValues, Part
+
+VOCABULARY, LENGTH = 20, 9
+SHARED = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 32,
+    "is_causal": False,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": None,
+}
+KNOWN = {
+    "llama": LlamaConfig(**SHARED, num_key_value_heads=2),
+    "qwen2": Qwen2Config(**SHARED, num_key_value_heads=2),
+    "qwen3": Qwen3Config(**SHARED, num_key_value_heads=2, head_dim=8),
+}
+OTHERS = {
+    "gpt2": GPT2Config(
+        vocab_size=VOCABULARY, n_embd=16, n_layer=3, n_head=4, n_positions=32, is_causal=False, eos_token_id=1
+    ),
+    "olmo2": Olmo2Config(**SHARED, num_key_value_heads=2),
+    "gemma3": Gemma3TextConfig(**SHARED, num_key_value_heads=2, head_dim=8, layer_types=["full_attention"] * 3),
+}
+
+
+def denoiser_of(config, **options) -> Denoiser:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = AutoModelForCausalLM.from_config(config)
+        for weight in network.parameters():
+            weight.data += 0.2 * torch.randn_like(weight)
+    return Denoiser(network, mask_id=2, eos_id=1, **options).eval()
+
+
+def everything(logits_CV, chunk):
+    return (logits_CV,)
+
+
+def canvas():
+    tokens_FL = torch.randint(3, VOCABULARY, (3, LENGTH), generator=torch.Generator().manual_seed(0))
+    return tokens_FL, torch.arange(LENGTH) >= torch.tensor([[0], [2], [4]])
+
+
+ASKED_FA = torch.tensor([[8, 5], [6, 7], [4, 4]])
+
+
+@pytest.mark.parametrize("block_length", [None, 3])
+@pytest.mark.parametrize("name", KNOWN)
+def test_asked_columns_are_those_of_the_whole_layer(name, block_length):
+    denoiser = denoiser_of(KNOWN[name], block_length=block_length)
+    assert denoiser.asks_last_layer
+    tokens_FL, attention_FL = canvas()
+    (asked,) = denoiser(tokens_FL, attention_FL, ASKED_FA, everything)
+    ours = torch.autograd.grad(asked.square().sum(), list(denoiser.parameters()))
+    denoiser.asks_last_layer = False
+    (whole,) = denoiser(tokens_FL, attention_FL, ASKED_FA, everything)
+    torch.testing.assert_close(asked, whole, rtol=1e-4, atol=1e-5)
+    theirs = torch.autograd.grad(whole.square().sum(), list(denoiser.parameters()))
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-3, atol=1e-4 * float(their.abs().max() + 1))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_architectures_run_their_whole_last_layer(name):
+    denoiser = denoiser_of(OTHERS[name])
+    assert not denoiser.asks_last_layer
+    tokens_FL, attention_FL = canvas()
+    (asked,) = denoiser(tokens_FL, attention_FL, ASKED_FA, everything)
+    assert asked.shape == (3, 2, VOCABULARY)
+
+
+def test_copies_and_second_denoisers_ask_it_too():
+    denoiser = denoiser_of(KNOWN["llama"])
+    again = Denoiser(denoiser.model, mask_id=2, eos_id=1)
+    assert again.asks_last_layer
+    copied = copy.deepcopy(denoiser)
+    with torch.no_grad():
+        copied.model.model.layers[-1].mlp.down_proj.weight.mul_(3)
+    tokens_FL, attention_FL = canvas()
+    (ours,), (theirs,) = (each(tokens_FL, attention_FL, ASKED_FA, everything) for each in (denoiser, copied))
+    assert not torch.allclose(ours, theirs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "columns", [slice(4, 7), torch.tensor([[4, 5, 8], [5, 6, 7], [4, 6, 7]])], ids=["slice", "own"]
+)
+@pytest.mark.parametrize("name", KNOWN)
+def test_running_columns_again_changes_nothing(name, columns):
+    denoiser = denoiser_of(KNOWN[name])
+    tokens_FL, attention_FL = canvas()
+    asked_FA = torch.tensor([[4, 5], [5, 6], [6, 4]])
+    mask, cache = mask_of(attention_FL), KeyValues()
+    whole = Part(cache=cache, columns=slice(0, LENGTH), end=LENGTH)
+    (first,) = denoiser(tokens_FL, mask, asked_FA, everything, part=whole)
+    (plain,) = denoiser(tokens_FL, mask, asked_FA, everything)
+    again = Part(cache=cache, columns=columns, end=LENGTH)
+    (second,) = denoiser(tokens_FL, mask, asked_FA, everything, part=again)
+    torch.testing.assert_close(first, plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(second, plain, rtol=1e-4, atol=1e-5)
+    cache.take(torch.tensor([2, 0]))
+    pair = torch.tensor([2, 0])
+    kept = columns if isinstance(columns, slice) else columns[pair]
+    part = Part(cache=cache, columns=kept, end=LENGTH)
+    (third,) = denoiser(tokens_FL[pair], mask[pair], asked_FA[pair], everything, part=part)
+    torch.testing.assert_close(third, plain[pair], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_what_is_not_run_again_is_as_it_was():
+    """A changed token counts where its column is run, and not before."""
+    denoiser = small_denoiser()
+    tokens_FL = torch.nn.functional.pad(prompts_of([[1, 2, 3]]).tokens_NP, (0, 4), value=9)
+    asked_FA, cache = torch.tensor([[4, 5]]), KeyValues()
+    (before,) = denoiser(tokens_FL, None, asked_FA, everything, part=Part(cache=cache, columns=slice(0, 7), end=7))
+    changed_FL = tokens_FL.clone()
+    changed_FL[:, 1] = 7
+    (stale,) = denoiser(changed_FL, None, asked_FA, everything, part=Part(cache=cache, columns=slice(3, 7), end=7))
+    (fresh,) = denoiser(changed_FL, None, asked_FA, everything, part=Part(cache=cache, columns=slice(0, 7), end=7))
+    torch.testing.assert_close(stale, before, rtol=1e-4, atol=1e-4)
+    assert (fresh - before).abs().max() > 0.1

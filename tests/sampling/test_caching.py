@@ -1,0 +1,133 @@
+"""Cached rollouts: which columns are run, where that is exact, and that what it costs in truth is measured."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from small import EOS, MASK, VOCABULARY, prompts_of, small_denoiser
+from unmask.caching import CACHINGS
+from unmask.denoisers.tiny import tiny_denoiser
+from unmask.errors import UserError
+from unmask.gap import sampling_gap, step_logps
+from unmask.records import EveryStep, OneStep
+from unmask.sampling import Sampler
+from unmask.uniforms import Uniforms
+from unmask.unmasking import LowConfidence, RunningConfidence, Threshold
+
+ROWS = [[1, 2, 3], [4, 5], [6, 7, 1, 2, 3]]
+CACHED = {name: caching for name, caching in CACHINGS.items() if caching is not None}
+
+
+def one_layer(shift=False):
+    """Its keys and values depend on nothing but the token there, so all that does not change may be kept."""
+    denoiser = tiny_denoiser(
+        vocabulary=VOCABULARY, mask_id=MASK, eos_id=EOS, hidden=16, layers=1, heads=2, max_length=40, seed=0
+    )
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(20)
+    denoiser.shift = shift
+    return denoiser.eval()
+
+
+def sampler_of(caching=None, **changes):
+    settings = {"max_new_tokens": 12, "block_length": 4, "steps": 6, "temperature": 1.0, "stop_at_end": True}
+    return Sampler(caching=caching, **(settings | changes))
+
+
+@pytest.mark.parametrize("batch", [0, 2])
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("rule", [LowConfidence(), Threshold(threshold=0.5)], ids=lambda rule: rule.name)
+@pytest.mark.parametrize("caching", CACHED.values(), ids=CACHED)
+def test_of_one_layer_caches_are_exact(caching, rule, shift, batch):
+    denoiser, prompts = one_layer(shift), prompts_of(ROWS, samples=range(2))
+    exact = sampler_of(unmasking=rule)(denoiser, prompts, Uniforms(), group_size=2)
+    cached = sampler_of(caching, unmasking=rule, batch=batch)(denoiser, prompts, Uniforms(), group_size=2)
+    for name in ("tokens_NL", "revealed_at_NL"):
+        assert torch.equal(getattr(exact, name), getattr(cached, name))
+    torch.testing.assert_close(exact.sampled_logp_NL, cached.sampled_logp_NL, rtol=1e-4, atol=1e-4)
+    assert exact.temperature == cached.temperature
+    assert not cached.exact
+
+
+def columns_run(monkeypatch, denoiser, sampler, prompts):
+    """Columns of each forward, by number."""
+    widths, whole = [], denoiser.model.base_model.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            denoiser.model.base_model,
+            "forward",
+            lambda **asked: (widths.append(asked["input_ids"].shape[1]), whole(**asked))[1],
+        )
+        rollout = sampler(denoiser, prompts, Uniforms())
+    return widths, rollout
+
+
+def test_columns_that_are_run(monkeypatch):
+    """5 of the prompt and 12, in blocks of 4, two steps a block revealing 2 each."""
+    expected = {
+        "prefix": [17, 12, 17, 8, 17, 4],
+        "dual": [17, 4] * 3,
+        "prefix_delayed": [17, 2 + 2 + 8, 17, 2 + 2 + 4, 17, 4],
+        "dual_delayed": [17, 2 + 2] * 3,
+    }
+    denoiser = small_denoiser()
+    for name, caching in CACHED.items():
+        sampler = sampler_of(caching, stop_at_end=False)
+        widths, _ = columns_run(monkeypatch, denoiser, sampler, prompts_of(ROWS))
+        assert widths == expected[name], name
+    slow = sampler_of(CACHED["dual_delayed"], stop_at_end=False, steps=12)
+    assert columns_run(monkeypatch, denoiser, slow, prompts_of(ROWS))[0] == [17, 3 + 1, 2 + 1, 1 + 1] * 3
+
+
+def test_of_two_layers_they_are_approximations_and_the_gap_says_so():
+    denoiser, prompts = small_denoiser(), prompts_of(ROWS, samples=range(8))
+    accelerator = SimpleNamespace(num_processes=1)
+    gaps = {}
+    for name, caching in CACHINGS.items():
+        rollout = sampler_of(caching, stop_at_end=False)(denoiser, prompts, Uniforms(), group_size=8)
+        gaps[name] = sampling_gap(denoiser, rollout, Uniforms(), accelerator)["sampling/logp_gap"]
+    assert gaps.pop("none") < 1e-4
+    assert all(gap > 1e-3 for gap in gaps.values())
+
+
+def test_steps_are_scored_as_sampled():
+    """All steps together: every token, once."""
+    denoiser, prompts = small_denoiser(), prompts_of(ROWS, samples=range(2))
+    rollout = sampler_of(stop_at_end=False)(denoiser, prompts, Uniforms(), group_size=2)
+    counted = torch.zeros_like(rollout.tokens_NL)
+    for step in range(rollout.steps):
+        sampled, scored, where = step_logps(denoiser, rollout, torch.full((6,), step))
+        torch.testing.assert_close(sampled, scored, rtol=1e-4, atol=1e-4)
+        counted += where
+    assert torch.equal(counted, rollout.completion_NL.long())
+
+
+def test_recorded_guesses_are_exact_beside_a_cache():
+    """DiSPO's states have a forward of their own; MDPO's are the cached forwards themselves, and refused."""
+    denoiser, prompts = small_denoiser(), prompts_of(ROWS, samples=range(4))
+    rollout = sampler_of(CACHED["dual"])(denoiser, prompts, Uniforms(), OneStep(degree=0.0), group_size=4)
+    (state,) = rollout.snapshots
+    canvas = torch.where(rollout.revealed_at_NL >= state.step_N[:, None], MASK, rollout.tokens_NL)
+    assert torch.equal(state.canvas_NL[:, 5:], canvas[:, 5:])
+    where = (canvas == MASK)[:, 5:]
+    (logits,) = denoiser(canvas, rollout.attention_NL, torch.arange(5, 17).expand(12, -1), lambda logits, _: (logits,))
+    for guess in range(2):
+        tokens = state.guesses_ZNL[guess, :, 5:, None]
+        expected = logits.log_softmax(2).gather(2, tokens)[..., 0]
+        torch.testing.assert_close(state.logp_ZNL[guess, :, 5:][where], expected[where], rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match="caching dual leaves out what the method records"):
+        sampler_of(CACHED["dual"])(denoiser, prompts, Uniforms(), EveryStep())
+
+
+def test_refusals():
+    with pytest.raises(UserError, match="caching prefix has no guidance: set guidance_scale 0"):
+        sampler_of(CACHED["prefix"], guidance_scale=1.0)
+    with pytest.raises(UserError, match="caching dual keeps tokens that unmasking rcr may mask again"):
+        sampler_of(CACHED["dual"], unmasking=RunningConfidence())
+    denoiser = small_denoiser()
+    denoiser.block_length = 4
+    with pytest.raises(UserError, match="this model attends in blocks: its keys and values are kept exactly"):
+        sampler_of(CACHED["dual"])(denoiser, prompts_of(ROWS), Uniforms())

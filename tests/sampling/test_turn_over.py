@@ -1,0 +1,127 @@
+"""Samples that are done make room for others: tokens, records and log-probs stay what they were."""
+
+import pytest
+import torch
+
+from small import EOS, MASK, prompts_of, small_denoiser
+from unmask.records import EveryStep, OneStep
+from unmask.sampling import Sampler
+from unmask.uniforms import Uniforms
+from unmask.unmasking import RULES
+
+ROWS = [[1, 2, 3], [4, 5], [6, 7, 1, 2, 3], [2]]
+NAMES = ("tokens_NL", "revealed_at_NL", "completion_NL", "block_NL")
+
+
+def denoiser_of(block_length=None):
+    denoiser = small_denoiser(seed=5)
+    denoiser.block_length = block_length
+    return denoiser
+
+
+def rollout_of(denoiser, *, record=None, finished=None, **changes):
+    settings = {"max_new_tokens": 16, "block_length": 4, "steps": 8, "temperature": 1.0, "stop_at_end": True}
+    prompts = prompts_of(ROWS, samples=range(3))
+    return Sampler(**(settings | changes))(denoiser, prompts, Uniforms(), record, group_size=3, finished=finished)
+
+
+def assert_same(ours, theirs):
+    for name in NAMES:
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+    for name in ("sampled_logp_NL", "confidence_NL"):
+        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-4, atol=1e-4)
+    assert (ours.steps, ours.exact) == (theirs.steps, theirs.exact)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 5])
+@pytest.mark.parametrize("blocks_of_the_model", [None, 4])
+@pytest.mark.parametrize("rule", [rule() for rule in RULES.values()], ids=lambda rule: rule.name)
+def test_a_few_at_a_time_are_as_all_at_once(rule, blocks_of_the_model, batch):
+    denoiser = denoiser_of(blocks_of_the_model)
+    whole = rollout_of(denoiser, unmasking=rule)
+    assert_same(rollout_of(denoiser, unmasking=rule, batch=batch), whole)
+    ended_in_NL = torch.where((whole.tokens_NL == EOS) & (whole.block_NL >= 0), whole.block_NL, 99)
+    assert len(ended_in_NL.amin(1).unique()) > 1  # they end in different blocks
+
+
+@pytest.mark.parametrize("record", [EveryStep(), OneStep(guesses=3, degree=0.0)], ids=["every", "one"])
+@pytest.mark.parametrize("batch", [2, 3, 6])
+def test_records_are_as_of_all_at_once(record, batch):
+    denoiser = denoiser_of()
+    whole, few = rollout_of(denoiser, record=record), rollout_of(denoiser, record=record, batch=batch)
+    assert_same(few, whole)
+    for ours, theirs in zip(few.snapshots, whole.snapshots, strict=True):
+        for name in ("canvas_NL", "guesses_ZNL", "step_N"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+        torch.testing.assert_close(ours.logp_ZNL, theirs.logp_ZNL, rtol=1e-4, atol=1e-4)
+
+
+def forwards(monkeypatch, denoiser, **changes):
+    """Samples in each forward."""
+    counts, whole = [], denoiser.model.base_model.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            denoiser.model.base_model,
+            "forward",
+            lambda **asked: (counts.append(len(asked["input_ids"])), whole(**asked))[1],
+        )
+        rollout_of(denoiser, **changes)
+    return counts
+
+
+def test_places_are_filled(monkeypatch):
+    denoiser = denoiser_of()
+    counts = forwards(monkeypatch, denoiser, batch=4)
+    busy = counts[: -2 * 4]  # until the waiting ones have run out
+    assert set(busy) == {4}
+    assert sum(counts) == sum(forwards(monkeypatch, denoiser)) + 2 * 4  # no group is whole, and begins in one forward
+
+
+def test_the_samples_of_a_prompt_begin_in_one_forward(monkeypatch):
+    denoiser = denoiser_of()
+    assert forwards(monkeypatch, denoiser, stop_at_end=False) == [4, *[12] * 7]
+    assert forwards(monkeypatch, denoiser, stop_at_end=False, batch=6) == [2, *[6] * 7] * 2
+    assert forwards(monkeypatch, denoiser, stop_at_end=False, batch=4) == [*[4] * 8] * 3
+
+
+def test_numbers_of_samples_are_few(monkeypatch):
+    """Where many are at work, a few are carried along rather than another shape compiled."""
+    denoiser, prompts = denoiser_of(), prompts_of(ROWS, samples=range(16))
+    sampler = Sampler(max_new_tokens=16, block_length=4, steps=8, temperature=1.0, stop_at_end=True)
+    counts, whole = [], denoiser.model.base_model.forward
+    monkeypatch.setattr(
+        denoiser.model.base_model,
+        "forward",
+        lambda **asked: (counts.append(len(asked["input_ids"])), whole(**asked))[1],
+    )
+    rollout = sampler(denoiser, prompts, Uniforms())
+    assert len(set(counts)) > 2
+    assert all(count % 4 == 0 for count in counts)  # 64 / 16
+    alone = sampler(denoiser, prompts_of(ROWS[:1], samples=range(16), width=5), Uniforms())
+    assert torch.equal(alone.tokens_NL, rollout.tokens_NL[:16])
+
+
+@pytest.mark.parametrize("batch", [0, 4])
+def test_those_that_are_done_are_told_once(batch):
+    told = {}
+
+    def finished(rows, completions_NEC):
+        assert completions_NEC.shape == (len(rows), 1, 16)
+        assert not set(rows) & set(told)
+        told.update(zip(rows, completions_NEC[:, 0].tolist(), strict=True))
+
+    rollout = rollout_of(denoiser_of(), batch=batch, finished=finished)
+    assert [told[row] for row in range(12)] == rollout.tokens_NL[:, 5:].tolist()
+    assert not any(MASK in row for row in told.values())
+
+
+def test_guesses_are_told_when_they_are_recorded():
+    guesses = {}
+
+    def finished(rows, completions_NEC):
+        if completions_NEC.shape[1] == 2:
+            guesses.update(zip(rows, completions_NEC.tolist(), strict=True))
+
+    rollout = rollout_of(denoiser_of(), record=OneStep(degree=0.0), finished=finished)
+    (state,) = rollout.snapshots
+    assert [guesses[row] for row in range(12)] == state.guesses_ZNL[..., 5:].transpose(0, 1).tolist()
