@@ -79,11 +79,10 @@ class _Ahead:
         source = self._source
         source.rewards.ask_ahead(owners, source.examples.texts(source.tokenizer, owners, rows))
 
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        for asked in self._asked:
-            if not asked.cancelled():
-                asked.result()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=kind is not None)
+        for asked in self._asked if kind is None else ():
+            asked.result()
 
 
 @dataclass(frozen=True, kw_only=True)

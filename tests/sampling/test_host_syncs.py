@@ -5,7 +5,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from small import prompts_of, small_denoiser
+from unmask.caching import CACHINGS
 from unmask.denoising import Block
+from unmask.records import EveryStep, OneStep
 from unmask.sampling import Sampler
 from unmask.uniforms import Uniforms
 from unmask.unmasking import RULES
@@ -22,9 +24,13 @@ class NoWaiting(TorchDispatchMode):
         return operator(*arguments, **(keywords or {}))
 
 
+PLAIN = [rule() for rule in RULES.values() if not rule.adaptive]
+WITH_CACHES = [(rule, name) for rule in PLAIN for name in CACHINGS if name == "none" or not rule.remasks]
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("rule", [rule() for rule in RULES.values() if not rule.adaptive], ids=lambda rule: rule.name)
-def test_a_block_is_denoised_without_waiting(rule, temperature, monkeypatch):
+@pytest.mark.parametrize(("rule", "caching"), WITH_CACHES, ids=lambda value: getattr(value, "name", value))
+def test_a_block_is_denoised_without_waiting(rule, temperature, caching, monkeypatch):
     whole = Block.denoise
     blocks = []
 
@@ -34,9 +40,30 @@ def test_a_block_is_denoised_without_waiting(rule, temperature, monkeypatch):
             whole(block)
 
     monkeypatch.setattr(Block, "denoise", watched)
-    sampler = Sampler(max_new_tokens=8, block_length=4, steps=4, temperature=temperature, unmasking=rule)
+    sampler = Sampler(
+        max_new_tokens=8,
+        block_length=4,
+        steps=4,
+        temperature=temperature,
+        unmasking=rule,
+        caching=CACHINGS[caching],
+    )
     sampler(small_denoiser(), prompts_of([[1, 2, 3], [4]]), Uniforms())
     assert blocks == [[0, 0], [1, 1]]
+
+
+@pytest.mark.parametrize("record", [EveryStep(), OneStep(degree=0.0)], ids=["every", "one"])
+def test_states_are_recorded_without_waiting(record, monkeypatch):
+    whole = Block.denoise
+
+    def watched(block):
+        with NoWaiting():
+            whole(block)
+
+    monkeypatch.setattr(Block, "denoise", watched)
+    sampler = Sampler(max_new_tokens=8, block_length=4, steps=4, temperature=1.0)
+    rollout = sampler(small_denoiser(), prompts_of([[1, 2, 3], [4]]), Uniforms(), record)
+    assert rollout.snapshots
 
 
 def test_waiting_is_noticed():
