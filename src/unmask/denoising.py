@@ -194,9 +194,11 @@ class Block:
             key = Uniforms(self.uniforms.state if rows is None else self.uniforms.state[rows])  # type: ignore[index]
             key = key.key(canvas.step_N[:, None])
             position_NA = column_NA - scene.start
-            draws = [key.key("token", position_NA).draw()]
-            draws += [key.key("guess", guess).key(position_NA).draw() for guess in range(more)]
-            uniform_NAZ = torch.stack(draws, dim=-1)
+            uniform_NAZ = key.key("token", position_NA).draw()[..., None]
+            if more:
+                guess_Z = torch.arange(more, device=position_NA.device)
+                guessed = Uniforms(key.key("guess").state[..., None]).key(guess_Z).key(position_NA[..., None])  # type: ignore[index]
+                uniform_NAZ = torch.cat([uniform_NAZ, guessed.draw()], dim=-1)
         answer = Propose(
             temperature=sampler.temperature,
             mask_id=scene.core.mask_id,

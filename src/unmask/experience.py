@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,6 +59,9 @@ class Source(Protocol):
         """Values of the first held-out examples by "NAME/METRIC"."""
 
 
+Key = tuple[int, bytes]  # example, tokens of a completion
+
+
 class _Ahead:
     """Has completions scored as the sampler is done with them, in a thread, while the device goes on sampling."""
 
@@ -65,24 +69,32 @@ class _Ahead:
         self._source, self._indices = source, indices
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._asked: list[Future[None]] = []
+        self.texts: dict[Key, str] = {}  # of completions so far
 
     def __enter__(self) -> _Ahead:
         return self
 
     def __call__(self, rows: list[int], completions_NEC: Tensor) -> None:
         """Completions of some samples, any number of each. See Finished."""
-        each, group_size = completions_NEC.shape[1], self._source.recipe.rollout.group_size
-        owners = [self._indices[row // group_size] for row in rows for _ in range(each)]
-        self._asked.append(self._pool.submit(self._score, owners, completions_NEC.flatten(0, 1).tolist()))
+        group_size = self._source.recipe.rollout.group_size
+        owners = [self._indices[row // group_size] for row in rows]
+        self._asked.append(self._pool.submit(self._score, owners, completions_NEC.cpu()))
 
-    def _score(self, owners: list[int], rows: list[list[int]]) -> None:
-        source = self._source
-        source.rewards.ask_ahead(owners, source.examples.texts(source.tokenizer, owners, rows))
+    def _score(self, owners: list[int], completions_NEC: Tensor) -> None:
+        new = self._source.decoded(_keyed(owners, completions_NEC), self.texts)
+        self._source.rewards.ask_ahead([index for index, _ in new], list(new.values()))
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._pool.shutdown(cancel_futures=kind is not None)
         for asked in self._asked if kind is None else ():
             asked.result()
+
+
+def _keyed(owners: list[int], completions_NEC: Tensor) -> list[Key]:
+    """The example and the tokens of every completion."""
+    rows = completions_NEC.flatten(0, 1).contiguous().numpy()
+    each = completions_NEC.shape[1]
+    return [(owners[place // each], row.tobytes()) for place, row in enumerate(rows)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +113,7 @@ class Sampled:
         """A group for each example. See Source."""
         with _Ahead(self, indices) as ahead:
             rollout = self.rollout(policy, indices, uniforms, ahead)
-        scored = self.scored(rollout, indices, uniforms)
+        scored = self.scored(rollout, indices, uniforms, ahead.texts)
         metrics = self._metrics(rollout, scored.final_N.view(-1, rollout.group_size), scored.texts)
         metrics |= self.rewards.metrics(scored.scores_NK, self.accelerator)
         if self.sampler.caching is not None:
@@ -128,35 +140,45 @@ class Sampled:
                 finished=finished,
             )
 
-    def scored(self, rollout: Rollout, indices: list[int], uniforms: Uniforms) -> Scored:
-        """Rewards of the completions and of what was recorded on the way."""
+    def decoded(self, keys: list[Key], texts: dict[Key, str]) -> dict[Key, str]:
+        """Texts of those completions that are not among `texts`, added there."""
+        new = [key for key in dict.fromkeys(keys) if key not in texts]
+        rows = [np.frombuffer(tokens, dtype=np.int64).tolist() for _, tokens in new]
+        added = dict(zip(new, self.examples.texts(self.tokenizer, [index for index, _ in new], rows), strict=True))
+        texts |= added
+        return added
+
+    def scored(
+        self, rollout: Rollout, indices: list[int], uniforms: Uniforms, texts: dict[Key, str] | None = None
+    ) -> Scored:
+        """Rewards of the completions and of what was recorded on the way; `texts`: of some that are decoded already."""
         start = rollout.prompt_length
         guesses = [state.guesses_ZNL[..., start:] for state in rollout.snapshots]
         completions_ENC = torch.cat([rollout.tokens_NL[None, :, start:], *guesses])
-        scored_NE, scores_NEK, texts = self._score(completions_ENC.transpose(0, 1), indices)
+        scored_NE, scores_NEK, written = self._score(completions_ENC.transpose(0, 1), indices, texts or {})
         final_N = scored_NE[:, 0]
         if self.recipe.train.shuffle_rewards:
             scored_NE = scored_NE[uniforms.permutation(len(scored_NE))]
         grouped = scored_NE.view(len(indices), rollout.group_size, -1)
         read = [grouped[..., 0] if term.record is None else grouped[..., 1:] for term in self.terms]
-        return Scored(final_N=final_N, scores_NK=scores_NEK[:, 0], read=read, texts=texts)
+        return Scored(final_N=final_N, scores_NK=scores_NEK[:, 0], read=read, texts=written)
 
-    def _score(self, completions_NEC: Tensor, indices: list[int]) -> tuple[Tensor, Tensor, list[str]]:
+    def _score(
+        self, completions_NEC: Tensor, indices: list[int], texts: dict[Key, str]
+    ) -> tuple[Tensor, Tensor, list[str]]:
         """Rewards [N, E] and scores [N, E, K] of completions, each distinct one of an example scored once.
 
         And the texts of the first of each sample.
         """
         samples, each, _ = completions_NEC.shape
-        owners = [index for index in indices for _ in range(samples // len(indices) * each)]
-        keys = list(zip(owners, map(tuple, completions_NEC.flatten(0, 1).tolist()), strict=True))
+        keys = _keyed([index for index in indices for _ in range(samples // len(indices))], completions_NEC.cpu())
+        self.decoded(keys, texts)
         distinct = list(dict.fromkeys(keys))
-        asked = [index for index, _ in distinct]
-        texts = self.examples.texts(self.tokenizer, asked, [list(row) for _, row in distinct])
-        rewards, scores = self.rewards(asked, texts)
+        rewards, scores = self.rewards([index for index, _ in distinct], [texts[key] for key in distinct])
         place = {key: place for place, key in enumerate(distinct)}
         chosen = torch.tensor([place[key] for key in keys]).view(samples, each)
         device = completions_NEC.device
-        return rewards[chosen].to(device), scores[chosen].to(device), [texts[row] for row in chosen[:, 0].tolist()]
+        return rewards[chosen].to(device), scores[chosen].to(device), [texts[key] for key in keys[::each]]
 
     def _metrics(self, rollout: Rollout, final_PG: Tensor, texts: list[str]) -> dict[str, float]:
         completion = rollout.completion_NL
