@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unmask.denoisers.base import Denoiser
@@ -25,11 +25,11 @@ def row_logp(denoiser: nn.Module, views: Views, slope: RowSlope | None = None) -
     depends on its own alone; the gradient of the head is then made in the forward pass, and the loss must be that one.
     """
     places = _Places.of(views)
-    targets_FAK = places.by_forward(views.targets_RL)
+    targets_QK = places.by_place(views.targets_RL)
     chunk_slope = None if slope is None else _ChunkSlope(slope, views, places)
-    answer = TargetLogProb(targets_FAK.flatten(0, 1), views.temperature, chunk_slope)
-    (logp_FAK,) = denoiser(views.inputs_FL, views.attention_FL, places.asked_FA, answer)
-    return places.by_row(logp_FAK) * views.scored_RL
+    answer = TargetLogProb(targets_QK, views.temperature, chunk_slope)
+    (logp_QK,) = denoiser(views.inputs_FL, views.attention_FL, places.asked_FA, answer, places_Q=places.place_Q)
+    return places.by_row(logp_QK) * views.scored_RL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ class _Places:
     """Where rows are answered: at which asked columns of their forward, in which of its slots."""
 
     asked_FA: Tensor
+    place_Q: Tensor  # asked positions, among the F times A, at which some row is scored
     forward_R: Tensor
     slot_R: Tensor
     slots: int
@@ -44,50 +45,54 @@ class _Places:
 
     @staticmethod
     def of(views: Views) -> _Places:
+        asked_FA, counted_FA = asked_columns(views)
         slot_R = _slots(views.forward_R)
         return _Places(
-            asked_FA=asked_columns(views),
+            asked_FA=asked_FA,
+            place_Q=torch.nonzero(counted_FA.flatten())[:, 0],
             forward_R=views.forward_R,
             slot_R=slot_R,
             slots=int(slot_R.max()) + 1,
             length=views.inputs_FL.shape[1],
         )
 
-    def by_forward(self, value_RL: Tensor) -> Tensor:
-        """The asked positions of rows, [F, A, K]; 0 in slots that no row has."""
+    def by_place(self, value_RL: Tensor) -> Tensor:
+        """What rows have at the places, [Q, K]; 0 in slots that no row has."""
         value_FKA = value_RL.new_zeros((len(self.asked_FA), self.slots, self.asked_FA.shape[1]))
         value_FKA[self.forward_R, self.slot_R] = value_RL.gather(1, self.asked_FA[self.forward_R])
-        return value_FKA.transpose(1, 2).contiguous()
+        return value_FKA.transpose(1, 2).flatten(0, 1)[self.place_Q]
 
-    def by_row(self, value_FAK: Tensor) -> Tensor:
-        """Of the answers, those of each row in their columns, [R, L]."""
-        value_RA = value_FAK.transpose(1, 2)[self.forward_R, self.slot_R]
-        value_RL = torch.zeros((len(value_RA), self.length), dtype=value_RA.dtype, device=value_RA.device)
+    def by_row(self, value_QK: Tensor) -> Tensor:
+        """Answers in the rows that they belong to, [R, L]; 0 elsewhere."""
+        forwards, asked = self.asked_FA.shape
+        value_FAK = value_QK.new_zeros((forwards * asked, self.slots)).index_copy(0, self.place_Q, value_QK)
+        value_RA = value_FAK.view(forwards, asked, -1).transpose(1, 2)[self.forward_R, self.slot_R]
+        value_RL = value_RA.new_zeros((len(value_RA), self.length))
         return value_RL.scatter(1, self.asked_FA[self.forward_R], value_RA)
 
 
 @dataclass(frozen=True)
 class _ChunkSlope:
-    """The slope at some asked positions, the others' log-probs being unknown yet and of no account."""
+    """The slope at some places, the others' log-probs being unknown yet and of no account."""
 
     slope: RowSlope
     views: Views
     places: _Places
 
     def __call__(self, logp_CK: Tensor, chunk: slice) -> Tensor:
-        forwards, asked = self.places.asked_FA.shape
-        logp_QK = logp_CK.new_zeros((forwards * asked, self.places.slots))
+        logp_QK = logp_CK.new_zeros((len(self.places.place_Q), self.places.slots))
         logp_QK[chunk] = logp_CK
-        now_RL = self.places.by_row(logp_QK.view(forwards, asked, -1)) * self.views.scored_RL
-        return self.places.by_forward(self.slope(now_RL) * self.views.scored_RL).flatten(0, 1)[chunk]
+        now_RL = self.places.by_row(logp_QK) * self.views.scored_RL
+        return self.places.by_place(self.slope(now_RL) * self.views.scored_RL)[chunk]
 
 
-def asked_columns(views: Views) -> Int[Tensor, "F A"]:
-    """Columns where some row of the forward is scored; forwards with fewer ask others too, which no row counts."""
+def asked_columns(views: Views) -> tuple[Int[Tensor, "F A"], Bool[Tensor, "F A"]]:
+    """Columns where some row of the forward is scored; forwards with fewer have others too, which do not count."""
     scored_FL = torch.zeros(views.inputs_FL.shape, dtype=torch.long, device=views.inputs_FL.device)
     scored_FL = scored_FL.index_add(0, views.forward_R, views.scored_RL.long()) > 0
     width = max(1, int(scored_FL.sum(1).max()))
-    return scored_FL.long().argsort(dim=1, descending=True, stable=True)[:, :width]
+    asked_FA = scored_FL.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
+    return asked_FA, scored_FL.gather(1, asked_FA)
 
 
 def _slots(forward_R: Int[Tensor, "R"]) -> Int[Tensor, "R"]:
@@ -102,13 +107,18 @@ def row_contrast(denoiser: Denoiser, views: Views, old: Denoiser | None, blend: 
 
     `old` None: now, detached. One row a forward.
     """
-    asked_FA = asked_columns(views)
-    targets_FA = views.targets_RL.gather(1, asked_FA)
-    answer = ContrastiveLogProb(targets_FA.flatten(), blend)
-    (logp_FA2,) = denoiser(views.inputs_FL, views.attention_FL, asked_FA, answer, beside=old or denoiser)
-    logp_RL2 = torch.zeros((*views.targets_RL.shape, 2), dtype=logp_FA2.dtype, device=logp_FA2.device)
-    logp_RL2 = logp_RL2.scatter(1, asked_FA[..., None].expand(-1, -1, 2), logp_FA2)
-    return logp_RL2 * views.scored_RL[..., None]
+    places = _Places.of(views)
+    answer = ContrastiveLogProb(places.by_place(views.targets_RL)[:, 0], blend)
+    (logp_Q2,) = denoiser(
+        views.inputs_FL,
+        views.attention_FL,
+        places.asked_FA,
+        answer,
+        beside=old or denoiser,
+        places_Q=places.place_Q,
+    )
+    columns = [places.by_row(logp_Q1) for logp_Q1 in logp_Q2.split(1, dim=1)]
+    return torch.stack(columns, dim=2) * views.scored_RL[..., None]
 
 
 class Scores(NamedTuple):

@@ -49,20 +49,24 @@ def test_row_logp_of_views_without_scored_positions():
 
 
 def test_only_scored_columns_are_asked():
-    widths, targets = [], []
+    widths, answered, targets = [], [], []
 
     class Asked(type(DENOISER)):
-        def forward(self, tokens_FL, attention_FL, asked_FA, answer, guidance=None, beside=None):
+        def forward(self, tokens_FL, attention_FL, asked_FA, answer, places_Q=None):
             widths.append(asked_FA.tolist())
-            targets.append(answer.targets_QK.shape[1])
-            return super().forward(tokens_FL, attention_FL, asked_FA, answer, guidance)
+            answered.append(len(places_Q))
+            targets.append(answer.targets_QK.shape)
+            return super().forward(tokens_FL, attention_FL, asked_FA, answer, places_Q=places_Q)
 
     asked = Asked(DENOISER.model, mask_id=MASK, eos_id=EOS)
     row_logp(asked, hand_views())
     assert [set(columns) for columns in widths[0]] == [{1, 2, 3}, {0, 1, 2}, {0, 1, 2}]
     row_logp(asked, hand_views([[0] * 4] * 5))
     assert [len(columns) for columns in widths[1]] == [1, 1, 1]
-    assert targets == [2, 2]  # as many as the rows of the fullest forward
+    views = hand_views()
+    scored = {(int(views.forward_R[row]), int(column)) for row, column in views.scored_RL.nonzero()}
+    assert answered == [len(scored), 0]  # no head for positions that fill up a forward
+    assert [shape[1] for shape in targets] == [2, 2]  # as many as the rows of the fullest forward
 
 
 def test_target_log_prob_is_in_float32_at_least():

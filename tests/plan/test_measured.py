@@ -1,5 +1,7 @@
 """Plans against measurements: FLOPs as PyTorch counts them, bytes as its allocator reports them, of a real step."""
 
+import gc
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -40,6 +42,7 @@ def test_flops(method, train, tmp_path, monkeypatch):
 
 def peak(action) -> int:
     """The most bytes that the allocator had given out at once."""
+    gc.collect()  # or what earlier tests left is given back in the middle
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         action()
     changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]

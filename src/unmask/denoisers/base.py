@@ -66,29 +66,32 @@ class Denoiser(nn.Module):
         guidance: Guidance | None = None,
         beside: Denoiser | None = None,
         part: Part | None = None,
+        places_Q: Int[Tensor, "Q"] | None = None,
     ) -> tuple[Tensor, ...]:
         """What `answer` makes of the logits at columns `asked_FA`: tensors [F, A, ...].
 
-        Logits exist there only, chunk by chunk. Blocks given as `attention_FL` go before the denoiser's own.
+        Logits exist there only, chunk by chunk; of `places_Q`, places among the F times A, alone: tensors [Q, ...].
+        Blocks given as `attention_FL` go before the denoiser's own.
         `part`: run its columns alone, which hold all that is asked.
         `beside`: its logits, without gradient, are a further argument of `answer`; this denoiser itself stands for a
         copy of it.
         """
-        hidden_QD = self._hidden(tokens_FL, attention_FL, asked_FA, part)
+        shape: tuple[int, ...] = asked_FA.shape if places_Q is None else (-1,)
+        hidden_QD = _at(self._hidden(tokens_FL, attention_FL, asked_FA, part), places_Q)
         head = self.model.get_output_embeddings()
         if isinstance(answer, TargetLogProb) and guidance is None and beside is None and is_plain(head):
-            return (torch.unflatten(linear_logp(hidden_QD, head, answer), 0, asked_FA.shape),)
+            return (torch.unflatten(linear_logp(hidden_QD, head, answer), 0, shape),)
         blank_QD = beside_QD = None
         if beside is not None and beside is not self:
             with torch.no_grad():
-                beside_QD = beside._hidden(tokens_FL, attention_FL, asked_FA)
+                beside_QD = _at(beside._hidden(tokens_FL, attention_FL, asked_FA), places_Q)
         if guidance is not None:
             blank_FL = torch.where(guidance.prompt_FL, self.mask_id, tokens_FL)
-            blank_QD = self._hidden(blank_FL, attention_FL, asked_FA)
+            blank_QD = _at(self._hidden(blank_FL, attention_FL, asked_FA), places_Q)
         scale = 0.0 if guidance is None else guidance.scale
         reduce = partial(self._reduce, answer, hidden_QD, blank_QD, scale, beside, beside_QD)
         answers = reduce_chunks(reduce, len(hidden_QD), int(self.model.config.vocab_size))
-        return tuple(torch.unflatten(each, 0, asked_FA.shape) for each in answers)
+        return tuple(torch.unflatten(each, 0, shape) for each in answers)
 
     def _reduce(
         self,
@@ -147,6 +150,10 @@ class Denoiser(nn.Module):
         head = getattr(self.model, "cls", None) or self.model.get_output_embeddings()
         logits: Tensor = head(hidden_QD)
         return logits
+
+
+def _at(hidden_QD: Tensor, places_Q: Tensor | None) -> Tensor:
+    return hidden_QD if places_Q is None else hidden_QD[places_Q]
 
 
 def mask_of(attention_FL: Bool[Tensor, "F L"]) -> Attention:

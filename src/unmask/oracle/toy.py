@@ -49,14 +49,16 @@ class Toy(Denoiser):
         guidance: Any = None,
         beside: Denoiser | None = None,
         part: Any = None,
+        places_Q: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """As any denoiser answers; no guidance, no part. `beside` is a toy too."""
-        everything = slice(0, asked_FA.numel())
-        logits = [self._asked(tokens_FL, asked_FA)]
+        place_Q = torch.arange(asked_FA.numel()) if places_Q is None else places_Q
+        logits = [self._asked(tokens_FL, asked_FA)[place_Q]]
         if isinstance(beside, Toy):
-            logits.append(beside._asked(tokens_FL, asked_FA).detach())
-        parts: tuple[Tensor, ...] = answer(logits[0], everything, *logits[1:])
-        return tuple(part.view(*asked_FA.shape, *part.shape[1:]) for part in parts)
+            logits.append(beside._asked(tokens_FL, asked_FA)[place_Q].detach())
+        answers: tuple[Tensor, ...] = answer(logits[0], slice(0, len(place_Q)), *logits[1:])
+        shape = asked_FA.shape if places_Q is None else place_Q.shape
+        return tuple(each.view(*shape, *each.shape[1:]) for each in answers)
 
     def _asked(self, tokens_FL: Tensor, asked_FA: Tensor) -> Tensor:
         logits_FCV = self.logits(tokens_FL[:, PROMPT:])

@@ -74,11 +74,12 @@ def _grouped(func: Any, args: Any, kwargs: Any) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """Forwards that are made at once: F of L positions, A of them asked, K targets each."""
+    """Forwards that are made at once: F of L positions, A columns of each asked, Q of all answered, K targets each."""
 
     forwards: int
     length: int
     asked: int
+    answered: int
     targets: int = 1
     blended: bool = False  # beside the logits of the old policy
     separable: bool = False  # the head's gradient is made with its logits
@@ -111,15 +112,14 @@ def _peak(model: str, settings: _TraceSettings, work: Pass) -> int:
     shape = read_shape(model)
     short = _fewer_chunks(shape, work)
     # A hidden state that is asked takes little, and its gradient as much; its logits take the place of others.
-    unseen = work.forwards * (work.asked - short.asked) * _hidden_size(shape) * torch.float32.itemsize
+    unseen = (work.answered - short.answered) * _hidden_size(shape) * torch.float32.itemsize
     return int(_peak_of_layers(shape, settings, short) + unseen * (1 if work.samples else 2))
 
 
 def _fewer_chunks(shape: Mapping[str, Any], work: Pass) -> Pass:
-    """The pass with as many positions asked as fill three chunks of logits: more take time, and no more memory."""
+    """The pass with as many positions answered as fill three chunks of logits: more take time, and no more memory."""
     vocabulary = shape.get("embedding_size") or shape["vocab_size"]
-    enough = -(-3 * chunk_positions(int(vocabulary)) // work.forwards)
-    return replace(work, asked=min(work.asked, enough))
+    return replace(work, answered=min(work.answered, 3 * chunk_positions(int(vocabulary))))
 
 
 def _hidden_size(shape: Mapping[str, Any]) -> int:
@@ -199,14 +199,15 @@ def _run(denoiser: Denoiser, work: Pass, autocast: Any) -> None:
     asked_FA = torch.zeros(work.forwards, work.asked, dtype=torch.long)
     guidance = Guidance(scale=1.0, prompt_FL=attention_FL) if work.guided else None
     beside = denoiser if work.blended else None
+    place_Q = torch.arange(work.answered) if work.answered < asked_FA.numel() else None
     with autocast:
-        (answers, *_) = denoiser(tokens_FL, attention_FL, asked_FA, _answer(work), guidance, beside)
+        (answers, *_) = denoiser(tokens_FL, attention_FL, asked_FA, _answer(work), guidance, beside, places_Q=place_Q)
     if not work.samples:
         answers.sum().backward()
 
 
 def _answer(work: Pass) -> Answer:
-    asked = work.forwards * work.asked
+    asked = work.answered
     if work.samples:
         uniform_QZ = torch.zeros(asked, work.targets, dtype=torch.float64)
         return Propose(

@@ -30,8 +30,10 @@ class TermWork:
 
     forwards: int
     batch: int  # forwards at a time
-    asked: float  # positions that a forward asks on average
-    widest: int  # positions that the widest batch asks
+    asked: float  # columns of a forward that the last layer is asked for, on average
+    answered: float  # positions of a forward that the head answers, on average
+    widest: int  # columns that a forward of the widest batch is asked for
+    most: int  # positions that the head answers in the largest batch
     targets: int  # tokens that are scored at a position: rows of a forward
     without_gradient: tuple[int, int]  # passes of other policies over the same rows: in the first update, in later ones
     blended: bool
@@ -85,12 +87,14 @@ class Work:
         """FLOPs of all denoising steps."""
         passes = 2 if self.guided else 1
         return passes * sum(
-            step.forwards * _forward_flops(size, self.length, step.positions) for step in self.denoising
+            step.forwards * _forward_flops(size, self.length, step.positions, step.positions) for step in self.denoising
         )
 
     def other_flops(self, size: Size) -> float:
         """FLOPs of the passes without gradient."""
-        return sum(self._other(term) * _forward_flops(size, self.length, term.asked) for term in self.terms)
+        return sum(
+            self._other(term) * _forward_flops(size, self.length, term.asked, term.answered) for term in self.terms
+        )
 
     def trained_flops(self, size: Size, *, recompute: bool) -> float:
         """FLOPs of the passes with gradient."""
@@ -112,9 +116,9 @@ def _layer_flops(size: Size, length: int, asked: float) -> tuple[float, float, f
     return weights, adapters, attention
 
 
-def _forward_flops(size: Size, length: int, asked: float) -> float:
-    """The layers, and the head at asked positions only."""
-    return sum(_layer_flops(size, length, asked)) + 2 * size.head * asked
+def _forward_flops(size: Size, length: int, asked: float, answered: float) -> float:
+    """The layers, and the head at the positions that it answers."""
+    return sum(_layer_flops(size, length, asked)) + 2 * size.head * answered
 
 
 def _trained_flops(size: Size, length: int, term: TermWork, separable: bool, *, recompute: bool) -> float:
@@ -127,11 +131,11 @@ def _trained_flops(size: Size, length: int, term: TermWork, separable: bool, *, 
     weights, adapters, attention = _layer_flops(size, length, term.asked)
     body = weights * ((2 if frozen else 3) + again) + (adapters + attention) * (3 + again)
     chunked = 1 if _in_chunks(size, term) and not separable else 0
-    return body + 2 * size.head * term.asked * ((2 if frozen else 3) + chunked)
+    return body + 2 * size.head * term.answered * ((2 if frozen else 3) + chunked)
 
 
 def _in_chunks(size: Size, term: TermWork) -> bool:
-    return term.batch * term.widest > chunk_positions(size.vocabulary)
+    return term.most > chunk_positions(size.vocabulary)
 
 
 def work_of(
@@ -190,14 +194,18 @@ def _term_work(term: Term, dry: Rollout, prompts: int, micro_batch: int) -> Term
     batch = forwards
     if micro_batch:  # units stay whole
         batch = min(forwards, -(-micro_batch // of_unit) * of_unit)
-    widths = [(len(part.inputs_FL), asked_columns(part).shape[1]) for part in _parts(views, micro_batch)]
+    parts = [(len(part.inputs_FL), *asked_columns(part)) for part in _parts(views, micro_batch)]
+    dry_forwards = sum(count for count, _, _ in parts)
+    answered = sum(int(counted_FA.sum()) for _, _, counted_FA in parts) / dry_forwards
     first, later = passes_without_gradient(term, views)
     again = 1 if term.credits_scores and batch < forwards else 0
     return TermWork(
         forwards=forwards,
         batch=batch,
-        asked=sum(count * width for count, width in widths) / sum(count for count, _ in widths),
-        widest=max(width for _, width in widths),
+        asked=sum(count * asked_FA.shape[1] for count, asked_FA, _ in parts) / dry_forwards,
+        answered=answered,
+        widest=max(asked_FA.shape[1] for _, asked_FA, _ in parts),
+        most=max(round(int(counted_FA.sum()) * min(batch, forwards) / count) for count, _, counted_FA in parts),
         targets=targets,
         without_gradient=(first + again, later + again),
         blended=term.blend is not None,
