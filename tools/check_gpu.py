@@ -9,16 +9,22 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from unmask.build import build_trainer
+from unmask.caching import CACHINGS
 from unmask.config import build
+from unmask.denoisers.compiled import compile_layers
+from unmask.denoisers.head import TargetLogProb, linear_logp
 from unmask.denoisers.pretrained import load_denoiser
+from unmask.proposals import Propose
 from unmask.recipe import Recipe
 from unmask.sampling import Sampler
 from unmask.types import Prompts
 from unmask.uniforms import Uniforms
+from unmask.unmasking import probability
 
 SMALL = {
     "rollout": {"prompts": 8, "group_size": 4, "temperature": 1.4},
@@ -33,14 +39,16 @@ def uniforms_agree(device: str) -> bool:
     return torch.equal(Uniforms().key(words).draw(), Uniforms().key(words.to(device)).draw().cpu())
 
 
-def samples_agree(device: str) -> bool:
+def samples_agree(device: str, caching: str = "none", *, compiled: bool = False) -> bool:
     """At least 99 % of completions are the same (a draw within rounding of a boundary may fall on its other side)."""
     tokens = torch.randint(0, 5, (256, 16), generator=torch.Generator().manual_seed(0))
     count = torch.arange(len(tokens))
-    sampler = Sampler(max_new_tokens=16, block_length=16, steps=4, temperature=1.0)
+    sampler = Sampler(max_new_tokens=16, block_length=8, steps=8, temperature=1.0, batch=100, caching=CACHINGS[caching])
     results = []
     for place in ("cpu", device):
         denoiser = load_denoiser("embedded:sudoku").to(place).eval()
+        if compiled and place == device:
+            compile_layers(denoiser)
         prompts = Prompts(
             tokens_NP=tokens.to(place),
             attention_NP=torch.ones_like(tokens, dtype=torch.bool).to(place),
@@ -49,6 +57,38 @@ def samples_agree(device: str) -> bool:
         )
         results.append(sampler(denoiser, prompts, Uniforms().key(1)).tokens_NL.cpu())
     return bool((results[0] == results[1]).all(1).float().mean() >= 0.99)
+
+
+def gradients_agree(device: str) -> bool:
+    """The head's written-out gradient, in one piece and in chunks, is the CPU's to 1e-4 of its largest entry."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(600, 64, generator=generator), torch.randn(40_000, 64, generator=generator) / 8
+    targets = torch.randint(40_000, (600, 2), generator=generator)
+    results = []
+    for place in ("cpu", device):
+        head = torch.nn.Linear(64, 40_000, bias=False, device=place)
+        head.weight.data = weight.to(place)
+        leaf = hidden.to(place).requires_grad_()
+        for slope in (None, lambda logp, chunk: 2 * logp):
+            logp = linear_logp(leaf, head, TargetLogProb(targets.to(place), 1.0, slope))
+            results.append([each.cpu() for each in torch.autograd.grad(logp.square().sum(), (leaf, head.weight))])
+    return all(
+        bool((ours - theirs).abs().max() <= 1e-4 * theirs.abs().max())
+        for result in results[1:]
+        for ours, theirs in zip(result, results[0], strict=True)
+    )
+
+
+def half_precision_law(device: str) -> bool:
+    """Draws from logits in bf16 at a large vocabulary have the entropy of the exact softmax, within 0.02 nats."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(1, 126_464, generator=generator) * 2).bfloat16().to(device)
+    law = logits.double().softmax(1)
+    entropy = float(-(law * law.log()).sum())
+    uniform = Uniforms().key(torch.arange(100_000, device=device)[None]).draw()
+    answer = Propose(temperature=1.0, mask_id=0, measure=probability, uniform_QZ=uniform, draws=100_000, stride=100_000)
+    _, logp, _ = answer(logits, slice(0, 1))
+    return abs(float(-logp.double().mean()) - entropy) < 0.02
 
 
 def training_runs(precision: str) -> Callable[[str], bool]:
@@ -70,6 +110,11 @@ def training_runs(precision: str) -> Callable[[str], bool]:
 CHECKS = {
     "keyed draws": uniforms_agree,
     "sampled completions": samples_agree,
+    "sampled completions, dual cache": partial(samples_agree, caching="dual"),
+    "sampled completions, delayed dual cache": partial(samples_agree, caching="dual_delayed"),
+    "sampled completions, compiled layers": partial(samples_agree, compiled=True),
+    "gradients of the head": gradients_agree,
+    "draws from bf16 logits": half_precision_law,
     "training in float32": training_runs("fp32"),
     "training in bf16": training_runs("bf16"),
 }

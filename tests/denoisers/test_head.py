@@ -1,8 +1,11 @@
 """The head's written-out gradient is autograd's, whole or in chunks, made at once or later."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unmask.denoisers import head as heads
 from unmask.denoisers.head import TargetLogProb, chunks_of, is_plain, linear_logp
@@ -87,6 +90,34 @@ def test_half_precision_says_what_float32_says():
     for of_hidden, of_weight in results[2:]:
         torch.testing.assert_close(of_hidden, results[0][0], rtol=0.1, atol=0.1)
         torch.testing.assert_close(of_weight, results[0][1], rtol=0.1, atol=0.2)
+
+
+class LogitsAlive(TorchDispatchMode):
+    """The most tensors over the vocabulary that were alive at once, the weight's gradient apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.most = set(), 0
+
+    def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
+        result = operator(*arguments, **(keywords or {}))
+        if isinstance(result, torch.Tensor) and result.shape in ((3, VOCABULARY), (2, VOCABULARY)):  # of a chunk
+            storage = result.untyped_storage()
+            if storage._cdata not in self.alive:
+                self.alive.add(storage._cdata)
+                weakref.finalize(storage, self.alive.discard, storage._cdata)
+            self.most = max(self.most, len(self.alive))
+        return result
+
+
+@pytest.mark.usefixtures("in_chunks")
+@pytest.mark.parametrize("at_once", [False, True])
+def test_logits_of_one_chunk_are_alive_at_a_time(at_once):
+    hidden_QD, linear, targets_QK, wish_QK = parts_of(torch.float32)
+    with LogitsAlive() as logits:
+        answer = TargetLogProb(targets_QK, 1.0, slope_of(wish_QK) if at_once else None)
+        loss_of(linear_logp(hidden_QD, linear, answer), wish_QK).backward()
+    assert logits.most == 1
 
 
 def test_chunks_are_alike_and_cover_all():

@@ -111,6 +111,7 @@ class _LinearLogProb(torch.autograd.Function):
                 now.add(chunk, softmax, slopes[-1])
             elif len(chunks) == 1 and any(wanted):
                 kept = [softmax.weight_CV, softmax.total_C1]
+            del softmax  # before the logits of the next chunk are made
         ctx.save_for_backward(hidden_QD, weight_VD, *kept)
         kind = hidden_QD.device.type
         ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
@@ -135,6 +136,7 @@ class _LinearLogProb(torch.autograd.Function):
                 else:
                     softmax = _softmax(hidden_QD[chunk], weight_VD, ctx.answer, chunk)
                 gradients.add(chunk, softmax, gradient_QK[chunk])
+                del softmax
         return gradients.of_hidden, gradients.of_weight, None
 
 
