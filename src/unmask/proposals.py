@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from unmask.denoisers.head import Workspace
 from unmask.unmasking import Measure
 
 _FOLD = 256  # divides the published vocabularies; a row is searched fold by fold, not number by number
@@ -57,29 +59,36 @@ class Propose:
     but it keeps its part of the normaliser: what is recorded equals what scoring gives. Without uniforms: greedy.
     """
 
+    uses_up_logits: ClassVar[bool] = True
     temperature: float
     mask_id: int
     measure: Measure
     uniform_QZ: Tensor | None
     draws: int = 1  # Z
     stride: int = 1
+    workspace: Workspace = field(default_factory=Workspace)
 
     def __call__(self, logits_CV: Tensor, chunk: slice) -> tuple[Tensor, ...]:
         logits_CV = logits_CV.float()
-        scaled_CV = logits_CV if self.temperature in (0.0, 1.0) else logits_CV / self.temperature
-        weight_CV = scaled_CV.softmax(1)
+        scaled_CV = self.workspace.floats("weights", logits_CV, logits_CV.device)
+        plain = self.temperature in (0.0, 1.0)
+        if plain:
+            weight_CV, normaliser_C = torch.softmax(logits_CV, 1, out=scaled_CV), None
+        else:
+            torch.softmax(logits_CV, 1, out=scaled_CV)
+            normaliser_C = logits_CV.amax(1) - scaled_CV.amax(1).log()
+            torch.div(logits_CV, self.temperature, out=scaled_CV)
+            weight_CV = scaled_CV.sub_(scaled_CV.amax(1, keepdim=True)).exp_()
+        total_C1 = torch.ones_like(logits_CV[:, :1]) if plain else weight_CV.sum(1, keepdim=True)
         if self.uniform_QZ is None:
-            tokens_CZ = self._greedy(scaled_CV)[:, None].expand(-1, self.draws)
-            logp_CZ = weight_CV.gather(1, tokens_CZ).log()
+            tokens_CZ = self._greedy(logits_CV)[:, None].expand(-1, self.draws)
         else:
             weight_CV[:, self.mask_id] = 0.0
             tokens_CZ = inverse_cdf(weight_CV, self.uniform_QZ[chunk])
-            logp_CZ = weight_CV.gather(1, tokens_CZ).log()
-        proposal_CK, proposal_logp_CK = tokens_CZ[:, :: self.stride], logp_CZ[:, :: self.stride]
-        if scaled_CV is logits_CV:
-            normaliser_C = logits_CV.gather(1, proposal_CK[:, :1])[:, 0] - proposal_logp_CK[:, 0]
-        else:
-            normaliser_C = _log_normaliser(logits_CV)
+        logp_CZ = (weight_CV.gather(1, tokens_CZ) / total_C1).log()
+        proposal_CK = tokens_CZ[:, :: self.stride]
+        if normaliser_C is None:
+            normaliser_C = logits_CV.gather(1, proposal_CK[:, :1])[:, 0] - logp_CZ[:, 0]
         return tokens_CZ, logp_CZ, self.measure(logits_CV, normaliser_C, proposal_CK)
 
     def _greedy(self, logits_CV: Tensor) -> Tensor:
@@ -88,8 +97,3 @@ class Propose:
         tokens_C = largest(logits_CV)
         logits_CV[:, self.mask_id] = mask_C
         return tokens_C
-
-
-def _log_normaliser(logits_CV: Tensor) -> Tensor:
-    """log sum exp [C]; by way of the softmax, which is one pass where logsumexp is several."""
-    return logits_CV.amax(1) - logits_CV.softmax(1).amax(1).log()

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unmask.denoisers.head import Answer, TargetLogProb, is_plain, linear_logp, reduce_chunks
+from unmask.denoisers.head import Answer, TargetLogProb, Workspace, is_plain, linear_logp, reduce_chunks
 from unmask.denoisers.key_values import Part
 from unmask.denoisers.last_layer import ask_last_layer
 
@@ -51,6 +51,7 @@ class Denoiser(nn.Module):
         self.shift = shift
         self.block_length = block_length
         self.asks_last_layer = ask_last_layer(model)
+        self.workspace = Workspace()
 
     @property
     def max_length(self) -> int:
@@ -80,7 +81,7 @@ class Denoiser(nn.Module):
         hidden_QD = _at(self._hidden(tokens_FL, attention_FL, asked_FA, part), places_Q)
         head = self.model.get_output_embeddings()
         if isinstance(answer, TargetLogProb) and guidance is None and beside is None and is_plain(head):
-            return (torch.unflatten(linear_logp(hidden_QD, head, answer), 0, shape),)
+            return (torch.unflatten(linear_logp(hidden_QD, head, answer, self.workspace), 0, shape),)
         blank_QD = beside_QD = None
         if beside is not None and beside is not self:
             with torch.no_grad():
@@ -104,7 +105,11 @@ class Denoiser(nn.Module):
         chunk: slice,
     ) -> tuple[Tensor, ...]:
         """`answer` to one chunk of positions: guided from `blank_QD`, beside the logits of another denoiser."""
-        logits_CV = self._head(hidden_QD[chunk])
+        head = self.model.get_output_embeddings()
+        if getattr(answer, "uses_up_logits", False) and blank_QD is None and is_plain(head):
+            logits_CV = self.workspace.logits(hidden_QD[chunk], head.weight)
+        else:
+            logits_CV = self._head(hidden_QD[chunk])
         if blank_QD is not None:
             blank_CV = self._head(blank_QD[chunk])
             logits_CV = blank_CV + (scale + 1) * (logits_CV - blank_CV)

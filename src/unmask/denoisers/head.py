@@ -21,6 +21,41 @@ Slope = Callable[[Tensor, slice], Tensor]
 _LOGITS_PER_CHUNK = 1 << 24  # 64 MB in float32
 
 
+class Workspace:
+    """Memory for logits that is used again at every step, rather than asked for and given back.
+
+    What it holds is overwritten by the next call: for logits that are used up at once.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, torch.device], Tensor] = {}
+
+    def __deepcopy__(self, memo: Any) -> Workspace:
+        return Workspace()
+
+    def floats(self, name: str, like_CV: Tensor | tuple[int, int], device: torch.device) -> Tensor:
+        """float32 of a shape, with anything in it."""
+        shape = tuple(like_CV.shape) if isinstance(like_CV, Tensor) else like_CV
+        count = shape[0] * shape[1]
+        buffer = self._buffers.get((name, device))
+        if buffer is None or len(buffer) < count:
+            buffer = self._buffers[name, device] = torch.empty(count, device=device)
+        return buffer[:count].view(shape)
+
+    def logits(self, hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
+        """hidden · weight, in float32 at least."""
+        if torch.is_autocast_enabled(hidden_CD.device.type) or hidden_CD.dtype != weight_VD.dtype:
+            product_CV = nn.functional.linear(hidden_CD, weight_VD)
+        elif hidden_CD.dtype == torch.float32:
+            logits_CV = self.floats("logits", (len(hidden_CD), len(weight_VD)), hidden_CD.device)
+            return torch.mm(hidden_CD, weight_VD.t(), out=logits_CV)
+        else:
+            product_CV = nn.functional.linear(hidden_CD, weight_VD)
+        if product_CV.dtype in (torch.float32, torch.float64):
+            return product_CV
+        return self.floats("logits", product_CV, product_CV.device).copy_(product_CV)
+
+
 def chunk_positions(vocabulary: int) -> int:
     """Asked positions whose logits exist at the same time."""
     return max(1, _LOGITS_PER_CHUNK // vocabulary)
@@ -85,37 +120,40 @@ def is_plain(head: nn.Module) -> bool:
     return type(head) is nn.Linear and head.bias is None
 
 
-def linear_logp(hidden_QD: Float[Tensor, "Q D"], head: nn.Linear, answer: TargetLogProb) -> Float[Tensor, "Q K"]:
+def linear_logp(
+    hidden_QD: Float[Tensor, "Q D"], head: nn.Linear, answer: TargetLogProb, workspace: Workspace | None = None
+) -> Float[Tensor, "Q K"]:
     """`answer` to the logits of a plain head, its gradient in few passes over them and none kept from chunk to chunk.
 
     With respect to a chunk's logits it is (sum_k g_k onehot(target_k) - (sum_k g_k) softmax) / temperature, g_k the
     derivative of the loss by log-prob k.
     """
-    logp_QK: Tensor = _LinearLogProb.apply(hidden_QD, head.weight, answer)  # type: ignore[no-untyped-call]
+    logp_QK: Tensor = _LinearLogProb.apply(hidden_QD, head.weight, answer, workspace or Workspace())  # type: ignore[no-untyped-call]
     return logp_QK
 
 
 class _LinearLogProb(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_QD: Tensor, weight_VD: Tensor, answer: TargetLogProb) -> Tensor:
+    def forward(ctx: Any, hidden_QD: Tensor, weight_VD: Tensor, answer: TargetLogProb, workspace: Workspace) -> Tensor:
         wanted = ctx.needs_input_grad[:2]
         now = _Gradients(hidden_QD, weight_VD, answer, wanted) if answer.slope is not None and any(wanted) else None
         logps, slopes = [], []
         chunks = chunks_of(len(hidden_QD), len(weight_VD))
         kept: list[Tensor] = []
+        keeps = len(chunks) == 1 and now is None and any(wanted)
         for chunk in chunks:
-            softmax = _softmax(hidden_QD[chunk], weight_VD, answer, chunk)
+            softmax = _softmax(hidden_QD[chunk], weight_VD, answer, chunk, Workspace() if keeps else workspace)
             logps.append(softmax.logp_CK)
             if now is not None and answer.slope is not None:
                 slopes.append(answer.slope(softmax.logp_CK, chunk))
                 now.add(chunk, softmax, slopes[-1])
-            elif len(chunks) == 1 and any(wanted):
+            elif keeps:
                 kept = [softmax.weight_CV, softmax.total_C1]
             del softmax  # before the logits of the next chunk are made
         ctx.save_for_backward(hidden_QD, weight_VD, *kept)
         kind = hidden_QD.device.type
         ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
-        ctx.answer, ctx.wanted = answer, wanted
+        ctx.answer, ctx.wanted, ctx.workspace = answer, wanted, workspace
         ctx.now, ctx.slope_QK = now, torch.cat(slopes) if slopes else None
         return torch.cat(logps)
 
@@ -125,7 +163,7 @@ class _LinearLogProb(torch.autograd.Function):
             # No wait for the device: on GPUs the check fails later, and fails all the same.
             torch._assert_async(torch.isclose(gradient_QK, ctx.slope_QK, rtol=1e-3, atol=1e-7).all())
             gradients, ctx.now = ctx.now, None  # not to be kept longer than the graph is
-            return gradients.of_hidden, gradients.of_weight, None
+            return gradients.of_hidden, gradients.of_weight, None, None
         hidden_QD, weight_VD, *kept = ctx.saved_tensors
         gradients = _Gradients(hidden_QD, weight_VD, ctx.answer, ctx.wanted)
         kind, dtype, enabled = ctx.autocast
@@ -134,10 +172,10 @@ class _LinearLogProb(torch.autograd.Function):
                 if kept:
                     softmax = _Softmax(kept[0], kept[1], gradient_QK)
                 else:
-                    softmax = _softmax(hidden_QD[chunk], weight_VD, ctx.answer, chunk)
+                    softmax = _softmax(hidden_QD[chunk], weight_VD, ctx.answer, chunk, ctx.workspace)
                 gradients.add(chunk, softmax, gradient_QK[chunk])
                 del softmax
-        return gradients.of_hidden, gradients.of_weight, None
+        return gradients.of_hidden, gradients.of_weight, None, None
 
 
 class _Softmax(NamedTuple):
@@ -148,11 +186,11 @@ class _Softmax(NamedTuple):
     logp_CK: Tensor
 
 
-def _softmax(hidden_CD: Tensor, weight_VD: Tensor, answer: TargetLogProb, chunk: slice) -> _Softmax:
+def _softmax(
+    hidden_CD: Tensor, weight_VD: Tensor, answer: TargetLogProb, chunk: slice, workspace: Workspace
+) -> _Softmax:
     """In the memory of the logits."""
-    logits_CV = nn.functional.linear(hidden_CD, weight_VD)
-    if logits_CV.dtype != torch.float64:
-        logits_CV = logits_CV.float()
+    logits_CV = workspace.logits(hidden_CD, weight_VD)
     if answer.temperature != 1:
         logits_CV.div_(answer.temperature)
     logits_CV.sub_(logits_CV.amax(1, keepdim=True))
