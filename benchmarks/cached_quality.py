@@ -1,0 +1,129 @@
+"""What cached and parallel rollouts cost in truth, on the trained models that ship with the package.
+
+    python benchmarks/cached_quality.py [--examples 500] [--markdown FILE]
+
+For each caching rule, and for parallel thresholds: the speed against exact steps (one thread, CPU time, medians), the
+share of equal tokens, the solve rate with its 95 % interval and the change of it in pairs, and the mean gap between the
+log-probs of sampling and those of scoring the same canvases again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import allocator
+
+SETTINGS = {  # model: task settings, tokens, block, steps
+    "embedded:sudoku": ({"name": "sudoku"}, 16, 8, 16),
+    "embedded:arithmetic": ({"name": "arithmetic", "terms": 3, "max_number": 5}, 16, 8, 16),
+}
+HEADER = ("model", "rollout", "times faster", "equal tokens", "solved", "change, in pairs", "gap, nats a token")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--examples", type=int, default=500, help="held-out items of each task")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of timing")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, too")
+    return parser.parse_args()
+
+
+def samplers(length: int, block: int, steps: int) -> dict[str, Any]:
+    """Exact steps first, then what approximates them."""
+    from unmask.caching import CACHINGS
+    from unmask.sampling import Sampler
+    from unmask.unmasking import Threshold
+
+    exact = Sampler(max_new_tokens=length, block_length=block, steps=steps, temperature=1.0)
+    rules = {name: replace(exact, caching=caching) for name, caching in CACHINGS.items()}
+    rules["threshold 0.9"] = replace(exact, unmasking=Threshold(threshold=0.9))
+    rules["threshold 0.9, dual"] = replace(rules["threshold 0.9"], caching=CACHINGS["dual"])
+    return rules
+
+
+def measured(model: str, count: int, rounds: int) -> list[tuple[str, ...]]:
+    """The lines of one model."""
+    import torch
+
+    from unmask.config import build
+    from unmask.data import Examples, rollout_texts
+    from unmask.denoisers.pretrained import load_denoiser, load_tokenizer
+    from unmask.evaluate import paired_interval, solved_summary
+    from unmask.gap import step_logps
+    from unmask.settings import EvaluateSettings
+    from unmask.uniforms import Uniforms
+
+    task_settings, length, block, steps = SETTINGS[model]
+    task = build(EvaluateSettings, {"task": task_settings}).task
+    tokenizer, denoiser = load_tokenizer(model), load_denoiser(model).eval()
+    items = task.examples("test", count, seed=1)
+    examples = Examples.of(items, tokenizer, denoiser.eos_id, denoiser.max_length - length)
+    prompts = examples.prompts(range(len(items)), 1)
+    rules = samplers(length, block, steps)
+    seconds: dict[str, list[float]] = {name: [] for name in rules}
+    rollouts: dict[str, Any] = {}
+    order = random.Random(0)  # noqa: S311
+    for _ in range(rounds + 1):
+        for name in order.sample(list(rules), len(rules)):
+            start = time.process_time()
+            rollouts[name] = rules[name](denoiser, prompts, Uniforms().key("quality"))
+            seconds[name].append(time.process_time() - start)
+    solved, lines = {}, []
+    for name, rollout in rollouts.items():
+        texts = rollout_texts(tokenizer, rollout, examples)
+        words = [item.prompt for item in items]
+        solved[name] = task.metrics(words, texts, **examples.columns(range(len(items)), 1))["solved"]
+    for name in rules:
+        rollout, exact = rollouts[name], rollouts["none"]
+        last_N = (rollout.trajectory_NL * rollout.completion_NL).amax(1)
+        step_N = (Uniforms().key("gap", rollout.prompt_N).draw() * (last_N + 1)).long()
+        sampled, scored, where = step_logps(denoiser, rollout, step_N)
+        gap = float((sampled - scored).abs().sum() / where.sum().clamp(min=1))
+        same = (rollout.tokens_NL == exact.tokens_NL)[:, rollout.prompt_length :].float().mean()
+        summary = solved_summary(solved[name])
+        change, low, high = (100 * value for value in paired_interval(solved["none"], solved[name]))
+        pairs = zip(seconds["none"][1:], seconds[name][1:], strict=True)
+        ratio = median(theirs / ours for theirs, ours in pairs)
+        rate, bottom, top = (100 * summary[key] for key in ("solved", "solved_low", "solved_high"))
+        lines.append(
+            (
+                model,
+                "exact" if name == "none" else name,
+                f"{ratio:.2f}",
+                f"{100 * same:.1f} %",
+                f"{rate:.1f} % ({bottom:.1f} to {top:.1f})",
+                "" if name == "none" else f"{change:+.1f} ({low:+.1f} to {high:+.1f})",
+                f"{gap:.1e}",
+            )
+        )
+    torch.set_num_threads(1)
+    return lines
+
+
+def main() -> None:
+    """Print the table."""
+    options = _options()
+    allocator.tune()
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    torch.set_num_threads(1)
+    lines = [line for model in SETTINGS for line in measured(model, options.examples, options.rounds)]
+    table = Table(*HEADER, title=f"temperature 1, {options.examples} held-out items")
+    for line in lines:
+        table.add_row(*line)
+    Console(width=140).print(table)
+    if options.markdown:
+        rows = [HEADER, ("---",) * len(HEADER), *lines]
+        options.markdown.write_text("".join("| " + " | ".join(row) + " |\n" for row in rows))
+
+
+if __name__ == "__main__":
+    main()

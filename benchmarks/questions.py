@@ -1,0 +1,74 @@
+"""What our update is asked: rows, their scores and credits, without the sampler that would have made them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from toy import Sizes
+
+from unmask import likelihood
+from unmask.methods import DiffuGRPO
+from unmask.methods.base import Term
+from unmask.policy import Question
+from unmask.types import Rollout, Views
+
+
+def views_of(
+    inputs_FL: Tensor,
+    targets_RL: Tensor,
+    scored_RL: Tensor,
+    credit_U: Tensor,
+    **others: Tensor | float,
+) -> Views:
+    """Unpadded rows, one a unit and a forward, every scored token of weight 1, unless told otherwise."""
+    row_R = torch.arange(len(targets_RL))
+    settings: dict[str, Any] = {
+        "forward_R": row_R,
+        "unit_R": row_R,
+        "weight_RL": scored_RL.float(),
+        "length_U": scored_RL.sum(1),
+    }
+    return Views(
+        inputs_FL=inputs_FL,
+        attention_FL=torch.ones_like(inputs_FL).bool(),
+        targets_RL=targets_RL,
+        scored_RL=scored_RL,
+        credit_U=credit_U,
+        **(settings | others),
+    )
+
+
+def question(term: Term, views: Views, normaliser: Tensor, old_RL: Tensor | None = None) -> Question:
+    """What an update asks; no reference policy."""
+    return Question(term=term, views=views, normaliser=normaliser, old_RL=old_RL, reference_RL=None, blended=None)
+
+
+def token_question(views: Views) -> Question:
+    """diffu-GRPO's surrogate: clipped, a mean over tokens."""
+    (term,) = DiffuGRPO(beta=0.0, epsilon=0.5).terms(0)
+    return question(term, views, likelihood.token_count(views))
+
+
+def rollout_of(tokens_NL: Tensor, sizes: Sizes) -> Rollout:
+    """The samples of a prompt as if revealed in one step."""
+    region_L = torch.arange(tokens_NL.shape[1]) >= sizes.prompt
+    index_N, zeros_NL = torch.arange(len(tokens_NL)), torch.zeros(tokens_NL.shape)
+    return Rollout(
+        tokens_NL=tokens_NL,
+        attention_NL=torch.ones_like(tokens_NL).bool(),
+        completion_NL=region_L.expand_as(tokens_NL),
+        block_NL=(region_L.long() - 1).expand_as(tokens_NL),
+        revealed_at_NL=(region_L.long() - 1).expand_as(tokens_NL),
+        sampled_logp_NL=zeros_NL,
+        confidence_NL=zeros_NL,
+        prompt_N=index_N * 0,
+        sample_N=index_N,
+        prompt_length=sizes.prompt,
+        group_size=len(tokens_NL),
+        steps=1,
+        temperature=1.0,
+        mask_id=sizes.mask_id,
+        remasking=False,
+    )

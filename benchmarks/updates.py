@@ -1,0 +1,311 @@
+"""Updates, forward and backward: gradients of a loss, ours and by published arithmetic on the same masked inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import plain
+import torch
+from cases import Build, Case, Comparison, Verdict
+from memory import logits_megabytes
+from peer_updates import d1_loss, mdpo_loss, spg_loss, spg_views, tracerl_loss
+from peers import Checkouts
+from questions import question, rollout_of, token_question, views_of
+from torch import Tensor
+from toy import PeerView, Sizes, toy_denoiser
+
+from unmask import likelihood
+from unmask.methods import MDPO, SPG, DiffuGRPO, TraceRL
+from unmask.policy import Policy, Question
+from unmask.types import Views
+from unmask.uniforms import Uniforms
+
+LARGE = Sizes(vocabulary=126_464, rows=6, prompt=128, completion=64)  # LLaDA's vocabulary: head-heavy
+SMALL = Sizes(vocabulary=2_048, rows=6, prompt=128, completion=256)  # its share of head and body; published lengths
+_TOLERANCE = 1e-5  # of a gradient, relative to the largest entry of each parameter's
+_LOGITS = 64 * 1.1  # MB: one chunk of logits, and 10 % for all else
+_PROMPT_MASK = 0.15
+_CREDIT = (0.5, -0.5, 0.75, -0.25, -0.75, 0.25)  # advantages of the six samples
+
+Loss = Callable[[], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars:
+    """What our update must reach beside a baseline: ratio of times, extra memory in MB."""
+
+    at_least: float | None
+    memory_limit: float | None = None
+
+
+class Bench:
+    """One group of samples of one prompt, a policy on the toy, and the toy as peers call it."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        self.sizes, self.denoiser = sizes, toy_denoiser(sizes)
+        self.network = PeerView(self.denoiser)
+        generator = torch.Generator().manual_seed(2)
+        prompt_P = torch.randint(sizes.eos_id, (sizes.prompt,), generator=generator)
+        completion_NC = torch.randint(sizes.eos_id, (sizes.rows, sizes.completion), generator=generator)
+        self.tokens_NL = torch.cat([prompt_P.expand(sizes.rows, -1), completion_NC], dim=1)
+        self.region_L = torch.arange(self.tokens_NL.shape[1]) >= sizes.prompt
+        self.credit_N = torch.tensor(_CREDIT)
+        self.uniform_NL = torch.rand(self.tokens_NL.shape, generator=generator)  # for masks, confidences, old scores
+        parameters = list(self.denoiser.parameters())
+        self.policy = Policy(
+            denoiser=self.denoiser,
+            optimizer=torch.optim.SGD(parameters),
+            reference=None,
+            accelerator=SimpleNamespace(num_processes=1, device=torch.device("cpu"), autocast=nullcontext),
+            max_grad_norm=1.0,
+        )
+
+    def clear(self) -> None:
+        """No gradients, as before an update."""
+        self.policy.optimizer.zero_grad(set_to_none=True)
+
+    def theirs(self, loss: Loss) -> Callable[[], None]:
+        """The update that a loss makes by autograd."""
+
+        def update() -> None:
+            self.clear()
+            loss().backward()
+
+        return update
+
+    def ours(self, question: Question) -> Callable[[], None]:
+        """Our update."""
+
+        def update() -> None:
+            self.clear()
+            self.policy.backward(question)
+
+        return update
+
+    def gradients(self, update: Callable[[], Any]) -> dict[str, Tensor]:
+        """Of every parameter, after the update; zeros where there is none."""
+        self.clear()
+        update()
+        named = dict(self.denoiser.model.named_parameters())
+        found = {name: torch.zeros_like(w) if w.grad is None else w.grad.clone() for name, w in named.items()}
+        self.clear()
+        return found
+
+    def exact_gradients(self, update: Callable[[], Any]) -> dict[str, Tensor]:
+        """The same in float64."""
+        self.denoiser.double()
+        found = self.gradients(update)
+        self.denoiser.float()
+        return found
+
+    def case(
+        self, name: str, theirs: Callable[[], None], ours: Callable[[], Any], bars: Bars, *, exact: bool = False
+    ) -> Case:
+        """The comparison of two updates; `exact`: ours is compared with theirs in float64."""
+
+        def check(outputs: Mapping[str, Any]) -> Verdict:
+            found, expected = self.gradients(ours), self.gradients(theirs)
+            if not exact:
+                return same_gradients(found, expected)
+            true = self.exact_gradients(theirs)
+            return same_gradients(
+                found, true, f"of {name} in float64 (in float32 it is {_error(expected, true):.0e} off)"
+            )
+
+        row = Comparison(
+            variant="ours", baseline=name, at_least=bars.at_least, equal=check, memory_limit=bars.memory_limit
+        )
+        return Case(
+            calls={name: theirs, "ours": ours},
+            comparisons=(row,),
+            megabytes=lambda call: logits_megabytes(
+                call, self.sizes.vocabulary, self.denoiser.model.config.hidden_size
+            ),
+        )
+
+
+def _error(found: dict[str, Tensor], true: dict[str, Tensor]) -> float:
+    """The largest difference in any parameter, relative to the largest entry of that parameter's gradient."""
+    return max(
+        float((found[name] - gradient).abs().max()) / max(float(gradient.abs().max()), 1e-30)
+        for name, gradient in true.items()
+    )
+
+
+def same_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor], note: str = "") -> Verdict:
+    """Within the tolerance, or none on either side."""
+    if not any(bool(gradient.any()) for gradient in theirs.values()):
+        nothing = not any(bool(gradient.any()) for gradient in ours.values())
+        return Verdict(text="no gradient on either side" if nothing else "gradient on our side alone", holds=nothing)
+    error = _error(ours, theirs)
+    return Verdict(text=f"gradients within {error:.0e} {note}".strip(), holds=error <= _TOLERANCE)
+
+
+# ---- masked inputs ----
+
+
+def fully_masked(bench: Bench, *, shared: bool) -> Views:
+    """Completions masked, and prompt tokens with probability 0.15; `shared`: alike in the group, one forward."""
+    draw_NL = bench.uniform_NL[:1].expand_as(bench.uniform_NL) if shared else bench.uniform_NL
+    masked_NL = bench.region_L | (draw_NL < _PROMPT_MASK)
+    inputs_NL = bench.tokens_NL.masked_fill(masked_NL, bench.sizes.mask_id)
+    scored_NL = bench.region_L.expand_as(inputs_NL)
+    if not shared:
+        return views_of(inputs_NL, bench.tokens_NL, scored_NL, bench.credit_N)
+    zero_R = torch.zeros(len(inputs_NL), dtype=torch.long)
+    return views_of(inputs_NL[:1], bench.tokens_NL, scored_NL, bench.credit_N, forward_R=zero_R)
+
+
+def half_masked(bench: Bench) -> tuple[Tensor, Tensor]:
+    """States in mid-trajectory: half of each completion masked; inputs [N, L] and what is masked."""
+    half = bench.sizes.completion // 2
+    place_NH = bench.uniform_NL[:, bench.sizes.prompt :].argsort(1)[:, :half] + bench.sizes.prompt
+    masked_NL = torch.zeros(bench.tokens_NL.shape, dtype=torch.bool).scatter(1, place_NH, True)
+    return bench.tokens_NL.masked_fill(masked_NL, bench.sizes.mask_id), masked_NL
+
+
+# ---- cases ----
+
+
+def diffu_grpo(peers: Checkouts, sizes: Sizes, bars: Bars, *, shared: bool) -> Case:
+    """d1's compute_loss; where the group shares its prompt mask, d1 runs equal inputs six times, ours one.
+
+    Gradients of equal inputs cancel, for advantages sum to zero: in float32 d1 sums what is left of them.
+    """
+    bench = Bench(sizes)
+    views = fully_masked(bench, shared=shared)
+    loss = d1_loss(peers, bench.network, views, sizes)
+    return bench.case("d1", bench.theirs(loss), bench.ours(token_question(views)), bars, exact=shared)
+
+
+def without_credit(peers: Checkouts, sizes: Sizes, bars: Bars) -> Case:
+    """A group of equal rewards: nothing to learn, no pass of ours."""
+    bench = Bench(sizes)
+    bench.credit_N.zero_()
+    loss = d1_loss(peers, bench.network, fully_masked(bench, shared=False), sizes)
+    return bench.case("d1", bench.theirs(loss), equal_rewards_update(bench), bars)
+
+
+def equal_rewards_update(bench: Bench) -> Callable[[], Any]:
+    """Our whole update after rewards that are all the same, views and all."""
+    terms, rewards = DiffuGRPO(beta=0.0, epsilon=0.5).terms(bench.sizes.eos_id), torch.ones(1, bench.sizes.rows)
+    rollout = rollout_of(bench.tokens_NL, bench.sizes)
+
+    def update() -> None:
+        (questions,) = bench.policy.questions(terms, rollout, [rewards], Uniforms(), 1)
+        bench.policy.update(questions, learning_rate=1e-3)
+
+    return update
+
+
+def branches(peers: Checkouts, sizes: Sizes, bars: Bars) -> Case:
+    """DiSPO's branches: three states filled twice each; d1's arithmetic runs each fill, ours each state."""
+    bench = Bench(sizes)
+    inputs_FL, masked_FL = (each[::2] for each in half_masked(bench))
+    state_R = torch.arange(sizes.rows) // 2
+    targets_RL = torch.where(masked_FL[state_R], bench.tokens_NL, inputs_FL[state_R])
+    views = views_of(inputs_FL, targets_RL, masked_FL[state_R], bench.credit_N, forward_R=state_R)
+    loss = d1_loss(peers, bench.network, views, sizes)
+    return bench.case("d1's arithmetic", bench.theirs(loss), bench.ours(token_question(views)), bars)
+
+
+def mdpo(peers: Checkouts, sizes: Sizes, bars: Bars) -> Case:
+    """MDPO's compute_loss at one step of six trajectories."""
+    bench = Bench(sizes)
+    inputs_NL, masked_NL = half_masked(bench)
+    count = sizes.completion // 2
+    # The published code divides by the masked tokens of the micro-batch, and by each sample's, plus 1e-4.
+    credit_U = bench.credit_N * sizes.completion / (count + 1e-4)
+    normaliser = torch.tensor(sizes.rows + 1e-4 / count)
+    views = views_of(inputs_NL, bench.tokens_NL, masked_NL, credit_U, weight_RL=bench.uniform_NL * masked_NL / count)
+    (term,) = MDPO(beta=0.0, epsilon=0.2).terms(0)
+    loss = mdpo_loss(peers, bench.network, views, bench.credit_N, bench.uniform_NL, sizes)
+    return bench.case("MDPO", bench.theirs(loss), bench.ours(question(term, views, normaliser)), bars)
+
+
+def spg(peers: Checkouts, sizes: Sizes, bars: Bars) -> Case:
+    """SPG's compute_loss on two block-random views a sample, mixture of bounds."""
+    bench = Bench(sizes)
+    inputs_NRL = spg_views(peers, bench.tokens_NL, sizes)
+    inputs_FL = inputs_NRL.flatten(0, 1)
+    sample_R = torch.arange(sizes.rows).repeat_interleave(inputs_NRL.shape[1])
+    scored_RL = (inputs_FL == sizes.mask_id) & bench.region_L
+    views = views_of(
+        inputs_FL,
+        bench.tokens_NL[sample_R],
+        scored_RL,
+        bench.credit_N,
+        unit_R=sample_R,
+        weight_RL=scored_RL / (scored_RL.sum(1, keepdim=True) / sizes.completion),
+        length_U=torch.full((sizes.rows,), sizes.completion),
+    )
+    (term,) = SPG(views=2, beta=1.5, mix=0.5).terms(0)
+    loss = spg_loss(peers, bench.network, bench.tokens_NL, bench.credit_N, sizes)
+    return bench.case("SPG", bench.theirs(loss), bench.ours(question(term, views, likelihood.token_count(views))), bars)
+
+
+def tracerl(peers: Checkouts, sizes: Sizes, bars: Bars) -> Case:
+    """TraceRL's forward_process on six rows: half masked, half of that scored; old scores of older weights."""
+    bench = Bench(sizes)
+    inputs_NL, masked_NL = half_masked(bench)
+    median_N1 = bench.uniform_NL.where(masked_NL, torch.nan).nanmedian(1, keepdim=True).values
+    scored_NL = masked_NL & (bench.uniform_NL < median_N1)
+    with torch.no_grad():
+        plain_views = views_of(inputs_NL, bench.tokens_NL, scored_NL, bench.credit_N)
+        old_NL = likelihood.row_logp(bench.denoiser, plain_views) + 0.2 * (bench.uniform_NL - 0.5) * scored_NL
+    views = replace(plain_views, weight_RL=scored_NL / scored_NL.sum(1, keepdim=True))
+    (term,) = TraceRL(epsilon=0.2, beta=0.01).terms(0)
+    ours = question(term, views, likelihood.unit_count(views), old_NL)
+    loss = tracerl_loss(peers, bench.network, views, old_NL)
+    return bench.case("TraceRL", bench.theirs(loss), bench.ours(ours), bars)
+
+
+def against_plain(sizes: Sizes, bars: Bars, *, shared: bool) -> Case:
+    """The plain update, a forward a row."""
+    bench = Bench(sizes)
+    views = fully_masked(bench, shared=shared)
+    loss = partial(plain.update_loss, bench.network, views, 0.5)
+    return bench.case("plain", bench.theirs(loss), bench.ours(token_question(views)), bars, exact=shared)
+
+
+def peer_cases(peers: Checkouts) -> dict[str, Build]:
+    """The cases of a full run."""
+    cases: dict[str, Build] = {}
+    for sizes, general, together, others, limit in (
+        (LARGE, 1.8, 7.0, 1.8, _LOGITS),
+        (SMALL, 1.0, 6.0, 1.0, None),
+    ):
+        name = f"update V={sizes.vocabulary}"
+        first = Bars(at_least=general, memory_limit=limit)
+        cases[f"{name} diffu-GRPO"] = partial(_built, diffu_grpo, peers, sizes, first, shared=False)
+        one = replace(first, at_least=together)
+        cases[f"{name} diffu-GRPO, shared prompt mask"] = partial(_built, diffu_grpo, peers, sizes, one, shared=True)
+        for method, build in {"MDPO": mdpo, "SPG": spg, "TraceRL": tracerl, "DiSPO branches": branches}.items():
+            cases[f"{name} {method}"] = partial(_built, build, peers, sizes, Bars(at_least=others))
+        cases[f"{name} equal rewards"] = partial(_built, without_credit, peers, sizes, Bars(at_least=50.0))
+    published = replace(LARGE, prompt=SMALL.prompt, completion=SMALL.completion)
+    name = f"update V={LARGE.vocabulary} diffu-GRPO, prompts of 128 and 256 tokens"
+    cases[name] = partial(_built, diffu_grpo, peers, published, Bars(at_least=None), shared=False)
+    return cases
+
+
+def plain_cases() -> dict[str, Build]:
+    """The cases of the short form."""
+    large, small = replace(LARGE, vocabulary=32_768, prompt=64), replace(SMALL, prompt=64, completion=128)
+    return {
+        "update V=32768": partial(_built, against_plain, large, Bars(at_least=None), shared=False),
+        "update V=32768, shared prompt mask": partial(_built, against_plain, large, Bars(at_least=None), shared=True),
+        "update V=2048": partial(_built, against_plain, small, Bars(at_least=None), shared=False),
+        "update V=2048, shared prompt mask": partial(_built, against_plain, small, Bars(at_least=None), shared=True),
+    }
+
+
+def _built(build: Callable[..., Case], *arguments: Any, **options: Any) -> Case:
+    """An update has no steps that a brief run could leave out: the last argument of a `Build` goes unread."""
+    *rest, _brief = arguments
+    return build(*rest, **options)
