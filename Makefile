@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test coverage lint docs mutants check-gpu clean
+.PHONY: train test coverage lint docs mutants bench check-gpu clean
 
 train: $(VENV)/.installed
 	$(BIN)/unmask train
@@ -25,6 +25,10 @@ docs: $(VENV)/.installed
 
 mutants: $(VENV)/.installed-test
 	$(BIN)/python tools/mutants.py
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/run.py
+	-$(BIN)/python benchmarks/main_job.py --steps 10
 
 check-gpu: $(VENV)/.installed
 	$(BIN)/python tools/check_gpu.py
