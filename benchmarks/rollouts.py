@@ -66,6 +66,7 @@ class Bench:
     def compiled(self, **options: Any) -> Callable[[], Tensor]:
         """The same with `train.compile`: a copy of the network whose layers are compiled at the first call."""
         denoiser = copy.deepcopy(self.denoiser)
+        torch._dynamo.reset()  # graphs of other cases are of no use here
         compile_layers(denoiser)
         ours = self.ours(**options)
 

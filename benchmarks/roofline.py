@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import rollouts
 import torch
@@ -21,6 +22,7 @@ from toy import Sizes, toy_denoiser
 
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.head import chunks_of
+from unmask.proposals import Propose
 from unmask.types import Views
 
 LARGE, SMALL = 126_464, 2_048  # LLaDA's vocabulary, and one with LLaDA-8B's share of head and body at our toy's width
@@ -130,9 +132,8 @@ class Ceilings:
 
     def now(self) -> float:
         """FLOP/s of products at this moment: the best of six."""
-        rates = [
-            2 * len(square) ** 3 / _seconds(partial(torch.mm, square, square)) for square in self.factors for _ in "12"
-        ]
+        twice = [partial(torch.mm, square, square) for square in self.factors for _ in "12"]
+        rates = [2 * len(product.args[0]) ** 3 / _seconds(product) for product in twice]
         self.peak = max(self.peak, *rates)
         copied = 2 * self.source.nbytes / _seconds(partial(self.target.copy_, self.source))
         self.bandwidth = max(self.bandwidth, copied)
@@ -152,32 +153,37 @@ class Ceilings:
 
 
 class _Watch:
-    """Seconds and positions in the layers and in the head's product of a denoiser's forwards."""
+    """Seconds of a rollout in the layers and in the head's product, which ends where sampling begins."""
 
     def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser, self.head = denoiser, denoiser._head
-        self.body_seconds = self.head_seconds = self.positions = 0.0
+        self.body_seconds = self.head_seconds = self.mark = 0.0
+        self.positions = 0
         denoiser.model.base_model.register_forward_pre_hook(self._begin)
         denoiser.model.base_model.register_forward_hook(self._end)
-        denoiser._head = self._timed_head  # type: ignore[method-assign]
 
     def _begin(self, *_: Any) -> None:
-        self.started = time.process_time()
+        self.mark = time.process_time()
 
     def _end(self, *_: Any) -> None:
-        self.body_seconds += time.process_time() - self.started
-
-    def _timed_head(self, hidden_QD: Tensor) -> Tensor:
-        start = time.process_time()
-        logits_QV = self.head(hidden_QD)
-        self.head_seconds += time.process_time() - start
-        self.positions += len(hidden_QD)
-        return logits_QV
+        self.body_seconds -= self.mark
+        self.mark = time.process_time()
+        self.body_seconds += self.mark
 
     def around(self, call: Callable[[], Any]) -> tuple[float, float, float]:
         """Seconds of the call: in layers, in the head's product, elsewhere."""
-        self.body_seconds = self.head_seconds = self.positions = 0.0
-        whole = _seconds(call)
+        self.body_seconds = self.head_seconds = 0.0
+        self.positions = 0
+        propose = Propose.__call__
+
+        def timed(answer: Propose, logits_CV: Tensor, chunk: slice) -> tuple[Tensor, ...]:
+            self.head_seconds += time.process_time() - self.mark
+            self.positions += len(logits_CV)
+            proposed = propose(answer, logits_CV, chunk)
+            self.mark = time.process_time()
+            return proposed
+
+        with patch.object(Propose, "__call__", timed):
+            whole = _seconds(call)
         return self.body_seconds, self.head_seconds, whole - self.body_seconds - self.head_seconds
 
 
@@ -219,19 +225,17 @@ def update_piece(sizes: Sizes, *, shared: bool, rounds: int, ceilings: Ceilings)
     whole = bench.ours(token_question(views))
     body = _body_alone(bench, views)
     asked = len(views.inputs_FL) * sizes.completion
-    products = _products_alone(bench.denoiser.model.get_output_embeddings(), asked)
+    products = _products_alone(bench.denoiser, asked)
     calls: Calls = {"whole": whole, "body": body, "products": products, "peak": ceilings.product}
     timed = compare(calls, {name: partial(flops_of, call) for name, call in calls.items()}, rounds)
     flops: dict[str, float] = timed.outputs
     body_seconds, product_seconds = timed.typical("body"), timed.typical("products")
     rest = timed.typical("whole") - body_seconds - product_seconds
     rates = [flops["peak"] / seconds for seconds in timed.seconds["peak"]]
-    by_round = median(
-        seconds * peak / flops["whole"] for seconds, peak in zip(timed.seconds["whole"], rates, strict=True)
-    )
-    together = ", one forward" if shared else ""
+    paired = zip(timed.seconds["whole"], rates, strict=True)
+    by_round = median(seconds * peak / flops["whole"] for seconds, peak in paired)
     return Piece(
-        name=f"update V={sizes.vocabulary:,}, {sizes.rows} samples{together}",
+        name=f"update V={sizes.vocabulary:,}, {sizes.rows} samples{', one forward' if shared else ''}",
         by_round=by_round,
         parts=(
             Part(name="body", seconds=body_seconds, flops=flops["whole"] - flops["products"]),
@@ -242,8 +246,7 @@ def update_piece(sizes: Sizes, *, shared: bool, rounds: int, ceilings: Ceilings)
 
 
 def _body_alone(bench: updates.Bench, views: Views) -> Callable[[], None]:
-    columns_A = torch.arange(bench.sizes.prompt, views.inputs_FL.shape[1])
-    asked_FA = columns_A.expand(len(views.inputs_FL), -1)
+    asked_FA = torch.arange(bench.sizes.prompt, views.inputs_FL.shape[1]).expand(len(views.inputs_FL), -1)
     position_FL = torch.arange(views.inputs_FL.shape[1])[None]
     network = bench.denoiser.model.base_model
     gradient_QD = torch.randn(asked_FA.numel(), _width(bench.denoiser))
@@ -256,17 +259,18 @@ def _body_alone(bench: updates.Bench, views: Views) -> Callable[[], None]:
     return run
 
 
-def _products_alone(head: nn.Linear, positions: int) -> Callable[[], None]:
+def _products_alone(denoiser: Denoiser, positions: int) -> Callable[[], None]:
     """Of a chunk at a time: logits, and the gradients of hidden states and of the weight."""
-    weight_VD = head.weight.detach()
+    weight_VD = denoiser.model.get_output_embeddings().weight.detach()
     hidden_QD = torch.randn(positions, weight_VD.shape[1])
 
     def run() -> None:
-        of_weight_VD = torch.zeros_like(weight_VD)
+        of_weight_VD = None
         for chunk in chunks_of(positions, len(weight_VD)):
-            logits_CV = nn.functional.linear(hidden_QD[chunk], weight_VD)
+            logits_CV = denoiser.workspace.logits(hidden_QD[chunk], weight_VD)
             torch.mm(logits_CV, weight_VD)
-            of_weight_VD.addmm_(logits_CV.t(), hidden_QD[chunk])
+            product = torch.mm if of_weight_VD is None else of_weight_VD.addmm_
+            of_weight_VD = product(logits_CV.t(), hidden_QD[chunk])
 
     return run
 

@@ -42,6 +42,11 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peaks.append(self._highest)
         self._highest = self.alive
 
+    def begin(self) -> None:
+        """Forget the stretches so far, not what is alive."""
+        self.peaks.clear()
+        self._highest = self.alive
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = _grouped(func, args, kwargs) if func is torch.ops.aten._grouped_mm.default else func(*args, **kwargs)
@@ -152,7 +157,9 @@ def _stretches(shape: Mapping[str, Any], settings: _TraceSettings, work: Pass) -
             recompute_layers(denoiser)
         live = LiveBytes()
         with _marked(denoiser, live), live, torch.set_grad_enabled(not work.samples):
-            _run(denoiser, work, torch.autocast("cpu", torch.bfloat16, enabled=train.precision == "bf16"))
+            for _ in range(2 if work.samples else 1):  # from the second step on, the memory for logits is there
+                live.begin()
+                _run(denoiser, work, torch.autocast("cpu", torch.bfloat16, enabled=train.precision == "bf16"))
         live.mark()
     return live.peaks
 
@@ -201,12 +208,14 @@ def _run(denoiser: Denoiser, work: Pass, autocast: Any) -> None:
     beside = denoiser if work.blended else None
     place_Q = torch.arange(work.answered) if work.answered < asked_FA.numel() else None
     with autocast:
-        (answers, *_) = denoiser(tokens_FL, attention_FL, asked_FA, _answer(work), guidance, beside, places_Q=place_Q)
+        (answers, *_) = denoiser(
+            tokens_FL, attention_FL, asked_FA, _answer(work, denoiser), guidance, beside, places_Q=place_Q
+        )
     if not work.samples:
         answers.sum().backward()
 
 
-def _answer(work: Pass) -> Answer:
+def _answer(work: Pass, denoiser: Denoiser) -> Answer:
     asked = work.answered
     if work.samples:
         uniform_QZ = torch.zeros(asked, work.targets, dtype=torch.float64)
@@ -217,6 +226,7 @@ def _answer(work: Pass) -> Answer:
             uniform_QZ=uniform_QZ,
             draws=work.targets,
             stride=work.targets,
+            workspace=denoiser.workspace,
         )
     if work.blended:
         return ContrastiveLogProb(torch.zeros(asked, dtype=torch.long), 1.0)
