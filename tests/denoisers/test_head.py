@@ -1,5 +1,6 @@
 """The head's written-out gradient is autograd's, whole or in chunks, made at once or later."""
 
+import copy
 import weakref
 
 import pytest
@@ -134,3 +135,22 @@ def test_only_one_product_is_plain():
     assert is_plain(nn.Linear(2, 3, bias=False))
     assert not is_plain(nn.Linear(2, 3))
     assert not is_plain(nn.Sequential(nn.Linear(2, 3, bias=False)))
+
+
+def test_memory_that_is_kept_is_used_again_and_grows():
+    workspace, device = heads.Workspace(), torch.device("cpu")
+    first = workspace.floats("logits", (4, 5), device)
+    assert workspace.floats("logits", (2, 5), device).data_ptr() == first.data_ptr()
+    assert workspace.floats("weights", (4, 5), device).data_ptr() != first.data_ptr()
+    assert workspace.floats("logits", (8, 5), device).shape == (8, 5)
+    copied = copy.deepcopy(workspace)
+    assert copied.floats("logits", (8, 5), device).data_ptr() != workspace.floats("logits", (8, 5), device).data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_logits_are_in_float32_at_least(dtype):
+    hidden_QD, linear, _, _ = parts_of(torch.float64)
+    expected = hidden_QD @ linear.weight.t()
+    logits = heads.Workspace().logits(hidden_QD.detach().to(dtype), linear.weight.detach().to(dtype))
+    assert logits.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(logits.double(), expected, rtol=0.05, atol=0.1)
