@@ -15,6 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import allocator
@@ -49,13 +50,11 @@ def samplers(length: int, block: int, steps: int) -> dict[str, Any]:
 
 def measured(model: str, count: int, rounds: int) -> list[tuple[str, ...]]:
     """The lines of one model."""
-    import torch
-
     from unmask.config import build
     from unmask.data import Examples, rollout_texts
     from unmask.denoisers.pretrained import load_denoiser, load_tokenizer
     from unmask.evaluate import paired_interval, solved_summary
-    from unmask.gap import step_logps
+    from unmask.gap import sampling_gap
     from unmask.settings import EvaluateSettings
     from unmask.uniforms import Uniforms
 
@@ -81,10 +80,7 @@ def measured(model: str, count: int, rounds: int) -> list[tuple[str, ...]]:
         solved[name] = task.metrics(words, texts, **examples.columns(range(len(items)), 1))["solved"]
     for name in rules:
         rollout, exact = rollouts[name], rollouts["none"]
-        last_N = (rollout.trajectory_NL * rollout.completion_NL).amax(1)
-        step_N = (Uniforms().key("gap", rollout.prompt_N).draw() * (last_N + 1)).long()
-        sampled, scored, where = step_logps(denoiser, rollout, step_N)
-        gap = float((sampled - scored).abs().sum() / where.sum().clamp(min=1))
+        gap = sampling_gap(denoiser, rollout, Uniforms(), SimpleNamespace(num_processes=1))["sampling/logp_gap"]
         same = (rollout.tokens_NL == exact.tokens_NL)[:, rollout.prompt_length :].float().mean()
         summary = solved_summary(solved[name])
         change, low, high = (100 * value for value in paired_interval(solved["none"], solved[name]))
@@ -102,7 +98,6 @@ def measured(model: str, count: int, rounds: int) -> list[tuple[str, ...]]:
                 f"{gap:.1e}",
             )
         )
-    torch.set_num_threads(1)
     return lines
 
 

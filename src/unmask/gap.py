@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from unmask import distributed
 from unmask.denoisers.base import Denoiser
-from unmask.denoisers.head import TargetLogProb
+from unmask.likelihood import row_logp
+from unmask.masking.base import single_rows
 from unmask.types import Rollout
 from unmask.uniforms import Uniforms
 
@@ -22,16 +24,19 @@ def step_logps(
 
     One forward a sample, of all its columns, at the temperature of sampling. Refused after a sampler that remasks.
     """
-    tokens_NL, trajectory_NL = rollout.tokens_NL[rows], rollout.trajectory_NL[rows]
-    canvas_NL = torch.where(trajectory_NL >= step_N[:, None], rollout.mask_id, tokens_NL)
+    trajectory_NL = rollout.trajectory_NL[rows]
     revealed_NL = (trajectory_NL == step_N[:, None]) & rollout.completion_NL[rows]
-    column_NA = torch.arange(rollout.prompt_length, canvas_NL.shape[1], device=canvas_NL.device)
-    column_NA = column_NA.expand(len(canvas_NL), -1)
-    answer = TargetLogProb(tokens_NL.gather(1, column_NA).reshape(-1, 1), rollout.temperature or 1.0)
-    (logp_NA1,) = denoiser(canvas_NL, rollout.attention_NL[rows], column_NA, answer)
-    sampled_NL = rollout.sampled_logp_NL[rows]
-    scored_NL = torch.zeros_like(sampled_NL).scatter(1, column_NA, logp_NA1[..., 0].float())
-    return sampled_NL * revealed_NL, scored_NL * revealed_NL, revealed_NL
+    samples = len(rollout.tokens_NL)
+    views = single_rows(
+        rollout,
+        torch.arange(samples, device=step_N.device)[rows],
+        masked_RL=trajectory_NL >= step_N[:, None],
+        scored_RL=revealed_NL,
+        weight_RL=revealed_NL.float(),
+        credit=torch.zeros(samples // rollout.group_size, rollout.group_size, device=step_N.device),
+    )
+    scored_NL = row_logp(denoiser, replace(views, temperature=rollout.temperature or 1.0))
+    return rollout.sampled_logp_NL[rows] * revealed_NL, scored_NL, revealed_NL
 
 
 def sampling_gap(denoiser: Denoiser, rollout: Rollout, uniforms: Uniforms, accelerator: Any) -> dict[str, float]:

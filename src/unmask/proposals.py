@@ -70,16 +70,14 @@ class Propose:
 
     def __call__(self, logits_CV: Tensor, chunk: slice) -> tuple[Tensor, ...]:
         logits_CV = logits_CV.float()
-        scaled_CV = self.workspace.floats("weights", logits_CV, logits_CV.device)
-        plain = self.temperature in (0.0, 1.0)
-        if plain:
-            weight_CV, normaliser_C = torch.softmax(logits_CV, 1, out=scaled_CV), None
-        else:
-            torch.softmax(logits_CV, 1, out=scaled_CV)
-            normaliser_C = logits_CV.amax(1) - scaled_CV.amax(1).log()
-            torch.div(logits_CV, self.temperature, out=scaled_CV)
-            weight_CV = scaled_CV.sub_(scaled_CV.amax(1, keepdim=True)).exp_()
-        total_C1 = torch.ones_like(logits_CV[:, :1]) if plain else weight_CV.sum(1, keepdim=True)
+        weight_CV = self.workspace.floats("weights", logits_CV, logits_CV.device)
+        torch.softmax(logits_CV, 1, out=weight_CV)
+        normaliser_C, total_C1 = None, torch.ones_like(logits_CV[:, :1])
+        if self.temperature not in (0.0, 1.0):
+            normaliser_C = logits_CV.amax(1) - weight_CV.amax(1).log()
+            torch.div(logits_CV, self.temperature, out=weight_CV)
+            weight_CV.sub_(weight_CV.amax(1, keepdim=True)).exp_()
+            total_C1 = weight_CV.sum(1, keepdim=True)
         if self.uniform_QZ is None:
             tokens_CZ = self._greedy(logits_CV)[:, None].expand(-1, self.draws)
         else:

@@ -225,15 +225,16 @@ class _Loop:
         ended = self._ended()
         going = [
             place
-            for place, (row, block) in enumerate(zip(self.rows, self.blocks, strict=True))
-            if block < self.last[row] and not ended[place]
+            for place, (row, number) in enumerate(zip(self.rows, self.blocks, strict=True))
+            if number < self.last[row] and not ended[place]
         ]
         if len(going) == len(self.rows) and not (self.waiting and len(going) < self.size):
-            self.blocks = [block + 1 for block in self.blocks]
+            self.blocks = [number + 1 for number in self.blocks]
             return
         device = self.whole.tokens.device
         self.whole.put(torch.tensor(self.rows, device=device), self.canvas)
-        done = [row for place, row in enumerate(self.rows) if place not in set(going)]
+        kept = set(going)
+        done = [row for place, row in enumerate(self.rows) if place not in kept]
         self._put_away(torch.tensor(done, device=device), any(ended))
         if self.finished is not None and done:
             self.finished(done, self.whole.tokens[done, None, self.scene.start :])
@@ -243,10 +244,12 @@ class _Loop:
 
     def _tell_guesses(self) -> None:
         """Hand on the guesses that were recorded in the block just done."""
+        if self.finished is None:
+            return
         first = self.blocks[0] * self.steps_each  # recorded samples are all on the same block
-        for slot in self.scene.slots if self.finished is not None else ():
+        for slot in self.scene.slots:
             rows = [row for row in self.rows if first <= slot.steps[row] < first + self.steps_each]
-            if rows and self.finished is not None:
+            if rows:
                 self.finished(rows, slot.snapshot.guesses_ZNL[:, rows, self.scene.start :].transpose(0, 1))
 
     def _ended(self) -> list[bool]:

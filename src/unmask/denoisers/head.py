@@ -44,13 +44,11 @@ class Workspace:
 
     def logits(self, hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
         """hidden · weight, in float32 at least."""
-        if torch.is_autocast_enabled(hidden_CD.device.type) or hidden_CD.dtype != weight_VD.dtype:
-            product_CV = nn.functional.linear(hidden_CD, weight_VD)
-        elif hidden_CD.dtype == torch.float32:
+        mixed = torch.is_autocast_enabled(hidden_CD.device.type)
+        if hidden_CD.dtype == weight_VD.dtype == torch.float32 and not mixed:
             logits_CV = self.floats("logits", (len(hidden_CD), len(weight_VD)), hidden_CD.device)
             return torch.mm(hidden_CD, weight_VD.t(), out=logits_CV)
-        else:
-            product_CV = nn.functional.linear(hidden_CD, weight_VD)
+        product_CV = nn.functional.linear(hidden_CD, weight_VD)
         if product_CV.dtype in (torch.float32, torch.float64):
             return product_CV
         return self.floats("logits", product_CV, product_CV.device).copy_(product_CV)
