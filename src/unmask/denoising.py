@@ -133,18 +133,18 @@ class Block:
             column_NA = _first(masked_NL & self._behind_prompt(), most + max(0, later))
             tokens_NAZ, logp_NAZ, confidence_NA = self._propose(self.canvas, column_NA, index, guesses=True)
             for slot, places in wanted:
-                self._remember(slot, places, self.canvas, column_NA, tokens_NAZ, logp_NAZ)
+                at = torch.tensor(places, device=column_NA.device)
+                self._remember(slot, places, self.canvas.tokens[at], column_NA[at], tokens_NAZ[at], logp_NAZ[at])
             answers = (tokens_NAZ[..., 0], logp_NAZ[..., 0], confidence_NA)
-        else:
-            for slot, places in wanted:
-                self._guess(slot, places, most + later)
-            place_NA, part = _first(masked_NC, most), self._part(index, masked_NC, before)
-            column_NA = self.here_NC.gather(1, place_NA)
-            tokens_NAZ, logp_NAZ, confidence_NA = self._propose(self.canvas, column_NA, index, part=part)
-            answers = (tokens_NAZ[..., 0], logp_NAZ[..., 0], confidence_NA)
-            return [each.new_zeros(masked_NC.shape).scatter(1, place_NA, each) for each in answers]
-        whole = [each.new_zeros(self.canvas.tokens.shape).scatter(1, column_NA, each) for each in answers]
-        return [each.gather(1, self.here_NC) for each in whole]
+            whole = [each.new_zeros(self.canvas.tokens.shape).scatter(1, column_NA, each) for each in answers]
+            return [each.gather(1, self.here_NC) for each in whole]
+        for slot, places in wanted:
+            self._guess(slot, places, most + later)
+        place_NA, part = _first(masked_NC, most), self._part(index, masked_NC, before)
+        column_NA = self.here_NC.gather(1, place_NA)
+        tokens_NAZ, logp_NAZ, confidence_NA = self._propose(self.canvas, column_NA, index, part=part)
+        answers = (tokens_NAZ[..., 0], logp_NAZ[..., 0], confidence_NA)
+        return [each.new_zeros(masked_NC.shape).scatter(1, place_NA, each) for each in answers]
 
     def _behind_prompt(self) -> Tensor:
         columns = self.canvas.tokens.shape[1]
@@ -157,23 +157,20 @@ class Block:
         masked_NL = (canvas.tokens == self.scene.core.mask_id) & self._behind_prompt()
         column_NA = _first(masked_NL, most)
         tokens_NAZ, logp_NAZ, _ = self._propose(canvas, column_NA, -1, guesses=True, rows=place_N)
-        self._remember(slot, list(range(len(places))), canvas, column_NA, tokens_NAZ, logp_NAZ, rows=places)
+        self._remember(slot, places, canvas.tokens, column_NA, tokens_NAZ, logp_NAZ)
 
     def _remember(
         self,
         slot: Slot,
         places: list[int],
-        canvas: Samples,
+        canvas_NL: Tensor,
         column_NA: Tensor,
         tokens_NAZ: Tensor,
         logp_NAZ: Tensor,
-        rows: list[int] | None = None,
     ) -> None:
-        device = column_NA.device
-        row_N = torch.tensor([self.rows[place] for place in (rows or places)], device=device)
-        place_N = torch.tensor(places, device=device)
-        columns, tokens, logp = column_NA[place_N], tokens_NAZ[place_N], logp_NAZ[place_N]
-        slot.remember(row_N, canvas.tokens[place_N], columns, tokens, logp, self.scene.core.mask_id)
+        """What was answered of the samples at `places`."""
+        row_N = torch.tensor([self.rows[place] for place in places], device=column_NA.device)
+        slot.remember(row_N, canvas_NL, column_NA, tokens_NAZ, logp_NAZ, self.scene.core.mask_id)
 
     def _propose(
         self,
