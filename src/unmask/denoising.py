@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from unmask.denoisers.base import Attention, Denoiser, Guidance
-from unmask.denoisers.head import Workspace
 from unmask.denoisers.key_values import Columns, KeyValues, Part
 from unmask.proposals import Propose
 from unmask.records import Record
@@ -204,7 +203,6 @@ class Block:
             uniform_QZ=None if uniform_NAZ is None else _together(uniform_NAZ, group).flatten(0, 1),
             draws=group * (1 + more),
             stride=1 + more,
-            workspace=getattr(scene.core, "workspace", None) or Workspace(),
         )
         mask = self.mask if self.mask is None or rows is None else self.mask[rows]
         tokens_NL, attention = canvas.tokens[::group], None if mask is None else mask[::group]

@@ -2,43 +2,73 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from unmask.denoisers.head import Workspace
-from unmask.unmasking import Measure
-
-_FOLD = 256  # divides the published vocabularies; a row is searched fold by fold, not number by number
-
-
-def _folds(values_CV: Tensor) -> Tensor | None:
-    """The row in folds [C, folds, width], as a view; None where it is short or does not divide."""
-    vocabulary = values_CV.shape[1]
-    return torch.unflatten(values_CV, 1, (-1, _FOLD)) if vocabulary > 4 * _FOLD and vocabulary % _FOLD == 0 else None
+from unmask.denoisers.vocabulary import GivenLogits, Logits
+from unmask.unmasking import Measure, probability
 
 
-def largest(values_CV: Tensor) -> Tensor:
-    """The first index [C] of the largest value of each row."""
-    folds_CBW = _folds(values_CV)
-    if folds_CBW is None:
-        return values_CV.argmax(1)
-    fold_C = folds_CBW.amax(2).argmax(1)
-    within_CW = folds_CBW[torch.arange(len(fold_C), device=fold_C.device), fold_C]
-    return fold_C * _FOLD + within_CW.argmax(1)
+class Proposed(NamedTuple):
+    """Tokens, their logits, and their log-probs at the temperature, [C, Z] each; log-normalisers [C] at temperature 1.
+
+    The mask token is never proposed, but keeps its part of the normalisers: what is recorded equals what scoring gives.
+    """
+
+    tokens_CZ: Tensor
+    logits_CZ: Tensor
+    logp_CZ: Tensor
+    normaliser_C: Tensor
 
 
-def inverse_cdf(weight_CV: Tensor, uniform_CZ: Tensor) -> Tensor:
-    """Tokens [C, Z] whose cumulative share of the non-negative weights is the first above the uniforms, in float64."""
-    folds_CBW = _folds(weight_CV)
-    if folds_CBW is None:
-        return _first_above(weight_CV.double().cumsum(1), uniform_CZ)[0]
-    fold_CZ, rest_CZ = _first_above(folds_CBW.sum(2, dtype=torch.float64).cumsum(1), uniform_CZ)
-    row_C1 = torch.arange(len(fold_CZ), device=fold_CZ.device)[:, None]
-    within_CZ, _ = _first_above(folds_CBW[row_C1, fold_CZ].double().cumsum(2), rest_CZ[..., None])
-    return fold_CZ * _FOLD + within_CZ[..., 0]
+def greedy(logits: Logits) -> Proposed:
+    """The most probable tokens, the first among equals."""
+    tokens, tops, sums = [], [], []
+    for first, logits_CS in logits.slices():
+        place_C1 = largest(logits_CS, logits.fold)[:, None]
+        tokens.append(first + place_C1)
+        tops.append(logits_CS.gather(1, place_C1))
+        sums.append(tops[-1] - _shares(logits, logits_CS).gather(1, place_C1).log())
+    token_CT, top_CT = torch.cat(tokens, 1), torch.cat(tops, 1)
+    best_C1 = top_CT.argmax(1, keepdim=True)
+    normaliser_C = torch.cat([*sums, logits.mask_C1], 1).double().logsumexp(1)
+    top_C1 = top_CT.gather(1, best_C1)
+    return Proposed(token_CT.gather(1, best_C1), top_C1, (top_C1 - normaliser_C[:, None]).float(), normaliser_C.float())
+
+
+def draw(logits: Logits, uniform_CZ: Tensor, temperature: float) -> Proposed:
+    """Tokens by inverse CDF in float64, fold by fold: the first whose cumulative share is above the uniform."""
+    folds, sums, scaled_sums = [], [], []
+    for _, logits_CS in logits.slices():
+        if temperature != 1:
+            sums.append(_log_sum(logits_CS, _shares(logits, logits_CS)))
+            scaled_CS = logits.workspace.floats("scaled", logits_CS, logits_CS.device)
+            logits_CS = torch.div(logits_CS, temperature, out=scaled_CS)
+        share_CS = _shares(logits, logits_CS)
+        scaled_sums.append(_log_sum(logits_CS, share_CS))
+        folds.append(share_CS if logits.fold == 1 else torch.unflatten(share_CS, 1, (-1, logits.fold)).sum(2))
+    scaled_CT = torch.cat(scaled_sums, 1).double()
+    weight_CT = (scaled_CT - scaled_CT.logsumexp(1, keepdim=True)).exp()
+    share_CB = torch.cat([fold_CB * weight_CT[:, place, None] for place, fold_CB in enumerate(folds)], 1)
+    tokens_CZ, logits_CZ = _search(logits, share_CB, uniform_CZ, temperature)
+    scaled_C1 = torch.cat([scaled_CT, logits.mask_C1.double() / temperature], 1).logsumexp(1, keepdim=True)
+    normaliser_C = torch.cat([*sums, logits.mask_C1], 1).double().logsumexp(1) if sums else scaled_C1[:, 0]
+    return Proposed(tokens_CZ, logits_CZ, (logits_CZ / temperature - scaled_C1).float(), normaliser_C.float())
+
+
+def _search(logits: Logits, share_CB: Tensor, uniform_CZ: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Tokens [C, Z] and their logits, given the folds' shares."""
+    fold_CZ, rest_CZ = _first_above(share_CB.cumsum(1), uniform_CZ)
+    logits_CZW = logits.of_folds(fold_CZ)
+    if logits.fold == 1:
+        return fold_CZ, logits_CZW[..., 0]
+    weight_CZW = (logits_CZW / temperature).double().softmax(2)
+    within_CZ1, _ = _first_above(weight_CZW.cumsum(2), rest_CZ[..., None])
+    return fold_CZ * logits.fold + within_CZ1[..., 0], logits_CZW.gather(2, within_CZ1)[..., 0]
 
 
 def _first_above(cdf: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,47 +81,62 @@ def _first_above(cdf: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     return place, (level - below) / (cdf.gather(-1, place) - below)
 
 
+def largest(values_CS: Tensor, fold: int) -> Tensor:
+    """The first index [C] of the largest value of each row; fold by fold, for long rows are slow to search."""
+    if fold == 1:
+        return values_CS.argmax(1)
+    folds_CBW = torch.unflatten(values_CS, 1, (-1, fold))
+    fold_C = folds_CBW.amax(2).argmax(1)
+    within_CW = folds_CBW[torch.arange(len(fold_C), device=fold_C.device), fold_C]
+    return fold_C * fold + within_CW.argmax(1)
+
+
+def _shares(logits: Logits, logits_CS: Tensor) -> Tensor:
+    """softmax within a slice."""
+    return torch.softmax(logits_CS, 1, out=logits.workspace.floats("shares", logits_CS, logits_CS.device))
+
+
+def _log_sum(logits_CS: Tensor, share_CS: Tensor) -> Tensor:
+    """log sum exp [C, 1] of a slice, given its softmax."""
+    log_sum_C1: Tensor = logits_CS.amax(1, keepdim=True) - share_CS.amax(1, keepdim=True).log()
+    return log_sum_C1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Propose:
     """The answer of sampling: Z tokens a position, their log-probs at the temperature, confidences of the proposals.
 
-    The proposals are the tokens 0, `stride`, 2 `stride`..., the others further guesses. The mask token is never drawn,
-    but it keeps its part of the normaliser: what is recorded equals what scoring gives. Without uniforms: greedy.
+    The proposals are the tokens 0, `stride`, 2 `stride`..., the others further guesses. Without uniforms: greedy, and
+    log-probs at temperature 1.
     """
 
-    uses_up_logits: ClassVar[bool] = True
     temperature: float
     mask_id: int
     measure: Measure
     uniform_QZ: Tensor | None
     draws: int = 1  # Z
     stride: int = 1
-    workspace: Workspace = field(default_factory=Workspace)
+
+    @property
+    def reads_slices(self) -> bool:
+        """Whether confidences need no logits but those of the proposals."""
+        return self.measure is probability
 
     def __call__(self, logits_CV: Tensor, chunk: slice) -> tuple[Tensor, ...]:
-        logits_CV = logits_CV.float()
-        weight_CV = self.workspace.floats("weights", logits_CV, logits_CV.device)
-        torch.softmax(logits_CV, 1, out=weight_CV)
-        normaliser_C, total_C1 = None, torch.ones_like(logits_CV[:, :1])
-        if self.temperature not in (0.0, 1.0):
-            normaliser_C = logits_CV.amax(1) - weight_CV.amax(1).log()
-            torch.div(logits_CV, self.temperature, out=weight_CV)
-            weight_CV.sub_(weight_CV.amax(1, keepdim=True)).exp_()
-            total_C1 = weight_CV.sum(1, keepdim=True)
-        if self.uniform_QZ is None:
-            tokens_CZ = self._greedy(logits_CV)[:, None].expand(-1, self.draws)
-        else:
-            weight_CV[:, self.mask_id] = 0.0
-            tokens_CZ = inverse_cdf(weight_CV, self.uniform_QZ[chunk])
-        logp_CZ = (weight_CV.gather(1, tokens_CZ) / total_C1).log()
-        proposal_CK = tokens_CZ[:, :: self.stride]
-        if normaliser_C is None:
-            normaliser_C = logits_CV.gather(1, proposal_CK[:, :1])[:, 0] - logp_CZ[:, 0]
-        return tokens_CZ, logp_CZ, self.measure(logits_CV, normaliser_C, proposal_CK)
+        proposed = self._propose(GivenLogits(logits_CV, self.mask_id, Workspace()), chunk)
+        tokens_CZ = proposed.tokens_CZ.expand(-1, self.draws)
+        confidence_CK = self.measure(logits_CV.float(), proposed.normaliser_C, tokens_CZ[:, :: self.stride])
+        return tokens_CZ, proposed.logp_CZ.expand(-1, self.draws), confidence_CK
 
-    def _greedy(self, logits_CV: Tensor) -> Tensor:
-        mask_C = logits_CV[:, self.mask_id].clone()
-        logits_CV[:, self.mask_id] = -float("inf")  # in place: logits of a large vocabulary are slow to copy
-        tokens_C = largest(logits_CV)
-        logits_CV[:, self.mask_id] = mask_C
-        return tokens_C
+    def of_slices(self, logits: Logits, chunk: slice) -> tuple[Tensor, ...]:
+        """The same."""
+        proposed = self._propose(logits, chunk)
+        confidence_CZ = (proposed.logits_CZ - proposed.normaliser_C[:, None]).exp()
+        each = (proposed.tokens_CZ, proposed.logp_CZ, confidence_CZ)
+        tokens_CZ, logp_CZ, confidence_CZ = (part_CZ.expand(-1, self.draws) for part_CZ in each)
+        return tokens_CZ, logp_CZ, confidence_CZ[:, :: self.stride]
+
+    def _propose(self, logits: Logits, chunk: slice) -> Proposed:
+        if self.uniform_QZ is None:
+            return greedy(logits)
+        return draw(logits, self.uniform_QZ[chunk], self.temperature)

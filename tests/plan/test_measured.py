@@ -65,7 +65,8 @@ CASES = {
 def test_peak_of_rollout_and_of_update(method, train, shape, tmp_path):
     run = SmallRun(settings_of(tmp_path, METHODS[method], train=train, shape=shape))
     memory = run.plan.memory
-    assert memory.rollout == pytest.approx(peak(run.sample), rel=0.05)
+    # Recorded states are there while it samples, as the plan's moments say; of the smallest runs they are 3 %.
+    assert memory.rollout + memory.records == pytest.approx(peak(run.sample), rel=0.05)
     run.ask()
 
     def backward():

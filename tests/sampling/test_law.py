@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from small import surprise
-from unmask.proposals import Propose, inverse_cdf, largest
+from unmask.denoisers import vocabulary as slices
+from unmask.denoisers.head import Workspace
+from unmask.denoisers.vocabulary import GivenLogits, HeadLogits
+from unmask.proposals import Propose, draw, greedy
 from unmask.uniforms import Uniforms
 from unmask.unmasking import probability
 
@@ -74,20 +77,69 @@ def test_noise_in_half_precision_is_noticed():
     assert abs(surprise(*binned(exact, law_V))) < 4
 
 
-def test_a_search_by_folds_is_a_search():
+def head_of(vocabulary=VOCABULARY, positions=1, dtype=torch.bfloat16, width=16):
+    """Hidden states and a head's weight; logits have a standard deviation of 3."""
     generator = torch.Generator().manual_seed(0)
-    for vocabulary in (7, 1000, 256 * 9):  # the last is folded
-        weight_CV = torch.rand((5, vocabulary), generator=generator) ** 4
-        weight_CV[:, ::3] = 0.0
-        uniform_CZ = torch.rand((5, 400), generator=generator, dtype=torch.float64)
-        cdf_CV = weight_CV.double().cumsum(1)
-        expected = torch.searchsorted(cdf_CV, uniform_CZ * cdf_CV[:, -1:], right=True)
-        tokens_CZ = inverse_cdf(weight_CV, uniform_CZ)
-        assert (tokens_CZ == expected).float().mean() > 0.999  # sums of folds round otherwise
-        assert bool((weight_CV.gather(1, tokens_CZ) > 0).all())
-        edges_CZ = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64).expand(5, 2)
-        ends = inverse_cdf(weight_CV, edges_CZ)
-        positive = [row.nonzero()[:, 0] for row in weight_CV]
-        assert ends.tolist() == [[int(row[0]), int(row[-1])] for row in positive]
-        ties_CV = (weight_CV * 8).floor()
-        assert torch.equal(largest(ties_CV), ties_CV.argmax(1))
+    hidden_CD = torch.randn(positions, width, generator=generator)
+    return hidden_CD.to(dtype), (torch.randn(vocabulary, width, generator=generator) * 3 / width**0.5).to(dtype)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.9])
+def test_draws_from_a_head_follow_the_exact_law(temperature):
+    """Slice by slice in bf16, the fold that a draw falls into made once more."""
+    hidden_1D, weight_VD = head_of()
+    uniform_1Z = Uniforms().key("law", torch.arange(DRAWS)[None]).draw()
+    proposed = draw(HeadLogits(hidden_1D, weight_VD, MASK, Workspace()), uniform_1Z, temperature)
+    logits_1V = (hidden_1D @ weight_VD.t()).float() / temperature
+    assert abs(surprise(*binned(proposed.tokens_CZ[0], exact_law(logits_1V)))) < 4
+    scored = logits_1V.double().log_softmax(1).gather(1, proposed.tokens_CZ)
+    assert float((proposed.logp_CZ - scored).abs().mean()) < 1e-3  # another kernel may round a bf16 logit otherwise
+
+
+def drawn_at_once(logits_CV, uniform_CZ, temperature, mask_id):
+    """As the words say it: inverse CDF of the whole row, in float64."""
+    weight_CV = (logits_CV.double() / temperature).softmax(1)
+    weight_CV[:, mask_id] = 0.0
+    cdf_CV = weight_CV.cumsum(1)
+    return torch.searchsorted(cdf_CV, uniform_CZ * cdf_CV[:, -1:], right=True)
+
+
+@pytest.mark.parametrize("width", [64, 128, 4096])
+@pytest.mark.parametrize(("vocabulary", "mask_id"), [(7, 3), (640, 0), (641, 640), (1000, 130), (1000, 999)])
+def test_slices_are_the_whole(vocabulary, mask_id, width, monkeypatch):
+    """Whatever the slices, whether they divide the vocabulary, wherever the mask token is: alone in one (641) too."""
+    monkeypatch.setattr(slices, "_CACHED_WIDTH", width)
+    monkeypatch.setattr(slices, "_LONG", width // 2)
+    hidden_CD, weight_VD = head_of(vocabulary, positions=5, dtype=torch.float32)
+    logits_CV = hidden_CD @ weight_VD.t()
+    normaliser_C, kept_CV = logits_CV.logsumexp(1), logits_CV.index_fill(1, torch.tensor([mask_id]), -float("inf"))
+    uniform_CZ = torch.rand((5, 400), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for make in (
+        lambda: HeadLogits(hidden_CD, weight_VD, mask_id, Workspace()),
+        lambda: GivenLogits(logits_CV, mask_id, Workspace()),
+    ):
+        best = greedy(make())
+        assert torch.equal(best.tokens_CZ[:, 0], kept_CV.argmax(1))
+        expected = logits_CV.log_softmax(1).gather(1, best.tokens_CZ)
+        torch.testing.assert_close(best.logp_CZ, expected, atol=2e-6, rtol=2e-6)
+        for temperature in (1.0, 0.7):
+            proposed = draw(make(), uniform_CZ, temperature)
+            at_once = drawn_at_once(logits_CV, uniform_CZ, temperature, mask_id)
+            assert (proposed.tokens_CZ == at_once).float().mean() > 0.998  # sums are rounded otherwise
+            assert mask_id not in proposed.tokens_CZ
+            logp_CZ = (logits_CV / temperature).log_softmax(1).gather(1, proposed.tokens_CZ)
+            torch.testing.assert_close(proposed.logp_CZ, logp_CZ, atol=5e-6, rtol=5e-6)
+            torch.testing.assert_close(proposed.logits_CZ, logits_CV.gather(1, proposed.tokens_CZ), atol=5e-6, rtol=0.0)
+            torch.testing.assert_close(proposed.normaliser_C, normaliser_C, atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize("width", [64, 4096])
+def test_the_first_of_equals_is_greedy_and_ends_of_the_cdf_are_tokens(width, monkeypatch):
+    monkeypatch.setattr(slices, "_CACHED_WIDTH", width)
+    logits_CV = (torch.rand((5, 1200), generator=torch.Generator().manual_seed(0)) * 4).floor()
+    logits_CV[:, ::3] = -float("inf")
+    mask_id = 1199
+    tokens = greedy(GivenLogits(logits_CV, mask_id, Workspace())).tokens_CZ[:, 0]
+    assert torch.equal(tokens, logits_CV[:, :mask_id].argmax(1))
+    edges_CZ = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64).expand(5, 2)
+    assert draw(GivenLogits(logits_CV, mask_id, Workspace()), edges_CZ, 1.0).tokens_CZ.tolist() == [[1, 1198]] * 5

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from small import EOS, MASK, VOCABULARY, few, prompts_of, small_denoiser, surprise
 from unmask.denoisers.base import Guidance
-from unmask.denoisers.head import TargetLogProb
+from unmask.denoisers.head import TargetLogProb, Workspace
+from unmask.denoisers.vocabulary import GivenLogits
 from unmask.errors import UserError
-from unmask.proposals import inverse_cdf
+from unmask.proposals import draw
 from unmask.records import EveryStep, OneStep
 from unmask.sampling import Sampler
 from unmask.uniforms import Uniforms
@@ -187,17 +188,17 @@ def test_logp_is_that_of_the_canvas_before_the_reveal(rule, temperature):
     assert bool((rollout.sampled_logp_NL[:, :5] == 0).all())
 
 
-def test_inverse_cdf_follows_softmax():
-    logits = torch.tensor([[1.0, -1.0, 0.5, -float("inf"), 2.0], [-float("inf"), 0.0, 0.0, 3.0, -float("inf")]])
-    draws = Uniforms().key(torch.arange(2)[:, None], torch.arange(20_000)).draw()
-    tokens = inverse_cdf(logits.softmax(1), draws)
-    for row, law in zip(tokens, logits.softmax(1), strict=True):
+def test_draws_follow_softmax():
+    infinite = -float("inf")
+    logits = torch.tensor([[1.0, -1.0, 0.5, infinite, 2.0, 3.0], [infinite, 0.0, 0.0, 3.0, infinite, 9.0]])
+    uniforms = Uniforms().key(torch.arange(2)[:, None], torch.arange(20_000)).draw()
+    tokens = draw(GivenLogits(logits, 5, Workspace()), uniforms, 1.0).tokens_CZ
+    for row, law in zip(tokens, logits[:, :5].softmax(1), strict=True):
         assert surprise(row.bincount(minlength=5), law) < 4
     edges = torch.tensor([[0.0, 1 - 2**-53], [0.0, 1 - 2**-53]], dtype=torch.float64)
-    assert inverse_cdf(logits.softmax(1), edges).tolist() == [[0, 4], [1, 3]]
-    assert inverse_cdf(torch.tensor([[0.25] * 4]), torch.tensor([[0.0, 0.25, 0.5, 0.75]]).double()).tolist() == [
-        [0, 1, 2, 3]
-    ]
+    assert draw(GivenLogits(logits, 5, Workspace()), edges, 1.0).tokens_CZ.tolist() == [[0, 4], [1, 3]]
+    quarters = torch.tensor([[0.0, 0.25, 0.5, 0.75]]).double()
+    assert draw(GivenLogits(torch.zeros(1, 5), 4, Workspace()), quarters, 1.0).tokens_CZ.tolist() == [[0, 1, 2, 3]]
 
 
 def test_one_step_follows_the_product_law():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from unmask.denoisers.head import Answer, TargetLogProb, Workspace, is_plain, linear_logp, reduce_chunks
 from unmask.denoisers.key_values import Part
 from unmask.denoisers.last_layer import ask_last_layer
+from unmask.denoisers.vocabulary import answer_by_slices, reads_slices
 
 # False at pads; or the block of each position, -1 at pads; or None where there are no pads. As `mask_of` makes it, no
 # forward waits for the device to learn whether there are pads.
@@ -80,8 +81,12 @@ class Denoiser(nn.Module):
         shape: tuple[int, ...] = asked_FA.shape if places_Q is None else (-1,)
         hidden_QD = _at(self._hidden(tokens_FL, attention_FL, asked_FA, part), places_Q)
         head = self.model.get_output_embeddings()
-        if isinstance(answer, TargetLogProb) and guidance is None and beside is None and is_plain(head):
-            return (torch.unflatten(linear_logp(hidden_QD, head, answer, self.workspace), 0, shape),)
+        if guidance is None and beside is None and is_plain(head):
+            if isinstance(answer, TargetLogProb):
+                return (torch.unflatten(linear_logp(hidden_QD, head, answer, self.workspace), 0, shape),)
+            if reads_slices(answer):
+                answers = answer_by_slices(answer, hidden_QD, head.weight, self.workspace)
+                return tuple(torch.unflatten(each, 0, shape) for each in answers)
         blank_QD = beside_QD = None
         if beside is not None and beside is not self:
             with torch.no_grad():
@@ -105,11 +110,7 @@ class Denoiser(nn.Module):
         chunk: slice,
     ) -> tuple[Tensor, ...]:
         """`answer` to one chunk of positions: guided from `blank_QD`, beside the logits of another denoiser."""
-        head = self.model.get_output_embeddings()
-        if getattr(answer, "uses_up_logits", False) and blank_QD is None and is_plain(head):
-            logits_CV = self.workspace.logits(hidden_QD[chunk], head.weight)
-        else:
-            logits_CV = self._head(hidden_QD[chunk])
+        logits_CV = self._head(hidden_QD[chunk])
         if blank_QD is not None:
             blank_CV = self._head(blank_QD[chunk])
             logits_CV = blank_CV + (scale + 1) * (logits_CV - blank_CV)

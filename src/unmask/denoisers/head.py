@@ -60,8 +60,13 @@ def chunk_positions(vocabulary: int) -> int:
 
 
 def chunks_of(positions: int, vocabulary: int) -> list[slice]:
-    """Chunks of asked positions, as equal as may be."""
-    count = max(1, -(-positions // chunk_positions(vocabulary)))
+    """Chunks of asked positions whose logits exist at the same time."""
+    return even_chunks(positions, chunk_positions(vocabulary))
+
+
+def even_chunks(positions: int, most: int) -> list[slice]:
+    """Chunks of at most so many positions, as equal as may be; one where there is none."""
+    count = max(1, -(-positions // most))
     size = max(1, -(-positions // count))
     return [slice(start, min(start + size, positions)) for start in range(0, positions, size)] or [slice(0, 0)]
 

@@ -226,7 +226,6 @@ def _answer(work: Pass, denoiser: Denoiser) -> Answer:
             uniform_QZ=uniform_QZ,
             draws=work.targets,
             stride=work.targets,
-            workspace=denoiser.workspace,
         )
     if work.blended:
         return ContrastiveLogProb(torch.zeros(asked, dtype=torch.long), 1.0)
