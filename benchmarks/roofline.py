@@ -22,7 +22,7 @@ from toy import Sizes, toy_denoiser
 
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.head import chunks_of
-from unmask.proposals import Propose
+from unmask.denoisers.vocabulary import HeadLogits
 from unmask.types import Views
 
 LARGE, SMALL = 126_464, 2_048  # LLaDA's vocabulary, and one with LLaDA-8B's share of head and body at our toy's width
@@ -153,7 +153,7 @@ class Ceilings:
 
 
 class _Watch:
-    """Seconds of a rollout in the layers and in the head's product, which ends where sampling begins."""
+    """Seconds of a rollout in the layers and in the head's products."""
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.body_seconds = self.head_seconds = self.mark = 0.0
@@ -165,24 +165,21 @@ class _Watch:
         self.mark = time.process_time()
 
     def _end(self, *_: Any) -> None:
-        self.body_seconds -= self.mark
-        self.mark = time.process_time()
-        self.body_seconds += self.mark
+        self.body_seconds += time.process_time() - self.mark
 
     def around(self, call: Callable[[], Any]) -> tuple[float, float, float]:
-        """Seconds of the call: in layers, in the head's product, elsewhere."""
+        """Seconds of the call: in layers, in the head's products, elsewhere."""
         self.body_seconds = self.head_seconds = 0.0
         self.positions = 0
-        propose = Propose.__call__
+        write = HeadLogits._write
 
-        def timed(answer: Propose, logits_CV: Tensor, chunk: slice) -> tuple[Tensor, ...]:
-            self.head_seconds += time.process_time() - self.mark
-            self.positions += len(logits_CV)
-            proposed = propose(answer, logits_CV, chunk)
-            self.mark = time.process_time()
-            return proposed
+        def timed(logits: HeadLogits, tokens: slice, logits_CS: Tensor) -> None:
+            mark = time.process_time()
+            write(logits, tokens, logits_CS)
+            self.head_seconds += time.process_time() - mark
+            self.positions += logits.positions if tokens.start == 0 else 0
 
-        with patch.object(Propose, "__call__", timed):
+        with patch.object(HeadLogits, "_write", timed):
             whole = _seconds(call)
         return self.body_seconds, self.head_seconds, whole - self.body_seconds - self.head_seconds
 

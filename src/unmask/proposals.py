@@ -27,37 +27,40 @@ class Proposed(NamedTuple):
 
 def greedy(logits: Logits) -> Proposed:
     """The most probable tokens, the first among equals."""
-    tokens, tops, sums = [], [], []
+    tokens, tops, shares = [], [], []
     for first, logits_CS in logits.slices():
         place_C1 = largest(logits_CS, logits.fold)[:, None]
         tokens.append(first + place_C1)
         tops.append(logits_CS.gather(1, place_C1))
-        sums.append(tops[-1] - _shares(logits, logits_CS).gather(1, place_C1).log())
-    token_CT, top_CT = torch.cat(tokens, 1), torch.cat(tops, 1)
+        shares.append(_softmax(logits, logits_CS).gather(1, place_C1))
+    top_CT = torch.cat(tops, 1)
     best_C1 = top_CT.argmax(1, keepdim=True)
-    normaliser_C = torch.cat([*sums, logits.mask_C1], 1).double().logsumexp(1)
     top_C1 = top_CT.gather(1, best_C1)
-    return Proposed(token_CT.gather(1, best_C1), top_C1, (top_C1 - normaliser_C[:, None]).float(), normaliser_C.float())
+    normaliser_C1 = _log_sum(top_CT, torch.cat(shares, 1), logits.mask_C1)
+    return Proposed(torch.cat(tokens, 1).gather(1, best_C1), top_C1, top_C1 - normaliser_C1, normaliser_C1[:, 0])
 
 
 def draw(logits: Logits, uniform_CZ: Tensor, temperature: float) -> Proposed:
     """Tokens by inverse CDF in float64, fold by fold: the first whose cumulative share is above the uniform."""
-    folds, sums, scaled_sums = [], [], []
+    folds, tops, shares, shares_at_1 = [], [], [], []
     for _, logits_CS in logits.slices():
+        tops.append(logits_CS.amax(1, keepdim=True))
         if temperature != 1:
-            sums.append(_log_sum(logits_CS, _shares(logits, logits_CS)))
-            scaled_CS = logits.workspace.floats("scaled", logits_CS, logits_CS.device)
-            logits_CS = torch.div(logits_CS, temperature, out=scaled_CS)
-        share_CS = _shares(logits, logits_CS)
-        scaled_sums.append(_log_sum(logits_CS, share_CS))
+            shares_at_1.append(_softmax(logits, logits_CS).amax(1, keepdim=True))
+            logits_CS = torch.div(
+                logits_CS, temperature, out=logits.workspace.floats("scaled", logits_CS, logits.device)
+            )
+        share_CS = _softmax(logits, logits_CS)
+        shares.append(share_CS.amax(1, keepdim=True))
         folds.append(share_CS if logits.fold == 1 else torch.unflatten(share_CS, 1, (-1, logits.fold)).sum(2))
-    scaled_CT = torch.cat(scaled_sums, 1).double()
-    weight_CT = (scaled_CT - scaled_CT.logsumexp(1, keepdim=True)).exp()
+    top_CT, share_CT = torch.cat(tops, 1), torch.cat(shares, 1)
+    weight_CT = (top_CT.double() / temperature - share_CT.log()).softmax(1)
     share_CB = torch.cat([fold_CB * weight_CT[:, place, None] for place, fold_CB in enumerate(folds)], 1)
     tokens_CZ, logits_CZ = _search(logits, share_CB, uniform_CZ, temperature)
-    scaled_C1 = torch.cat([scaled_CT, logits.mask_C1.double() / temperature], 1).logsumexp(1, keepdim=True)
-    normaliser_C = torch.cat([*sums, logits.mask_C1], 1).double().logsumexp(1) if sums else scaled_C1[:, 0]
-    return Proposed(tokens_CZ, logits_CZ, (logits_CZ / temperature - scaled_C1).float(), normaliser_C.float())
+    normaliser_C1 = scaled_C1 = _log_sum(top_CT / temperature, share_CT, logits.mask_C1 / temperature)
+    if temperature != 1:
+        normaliser_C1 = _log_sum(top_CT, torch.cat(shares_at_1, 1), logits.mask_C1)
+    return Proposed(tokens_CZ, logits_CZ, logits_CZ / temperature - scaled_C1, normaliser_C1[:, 0])
 
 
 def _search(logits: Logits, share_CB: Tensor, uniform_CZ: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -91,15 +94,14 @@ def largest(values_CS: Tensor, fold: int) -> Tensor:
     return fold_C * fold + within_CW.argmax(1)
 
 
-def _shares(logits: Logits, logits_CS: Tensor) -> Tensor:
-    """softmax within a slice."""
-    return torch.softmax(logits_CS, 1, out=logits.workspace.floats("shares", logits_CS, logits_CS.device))
+def _softmax(logits: Logits, logits_CS: Tensor) -> Tensor:
+    """Within a slice, in memory that the next one uses again."""
+    return torch.softmax(logits_CS, 1, out=logits.workspace.floats("shares", logits_CS, logits.device))
 
 
-def _log_sum(logits_CS: Tensor, share_CS: Tensor) -> Tensor:
-    """log sum exp [C, 1] of a slice, given its softmax."""
-    log_sum_C1: Tensor = logits_CS.amax(1, keepdim=True) - share_CS.amax(1, keepdim=True).log()
-    return log_sum_C1
+def _log_sum(top_CT: Tensor, share_CT: Tensor, mask_C1: Tensor) -> Tensor:
+    """log sum exp [C, 1] of all logits: of slices, by one logit of each and its share of the slice; the mask's too."""
+    return torch.cat([top_CT - share_CT.log(), mask_C1], 1).double().logsumexp(1, keepdim=True).float()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,8 @@ class Logits(ABC):
             logits_CS = self.workspace.floats(
                 "logits", (self.positions, -(-tokens // self.fold) * self.fold), self.device
             )
-            logits_CS[:, tokens:] = NEVER
+            if logits_CS.shape[1] > tokens:
+                logits_CS[:, tokens:] = NEVER
             self._write(slice(first, first + tokens), logits_CS[:, :tokens])
             if 0 <= self.mask_id - first < tokens:
                 mask_C1 = logits_CS[:, self.mask_id - first, None]
