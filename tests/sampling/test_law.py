@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from small import surprise
 from unmask.denoisers import vocabulary as slices
 from unmask.denoisers.head import Workspace
-from unmask.denoisers.vocabulary import GivenLogits, HeadLogits
+from unmask.denoisers.vocabulary import GivenLogits, HeadLogits, answer_by_slices
 from unmask.proposals import Propose, draw, greedy
 from unmask.uniforms import Uniforms
 from unmask.unmasking import probability
@@ -143,3 +145,26 @@ def test_the_first_of_equals_is_greedy_and_ends_of_the_cdf_are_tokens(width, mon
     assert torch.equal(tokens, logits_CV[:, :mask_id].argmax(1))
     edges_CZ = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64).expand(5, 2)
     assert draw(GivenLogits(logits_CV, mask_id, Workspace()), edges_CZ, 1.0).tokens_CZ.tolist() == [[1, 1198]] * 5
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that a tensor had which an operator made."""
+
+    most = 0
+
+    def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
+        made = operator(*arguments, **(keywords or {}))
+        tensors = [each for each in tree_leaves(made) if isinstance(each, torch.Tensor)]
+        self.most = max([self.most, *(each.numel() for each in tensors if not each._is_view())])
+        return made
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_logits_of_a_step_are_never_all_there(temperature):
+    positions = 96
+    hidden_CD, weight_VD = head_of(positions=positions, dtype=torch.float32)
+    uniform_QZ = torch.rand((positions, 1), dtype=torch.float64) if temperature else None
+    answer = Propose(temperature=temperature, mask_id=MASK, measure=probability, uniform_QZ=uniform_QZ)
+    with Largest() as largest:
+        answer_by_slices(answer, hidden_CD, weight_VD, Workspace())
+    assert positions * 1000 < largest.most < positions * VOCABULARY / 20

@@ -39,11 +39,11 @@ class KeyValues:
             self.layers[layer_idx] = (keys.new_zeros(shape), values.new_zeros(shape))
         for held, new in zip(self.layers[layer_idx], (keys, values), strict=True):
             if isinstance(self.columns, slice):
-                held[:, :, self.columns] = new
+                held.narrow(2, self.columns.start, new.shape[2]).copy_(new)
             else:
                 held.scatter_(2, self.columns[:, None, :, None].expand_as(new), new.to(held.dtype))
         held_keys, held_values = self.layers[layer_idx]
-        return held_keys[:, :, : self.end], held_values[:, :, : self.end]
+        return held_keys.narrow(2, 0, self.end), held_values.narrow(2, 0, self.end)
 
     def take(self, rows: Tensor) -> None:
         """Keep some rows, in their order; a row may be taken more than once."""

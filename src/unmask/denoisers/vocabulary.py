@@ -141,7 +141,7 @@ def answer_by_slices(answer: SliceAnswer, hidden_QD: Tensor, weight_VD: Tensor, 
 
 
 def _width(positions: int, device: torch.device) -> int:
-    return _CACHED_WIDTH if device.type == "cpu" else chunk_positions(positions)
+    return _CACHED_WIDTH if device.type == "cpu" else chunk_positions(max(1, positions))
 
 
 def _is_cast(weight_VD: Tensor) -> bool:
