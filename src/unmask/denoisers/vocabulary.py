@@ -1,4 +1,7 @@
-"""Logits of some positions, a slice of the vocabulary at a time: sampling never needs all of them at once."""
+"""Logits of some positions, a slice of the vocabulary at a time: sampling never needs all of them at once.
+
+Here and in `proposals`: C positions, T slices, S tokens of a slice, B folds, W tokens of a fold, Z draws a position.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +107,7 @@ class HeadLogits(Logits):
             logits_CS.copy_(nn.functional.linear(self.hidden_CD, self.weight_VD if whole else self.weight_VD[tokens]))
 
     def _at(self, token_CZW: Tensor) -> Tensor:
-        token_XW = token_CZW.flatten(0, 1)  # X: a draw of a position
+        token_XW = token_CZW.flatten(0, 1)  # X: all draws of all positions
         place_X = torch.arange(len(token_XW), device=self.device) // token_CZW.shape[1]
         parts = []
         for chunk in even_chunks(len(token_XW), chunk_positions(self.fold * self.weight_VD.shape[1])):
