@@ -47,9 +47,8 @@ def draw(logits: Logits, uniform_CZ: Tensor, temperature: float) -> Proposed:
         tops.append(logits_CS.amax(1, keepdim=True))
         if temperature != 1:
             shares_at_1.append(_softmax(logits, logits_CS).amax(1, keepdim=True))
-            logits_CS = torch.div(
-                logits_CS, temperature, out=logits.workspace.floats("scaled", logits_CS, logits.device)
-            )
+            scaled_CS = logits.workspace.floats("scaled", logits_CS.shape, logits.device)
+            logits_CS = torch.div(logits_CS, temperature, out=scaled_CS)
         share_CS = _softmax(logits, logits_CS)
         shares.append(share_CS.amax(1, keepdim=True))
         folds.append(share_CS if logits.fold == 1 else torch.unflatten(share_CS, 1, (-1, logits.fold)).sum(2))
@@ -96,7 +95,7 @@ def largest(values_CS: Tensor, fold: int) -> Tensor:
 
 def _softmax(logits: Logits, logits_CS: Tensor) -> Tensor:
     """Within a slice, in memory that the next one uses again."""
-    return torch.softmax(logits_CS, 1, out=logits.workspace.floats("shares", logits_CS, logits.device))
+    return torch.softmax(logits_CS, 1, out=logits.workspace.floats("shares", logits_CS.shape, logits.device))
 
 
 def _log_sum(top_CT: Tensor, share_CT: Tensor, mask_C1: Tensor) -> Tensor:
@@ -126,19 +125,18 @@ class Propose:
 
     def __call__(self, logits_CV: Tensor, chunk: slice) -> tuple[Tensor, ...]:
         proposed = self._propose(GivenLogits(logits_CV, self.mask_id, Workspace()), chunk)
-        tokens_CZ = proposed.tokens_CZ.expand(-1, self.draws)
-        confidence_CK = self.measure(logits_CV.float(), proposed.normaliser_C, tokens_CZ[:, :: self.stride])
-        return tokens_CZ, proposed.logp_CZ.expand(-1, self.draws), confidence_CK
+        confidence_CK = self.measure(logits_CV.float(), proposed.normaliser_C, proposed.tokens_CZ[:, :: self.stride])
+        return proposed.tokens_CZ, proposed.logp_CZ, confidence_CK
 
     def of_slices(self, logits: Logits, chunk: slice) -> tuple[Tensor, ...]:
         """The same."""
         proposed = self._propose(logits, chunk)
-        confidence_CZ = (proposed.logits_CZ - proposed.normaliser_C[:, None]).exp()
-        each = (proposed.tokens_CZ, proposed.logp_CZ, confidence_CZ)
-        tokens_CZ, logp_CZ, confidence_CZ = (part_CZ.expand(-1, self.draws) for part_CZ in each)
-        return tokens_CZ, logp_CZ, confidence_CZ[:, :: self.stride]
+        confidence_CK = (proposed.logits_CZ[:, :: self.stride] - proposed.normaliser_C[:, None]).exp()
+        return proposed.tokens_CZ, proposed.logp_CZ, confidence_CK
 
     def _propose(self, logits: Logits, chunk: slice) -> Proposed:
-        if self.uniform_QZ is None:
-            return greedy(logits)
-        return draw(logits, self.uniform_QZ[chunk], self.temperature)
+        if self.uniform_QZ is not None:
+            return draw(logits, self.uniform_QZ[chunk], self.temperature)
+        best = greedy(logits)
+        tokens_CZ, logits_CZ, logp_CZ = (each_C1.expand(-1, self.draws) for each_C1 in best[:3])
+        return Proposed(tokens_CZ, logits_CZ, logp_CZ, best.normaliser_C)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -33,10 +34,9 @@ class Workspace:
     def __deepcopy__(self, memo: Any) -> Workspace:
         return Workspace()
 
-    def floats(self, name: str, like_CV: Tensor | tuple[int, int], device: torch.device) -> Tensor:
+    def floats(self, name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """float32 of a shape, with anything in it."""
-        shape = tuple(like_CV.shape) if isinstance(like_CV, Tensor) else like_CV
-        count = shape[0] * shape[1]
+        count = math.prod(shape)
         buffer = self._buffers.get((name, device))
         if buffer is None or len(buffer) < count:
             buffer = self._buffers[name, device] = torch.empty(count, device=device)
@@ -44,14 +44,18 @@ class Workspace:
 
     def logits(self, hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
         """hidden · weight, in float32 at least."""
-        mixed = torch.is_autocast_enabled(hidden_CD.device.type)
-        if hidden_CD.dtype == weight_VD.dtype == torch.float32 and not mixed:
-            logits_CV = self.floats("logits", (len(hidden_CD), len(weight_VD)), hidden_CD.device)
-            return torch.mm(hidden_CD, weight_VD.t(), out=logits_CV)
-        product_CV = nn.functional.linear(hidden_CD, weight_VD)
-        if product_CV.dtype in (torch.float32, torch.float64):
-            return product_CV
-        return self.floats("logits", product_CV, product_CV.device).copy_(product_CV)
+        if hidden_CD.dtype == torch.float64:
+            return nn.functional.linear(hidden_CD, weight_VD)
+        shape = (len(hidden_CD), len(weight_VD))
+        return multiply_into(self.floats("logits", shape, hidden_CD.device), hidden_CD, weight_VD)
+
+
+def multiply_into(logits_CV: Tensor, hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
+    """hidden · weight, written to float32."""
+    mixed = torch.is_autocast_enabled(hidden_CD.device.type)
+    if hidden_CD.dtype == weight_VD.dtype == torch.float32 and not mixed:
+        return torch.mm(hidden_CD, weight_VD.t(), out=logits_CV)
+    return logits_CV.copy_(nn.functional.linear(hidden_CD, weight_VD))
 
 
 def chunk_positions(vocabulary: int) -> int:

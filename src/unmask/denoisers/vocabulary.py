@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from typing import Any, Protocol, TypeGuard
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from unmask.denoisers.head import Workspace, chunk_positions, even_chunks
+from unmask.denoisers.head import Workspace, chunk_positions, even_chunks, multiply_into
 
 _FOLD = 64  # neighbouring tokens; long rows are searched fold by fold
 _LONG = 1024  # tokens; rows of no more are searched token by token
 NEVER = -1e30  # logit of what has no probability; finite, for a slice may hold nothing else
 
-_POSITIONS = 2048  # at a time
+POSITIONS = 2048  # at a time
 _CACHED_WIDTH = 2048  # on a CPU: tokens of a slice whose weights and logits are still in its cache when they are read
 
 
@@ -99,12 +99,8 @@ class HeadLogits(Logits):
         self.hidden_CD, self.weight_VD = hidden_CD, weight_VD
 
     def _write(self, tokens: slice, logits_CS: Tensor) -> None:
-        mixed = torch.is_autocast_enabled(self.device.type)
-        if self.hidden_CD.dtype == self.weight_VD.dtype == torch.float32 and not mixed:
-            torch.mm(self.hidden_CD, self.weight_VD[tokens].t(), out=logits_CS)
-        else:
-            whole = tokens == slice(0, self.vocabulary)  # not a view, which autocast would not know
-            logits_CS.copy_(nn.functional.linear(self.hidden_CD, self.weight_VD if whole else self.weight_VD[tokens]))
+        whole = tokens == slice(0, self.vocabulary)  # not a view, which autocast would not know
+        multiply_into(logits_CS, self.hidden_CD, self.weight_VD if whole else self.weight_VD[tokens])
 
     def _at(self, token_CZW: Tensor) -> Tensor:
         token_XW = token_CZW.flatten(0, 1)  # X: all draws of all positions
@@ -135,7 +131,7 @@ def reads_slices(answer: Any) -> TypeGuard[SliceAnswer]:
 
 def answer_by_slices(answer: SliceAnswer, hidden_QD: Tensor, weight_VD: Tensor, workspace: Workspace) -> list[Tensor]:
     """What `answer` makes of the logits of a plain head."""
-    most = chunk_positions(len(weight_VD)) if _is_cast(weight_VD) else _POSITIONS
+    most = chunk_positions(len(weight_VD)) if _is_cast(weight_VD) else POSITIONS
     parts = [
         answer.of_slices(HeadLogits(hidden_QD[chunk], weight_VD, answer.mask_id, workspace), chunk)
         for chunk in even_chunks(len(hidden_QD), most)
