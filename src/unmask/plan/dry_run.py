@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from unmask.denoisers.base import Denoiser, Guidance
 from unmask.denoisers.head import Answer, ContrastiveLogProb, TargetLogProb, chunk_positions
 from unmask.denoisers.recompute import recompute_layers
+from unmask.denoisers.vocabulary import POSITIONS
 from unmask.plan.networks import blank_denoiser, layer_count, read_shape, with_layers
 from unmask.proposals import Propose
 from unmask.recipe import TrainSettings
@@ -122,9 +123,13 @@ def _peak(model: str, settings: _TraceSettings, work: Pass) -> int:
 
 
 def _fewer_chunks(shape: Mapping[str, Any], work: Pass) -> Pass:
-    """The pass with as many positions answered as fill three chunks of logits: more take time, and no more memory."""
+    """The pass with as many positions answered as fill three chunks of logits: more take time, and no more memory.
+
+    Where sampling reads slices of the vocabulary, with as many as it does at a time.
+    """
     vocabulary = shape.get("embedding_size") or shape["vocab_size"]
-    return replace(work, answered=min(work.answered, 3 * chunk_positions(int(vocabulary))))
+    enough = max(3 * chunk_positions(int(vocabulary)), POSITIONS if work.samples else 0)
+    return replace(work, answered=min(work.answered, enough))
 
 
 def _hidden_size(shape: Mapping[str, Any]) -> int:
@@ -208,14 +213,12 @@ def _run(denoiser: Denoiser, work: Pass, autocast: Any) -> None:
     beside = denoiser if work.blended else None
     place_Q = torch.arange(work.answered) if work.answered < asked_FA.numel() else None
     with autocast:
-        (answers, *_) = denoiser(
-            tokens_FL, attention_FL, asked_FA, _answer(work, denoiser), guidance, beside, places_Q=place_Q
-        )
+        (answers, *_) = denoiser(tokens_FL, attention_FL, asked_FA, _answer(work), guidance, beside, places_Q=place_Q)
     if not work.samples:
         answers.sum().backward()
 
 
-def _answer(work: Pass, denoiser: Denoiser) -> Answer:
+def _answer(work: Pass) -> Answer:
     asked = work.answered
     if work.samples:
         uniform_QZ = torch.zeros(asked, work.targets, dtype=torch.float64)
