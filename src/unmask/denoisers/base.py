@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unmask.denoisers.head import Answer, TargetLogProb, Workspace, is_plain, linear_logp, reduce_chunks
 from unmask.denoisers.key_values import Part
-from unmask.denoisers.last_layer import ask_last_layer
+from unmask.denoisers.layers import ask_layers
 from unmask.denoisers.vocabulary import answer_by_slices, reads_slices
 
 # False at pads; or the block of each position, -1 at pads; or None where there are no pads. As `mask_of` makes it, no
@@ -51,7 +51,7 @@ class Denoiser(nn.Module):
         self.eos_id = eos_id
         self.shift = shift
         self.block_length = block_length
-        self.asks_last_layer = ask_last_layer(model)
+        self.asks_last_layer = ask_layers(model)
         self.workspace = Workspace()
 
     @property

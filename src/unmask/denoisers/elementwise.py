@@ -1,0 +1,84 @@
+"""What a layer does element by element, in few passes over memory: the functions of transformers, to rounding.
+
+Activations of a batch are larger than a cache, so a pass over them costs what a small product costs. Written here with
+half the passes of autograd's way from the formulas, forward and backward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def rms_norm(x: Float[Tensor, "... D"], weight_D: Float[Tensor, "D"], epsilon: float) -> Float[Tensor, "... D"]:
+    """weight · x / sqrt(mean(x²) + epsilon), the mean in float32 at least (arXiv 1910.07467)."""
+    normed: Tensor = _RMSNorm.apply(x, weight_D, epsilon)
+    return normed
+
+
+def rotate(
+    x: Float[Tensor, "... L H"], cos: Float[Tensor, "... L R"], sin: Float[Tensor, "... L R"]
+) -> Float[Tensor, "... L H"]:
+    """The first R of H entries turned by their angles, entry i with entry i + R/2; the rest as it is (2104.09864)."""
+    width = cos.shape[-1]
+    rotated: Tensor = _Rotate.apply(x[..., :width], cos, sin)
+    return rotated if width == x.shape[-1] else torch.cat([rotated, x[..., width:]], dim=-1)
+
+
+def gated(gate: Float[Tensor, "... M"], up: Float[Tensor, "... M"]) -> Float[Tensor, "... M"]:
+    """silu(gate) · up; where no gradient is made, written over `gate`."""
+    if torch.is_grad_enabled():
+        return torch.nn.functional.silu(gate) * up
+    return torch.nn.functional.silu(gate, inplace=True).mul_(up)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """y = w · r · x with r = (mean(x²) + epsilon)^-1/2 of each position."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
+        exact = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
+        inverse = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight_D, inverse)
+        normed = (x * inverse).to(x.dtype)
+        return normed.mul_(weight_D) if weight_D.dtype == normed.dtype else normed * weight_D
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        """dx = r · (w · dy - r² · x · mean(w · dy · x)), dw = sum of dy · r · x over positions."""
+        x, weight_D, inverse = ctx.saved_tensors
+        product = (slope * x).to(inverse.dtype)
+        mean = torch.mv(product.flatten(0, -2), weight_D.to(inverse.dtype)).view(inverse.shape) / x.shape[-1]
+        d_x = (slope * weight_D).to(inverse.dtype).mul_(inverse).addcmul_(x, mean.mul_(inverse**3), value=-1)
+        d_weight = product.mul_(inverse).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        return d_x, d_weight, None
+
+
+class _Rotate(torch.autograd.Function):
+    """(a, b) -> (a · cos - b · sin, b · cos + a · sin), a and b the halves of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+        """Turned back."""
+        cos, sin = ctx.saved_tensors
+        return _rotated(slope, cos, sin, -1), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    half = x.shape[-1] // 2
+    rotated = x * cos
+    rotated[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-sign)
+    rotated[..., half:].addcmul_(x[..., :half], sin[..., half:], value=sign)
+    return rotated

@@ -1,0 +1,156 @@
+"""The layers of a network of transformers as sampling and updates run them: the same weights, the same function.
+
+With fewer passes over memory, and in the last layer for the asked columns alone: all columns give keys and values
+there; queries, what they attend to, and what follows are read at asked columns only.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache as remember
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import SiLUActivation
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from unmask.denoisers.elementwise import gated, rms_norm, rotate
+from unmask.denoisers.head import even_chunks
+
+# Layers of transformers that are: x + attention(norm(x)), then x + mlp(norm(x)).
+_KNOWN = ("Llama", "Qwen2", "Qwen3", "Qwen3Moe", "Glm4Moe")
+_NOT_OF_ATTENTION = ("position_ids", "use_cache", "asked_columns")
+_POSITIONS_ON_CPU = 512  # that go through an MLP together: what lies between its products stays in the cache
+
+
+def ask_layers(network: Any) -> bool:
+    """Let the layers of a network be asked `asked_columns`; False where its last layer is not known to allow it.
+
+    Asked nothing, they are transformers' own.
+    """
+    layers = getattr(network.base_model, "layers", None)
+    if layers is None:
+        return False
+    kinds = getattr(network.config, "layer_types", None) or ["full_attention"] * len(layers)
+    for index, (layer, kind) in enumerate(zip(layers, kinds, strict=True)):
+        known = type(layer).__name__ in {f"{name}DecoderLayer" for name in _KNOWN} and kind == "full_attention"
+        if known and not isinstance(layer, _Layer):  # else another denoiser has the same network
+            layer.__class__ = _with(_LastLayer if index == len(layers) - 1 else _Layer, type(layer))
+    return isinstance(layers[-1], _Layer)
+
+
+@remember
+def _with(mixin: type[nn.Module], kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (mixin, kind), {})
+
+
+class _Layer(nn.Module):
+    """Mixed into a layer."""
+
+    input_layernorm: nn.Module
+    self_attn: nn.Module
+    post_attention_layernorm: nn.Module
+    mlp: nn.Module
+
+    def forward(self, hidden_states: Tensor, **options: Any) -> Tensor:
+        """All columns [F, L, D]."""
+        # A compiler makes few passes of transformers' own by itself.
+        if torch.compiler.is_compiling() or "asked_columns" not in options:
+            output: Tensor = super().forward(hidden_states, **options)
+            return output
+        return self._run(hidden_states, None, **options)
+
+    def _run(
+        self,
+        hidden_FLD: Tensor,
+        asked_FA: Tensor | None,
+        *,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        cache: Any = None,
+        **options: Any,
+    ) -> Tensor:
+        normed_FLD = _norm(self.input_layernorm, hidden_FLD)
+        attended = _attend(self.self_attn, normed_FLD, asked_FA, position_embeddings, attention_mask, cache, options)
+        return self._mix(_added(attended, hidden_FLD if asked_FA is None else _take(hidden_FLD, asked_FA)))
+
+    def _mix(self, hidden_FAD: Tensor) -> Tensor:
+        """The layer's second half, each position by itself."""
+        gated_mlp = isinstance(getattr(self.mlp, "act_fn", None), (nn.SiLU, SiLUActivation))  # else experts
+        if torch.is_grad_enabled() or hidden_FAD.device.type != "cpu" or not gated_mlp:
+            normed_FAD = _norm(self.post_attention_layernorm, hidden_FAD)
+            return _added(_mlp(self.mlp, normed_FAD) if gated_mlp else self.mlp(normed_FAD), hidden_FAD)
+        hidden_CD = hidden_FAD.view(-1, hidden_FAD.shape[-1])
+        for chunk in even_chunks(len(hidden_CD), _POSITIONS_ON_CPU):
+            hidden_CD[chunk].add_(_mlp(self.mlp, _norm(self.post_attention_layernorm, hidden_CD[chunk])))
+        return hidden_FAD
+
+
+class _LastLayer(_Layer):
+    """Mixed into the last layer: the columns `asked_columns` [F, A] of what it gives, [F, A, D]."""
+
+    def forward(self, hidden_states: Tensor, asked_columns: Tensor | None = None, **options: Any) -> Tensor:
+        """All columns where none are asked."""
+        if asked_columns is None:
+            return super().forward(hidden_states, **options)
+        return self._run(hidden_states, asked_columns, **options)
+
+
+def _take(tensor_FLD: Tensor, columns_FA: Tensor) -> Tensor:
+    return tensor_FLD.gather(1, columns_FA[..., None].expand(-1, -1, tensor_FLD.shape[-1]))
+
+
+def _added(new: Tensor, to: Tensor) -> Tensor:
+    """The sum; where no gradient is made, written over `new`."""
+    return new + to if torch.is_grad_enabled() or new.dtype != to.dtype else new.add_(to)
+
+
+def _norm(norm: Any, x: Tensor) -> Tensor:
+    return rms_norm(x, norm.weight, norm.variance_epsilon)
+
+
+def _mlp(mlp: Any, x: Tensor) -> Tensor:
+    mixed: Tensor = mlp.down_proj(gated(mlp.gate_proj(x), mlp.up_proj(x)))
+    return mixed
+
+
+def _attend(
+    attention: Any,
+    normed_FLD: Tensor,
+    asked_FA: Tensor | None,
+    position_embeddings: tuple[Tensor, Tensor],
+    mask: Tensor | None,
+    cache: Any,
+    options: dict[str, Any],
+) -> Tensor:
+    """What the attention gives at the asked columns, or at all."""
+    cos, sin = position_embeddings
+    query_cos, query_sin, asking = cos, sin, normed_FLD
+    if asked_FA is not None:
+        query_cos, query_sin = (_take(part.expand(len(normed_FLD), -1, -1), asked_FA) for part in (cos, sin))
+        asking = _take(normed_FLD, asked_FA)
+
+    def heads(projected: Tensor) -> Tensor:
+        return projected.view(*projected.shape[:-1], -1, attention.head_dim)
+
+    query, key = heads(attention.q_proj(asking)), heads(attention.k_proj(normed_FLD))
+    if hasattr(attention, "q_norm"):
+        query, key = _norm(attention.q_norm, query), _norm(attention.k_norm, key)
+    query = rotate(query.transpose(1, 2), query_cos[:, None], query_sin[:, None])
+    key = rotate(key.transpose(1, 2), cos[:, None], sin[:, None])
+    value = heads(attention.v_proj(normed_FLD)).transpose(1, 2)
+    if cache is not None:
+        key, value = cache.update(key, value, attention.layer_idx)
+    if asked_FA is not None and mask is not None and mask.shape[2] > 1:
+        mask = mask.expand(len(query), -1, -1, -1)
+        mask = mask.gather(2, asked_FA[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
+    module = sys.modules[type(attention).__module__]  # where the architecture's own attention without a kernel is
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(
+        attention.config._attn_implementation, module.eager_attention_forward
+    )
+    options = {name: option for name, option in options.items() if name not in _NOT_OF_ATTENTION}
+    options |= {"dropout": attention.attention_dropout if attention.training else 0.0, "is_causal": False}
+    output, _ = function(attention, query, key, value, mask, scaling=attention.scaling, **options)
+    attended: Tensor = attention.o_proj(output.reshape(*asking.shape[:2], -1))
+    return attended
