@@ -12,16 +12,16 @@ GROUPS = (2, 3)  # prompts, and samples of each, in the stored batches
 
 def close(ours, theirs, atol=1e-6, rtol=1e-5):
     theirs = torch.as_tensor(theirs, dtype=torch.float32)
-    torch.testing.assert_close(torch.as_tensor(ours), theirs, rtol=rtol, atol=atol)
+    torch.testing.assert_close(torch.as_tensor(ours), theirs, rtol=rtol, atol=atol, check_dtype=False)
 
 
 def assert_gradients_equal(loss, denoiser, tensors, expected, temperature=1.0):
-    """Slices to 1e-5 of their largest entry (small ones are sums that cancel), the norm of all to 2e-5.
+    """Ours in float64: slices to 2e-5 of their largest entry (small ones are sums that cancel), the norm of all too.
 
-    Scores at low temperatures multiply the error of logits: at 0.1 the published gradients are 4e-5 (q) and 8e-5
-    (head) off those in float64, ours 1e-5 and 1e-4.
+    The published float32 gradients are that far off: 1.8e-5, at temperature 0.1, where scores multiply the error of
+    logits, 7e-5. Ratios far from 1 do the same to the norm.
     """
-    within = 1e-5 * max(1.0, 0.5 / temperature)
+    within = 2e-5 * max(1.0, 0.4 / temperature)
     named = dict(denoiser.model.named_parameters())
     gradients = dict(zip(named, torch.autograd.grad(loss, list(named.values())), strict=True))
     for ours, theirs in (
@@ -29,7 +29,6 @@ def assert_gradients_equal(loss, denoiser, tensors, expected, temperature=1.0):
         (gradients["model.layers.0.self_attn.q_proj.weight"][:8, :16], tensors["block0_q_proj_grad_slice"]),
     ):
         close(ours, theirs, atol=within * float(theirs.abs().max()))
-    # 2e-5: ratios far from 1 multiply the float32 error of log-probs on both sides.
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
     close(norm, expected["global_grad_norm"], rtol=2e-5)
 

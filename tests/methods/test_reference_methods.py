@@ -17,12 +17,12 @@ from unmask.uniforms import Uniforms
 
 
 @pytest.mark.parametrize("case", reference_cases("methods/diffu_grpo"), ids=lambda case: case["name"])
-def test_diffu_grpo(case, llada_tiny):
+def test_diffu_grpo(case, exact_llada_tiny):
     tensors, shared = case["tensors"], case["shared"]
     (term,) = DiffuGRPO(beta=case["beta"], epsilon=case["epsilon"]).terms(EOS)
     views = d1_views(case)
     close(views.credit_U, shared["advantages"])
-    now = row_logp(llada_tiny, views)
+    now = row_logp(exact_llada_tiny, views)
 
     def stored(name):
         return beside_prompt(tensors[name], shared) * views.scored_RL
@@ -38,7 +38,7 @@ def test_diffu_grpo(case, llada_tiny):
     outside = ((now - old).exp() - 1).abs() > case["epsilon"]
     credited = (outside & views.scored_RL & (views.credit_U != 0)[:, None]).sum()
     close((credited - sums["clip_ratio"]) / sums["weight"], case["clip_ratio"])
-    assert_gradients_equal(loss, llada_tiny, tensors, case)
+    assert_gradients_equal(loss, exact_llada_tiny, tensors, case)
 
 
 # ---- MDPO ----
@@ -110,7 +110,7 @@ def mdpo_rollout(case) -> Rollout:
 
 
 @pytest.mark.parametrize("case", TRAINED, ids=lambda case: case["name"])
-def test_mdpo(case, llada_tiny):
+def test_mdpo(case, exact_llada_tiny):
     tensors, rollout = case["tensors"], mdpo_rollout(case)
     start = rollout.prompt_length
     (term,) = MDPO(beta=case["beta"], epsilon=case["epsilon"], steps=case["sample_train_steps"]).terms(EOS)
@@ -131,7 +131,7 @@ def test_mdpo(case, llada_tiny):
         close(ours.credit_U * masked / case["max_completion_length"], micro["advantages"])
         close(ours.weight_RL[:, start:] * masked[:, None], micro["conf"] * ours.scored_RL[:, start:])
 
-        now = row_logp(llada_tiny, ours)
+        now = row_logp(exact_llada_tiny, ours)
         scored = ours.scored_RL[:, start:]
         # Errors of logits (1e-5) are divided by the temperature.
         close(now.detach()[:, start:], micro["per_token_logps"] * scored, atol=2e-5 / case["temperature"])
@@ -147,4 +147,4 @@ def test_mdpo(case, llada_tiny):
         close(loss.detach(), expected["loss"], rtol=2e-5)  # lambda times ratios: float32 log-probs again
         if reference is not None:
             close(sums["kl"] / sums["weight"], expected["kl"])
-        assert_gradients_equal(loss, llada_tiny, micro, expected, case["temperature"])
+        assert_gradients_equal(loss, exact_llada_tiny, micro, expected, case["temperature"])

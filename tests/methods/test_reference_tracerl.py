@@ -50,12 +50,12 @@ def test_rows(case):
 
 
 @every_case
-def test_loss_and_gradients(case, llada_tiny):
+def test_loss_and_gradients(case, exact_llada_tiny):
     tensors, term, views = case["tensors"], term_of(case), rows_of(case)
     used = torch.zeros(case["rows"], dtype=torch.bool)
     used[tensors["loss_rows"].long()] = True
     views = views.take_units(used)
-    now = row_logp(llada_tiny, views)
+    now = row_logp(exact_llada_tiny, views)
     # 2e-5: log-probs near -10 from logits near 10, in float32.
     close(now.detach(), tensors["new_logps_loss_rows"] * views.scored_RL, atol=2e-5)
     old = tensors["old_logps_loss_rows"] * views.scored_RL
@@ -63,7 +63,7 @@ def test_loss_and_gradients(case, llada_tiny):
     # rows without credit out, which dropped groups have (and, of rewards 0 and 1, no others).
     loss, _ = term.loss(views, now, old, None, unit_count(views))
     close(loss.detach(), case["loss"])
-    assert_gradients_equal(loss, llada_tiny, tensors, case)
+    assert_gradients_equal(loss, exact_llada_tiny, tensors, case)
 
 
 def test_credit_is_the_z_score_of_the_population():

@@ -51,18 +51,18 @@ def test_weights_are_those_of_the_group(case):
 
 
 @every_case
-def test_loss_and_gradients(case, llada_tiny):
+def test_loss_and_gradients(case, exact_llada_tiny):
     tensors, shared = case["tensors"], case["shared"]
     term, views = term_of(case), d1_views(case)
     ours = term.views(rollout_of(shared, pads_attended=True), shared["rewards"].view(GROUPS), Uniforms(), 0, 1)
     for name in ("targets_RL", "scored_RL", "weight_RL", "unit_R", "length_U", "attention_FL"):
         assert torch.equal(getattr(ours, name), getattr(views, name))
 
-    now = row_logp(llada_tiny, views)
+    now = row_logp(exact_llada_tiny, views)
     # 2e-5: log-probs near -10 from logits near 10, in float32.
     close(now.detach(), beside_prompt(tensors["per_token_logps"], shared) * views.scored_RL, atol=2e-5)
     # The published loss is a sum over the batch and its one softmax, with no mean: one group in our mean over groups.
     views = replace(views, credit_U=len(now) * published_weights(case))
     loss, _ = term.loss(views, now, None, None, unit_count(views))
     close(loss.detach(), case["loss"])
-    assert_gradients_equal(loss, llada_tiny, tensors, case)
+    assert_gradients_equal(loss, exact_llada_tiny, tensors, case)

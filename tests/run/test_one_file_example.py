@@ -116,8 +116,13 @@ def test_rewards_of_tokens_are_the_librarys(example, trainer):
 
 @pytest.mark.parametrize("updates", [1, 2])
 def test_updates_are_the_librarys(example, trainer, updates):
-    """Given the library's completions and prompt masks; the second update has ratios beyond the clip range."""
+    """Given the library's completions and prompt masks; the second update has ratios beyond the clip range.
+
+    AdamW divides gradients by their size plus epsilon: with the usual 1e-8, those too that are rounding.
+    """
     rollout, uniforms = rollout_of(trainer)
+    (group,) = trainer.policy.optimizer.param_groups
+    group["eps"] = epsilon = 1e-3
     policy, mask_id, end_id = trainer.policy, rollout.mask_id, trainer.source.examples.eos_id
     tokens_NL, start = rollout.tokens_NL, rollout.prompt_length
     assert bool((tokens_NL == end_id).any())
@@ -142,7 +147,7 @@ def test_updates_are_the_librarys(example, trainer, updates):
     history = example.learn(
         model,
         reference,
-        torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0),
+        torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), eps=epsilon, weight_decay=0.0),
         tokens_NL,
         advantage_N,
         masks,
@@ -157,11 +162,11 @@ def test_updates_are_the_librarys(example, trainer, updates):
         assert norm == pytest.approx(metrics["grad_norm"], rel=1e-5)
     assert all(metrics["clip_ratio/region_mean"] > 0.1 for metrics in expected[1:])
     for ours, theirs in zip(model.parameters(), policy.denoiser.parameters(), strict=True):
-        # The library writes the gradient of its softmax out, autograd rounds otherwise; AdamW divides by its size.
+        # The library writes gradients out (softmax, norms, rotations), autograd rounds otherwise.
         torch.testing.assert_close(
             ours.grad, theirs.grad, rtol=1e-5, atol=updates * 2e-5 * float(theirs.grad.abs().max())
         )
-        torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=1e-5, atol=0.02 * LEARNING_RATE)
+        torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=1e-5, atol=1e-3 * LEARNING_RATE)
 
 
 def test_command_prints_a_line_a_step(example, capsys):

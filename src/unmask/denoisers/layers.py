@@ -1,6 +1,6 @@
 """The layers of a network of transformers as sampling and updates run them: the same weights, the same function.
 
-With fewer passes over memory, and in the last layer for the asked columns alone: all columns give keys and values
+With fewer passes over memory; and in the last layer for the asked columns alone: all columns give keys and values
 there; queries, what they attend to, and what follows are read at asked columns only.
 """
 
@@ -18,31 +18,33 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from unmask.denoisers.elementwise import gated, rms_norm, rotate
 from unmask.denoisers.head import even_chunks
 
-# Layers of transformers that are: x + attention(norm(x)), then x + mlp(norm(x)).
-_KNOWN = ("Llama", "Qwen2", "Qwen3", "Qwen3Moe", "Glm4Moe")
+# Layers of transformers that are: x + attention(norm(x)), then x + mlp(norm(x)), with RMS norms and rotated halves.
+_KNOWN = tuple(f"{name}DecoderLayer" for name in ("Llama", "Qwen2", "Qwen3", "Qwen3Moe", "Glm4Moe"))
 _NOT_OF_ATTENTION = ("position_ids", "use_cache", "asked_columns")
 _POSITIONS_ON_CPU = 512  # that go through an MLP together: what lies between its products stays in the cache
 
 
 def ask_layers(network: Any) -> bool:
-    """Let the layers of a network be asked `asked_columns`; False where its last layer is not known to allow it.
+    """Let the layers of a network take `asked_columns`, and run them as here where they are given.
 
-    Asked nothing, they are transformers' own.
+    Without, they are transformers' own. False where the last layer is not known to allow it.
     """
     layers = getattr(network.base_model, "layers", None)
     if layers is None:
         return False
     kinds = getattr(network.config, "layer_types", None) or ["full_attention"] * len(layers)
-    for index, (layer, kind) in enumerate(zip(layers, kinds, strict=True)):
-        known = type(layer).__name__ in {f"{name}DecoderLayer" for name in _KNOWN} and kind == "full_attention"
-        if known and not isinstance(layer, _Layer):  # else another denoiser has the same network
-            layer.__class__ = _with(_LastLayer if index == len(layers) - 1 else _Layer, type(layer))
+    for layer, kind in zip(layers, kinds, strict=True):
+        if isinstance(layer, _Layer):  # another denoiser has the same network
+            continue
+        if type(layer).__name__ in _KNOWN and kind == "full_attention":
+            ours = _LastLayer if layer is layers[-1] else _Layer
+            layer.__class__ = _mixed(ours, type(layer))  # type: ignore[arg-type]  # mypy knows no hash of a type
     return isinstance(layers[-1], _Layer)
 
 
 @remember
-def _with(mixin: type[nn.Module], kind: type[nn.Module]) -> type[nn.Module]:
-    return type(kind.__name__, (mixin, kind), {})
+def _mixed(ours: type[nn.Module], theirs: type[nn.Module]) -> type[nn.Module]:
+    return type(theirs.__name__, (ours, theirs), {})
 
 
 class _Layer(nn.Module):
@@ -55,7 +57,7 @@ class _Layer(nn.Module):
 
     def forward(self, hidden_states: Tensor, **options: Any) -> Tensor:
         """All columns [F, L, D]."""
-        # A compiler makes few passes of transformers' own by itself.
+        # A compiler makes few passes of transformers' own; nor may it see the asked columns, which change every step.
         if torch.compiler.is_compiling() or "asked_columns" not in options:
             output: Tensor = super().forward(hidden_states, **options)
             return output
@@ -76,14 +78,14 @@ class _Layer(nn.Module):
         return self._mix(_added(attended, hidden_FLD if asked_FA is None else _take(hidden_FLD, asked_FA)))
 
     def _mix(self, hidden_FAD: Tensor) -> Tensor:
-        """The layer's second half, each position by itself."""
+        """The layer's second half, of each position by itself; where no gradient is made, written over it."""
         gated_mlp = isinstance(getattr(self.mlp, "act_fn", None), (nn.SiLU, SiLUActivation))  # else experts
         if torch.is_grad_enabled() or hidden_FAD.device.type != "cpu" or not gated_mlp:
             normed_FAD = _norm(self.post_attention_layernorm, hidden_FAD)
             return _added(_mlp(self.mlp, normed_FAD) if gated_mlp else self.mlp(normed_FAD), hidden_FAD)
         hidden_CD = hidden_FAD.view(-1, hidden_FAD.shape[-1])
         for chunk in even_chunks(len(hidden_CD), _POSITIONS_ON_CPU):
-            hidden_CD[chunk].add_(_mlp(self.mlp, _norm(self.post_attention_layernorm, hidden_CD[chunk])))
+            hidden_CD[chunk] += _mlp(self.mlp, _norm(self.post_attention_layernorm, hidden_CD[chunk]))
         return hidden_FAD
 
 
@@ -126,10 +128,13 @@ def _attend(
 ) -> Tensor:
     """What the attention gives at the asked columns, or at all."""
     cos, sin = position_embeddings
-    query_cos, query_sin, asking = cos, sin, normed_FLD
+    cos_asked, sin_asked, asking = cos, sin, normed_FLD
     if asked_FA is not None:
-        query_cos, query_sin = (_take(part.expand(len(normed_FLD), -1, -1), asked_FA) for part in (cos, sin))
+        cos_asked, sin_asked = (_take(each.expand(len(normed_FLD), -1, -1), asked_FA) for each in (cos, sin))
         asking = _take(normed_FLD, asked_FA)
+        if mask is not None and mask.shape[2] > 1:
+            mask = mask.expand(len(asked_FA), -1, -1, -1)
+            mask = mask.gather(2, asked_FA[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
 
     def heads(projected: Tensor) -> Tensor:
         return projected.view(*projected.shape[:-1], -1, attention.head_dim)
@@ -137,14 +142,11 @@ def _attend(
     query, key = heads(attention.q_proj(asking)), heads(attention.k_proj(normed_FLD))
     if hasattr(attention, "q_norm"):
         query, key = _norm(attention.q_norm, query), _norm(attention.k_norm, key)
-    query = rotate(query.transpose(1, 2), query_cos[:, None], query_sin[:, None])
+    query = rotate(query.transpose(1, 2), cos_asked[:, None], sin_asked[:, None])
     key = rotate(key.transpose(1, 2), cos[:, None], sin[:, None])
     value = heads(attention.v_proj(normed_FLD)).transpose(1, 2)
     if cache is not None:
         key, value = cache.update(key, value, attention.layer_idx)
-    if asked_FA is not None and mask is not None and mask.shape[2] > 1:
-        mask = mask.expand(len(query), -1, -1, -1)
-        mask = mask.gather(2, asked_FA[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
     module = sys.modules[type(attention).__module__]  # where the architecture's own attention without a kernel is
     function = ALL_ATTENTION_FUNCTIONS.get_interface(
         attention.config._attn_implementation, module.eager_attention_forward
