@@ -95,8 +95,9 @@ class _Gated(torch.autograd.Function):
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-    half = x.shape[-1] // 2
     rotated = x * cos
-    rotated[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-sign)
-    rotated[..., half:].addcmul_(x[..., :half], sin[..., half:], value=sign)
+    (a, b), (turned_a, turned_b) = x.chunk(2, dim=-1), rotated.chunk(2, dim=-1)
+    half_sin = sin.narrow(-1, 0, sin.shape[-1] // 2)  # both halves are alike
+    turned_a.addcmul_(b, half_sin, value=-sign)
+    turned_b.addcmul_(a, half_sin, value=sign)
     return rotated
