@@ -16,12 +16,10 @@ from transformers.activations import SiLUActivation
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from unmask.denoisers.elementwise import gated, rms_norm, rotate
-from unmask.denoisers.head import even_chunks
 
 # Layers of transformers that are: x + attention(norm(x)), then x + mlp(norm(x)), with RMS norms and rotated halves.
 _KNOWN = tuple(f"{name}DecoderLayer" for name in ("Llama", "Qwen2", "Qwen3", "Qwen3Moe", "Glm4Moe"))
 _NOT_OF_ATTENTION = ("position_ids", "use_cache", "asked_columns")
-_POSITIONS_ON_CPU = 512  # that go through an MLP together: what lies between its products stays in the cache
 
 
 def ask_layers(network: Any) -> bool:
@@ -75,18 +73,8 @@ class _Layer(nn.Module):
     ) -> Tensor:
         normed_FLD = _norm(self.input_layernorm, hidden_FLD)
         attended = _attend(self.self_attn, normed_FLD, asked_FA, position_embeddings, attention_mask, cache, options)
-        return self._mix(_added(attended, hidden_FLD if asked_FA is None else _take(hidden_FLD, asked_FA)))
-
-    def _mix(self, hidden_FAD: Tensor) -> Tensor:
-        """The layer's second half, of each position by itself; where no gradient is made, written over it."""
-        gated_mlp = isinstance(getattr(self.mlp, "act_fn", None), (nn.SiLU, SiLUActivation))  # else experts
-        if torch.is_grad_enabled() or hidden_FAD.device.type != "cpu" or not gated_mlp:
-            normed_FAD = _norm(self.post_attention_layernorm, hidden_FAD)
-            return _added(_mlp(self.mlp, normed_FAD) if gated_mlp else self.mlp(normed_FAD), hidden_FAD)
-        hidden_CD = hidden_FAD.view(-1, hidden_FAD.shape[-1])
-        for chunk in even_chunks(len(hidden_CD), _POSITIONS_ON_CPU):
-            hidden_CD[chunk] += _mlp(self.mlp, _norm(self.post_attention_layernorm, hidden_CD[chunk]))
-        return hidden_FAD
+        hidden_FAD = _added(attended, hidden_FLD if asked_FA is None else _take(hidden_FLD, asked_FA))
+        return _added(_mlp(self.mlp, _norm(self.post_attention_layernorm, hidden_FAD)), hidden_FAD)
 
 
 class _LastLayer(_Layer):
@@ -113,7 +101,10 @@ def _norm(norm: Any, x: Tensor) -> Tensor:
 
 
 def _mlp(mlp: Any, x: Tensor) -> Tensor:
-    mixed: Tensor = mlp.down_proj(gated(mlp.gate_proj(x), mlp.up_proj(x)))
+    if isinstance(getattr(mlp, "act_fn", None), (nn.SiLU, SiLUActivation)):
+        mixed: Tensor = mlp.down_proj(gated(mlp.gate_proj(x), mlp.up_proj(x)))
+    else:  # experts, or another activation
+        mixed = mlp(x)
     return mixed
 
 
