@@ -91,6 +91,20 @@ def test_other_architectures_run_their_whole_last_layer(name):
     assert asked.shape == (3, 2, VOCABULARY)
 
 
+@pytest.mark.parametrize("block_length", [None, 3])
+@pytest.mark.parametrize("name", [*KNOWN, "olmo2"])
+def test_masks_are_the_same_without_a_kernel(name, block_length):
+    """transformers' eager attention adds masks, so True would mean 1 and False 0."""
+    config = (KNOWN | OTHERS)[name]
+    tokens_FL, attention_FL = canvas()
+    answers = []
+    for kind in ("sdpa", "eager"):
+        denoiser = denoiser_of(config, block_length=block_length)
+        denoiser.model.set_attn_implementation(kind)
+        answers.append(denoiser(tokens_FL, mask_of(attention_FL), ASKED_FA, everything)[0])
+    torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-5)
+
+
 def test_copies_and_second_denoisers_ask_it_too():
     denoiser = denoiser_of(KNOWN["llama"])
     again = Denoiser(denoiser.model, mask_id=2, eos_id=1)

@@ -142,6 +142,8 @@ class Denoiser(nn.Module):
             tokens_FL, position_FL, mask = part.of(tokens_FL), part.of(position_FL), part.mask(mask)
             columns_FA = part.places(columns_FA)
             options["cache"] = part.cache
+        if mask is not None and mask.ndim == 4 and self.model.config._attn_implementation == "eager":
+            mask = torch.zeros_like(mask, dtype=self.model.dtype).masked_fill(~mask, torch.finfo(self.model.dtype).min)
         if self.asks_last_layer:
             options["asked_columns"] = columns_FA
         hidden_FLD: Tensor = self.model.base_model(

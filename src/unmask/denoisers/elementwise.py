@@ -24,7 +24,10 @@ def rms_norm(x: Float[Tensor, "... D"], weight_D: Float[Tensor, "D"], epsilon: f
 def rotate(
     x: Float[Tensor, "... L H"], cos: Float[Tensor, "... L R"], sin: Float[Tensor, "... L R"]
 ) -> Float[Tensor, "... L H"]:
-    """The first R of H entries turned by their angles, entry i with entry i + R/2; the rest as it is (2104.09864)."""
+    """The first R of H entries turned, entry i with entry i + R/2, both by angle i; the rest as it is (2104.09864).
+
+    The halves of `cos` are alike, and those of `sin`.
+    """
     width = cos.shape[-1]
     rotated: Tensor = _Rotate.apply(x[..., :width], cos, sin)  # type: ignore[no-untyped-call]
     return rotated if width == x.shape[-1] else torch.cat([rotated, x[..., width:]], dim=-1)
@@ -56,10 +59,11 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor | None, None]:
         """dx = r · (w · dy - r² · x · mean(w · dy · x)), dw = sum of dy · r · x over positions."""
         x, weight_D, inverse = ctx.saved_tensors
-        product = (slope * x).to(inverse.dtype)
-        mean = torch.mv(product.flatten(0, -2), weight_D.to(inverse.dtype)).view(inverse.shape) / x.shape[-1]
+        product = slope.to(inverse.dtype) * x  # in float16 it might not fit
+        width = x.shape[-1]
+        mean = torch.mv(product.reshape(-1, width), weight_D.to(inverse.dtype)).view(inverse.shape) / width
         d_x = (slope * weight_D).to(inverse.dtype).mul_(inverse).addcmul_(x, mean.mul_(inverse**3), value=-1)
-        d_weight = product.mul_(inverse).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        d_weight = product.mul_(inverse).reshape(-1, width).sum(0) if ctx.needs_input_grad[1] else None
         return d_x, d_weight, None
 
 
@@ -97,7 +101,7 @@ class _Gated(torch.autograd.Function):
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     rotated = x * cos
     (a, b), (turned_a, turned_b) = x.chunk(2, dim=-1), rotated.chunk(2, dim=-1)
-    half_sin = sin.narrow(-1, 0, sin.shape[-1] // 2)  # both halves are alike
+    half_sin = sin.narrow(-1, 0, sin.shape[-1] // 2)
     turned_a.addcmul_(b, half_sin, value=-sign)
     turned_b.addcmul_(a, half_sin, value=sign)
     return rotated

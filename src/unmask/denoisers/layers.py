@@ -19,25 +19,32 @@ from unmask.denoisers.elementwise import gated, rms_norm, rotate
 
 # Layers of transformers that are: x + attention(norm(x)), then x + mlp(norm(x)), with RMS norms and rotated halves.
 _KNOWN = tuple(f"{name}DecoderLayer" for name in ("Llama", "Qwen2", "Qwen3", "Qwen3Moe", "Glm4Moe"))
+_ATTENTION = ("sdpa", "eager")  # whose masks have a row for each query, or one for all
 _NOT_OF_ATTENTION = ("position_ids", "use_cache", "asked_columns")
 
 
 def ask_layers(network: Any) -> bool:
     """Let the layers of a network take `asked_columns`, and run them as here where they are given.
 
-    Without, they are transformers' own. False where the last layer is not known to allow it.
+    Without, they are transformers' own. False where the last layer is not known to allow it. With, hooks on a layer's
+    parts are not called, and what those give may be written over.
     """
     layers = getattr(network.base_model, "layers", None)
-    if layers is None:
+    if layers is None or network.config._attn_implementation not in _ATTENTION:
         return False
-    kinds = getattr(network.config, "layer_types", None) or ["full_attention"] * len(layers)
-    for layer, kind in zip(layers, kinds, strict=True):
-        if isinstance(layer, _Layer):  # another denoiser has the same network
-            continue
-        if type(layer).__name__ in _KNOWN and kind == "full_attention":
+    for layer in layers:  # those that another denoiser of the same network has asked already are ours
+        if not isinstance(layer, _Layer) and _is_known(layer):
             ours = _LastLayer if layer is layers[-1] else _Layer
             layer.__class__ = _mixed(ours, type(layer))  # type: ignore[arg-type]  # mypy knows no hash of a type
     return isinstance(layers[-1], _Layer)
+
+
+def _is_known(layer: Any) -> bool:
+    kind = type(layer)
+    if kind.__name__ not in _KNOWN or not kind.__module__.startswith("transformers.models."):
+        return False
+    wrapped = "forward" in vars(layer)  # from outside, for instance to fetch its weights
+    return not wrapped and getattr(layer.self_attn, "sliding_window", None) is None
 
 
 @remember
@@ -55,7 +62,8 @@ class _Layer(nn.Module):
 
     def forward(self, hidden_states: Tensor, **options: Any) -> Tensor:
         """All columns [F, L, D]."""
-        # A compiler makes few passes of transformers' own; nor may it see the asked columns, which change every step.
+        # A compiler makes few passes of transformers' own. It must not look for the asked columns: their number changes
+        # at every step, and each would be another graph.
         if torch.compiler.is_compiling() or "asked_columns" not in options:
             output: Tensor = super().forward(hidden_states, **options)
             return output
@@ -138,10 +146,8 @@ def _attend(
     value = heads(attention.v_proj(normed_FLD)).transpose(1, 2)
     if cache is not None:
         key, value = cache.update(key, value, attention.layer_idx)
-    module = sys.modules[type(attention).__module__]  # where the architecture's own attention without a kernel is
-    function = ALL_ATTENTION_FUNCTIONS.get_interface(
-        attention.config._attn_implementation, module.eager_attention_forward
-    )
+    without_kernel = getattr(sys.modules[type(attention).__module__], "eager_attention_forward", None)
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, without_kernel)
     options = {name: option for name, option in options.items() if name not in _NOT_OF_ATTENTION}
     options |= {"dropout": attention.attention_dropout if attention.training else 0.0, "is_causal": False}
     output, _ = function(attention, query, key, value, mask, scaling=attention.scaling, **options)
