@@ -7,6 +7,7 @@ from torch._dynamo.utils import counters
 from small import MASK, prompts_of, small_denoiser
 from unmask.denoisers.compiled import compile_layers
 from unmask.denoisers.head import TargetLogProb
+from unmask.denoisers.recompute import recompute_layers
 from unmask.sampling import Sampler
 from unmask.uniforms import Uniforms
 
@@ -40,15 +41,20 @@ def test_steps_of_a_block_share_a_graph(graphs):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at it
-def test_gradients_are_the_same(graphs):
-    tokens_FL, asked_FA = torch.tensor([[1, 2, MASK, MASK]]), torch.tensor([[2, 3]])
-    results = []
-    for compiled in (False, True):
-        denoiser = small_denoiser()
-        if compiled:
-            compile_layers(denoiser, backend="aot_eager")
-        (logp,) = denoiser(tokens_FL, None, asked_FA, TargetLogProb(torch.tensor([[4], [5]])))
-        results.append(torch.autograd.grad(logp.sum(), list(denoiser.parameters())))
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_gradients_are_the_same(recomputed, graphs):
+    """Of however many columns are asked."""
+    tokens_FL = torch.tensor([[1, 2, MASK, MASK, MASK]])
+    for asked in ([2, 3], [4, 2, 3], [4]):
+        asked_FA, results = torch.tensor([asked]), []
+        for compiled in (False, True):
+            denoiser = small_denoiser()
+            if compiled and recomputed:
+                recompute_layers(denoiser)
+            if compiled:
+                compile_layers(denoiser, backend="aot_eager")
+            (logp,) = denoiser(tokens_FL, None, asked_FA, TargetLogProb(torch.arange(len(asked))[:, None]))
+            results.append(torch.autograd.grad(logp.sum(), list(denoiser.parameters())))
+        for ours, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert graphs() == 1

@@ -224,7 +224,7 @@ def test_known_layers_run_as_here(monkeypatch):
 
 
 def test_other_attention_and_wrapped_layers_are_left_alone():
-    network = AutoModelForCausalLM.from_config(CONFIGS["llama"])
+    network = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS["llama"]))
     network.config._attn_implementation = "flex_attention"
     assert not layers.ask_layers(network)
     network.config._attn_implementation = "sdpa"
