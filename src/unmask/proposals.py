@@ -27,38 +27,41 @@ class Proposed(NamedTuple):
 
 def greedy(logits: Logits) -> Proposed:
     """The most probable tokens, the first among equals."""
-    tokens, tops, shares = [], [], []
+    tokens, tops, sums = [], [], []
     for first, logits_CS in logits.slices():
         place_C1 = largest(logits_CS, logits.fold)[:, None]
+        top_C1 = logits_CS.gather(1, place_C1)
         tokens.append(first + place_C1)
-        tops.append(logits_CS.gather(1, place_C1))
-        shares.append(_softmax(logits, logits_CS).gather(1, place_C1))
+        tops.append(top_C1)
+        sums.append(_below(logits, logits_CS, top_C1).exp_().sum(1, keepdim=True))
     top_CT = torch.cat(tops, 1)
     best_C1 = top_CT.argmax(1, keepdim=True)
     top_C1 = top_CT.gather(1, best_C1)
-    normaliser_C1 = _log_sum(top_CT, torch.cat(shares, 1), logits.mask_C1)
+    normaliser_C1 = _log_sum(top_CT, torch.cat(sums, 1), logits.mask_C1)
     return Proposed(torch.cat(tokens, 1).gather(1, best_C1), top_C1, top_C1 - normaliser_C1, normaliser_C1[:, 0])
 
 
 def draw(logits: Logits, uniform_CZ: Tensor, temperature: float) -> Proposed:
     """Tokens by inverse CDF in float64, fold by fold: the first whose cumulative share is above the uniform."""
-    folds, tops, shares, shares_at_1 = [], [], [], []
+    folds, tops, sums, sums_at_1 = [], [], [], []
     for _, logits_CS in logits.slices():
-        tops.append(logits_CS.amax(1, keepdim=True))
+        top_C1 = logits_CS.amax(1, keepdim=True)
+        tops.append(top_C1)
+        below_CS = _below(logits, logits_CS, top_C1)
         if temperature != 1:
-            shares_at_1.append(_softmax(logits, logits_CS).amax(1, keepdim=True))
-            scaled_CS = logits.workspace.floats("scaled", logits_CS.shape, logits.device)
-            logits_CS = torch.div(logits_CS, temperature, out=scaled_CS)
-        share_CS = _softmax(logits, logits_CS)
-        shares.append(share_CS.amax(1, keepdim=True))
-        folds.append(share_CS if logits.fold == 1 else torch.unflatten(share_CS, 1, (-1, logits.fold)).sum(2))
-    top_CT, share_CT = torch.cat(tops, 1), torch.cat(shares, 1)
-    weight_CT = (top_CT.double() / temperature - share_CT.log()).softmax(1)
+            power_CS = logits.workspace.floats("powers", below_CS.shape, logits.device)
+            sums_at_1.append(torch.exp(below_CS, out=power_CS).sum(1, keepdim=True))
+            below_CS.div_(temperature)
+        power_CS = below_CS.exp_()
+        folds.append(power_CS if logits.fold == 1 else torch.unflatten(power_CS, 1, (-1, logits.fold)).sum(2))
+        sums.append(folds[-1].sum(1, keepdim=True))
+    top_CT = torch.cat(tops, 1)
+    weight_CT = ((top_CT.double() - top_CT.amax(1, keepdim=True)) / temperature).exp()
     share_CB = torch.cat([fold_CB * weight_CT[:, place, None] for place, fold_CB in enumerate(folds)], 1)
     tokens_CZ, logits_CZ = _search(logits, share_CB, uniform_CZ, temperature)
-    normaliser_C1 = scaled_C1 = _log_sum(top_CT / temperature, share_CT, logits.mask_C1 / temperature)
+    normaliser_C1 = scaled_C1 = _log_sum(top_CT / temperature, torch.cat(sums, 1), logits.mask_C1 / temperature)
     if temperature != 1:
-        normaliser_C1 = _log_sum(top_CT, torch.cat(shares_at_1, 1), logits.mask_C1)
+        normaliser_C1 = _log_sum(top_CT, torch.cat(sums_at_1, 1), logits.mask_C1)
     return Proposed(tokens_CZ, logits_CZ, logits_CZ / temperature - scaled_C1, normaliser_C1[:, 0])
 
 
@@ -93,14 +96,14 @@ def largest(values_CS: Tensor, fold: int) -> Tensor:
     return fold_C * fold + within_CW.argmax(1)
 
 
-def _softmax(logits: Logits, logits_CS: Tensor) -> Tensor:
-    """Within a slice, in memory that the next one uses again."""
-    return torch.softmax(logits_CS, 1, out=logits.workspace.floats("shares", logits_CS.shape, logits.device))
+def _below(logits: Logits, logits_CS: Tensor, top_C1: Tensor) -> Tensor:
+    """How far logits are from the largest of their slice, in memory that the next slice uses again."""
+    return torch.sub(logits_CS, top_C1, out=logits.workspace.floats("below", logits_CS.shape, logits.device))
 
 
-def _log_sum(top_CT: Tensor, share_CT: Tensor, mask_C1: Tensor) -> Tensor:
-    """log sum exp [C, 1] of all logits: of slices, by one logit of each and its share of the slice; the mask's too."""
-    return torch.cat([top_CT - share_CT.log(), mask_C1], 1).double().logsumexp(1, keepdim=True).float()
+def _log_sum(top_CT: Tensor, sum_CT: Tensor, mask_C1: Tensor) -> Tensor:
+    """log sum exp [C, 1] of all logits, by the largest of each slice and its sum of powers; the mask's too."""
+    return torch.cat([top_CT + sum_CT.log(), mask_C1], 1).double().logsumexp(1, keepdim=True).float()
 
 
 @dataclass(frozen=True, kw_only=True)

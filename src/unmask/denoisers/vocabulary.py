@@ -107,7 +107,9 @@ class HeadLogits(Logits):
         place_X = torch.arange(len(token_XW), device=self.device) // token_CZW.shape[1]
         parts = []
         for chunk in even_chunks(len(token_XW), chunk_positions(self.fold * self.weight_VD.shape[1])):
-            parts.append(torch.bmm(self.weight_VD[token_XW[chunk]], self.hidden_CD[place_X[chunk], :, None]))
+            weight_YD = self.weight_VD.index_select(0, token_XW[chunk].flatten())  # rows are copied whole
+            weight_XWD = weight_YD.view(-1, self.fold, weight_YD.shape[1])
+            parts.append(torch.bmm(weight_XWD, self.hidden_CD[place_X[chunk], :, None]))
         return torch.cat(parts).view(token_CZW.shape)
 
 
