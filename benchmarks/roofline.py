@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from toy import Sizes, toy_denoiser
 
 from unmask.denoisers.base import Denoiser
+from unmask.denoisers.compiled import compile_layers
 from unmask.denoisers.head import chunks_of
 from unmask.denoisers.vocabulary import HeadLogits
 from unmask.types import Views
@@ -184,11 +185,14 @@ class _Watch:
         return self.body_seconds, self.head_seconds, whole - self.body_seconds - self.head_seconds
 
 
-def rollout_piece(sizes: Sizes, temperature: float, rounds: int, ceilings: Ceilings) -> Piece:
+def rollout_piece(sizes: Sizes, temperature: float, rounds: int, ceilings: Ceilings, compiled: bool = False) -> Piece:
     """Our sampler's rollout, timed from within."""
     bench = rollouts.Bench(sizes, temperature, brief=False)
     call, watch = bench.ours(), _Watch(bench.denoiser)
     whole = flops_of(call)
+    if compiled:
+        compile_layers(bench.denoiser)
+        call()
     found, peaks = [], []
     for _ in range(rounds):
         before = ceilings.now()
@@ -198,7 +202,7 @@ def rollout_piece(sizes: Sizes, temperature: float, rounds: int, ceilings: Ceili
     by_round = median(sum(parts) * peak / whole for parts, peak in zip(found, peaks, strict=True))
     head_flops = 2 * watch.positions * _width(bench.denoiser) * sizes.vocabulary
     return Piece(
-        name=f"rollout V={sizes.vocabulary:,} T={temperature:g}, {sizes.rows} rows",
+        name=f"rollout V={sizes.vocabulary:,} T={temperature:g}, {sizes.rows} rows{', compiled' if compiled else ''}",
         by_round=by_round,
         parts=(
             Part(name="body", seconds=body, flops=whole - head_flops),
@@ -275,11 +279,10 @@ def _products_alone(denoiser: Denoiser, positions: int) -> Callable[[], None]:
 def pieces(rounds: int, ceilings: Ceilings, *, short: bool) -> list[Piece]:
     """Those of the table."""
     large = Sizes(vocabulary=LARGE, rows=6, prompt=64, completion=64, steps=2 if short else 16)
-    small, few = replace(large, vocabulary=SMALL), replace(large, rows=2)
-    asked = [(few, 1.0), (small, 1.0)]
-    if not short:
-        asked = [(large, 0.0), (large, 1.0), (few, 1.0), (small, 1.0)]
+    small, few, many = replace(large, vocabulary=SMALL), replace(large, rows=2), replace(large, rows=24)
+    asked = [(few, 1.0), (small, 1.0)] if short else [(large, 0.0), (large, 1.0), (few, 1.0), (many, 1.0), (small, 1.0)]
     found = [rollout_piece(sizes, temperature, rounds, ceilings) for sizes, temperature in asked]
+    found += [rollout_piece(sizes, 1.0, rounds, ceilings, True) for sizes in ((large, many) if not short else ())]
     for sizes in (updates.LARGE, updates.SMALL):
         for shared in (True,) if short else (False, True):
             found.append(update_piece(sizes, shared=shared, rounds=2 * rounds + 1, ceilings=ceilings))
@@ -288,10 +291,12 @@ def pieces(rounds: int, ceilings: Ceilings, *, short: bool) -> list[Piece]:
 
 # ---- operations ----
 
+_Timed = tuple[str, str, Callable[[], Any], float, float]  # kind, label, call, FLOPs, bytes
+
 
 def operations(rounds: int) -> list[Operation]:
     """Layers, attention, the head's products and the softmax, each at several sizes, without gradient."""
-    found: list[tuple[str, str, Callable[[], Any], float, float]] = []
+    found: list[_Timed] = []
     denoiser = toy_denoiser(Sizes(vocabulary=SMALL, rows=1, prompt=1, completion=1))
     for rows, length in ((1, 128), (6, 128), (6, 512)):
         found.append(_layer(denoiser, rows, length))
@@ -309,25 +314,23 @@ def operations(rounds: int) -> list[Operation]:
     ]
 
 
-def _layer(denoiser: Denoiser, rows: int, length: int) -> tuple[str, str, Callable[[], Any], float, float]:
-    """Layer 0: its weights read, its input read and its output written."""
+def _layer(denoiser: Denoiser, rows: int, length: int) -> _Timed:
+    """Layer 0 as a denoiser runs it: its weights read, its input read and its output written."""
     layer, hidden_FLD = denoiser.model.base_model.layers[0], torch.randn(rows, length, _width(denoiser))
     position_FL = torch.arange(length).expand(rows, -1)
     rotation = denoiser.model.base_model.rotary_emb(hidden_FLD, position_FL)
-    call = partial(layer, hidden_FLD, attention_mask=None, position_embeddings=rotation)
+    call = partial(layer, hidden_FLD, position_embeddings=rotation, asked_columns=None)
     size = sum(weight.nbytes for weight in layer.parameters()) + 2 * hidden_FLD.nbytes
     return "layer", f"{rows}×{length} tokens", call, flops_of(call), size
 
 
-def _attention(rows: int, length: int) -> tuple[str, str, Callable[[], Any], float, float]:
+def _attention(rows: int, length: int) -> _Timed:
     query, key, value = (torch.randn(rows, 8, length, 32) for _ in range(3))
     call = partial(nn.functional.scaled_dot_product_attention, query, key, value)
     return "attention", f"{rows}×{length} tokens", call, 4 * rows * 8 * length**2 * 32, 4 * query.nbytes
 
 
-def _head(
-    weight_VD: Tensor, positions: int, *, gradients: bool
-) -> list[tuple[str, str, Callable[[], Any], float, float]]:
+def _head(weight_VD: Tensor, positions: int, *, gradients: bool) -> list[_Timed]:
     hidden_CD, logits_CV = torch.randn(positions, weight_VD.shape[1]), torch.randn(positions, len(weight_VD))
     flops, size = 2.0 * positions * weight_VD.numel(), weight_VD.nbytes + hidden_CD.nbytes + logits_CV.nbytes
     found = [
@@ -341,7 +344,7 @@ def _head(
     return found
 
 
-def _softmax(positions: int) -> tuple[str, str, Callable[[], Any], float, float]:
+def _softmax(positions: int) -> _Timed:
     logits_CV = torch.randn(positions, LARGE)
     flops, size = float(_SOFTMAX_FLOPS * logits_CV.numel()), 2 * _BYTES * logits_CV.numel()
     return "softmax", f"{positions} positions", partial(logits_CV.softmax, 1), flops, size
