@@ -80,6 +80,20 @@ def gradients_agree(device: str) -> bool:
     )
 
 
+def layers_agree(device: str, dtype: torch.dtype, within: float) -> bool:
+    """Hidden states of our layers, their gradients too, are those of transformers' own, relative to their size."""
+    network = load_denoiser("embedded:sudoku").model.base_model.to(device, dtype)
+    tokens = torch.arange(8 * 33, device=device).view(8, 33) % network.config.vocab_size
+    results = []
+    for options in ({"asked_columns": torch.arange(33, device=device).expand(8, -1)}, {}):
+        hidden = network(input_ids=tokens, use_cache=False, **options).last_hidden_state
+        slopes = torch.autograd.grad(hidden.float().sin().sum(), list(network.parameters()))
+        with torch.no_grad():  # where some of it is written over
+            again = network(input_ids=tokens, use_cache=False, **options).last_hidden_state
+        results.append([hidden.detach(), again, *slopes])
+    return all(bool((ours - theirs).norm() <= within * theirs.norm()) for ours, theirs in zip(*results, strict=True))
+
+
 def half_precision_law(device: str) -> bool:
     """Draws from a large head in bf16 have the entropy of the exact softmax of its logits, within 0.02 nats."""
     generator = torch.Generator().manual_seed(0)
@@ -116,6 +130,8 @@ CHECKS = {
     "sampled completions, delayed dual cache": partial(samples_agree, caching="dual_delayed"),
     "sampled completions, compiled layers": partial(samples_agree, compiled=True),
     "gradients of the head": gradients_agree,
+    "layers beside transformers', float32": partial(layers_agree, dtype=torch.float32, within=1e-4),
+    "layers beside transformers', bf16": partial(layers_agree, dtype=torch.bfloat16, within=0.15),
     "draws from bf16 logits": half_precision_law,
     "training in float32": training_runs("fp32"),
     "training in bf16": training_runs("bf16"),
