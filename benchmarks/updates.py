@@ -103,21 +103,24 @@ class Bench:
         self.denoiser.float()
         return found
 
+    def compared(self, name: str, theirs: Callable[[], None], ours: Callable[[], Any]) -> Verdict:
+        """Gradients of both in float64, and what float32 makes of either; or none on either side."""
+        true = self.exact_gradients(theirs)
+        if not any(bool(gradient.any()) for gradient in true.values()):
+            nothing = not any(bool(gradient.any()) for gradient in self.gradients(ours).values())
+            text = "no gradient on either side" if nothing else "gradient on our side alone"
+            return Verdict(text=text, holds=nothing)
+        # Norms of the published networks are float32 even in float64.
+        exact = _error(self.exact_gradients(ours), true)
+        rounded, their_rounded = (_error(self.gradients(update), true) for update in (ours, theirs))
+        text = f"gradients within {exact:.0e} in float64, {rounded:.0e} in float32 ({name} {their_rounded:.0e})"
+        return Verdict(text=text, holds=exact <= _TOLERANCE and rounded <= max(_TOLERANCE, 2 * their_rounded))
+
     def case(self, name: str, theirs: Callable[[], None], ours: Callable[[], Any], bars: Bars) -> Case:
         """The comparison of two updates."""
 
         def check(_outputs: Mapping[str, Any]) -> Verdict:
-            true = self.exact_gradients(theirs)
-            if not any(bool(gradient.any()) for gradient in true.values()):
-                nothing = not any(bool(gradient.any()) for gradient in self.gradients(ours).values())
-                return Verdict(
-                    text="no gradient on either side" if nothing else "gradient on our side alone", holds=nothing
-                )
-            # Norms of the published networks are float32 even then. What float32 makes of either side is rounding.
-            exact = _error(self.exact_gradients(ours), true)
-            rounded, their_rounded = (_error(self.gradients(update), true) for update in (ours, theirs))
-            text = f"gradients within {exact:.0e} in float64, {rounded:.0e} in float32 ({name} {their_rounded:.0e})"
-            return Verdict(text=text, holds=exact <= _TOLERANCE and rounded <= max(_TOLERANCE, 2 * their_rounded))
+            return self.compared(name, theirs, ours)
 
         row = Comparison(
             variant="ours", baseline=name, at_least=bars.at_least, equal=check, memory_limit=bars.memory_limit
