@@ -21,9 +21,10 @@ from unmask.errors import UserError
 from unmask.evaluate import Evaluator, over_denoised
 from unmask.experience import Sampled, Source
 from unmask.given import Given, check_given
-from unmask.methods.base import Term
+from unmask.methods.base import Term, record_of
 from unmask.policy import Policy
 from unmask.recipe import Recipe
+from unmask.records import EveryStep
 from unmask.rewards import Rewards, load_functions
 from unmask.sampling import Sampler
 from unmask.train import Trainer
@@ -97,6 +98,9 @@ def _source(
             tokenizer=tokenizer,
             accelerator=accelerator,
         )
+    # At the first call the sampler would say so itself, but then a run directory and an evaluation are there.
+    for record in (record_of(terms), EveryStep() if recipe.train.over_denoising_filter else None):
+        sampler.check(policy.denoiser, record)
     functions = load_functions(recipe.reward, recipe.task, accelerator.device)
     return Sampled(
         recipe=recipe,

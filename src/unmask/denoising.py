@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from unmask.caching import Caching
 from unmask.denoisers.base import Attention, Denoiser, Guidance
 from unmask.denoisers.key_values import Columns, KeyValues, Part
 from unmask.proposals import Propose
 from unmask.records import Record
 from unmask.samples import Samples
-from unmask.snapshots import Slot
+from unmask.snapshots import Slot, Wanted, wanted_in
 from unmask.uniforms import Uniforms
 from unmask.unmasking import Seen
 
@@ -34,6 +35,7 @@ class Scene:
     uniforms: Uniforms
     record: Record | None
     slots: list[Slot]
+    granule: int  # numbers of samples in a forward are its multiples
     watch: Callable[[Tensor], None] | None
 
     @property
@@ -57,11 +59,13 @@ class Block:
     fresh_NL: Tensor | None = None  # columns that the last step changed
     here_NC: Tensor = field(init=False)  # canvas columns of the candidates
     candidate_NC: Tensor = field(init=False)
+    block_N1: Tensor = field(init=False)
+    wanted: dict[int, list[Wanted]] = field(init=False)  # by step, which is alike in all samples
 
     def __post_init__(self) -> None:
         scene, block_NC = self.scene, self.canvas.block_NC
         sampler, device = scene.sampler, block_NC.device
-        block_N1 = torch.tensor(self.blocks, device=device)[:, None]
+        self.block_N1 = block_N1 = torch.tensor(self.blocks, device=device)[:, None]
         if getattr(sampler.unmasking, "scope", "block") == "completion":
             place_NC = torch.arange(sampler.max_new_tokens, device=device).expand_as(block_NC)
             self.candidate_NC = block_NC <= block_N1
@@ -72,6 +76,9 @@ class Block:
             self.candidate_NC = block_NC.gather(1, place_NC) == block_N1
         self.here_NC = scene.start + place_NC
         self.first, self.last = min(self.blocks), max(self.blocks)
+        begin = self.first * len(scene.counts)
+        steps = range(begin, begin + len(scene.counts))
+        self.wanted = wanted_in(scene.slots, steps, self.rows, scene.granule, device)
         self.uniforms = scene.uniforms.key("sample", self.canvas.prompt_N[:, None], self.canvas.sample_N[:, None])
 
     @property
@@ -104,8 +111,7 @@ class Block:
     def _step(self, index: int, masked: int, before: int, *, count: int, remaining: int) -> None:
         """One step, in which at most `masked` candidates are masked in any sample, and `before` were a step before."""
         scene, canvas = self.scene, self.canvas
-        step = self.first * len(scene.counts) + index  # of all samples alike where states are recorded
-        wanted = [(slot, places) for slot in scene.slots if (places := slot.at(step, self.rows))]
+        wanted = self.wanted.get(self.first * len(scene.counts) + index, [])
         if masked or wanted:
             masked_NC = self._masked()
             answers = self._answers(wanted, index, masked_NC, masked, before)
@@ -118,27 +124,27 @@ class Block:
 
     # ---- what the denoiser is asked ----
 
-    def _answers(
-        self, wanted: list[tuple[Slot, list[int]]], index: int, masked_NC: Tensor, most: int, before: int
-    ) -> list[Tensor]:
+    def _answers(self, wanted: list[Wanted], index: int, masked_NC: Tensor, most: int, before: int) -> list[Tensor]:
         """Proposals, log-probs and confidences at the masked candidates, zeros elsewhere; wanted states remembered."""
         scene = self.scene
         later = scene.sampler.max_new_tokens - (self.first + 1) * scene.sampler.block_length
         if scene.core.block_length is not None:
             later = min(scene.sampler.max_new_tokens, later + scene.core.block_length - 1)
         own = scene.record is not None and scene.record.own
-        if wanted and (own or later <= 0):  # everyone is asked about all that is masked
+        # Everyone is asked about all that is masked: guesses are the sampler's own, or there is no more than the block.
+        if wanted and (own or (later <= 0 and scene.sampler.caching is None)):
             masked_NL = self.canvas.tokens == scene.core.mask_id
             column_NA = _first(masked_NL & self._behind_prompt(), most + max(0, later))
-            tokens_NAZ, logp_NAZ, confidence_NA = self._propose(self.canvas, column_NA, index, guesses=True)
-            for slot, places in wanted:
-                at = torch.tensor(places, device=column_NA.device)
-                self._remember(slot, places, self.canvas.tokens[at], column_NA[at], tokens_NAZ[at], logp_NAZ[at])
+            part = self._everything() if scene.shown_early else None
+            tokens_NAZ, logp_NAZ, confidence_NA = self._propose(self.canvas, column_NA, index, guesses=True, part=part)
+            for some in wanted:
+                at = some.place_N
+                self._remember(some, self.canvas.tokens[at], column_NA[at], tokens_NAZ[at], logp_NAZ[at])
             answers = (tokens_NAZ[..., 0], logp_NAZ[..., 0], confidence_NA)
             whole = [each.new_zeros(self.canvas.tokens.shape).scatter(1, column_NA, each) for each in answers]
             return [each.gather(1, self.here_NC) for each in whole]
-        for slot, places in wanted:
-            self._guess(slot, places, most + later)
+        for some in wanted:
+            self._guess(some, most + max(0, later))
         place_NA, part = _first(masked_NC, most), self._part(index, masked_NC, before)
         column_NA = self.here_NC.gather(1, place_NA)
         tokens_NAZ, logp_NAZ, confidence_NA = self._propose(self.canvas, column_NA, index, part=part)
@@ -149,27 +155,20 @@ class Block:
         columns = self.canvas.tokens.shape[1]
         return torch.arange(columns, device=self.here_NC.device) >= self.scene.start
 
-    def _guess(self, slot: Slot, places: list[int], most: int) -> None:
+    def _guess(self, wanted: Wanted, most: int) -> None:
         """A forward of their own for the few samples whose state is remembered, about all that is masked there."""
-        place_N = torch.tensor(places, device=self.here_NC.device)
-        canvas = self.canvas.take(place_N)
+        canvas = self.canvas.take(wanted.place_N)
         masked_NL = (canvas.tokens == self.scene.core.mask_id) & self._behind_prompt()
         column_NA = _first(masked_NL, most)
-        tokens_NAZ, logp_NAZ, _ = self._propose(canvas, column_NA, -1, guesses=True, rows=place_N)
-        self._remember(slot, places, canvas.tokens, column_NA, tokens_NAZ, logp_NAZ)
+        tokens_NAZ, logp_NAZ, _ = self._propose(canvas, column_NA, -1, guesses=True, rows=wanted.place_N)
+        self._remember(wanted, canvas.tokens, column_NA, tokens_NAZ, logp_NAZ)
 
     def _remember(
-        self,
-        slot: Slot,
-        places: list[int],
-        canvas_NL: Tensor,
-        column_NA: Tensor,
-        tokens_NAZ: Tensor,
-        logp_NAZ: Tensor,
+        self, wanted: Wanted, canvas_NL: Tensor, column_NA: Tensor, tokens_NAZ: Tensor, logp_NAZ: Tensor
     ) -> None:
-        """What was answered of the samples at `places`."""
-        row_N = torch.tensor([self.rows[place] for place in places], device=column_NA.device)
-        slot.remember(row_N, canvas_NL, column_NA, tokens_NAZ, logp_NAZ, self.scene.core.mask_id)
+        """What was answered of the samples."""
+        mask_id = self.scene.core.mask_id
+        wanted.slot.remember(wanted.row_N, canvas_NL, column_NA, tokens_NAZ, logp_NAZ, mask_id)
 
     def _propose(
         self,
@@ -223,35 +222,37 @@ class Block:
             stop = min(length, self.scene.start + (self.last + 1) * self.scene.sampler.block_length)
             # What the block before revealed last is run once more, at the first step.
             return Part(cache=self.cache, columns=slice(self.final if index else self.held, stop), end=stop)
-        if caching is None:
-            return None
-        columns: Columns = slice(0, length)
-        if index > 0:
-            columns = self._again(caching.later, caching.delayed, masked_NC, most)
-        return Part(cache=self.cache, columns=columns, end=length)
+        if caching is None or index == 0:
+            return None if caching is None else self._everything()
+        return Part(cache=self.cache, columns=self._again(caching, masked_NC, most), end=length)
 
-    def _again(self, later: bool, delayed: bool, masked_NC: Tensor, most: int) -> Columns:
+    def _everything(self) -> Part:
+        """All columns, kept for later steps."""
+        length = self.canvas.tokens.shape[1]
+        return Part(cache=self.cache, columns=slice(0, length), end=length)
+
+    def _again(self, caching: Caching, masked_NC: Tensor, most: int) -> Columns:
         """The columns that a step runs again; with shifted logits those before them too."""
-        scene, shape, shift = self.scene, self.canvas.tokens.shape, int(self.scene.core.shift)
-        length = scene.sampler.block_length
-        first = max(0, scene.start + self.first * length - shift)
-        behind = scene.start + (self.first + 1) * length
-        if delayed:
-            again_NL = torch.zeros(shape, dtype=torch.bool, device=masked_NC.device).scatter(1, self.here_NC, masked_NC)
-            if shift:
-                again_NL = again_NL | again_NL.roll(-1, dims=1)
-            if self.fresh_NL is not None:
-                again_NL = again_NL | self.fresh_NL
-            if later:
-                again_NL[:, behind:] = True
-            most = most * (1 + shift) + (shape[1] - behind if later else 0)
-            return _first(again_NL, min(shape[1], most)).sort(dim=1).values
-        if later:
-            return slice(first, shape[1])
-        if self.first == self.last:
-            return slice(first, behind)
-        before_N1 = (self.here_NC[:, :1] - 1).clamp(min=0)
-        return torch.cat([before_N1, self.here_NC], dim=1) if shift else self.here_NC
+        scene, length, shift = self.scene, self.canvas.tokens.shape[1], int(self.scene.core.shift)
+        block = scene.sampler.block_length
+        first, behind = scene.start + self.first * block, scene.start + (self.first + 1) * block
+        if not caching.delayed and self.first == self.last:
+            return slice(max(0, first - shift), length if caching.later else behind)
+        if not caching.delayed and not caching.later:
+            before_N1 = (self.here_NC[:, :1] - 1).clamp(min=0)
+            return torch.cat([before_N1, self.here_NC], dim=1) if shift else self.here_NC
+        column_L = torch.arange(length, device=masked_NC.device)
+        first_N1 = scene.start + self.block_N1 * block
+        if not caching.delayed:
+            return _own_columns(column_L >= first_N1 - shift, length - first + shift)
+        again_NL = torch.zeros_like(self.canvas.tokens, dtype=torch.bool).scatter(1, self.here_NC, masked_NC)
+        if shift:
+            again_NL = again_NL | again_NL.roll(-1, dims=1)
+        if self.fresh_NL is not None:
+            again_NL = again_NL | self.fresh_NL
+        if caching.later:
+            again_NL = again_NL | (column_L >= first_N1 + block)
+        return _own_columns(again_NL, most * (1 + shift) + (length - behind if caching.later else 0))
 
     # ---- what is made of the answers ----
 
@@ -288,6 +289,16 @@ class Block:
 def _first(flag_NL: Tensor, count: int) -> Tensor:
     """The first `count` columns with a flag, and behind them others where there are fewer."""
     return flag_NL.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
+
+
+def _own_columns(flag_NL: Tensor, most: int) -> Tensor:
+    """Each row's columns with a flag, of which none has more than `most`; where there are fewer, one is named again.
+
+    For what is run is kept: another column would change later steps of the sample by what its neighbours do.
+    """
+    column_NR = _first(flag_NL, most)
+    flagged_NR = flag_NL.gather(1, column_NR)
+    return torch.where(flagged_NR, column_NR, column_NR[:, :1]).sort(dim=1).values
 
 
 def _together(value_NAZ: Tensor, group: int) -> Tensor:

@@ -104,6 +104,10 @@ class Sampler:
                 f"prompt of {prompts.tokens_NP.shape[1]} and completion of {self.max_new_tokens} tokens exceed the "
                 f"{core.max_length} that the model takes: shorten max_new_tokens or drop the longest prompts"
             )
+        self.check(core, record)
+
+    def check(self, core: Denoiser, record: Record | None) -> None:
+        """Raise UserError where the settings do not go with the model, or with what is to be recorded."""
         if record is not None and self.unmasking.adaptive:
             raise UserError(
                 f"unmasking {self.unmasking.name} takes as many steps as it likes, so its steps cannot be recorded: "
@@ -142,6 +146,8 @@ class _Loop:
         self.sampler, self.prompts, self.group_size, self.finished = sampler, prompts, group_size, finished
         core = getattr(denoiser, "module", denoiser)
         blocks = sampler.max_new_tokens // sampler.block_length
+        samples = len(prompts.tokens_NP)
+        self.size = size = min(samples, sampler.batch or samples)
         self.scene = Scene(
             sampler=sampler,
             denoiser=denoiser,
@@ -151,18 +157,19 @@ class _Loop:
             uniforms=uniforms,
             record=record,
             slots=[],
+            granule=max(1, size // _SHAPES),
             watch=None if watch is None else lambda tokens_NL: watch(self._all(tokens_NL)),
         )
         self.whole = self._blank()
         self.mask = mask_of(self.whole.attention)
-        samples = len(prompts.tokens_NP)
         self.last = [blocks - 1] * samples if core.block_length is None else self.whole.block_NC[:, -1].tolist()
+        # In blocks of the model's own a completion may begin, and so end, within one. The same for every batch.
+        self.steps = (blocks + (core.block_length is not None)) * self.steps_each
         if record is not None:  # of every step, so nobody is done before the others
-            self.last = [max(self.last)] * samples
-            steps = record.steps(uniforms, prompts.prompt_N, prompts.sample_N, (max(self.last) + 1) * self.steps_each)
+            self.last = [self.steps // self.steps_each - 1] * samples
+            steps = record.steps(uniforms, prompts.prompt_N, prompts.sample_N, self.steps)
             self.scene.slots.extend(Slot(step_N, record, self.whole.tokens) for step_N in steps)
         self.waiting = deque(range(samples))
-        self.size = min(samples, sampler.batch or samples)
         self.rows: list[int] = []  # samples at work, and which block of each
         self.blocks: list[int] = []
         self.filled_up = False
@@ -284,8 +291,7 @@ class _Loop:
         if not self.rows:
             return
         device = self.whole.tokens.device
-        granule = max(1, self.size // _SHAPES)
-        idle = -len(self.rows) % granule  # ballast: a sample that is worked on twice, its copy thrown away
+        idle = -len(self.rows) % self.scene.granule  # ballast: a sample that is worked on twice, its copy thrown away
         row_N = torch.tensor(self.rows + self.rows[:1] * idle, device=device)
         self.canvas = self.whole.take(row_N)
         self.mask_now = None if self.mask is None else self.mask[row_N]
@@ -299,7 +305,6 @@ class _Loop:
         sampler, canvas, scene, pad = self.sampler, self.whole, self.scene, torch.nn.functional.pad
         end = canvas.tokens[:, scene.start :] == scene.core.eos_id
         ended_before = end.long().cumsum(1) - end.long() > 0
-        steps = (max(self.last) + 1) * self.steps_each
         return Rollout(
             tokens_NL=canvas.tokens,
             attention_NL=canvas.attention,
@@ -312,7 +317,8 @@ class _Loop:
             sample_N=self.prompts.sample_N,
             prompt_length=scene.start,
             group_size=self.group_size,
-            steps=int(canvas.step_N.max()) if sampler.unmasking.adaptive or sampler.stop_at_end else steps,
+            steps=int(canvas.step_N.max()) if sampler.unmasking.adaptive else self.steps,
+            adaptive=sampler.unmasking.adaptive,
             temperature=sampler.temperature,
             mask_id=scene.core.mask_id,
             remasking=sampler.unmasking.remasks,

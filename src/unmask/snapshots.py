@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -55,3 +55,30 @@ class Slot:
             logp_ZNL=held.logp_ZNL.index_copy(1, rows, logp),
             confidence_ZNL=held.confidence_ZNL.index_copy(1, rows, logp.exp() * masked),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Samples whose state before a step is remembered: their places among those at work, and their rows among all."""
+
+    slot: Slot
+    place_N: Tensor
+    row_N: Tensor
+
+
+def wanted_in(
+    slots: Sequence[Slot], steps: Iterable[int], rows: Sequence[int], granule: int, device: torch.device
+) -> dict[int, list[Wanted]]:
+    """What is remembered at each of the steps of a block, in one transfer to the device, for steps must not wait.
+
+    Numbers of samples are multiples of `granule`, some samples named twice: a forward of theirs has few shapes.
+    """
+    found = [(step, slot, places) for step in steps for slot in slots if (places := slot.at(step, rows))]
+    padded = [places + places[:1] * (-len(places) % granule) for _, _, places in found]
+    index = [[place, rows[place]] for places in padded for place in places]
+    place_N, row_N = torch.tensor(index, dtype=torch.long, device=device).view(-1, 2).unbind(1)
+    sizes = [len(places) for places in padded]
+    wanted: dict[int, list[Wanted]] = {}
+    for (step, slot, _), place, row in zip(found, torch.split(place_N, sizes), torch.split(row_N, sizes), strict=True):
+        wanted.setdefault(step, []).append(Wanted(slot=slot, place_N=place, row_N=row))
+    return wanted

@@ -51,10 +51,11 @@ class Rollout:
     sample_N: Int[Tensor, "N"]
     prompt_length: int  # columns before the completion, pads included
     group_size: int
-    steps: int
+    steps: int  # as scheduled; of an adaptive rule, the most that any sample took
     temperature: float
     mask_id: int
     remasking: bool
+    adaptive: bool = False  # each sample took as many steps as the rule liked
     exact: bool = False  # at every position, what was recorded is what scoring the same canvas gives
     snapshots: tuple[Snapshot, ...] = ()
     policy_version: int = 0
@@ -75,6 +76,12 @@ class Rollout:
         if self.remasking:
             raise ValueError("a remasking sampler does not leave its canvases in revealed_at: use recorded snapshots")
         return self.revealed_at_NL
+
+    @property
+    def steps_N(self) -> Int[Tensor, "N"]:
+        """Steps of each sample's trajectory, whatever the others took. Refused after a sampler that remasks."""
+        steps_N = torch.full_like(self.prompt_N, self.steps)
+        return self.trajectory_NL.amax(1) + 1 if self.adaptive else steps_N
 
     def canvas(self, step: int) -> Int[Tensor, "N L"]:
         """The canvas before `step`: where(revealed_at >= step, MASK, tokens). Refused after a sampler that remasks."""

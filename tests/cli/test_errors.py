@@ -10,6 +10,7 @@ import pytest
 from unmask.cli import main
 
 SUDOKU = Path(str(files("unmask"))) / "assets" / "sudoku"
+OVER_DENOISING = ("--method", "diffu-grpo", "--train.over-denoising-filter", "true")  # it records every step
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -46,6 +47,10 @@ def refused(capsys, *arguments: str) -> str:
         (["train", "--rollout.block-length", "4", "--rollout.steps", "6"], "6", "multiple"),
         (["train", "--evaluation.greedy-steps", "7", "--rollout.block-length", "4"], "7", "multiple"),
         (["train", "--rollout.unmasking", "threshold", "--rollout.unmasking.threshold", "2"], "2.0", "0.9"),
+        (["train", "--method", "mdpo", "--rollout.caching", "dual"], "caching dual", "caching none"),
+        (["train", "--rollout.unmasking", "threshold"], "unmasking threshold", "a scheduled rule"),
+        (["train", *OVER_DENOISING, "--rollout.caching", "dual"], "caching dual", "caching none"),
+        (["train", *OVER_DENOISING, "--rollout.unmasking", "threshold"], "unmasking threshold", "a scheduled rule"),
         (["train", "--rollout.max-new-tokens", "48"], "room for", "max_new_tokens"),
         (["train", "--task.data", "nowhere.csv"], "nowhere.csv", "No such file"),
         (["sample", "--item", "-1"], "0", "positive"),
@@ -103,22 +108,29 @@ def test_output_that_holds_something(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "value"),
+    ("change", "flags", "value"),
     [
-        ({"mask_token_id": None}, "mask_token_id"),
-        ({"mask_token_id": 99}, "99"),
-        ({"eos_token_id": None}, "eos_token_id"),
-        ({"is_causal": True}, "is_causal"),
+        ({"mask_token_id": None}, [], "mask_token_id"),
+        ({"mask_token_id": 99}, [], "99"),
+        ({"eos_token_id": None}, [], "eos_token_id"),
+        ({"is_causal": True}, [], "is_causal"),
+        ({"final_logit_softcapping": 30.0}, [], "final_logit_softcapping 30.0"),
+        ({"block_length": 4}, [], "the 4 of the model's own blocks"),
+        (
+            {"block_length": 4},
+            ["--rollout.block-length", "4", "--method", "diffu-grpo", "--rollout.caching", "dual"],
+            "caching dual",
+        ),
     ],
 )
-def test_checkpoints_that_do_not_fit(change, value, capsys, tmp_path):
+def test_checkpoints_that_do_not_fit(change, flags, value, capsys, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(SUDOKU, model)
     config = json.loads((model / "config.json").read_text()) | change
     (model / "config.json").write_text(json.dumps(config))
     (model / "generation_config.json").unlink()  # it and the tokenizer would name special tokens, too
     (model / "tokenizer_config.json").write_text("{}")
-    assert value in refused(capsys, "train", "--model", str(model), "--output", str(tmp_path / "run"))
+    assert value in refused(capsys, "train", "--model", str(model), *flags, "--output", str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 

@@ -79,6 +79,30 @@ def test_a_loss_that_is_not_the_slopes_is_refused():
         loss_of(logp_QK, wish_QK + 1).backward()
 
 
+@pytest.mark.usefixtures("in_chunks")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["hidden", "weight"])
+def test_what_is_not_finite_reaches_the_gradients(where, value):
+    hidden_QD, linear, targets_QK, wish_QK = parts_of()
+    (hidden_QD if where == "hidden" else linear.weight).data[0, 0] = value
+    logp_QK = linear_logp(hidden_QD, linear, TargetLogProb(targets_QK, 1.0, slope_of(wish_QK)))
+    of_hidden, of_weight = gradients(loss_of(logp_QK, wish_QK), hidden_QD, linear.weight)
+    assert not bool(of_hidden.isfinite().all())
+    assert not bool(of_weight.isfinite().all())
+
+
+@pytest.mark.usefixtures("in_chunks")
+def test_one_chunk_that_is_not_finite_may_spoil_the_slope_of_others():
+    """A sequence's ratio to itself is one, its slope known in each chunk alone, until a token elsewhere is NaN."""
+    hidden_QD, linear, targets_QK, _ = parts_of()
+    hidden_QD.data[0] = float("nan")
+    answer = TargetLogProb(targets_QK, 1.0, lambda logp_CK, chunk: (logp_CK - logp_CK).exp())
+    logp_QK = linear_logp(hidden_QD, linear, answer)
+    of_hidden, of_weight = gradients((logp_QK - logp_QK.detach()).sum().exp(), hidden_QD, linear.weight)
+    assert bool(of_hidden[0].isnan().all())
+    assert bool(of_weight.isnan().all())
+
+
 def test_half_precision_says_what_float32_says():
     hidden_QD, linear, targets_QK, wish_QK = parts_of(torch.float32)
     results = []
@@ -91,6 +115,34 @@ def test_half_precision_says_what_float32_says():
     for of_hidden, of_weight in results[2:]:
         torch.testing.assert_close(of_hidden, results[0][0], rtol=0.1, atol=0.1)
         torch.testing.assert_close(of_weight, results[0][1], rtol=0.1, atol=0.2)
+
+
+class Products(TorchDispatchMode):
+    """The number types that matrices were multiplied in."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = []
+
+    def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
+        if "mm" in operator.__name__:
+            self.dtypes.append(arguments[-1].dtype)
+        return operator(*arguments, **(keywords or {}))
+
+
+@pytest.mark.usefixtures("in_chunks")
+@pytest.mark.parametrize("at_once", [False, True])
+def test_half_precision_multiplies_every_chunk_in_it(at_once):
+    hidden_QD, linear, targets_QK, wish_QK = parts_of(torch.float32)
+    answer = TargetLogProb(targets_QK, 1.0, slope_of(wish_QK) if at_once else None)
+    with Products() as products:
+        with torch.autocast("cpu", torch.bfloat16):
+            logp_QK = linear_logp(hidden_QD, linear, answer)
+        loss_of(logp_QK, wish_QK).backward()
+    chunks = len(chunks_of(POSITIONS, VOCABULARY))
+    assert chunks > 1
+    assert products.dtypes == [torch.bfloat16] * chunks * (3 if at_once else 4)  # logits are made again
+    assert linear.weight.grad.dtype == torch.float32
 
 
 class LogitsAlive(TorchDispatchMode):

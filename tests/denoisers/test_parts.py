@@ -6,8 +6,11 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GraniteConfig,
     LlamaConfig,
     Olmo2Config,
     Qwen2Config,
@@ -17,6 +20,7 @@ from transformers import (
 from small import prompts_of, small_denoiser
 from unmask.denoisers.base import Denoiser, mask_of
 from unmask.denoisers.key_values import KeyValues, Part
+from unmask.errors import UserError
 
 VOCABULARY, LENGTH = 20, 9
 SHARED = {
@@ -64,6 +68,40 @@ def canvas():
 
 
 ASKED_FA = torch.tensor([[8, 5], [6, 7], [4, 4]])
+
+
+@pytest.mark.parametrize(
+    ("config", "value"),
+    [
+        (GraniteConfig(**SHARED, logits_scaling=8.0), "logits_scaling 8.0"),
+        (CohereConfig(**SHARED, logit_scale=0.0625), "logit_scale 0.0625"),
+        (Gemma2Config(**SHARED, final_logit_softcapping=30.0), "final_logit_softcapping 30.0"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_logits_that_the_head_alone_does_not_give_are_refused(config, value):
+    with pytest.raises(UserError, match=f"^{value} .* in config.json"):
+        denoiser_of(config)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GraniteConfig(**SHARED, logits_scaling=1.0),
+        CohereConfig(**SHARED, logit_scale=1.0),
+        Gemma2Config(**SHARED, num_key_value_heads=2, final_logit_softcapping=None),
+        *KNOWN.values(),
+        *OTHERS.values(),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_logits_are_those_of_the_whole_model(config):
+    denoiser = denoiser_of(config)
+    tokens_FL, _ = canvas()
+    with torch.no_grad():
+        (ours,) = denoiser(tokens_FL, None, torch.arange(LENGTH).expand(3, -1), everything)
+        theirs = denoiser.model(input_ids=tokens_FL, use_cache=False).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("block_length", [None, 3])

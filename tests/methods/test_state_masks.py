@@ -139,7 +139,8 @@ def test_positions():
 
 def test_own_guesses():
     advantages = torch.tensor([[[0.0, 1.0, 2.0], [0.0, -1.0, -2.0]], [[3.0, 0.0, 1.0], [-3.0, 0.0, 1.0]]])
-    views = OwnGuesses(eos_id=E, steps=2)(ROLLOUT, advantages, Uniforms(), 0, 1)
+    rollout = replace(ROLLOUT, exact=True)
+    views = OwnGuesses(eos_id=E, steps=2)(rollout, advantages, Uniforms(), 0, 1)
     rows = [(0, 2), (0, 1), (1, 2), (1, 1), (2, 0), (2, 2), (3, 0), (3, 2)]  # (sample, step)
     for row, (sample, step) in enumerate(rows):
         state = ROLLOUT.snapshots[step]
@@ -152,6 +153,8 @@ def test_own_guesses():
         close(views.weight_RL[row], state.confidence_ZNL[0, sample] / count)
         close(views.credit_U[row], float(advantages[sample // 2, sample % 2, step]) * 4 / count)
         assert torch.equal(views.old_RL[row], state.logp_ZNL[0, sample])
+    guided = OwnGuesses(eos_id=E, steps=2)(replace(ROLLOUT, exact=False), advantages, Uniforms(), 0, 1)
+    assert guided.old_RL is None  # what was recorded is not what scoring gives
     assert views.forward_R.tolist() == views.unit_R.tolist() == list(range(8))
     assert views.temperature == 0.5
     greedy = OwnGuesses(eos_id=E, steps=9)(replace(ROLLOUT, temperature=0.0), advantages, Uniforms(), 0, 1)

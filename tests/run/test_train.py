@@ -1,6 +1,7 @@
 """Training runs: what a run directory holds; rewards matter, collapse is warned of, two ranks equal one."""
 
 import json
+import math
 import shutil
 import socket
 from pathlib import Path
@@ -15,6 +16,7 @@ from unmask.cli import main
 from unmask.config import build
 from unmask.methods import METHODS
 from unmask.recipe import Recipe
+from unmask.report.monitor import CollapseMonitor
 
 SMALL = {
     "rollout": {"prompts": 4, "group_size": 4},
@@ -170,6 +172,24 @@ def test_equal_rewards_without_divergence_move_nothing(monkeypatch):
     metrics, _ = trainer.step(0)
     assert torch.equal(weights(trainer), before)
     assert metrics["frac_reward_zero_std"] == 1
+
+
+@pytest.mark.parametrize("method", ["diffu-grpo", "gdpo"])
+def test_a_nan_is_reported_and_never_stepped_on(method):
+    """Where the head's gradient is made with its logits, of a loss whose slope is known token by token or not."""
+    trainer = build_trainer(recipe(method={"name": method}))
+    policy, uniforms = trainer.policy, trainer.uniforms
+    rollout = trainer.source(policy, [0, 1], uniforms).rollout
+    rewards = torch.arange(8.0).view(2, 4)  # so that every completion has credit
+    (questions,) = policy.questions(trainer.terms, rollout, [rewards], uniforms, 1)
+    assert [question.term.is_separable(old_is_now=True) for question in questions] == [True]
+    with torch.no_grad():
+        policy.denoiser.model.get_input_embeddings().weight[policy.denoiser.mask_id] = math.nan
+    before = weights(trainer)
+    metrics = policy.update(questions, 1e-4)
+    assert math.isnan(metrics["loss"])
+    assert "loss is nan" in CollapseMonitor().update(metrics)[0]
+    torch.testing.assert_close(weights(trainer), before, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("method", ["dispo", "rspo"])

@@ -122,6 +122,37 @@ def test_recorded_guesses_are_exact_beside_a_cache():
         sampler_of(CACHED["dual"])(denoiser, prompts, Uniforms(), EveryStep())
 
 
+@pytest.mark.parametrize("length", [4, 12])
+@pytest.mark.parametrize("caching", CACHED.values(), ids=CACHED)
+def test_recording_beside_a_cache_changes_no_token(caching, length):
+    """In the last block, too, where a state's masked positions are those of the block; of one block, that is all."""
+    denoiser, prompts = small_denoiser(), prompts_of(ROWS, samples=range(4))
+    sampler = sampler_of(caching, stop_at_end=False, max_new_tokens=length, steps=length)
+    whole = sampler(denoiser, prompts, Uniforms(), group_size=4)
+    for degree in (0.0, 1.0, 9.0):
+        recorded = sampler(denoiser, prompts, Uniforms(), OneStep(degree=degree), group_size=4)
+        assert torch.equal(recorded.tokens_NL, whole.tokens_NL)
+        torch.testing.assert_close(recorded.sampled_logp_NL, whole.sampled_logp_NL, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("rule", [LowConfidence(), Threshold(threshold=0.2)], ids=lambda rule: rule.name)
+@pytest.mark.parametrize("caching", CACHED.values(), ids=CACHED)
+def test_neighbours_change_nothing_that_is_kept(caching, rule, shift):
+    """Each sample alone, all together, and a few at a time, on blocks of their own."""
+    denoiser = small_denoiser()
+    denoiser.shift = shift
+    prompts = prompts_of(ROWS, samples=range(4))
+    together = sampler_of(caching, unmasking=rule)(denoiser, prompts, Uniforms(), group_size=4)
+    by_twos = sampler_of(caching, unmasking=rule, batch=2)(denoiser, prompts, Uniforms(), group_size=4)
+    for name in ("tokens_NL", "revealed_at_NL"):
+        assert torch.equal(getattr(together, name), getattr(by_twos, name)), name
+    for index, row in enumerate(ROWS):
+        for sample in range(4):
+            alone = sampler_of(caching, unmasking=rule)(denoiser, prompts_of([row], samples=[sample]), Uniforms())
+            assert torch.equal(alone.tokens_NL[0, -12:], together.tokens_NL[4 * index + sample, -12:])
+
+
 def test_refusals():
     with pytest.raises(UserError, match="caching prefix has no guidance: set guidance_scale 0"):
         sampler_of(CACHED["prefix"], guidance_scale=1.0)

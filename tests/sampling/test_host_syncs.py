@@ -12,7 +12,8 @@ from unmask.sampling import Sampler
 from unmask.uniforms import Uniforms
 from unmask.unmasking import RULES
 
-WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal")
+# Values read back, shapes that depend on them; and lists made tensors (lift_fresh), whose copy to a GPU is waited for.
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal", "lift_fresh")
 
 
 class NoWaiting(TorchDispatchMode):
@@ -52,8 +53,33 @@ def test_a_block_is_denoised_without_waiting(rule, temperature, caching, monkeyp
     assert blocks == [[0, 0], [1, 1]]
 
 
-@pytest.mark.parametrize("record", [EveryStep(), OneStep(degree=0.0)], ids=["every", "one"])
-def test_states_are_recorded_without_waiting(record, monkeypatch):
+def variant(name):
+    """A denoiser, and settings of the sampler."""
+    denoiser, settings = small_denoiser(), {}
+    if name == "shift":
+        denoiser.shift = True
+    elif name == "blocks of the model":
+        denoiser.block_length = 4
+    elif name == "guidance":
+        settings["guidance_scale"] = 1.0
+    elif name == "a few at a time":
+        settings |= {"batch": 3, "stop_at_end": True}
+    elif name != "plain":
+        settings["caching"] = CACHINGS[name]
+    return denoiser, settings
+
+
+RECORDS = {"nothing": None, "one": OneStep(degree=0.0), "every": EveryStep()}
+ALL = ("plain", "shift", "blocks of the model", "guidance", "a few at a time")
+VARIANTS = [(kind, name) for kind in RECORDS for name in ALL]
+VARIANTS += [
+    (kind, name) for kind in ("nothing", "one") for name in ("dual", "prefix_delayed")
+]  # they refuse the third
+
+
+@pytest.mark.parametrize(("kind", "name"), VARIANTS)
+def test_whatever_is_asked_nothing_waits(kind, name, monkeypatch):
+    record = RECORDS[kind]
     whole = Block.denoise
 
     def watched(block):
@@ -61,9 +87,11 @@ def test_states_are_recorded_without_waiting(record, monkeypatch):
             whole(block)
 
     monkeypatch.setattr(Block, "denoise", watched)
-    sampler = Sampler(max_new_tokens=8, block_length=4, steps=4, temperature=1.0)
-    rollout = sampler(small_denoiser(), prompts_of([[1, 2, 3], [4]]), Uniforms(), record)
-    assert rollout.snapshots
+    denoiser, settings = variant(name)
+    sampler = Sampler(max_new_tokens=8, block_length=4, steps=4, temperature=1.0, **settings)
+    prompts = prompts_of([[1, 2, 3], [4]], samples=range(2))
+    rollout = sampler(denoiser, prompts, Uniforms(), record, group_size=2)
+    assert bool(rollout.snapshots) == (record is not None)
 
 
 def test_waiting_is_noticed():

@@ -8,6 +8,7 @@ import torch
 from conftest import REFERENCE, reference_cases
 from unmask.denoisers.pretrained import load_denoiser
 from unmask.errors import UserError
+from unmask.records import EveryStep, OneStep
 from unmask.sampling import Sampler
 from unmask.types import Prompts
 from unmask.uniforms import Uniforms
@@ -175,8 +176,9 @@ def test_blocks_of_the_model_do_not_depend_on_the_batch(llada2_tiny):
         assert torch.equal(alone.block_NL[0, len(row) :], first)
 
 
+@pytest.mark.parametrize("record", [None, OneStep(degree=0.0), OneStep(degree=4.0), EveryStep()], ids=str)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_what_is_cached_changes_nothing(llada2_tiny, monkeypatch, temperature):
+def test_what_is_cached_changes_nothing(llada2_tiny, monkeypatch, temperature, record):
     """Ragged prompts: the same tokens as with every column run at every step, and the same log-probs."""
     rows = [torch.arange(3, 3 + length) for length in (2, 9, 16, 23)]
     width = max(map(len, rows))
@@ -189,12 +191,13 @@ def test_what_is_cached_changes_nothing(llada2_tiny, monkeypatch, temperature):
         "forward",
         lambda **asked: (columns.append(asked["input_ids"].shape[1]), whole(**asked))[1],
     )
-    _, cached = states_of(sampler, llada2_tiny, prompts_of(padded, attention))
-    assert sum(columns) < 0.6 * len(columns) * (width + 32)
+    prompts = prompts_of(padded, attention)
+    cached = sampler(llada2_tiny, prompts, Uniforms(), record)
+    if record is None:
+        assert sum(columns) < 0.6 * len(columns) * (width + 32)
     monkeypatch.undo()
-    never = property(lambda loop: False, lambda loop, value: None)
-    monkeypatch.setattr("unmask.sampling._Loop.windowed", never, raising=False)
-    _, plain = states_of(sampler, llada2_tiny, prompts_of(padded, attention))
+    monkeypatch.setattr("unmask.denoising.Scene.shown_early", property(lambda scene: False))
+    plain = sampler(llada2_tiny, prompts, Uniforms())
     assert torch.equal(cached.tokens_NL, plain.tokens_NL)
     torch.testing.assert_close(cached.sampled_logp_NL, plain.sampled_logp_NL, rtol=1e-4, atol=1e-4)
 

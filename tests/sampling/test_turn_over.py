@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from small import EOS, MASK, prompts_of, small_denoiser
+from unmask.masking import EqualSegments
 from unmask.records import EveryStep, OneStep
 from unmask.sampling import Sampler
 from unmask.uniforms import Uniforms
-from unmask.unmasking import RULES
+from unmask.unmasking import RULES, LowConfidence, Threshold
 
 ROWS = [[1, 2, 3], [4, 5], [6, 7, 1, 2, 3], [2]]
 NAMES = ("tokens_NL", "revealed_at_NL", "completion_NL", "block_NL")
@@ -54,6 +55,23 @@ def test_records_are_as_of_all_at_once(record, batch):
         for name in ("canvas_NL", "guesses_ZNL", "step_N"):
             assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
         torch.testing.assert_close(ours.logp_ZNL, theirs.logp_ZNL, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("blocks_of_the_model", [None, 4])
+@pytest.mark.parametrize("rule", [LowConfidence(), Threshold(threshold=0.2)], ids=lambda rule: rule.name)
+def test_segments_of_a_sample_are_as_without_the_others(rule, blocks_of_the_model):
+    """However many steps these take, and wherever their prompts end in a block."""
+    denoiser = denoiser_of(blocks_of_the_model)
+    whole = rollout_of(denoiser, unmasking=rule)
+    sampler = Sampler(max_new_tokens=16, block_length=4, steps=8, temperature=1.0, stop_at_end=True, unmasking=rule)
+    segment_NL, count = EqualSegments(count=5)(whole)
+    for index, row in enumerate(ROWS):
+        alone = sampler(denoiser, prompts_of([row], samples=range(3)), Uniforms(), group_size=3)
+        segments, counted = EqualSegments(count=5)(alone)
+        assert counted == count == 5
+        assert torch.equal(alone.steps_N, whole.steps_N[3 * index : 3 * index + 3])
+        assert torch.equal(segments[:, -16:], segment_NL[3 * index : 3 * index + 3, -16:])
+    assert rule.adaptive == (len(whole.steps_N.unique()) > 1)
 
 
 def forwards(monkeypatch, denoiser, **changes):

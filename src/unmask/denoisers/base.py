@@ -14,10 +14,15 @@ from unmask.denoisers.head import Answer, TargetLogProb, Workspace, is_plain, li
 from unmask.denoisers.key_values import Part
 from unmask.denoisers.layers import ask_layers
 from unmask.denoisers.vocabulary import answer_by_slices, reads_slices
+from unmask.errors import UserError
 
 # False at pads; or the block of each position, -1 at pads; or None where there are no pads. As `mask_of` makes it, no
 # forward waits for the device to learn whether there are pads.
 Attention = Bool[Tensor, "F L"] | Bool[Tensor, "F 1 1 L"] | Int[Tensor, "F L"] | None
+
+# Settings of transformers' architectures that change logits after the head, or hidden states before it.
+_SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier", "logits_mup_width_multiplier")
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", "softcap")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +49,7 @@ class Denoiser(nn.Module):
         self, model: Any, *, mask_id: int, eos_id: int, shift: bool = False, block_length: int | None = None
     ) -> None:
         super().__init__()
+        _check_logits(model.config)
         self.model = model
         # Else the pad token, often the end of sequence too, never learns.
         model.get_input_embeddings().padding_idx = None
@@ -158,6 +164,23 @@ class Denoiser(nn.Module):
         head = getattr(self.model, "cls", None) or self.model.get_output_embeddings()
         logits: Tensor = head(hidden_QD)
         return logits
+
+
+def _check_logits(config: Any) -> None:
+    """Raise UserError where logits are more than the head's answer, which alone is read here."""
+    config = config.get_text_config()
+    for name in _SCALES:
+        if getattr(config, name, None) not in (None, 1):
+            raise UserError(
+                f"{name} {getattr(config, name)} scales what the model's head says, and the head alone is read here: "
+                f"fold it into the head's weights and set {name} 1.0 in config.json, or use another model"
+            )
+    for name in _CAPS:
+        if getattr(config, name, None) is not None:
+            raise UserError(
+                f"{name} {getattr(config, name)} caps what the model's head says, and the head alone is read here: "
+                f"use a model that has none ({name} null in config.json)"
+            )
 
 
 def _at(hidden_QD: Tensor, places_Q: Tensor | None) -> Tensor:

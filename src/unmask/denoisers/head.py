@@ -52,10 +52,14 @@ class Workspace:
 
 def multiply_into(logits_CV: Tensor, hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
     """hidden · weight, written to float32."""
-    mixed = torch.is_autocast_enabled(hidden_CD.device.type)
-    if hidden_CD.dtype == weight_VD.dtype == torch.float32 and not mixed:
+    if hidden_CD.dtype == weight_VD.dtype == torch.float32 and not _is_mixed(hidden_CD):
         return torch.mm(hidden_CD, weight_VD.t(), out=logits_CV)
     return logits_CV.copy_(nn.functional.linear(hidden_CD, weight_VD))
+
+
+def _is_mixed(tensor: Tensor) -> bool:
+    """Whether autocast picks the number type of products; it casts none that are written to memory given (mm's out)."""
+    return torch.is_autocast_enabled(tensor.device.type)
 
 
 def chunk_positions(vocabulary: int) -> int:
@@ -167,8 +171,11 @@ class _LinearLogProb(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient_QK: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.now is not None:
+            # What is not finite is no slope to compare: gradients then hold NaN, and whoever steps looks for it. One
+            # NaN may spoil the true slope of a whole sequence, while those of other chunks were made without it.
+            same_QK = torch.isclose(gradient_QK, ctx.slope_QK, rtol=1e-3, atol=1e-7) | ~gradient_QK.isfinite()
             # No wait for the device: on GPUs the check fails later, and fails all the same.
-            torch._assert_async(torch.isclose(gradient_QK, ctx.slope_QK, rtol=1e-3, atol=1e-7).all())
+            torch._assert_async(same_QK.all())
             gradients, ctx.now = ctx.now, None  # not to be kept longer than the graph is
             return gradients.of_hidden, gradients.of_weight, None, None
         hidden_QD, weight_VD, *kept = ctx.saved_tensors
@@ -230,7 +237,7 @@ class _Gradients:
     def _add_weight(self, gradient_CV: Tensor, hidden_CD: Tensor) -> None:
         if self.of_weight is None:
             self.of_weight = (gradient_CV.t() @ hidden_CD).to(self.weight_VD.dtype)
-        elif self.of_weight.dtype == hidden_CD.dtype == gradient_CV.dtype:
+        elif self.of_weight.dtype == hidden_CD.dtype == gradient_CV.dtype and not _is_mixed(hidden_CD):
             self.of_weight.addmm_(gradient_CV.t(), hidden_CD)
         else:  # mixed precision: the product is rounded, its sum over chunks is not
             self.of_weight += gradient_CV.t() @ hidden_CD

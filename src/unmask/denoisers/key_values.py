@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-Columns = slice | Int[Tensor, "F R"]  # neighbours, the same in every row; or each row's own, ascending
+Columns = slice | Int[Tensor, "F R"]  # neighbours, the same in every row; or each row's own, ascending (twice: no harm)
 
 
 class KeyValues:
@@ -31,7 +31,7 @@ class KeyValues:
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, **_: Any) -> tuple[Tensor, Tensor]:
         """As transformers asks: those of the columns run in, those attended to out."""
-        if keys.shape[2] == self.length:  # all of them: nothing to copy
+        if isinstance(self.columns, slice) and keys.shape[2] == self.length:  # all of them: nothing to copy
             self.layers[layer_idx] = (keys, values)
             return keys, values
         if layer_idx not in self.layers:

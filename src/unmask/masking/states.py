@@ -147,5 +147,5 @@ class OwnGuesses:
             credit_U=credit_R,
             length_U=scored_RL.sum(1),
             temperature=rollout.temperature or 1.0,
-            old_RL=torch.stack([state.logp_ZNL[0] for state in snapshots])[step_R, sample_R],
+            old_RL=torch.stack([state.logp_ZNL[0] for state in snapshots])[step_R, sample_R] if rollout.exact else None,
         )

@@ -40,8 +40,8 @@ class EqualSegments:
     count: int = 8
 
     def __call__(self, rollout: Rollout) -> tuple[Tensor, int]:
-        count = min(self.count, rollout.steps)
-        return rollout.trajectory_NL.clamp(min=0) * count // rollout.steps, count
+        count = self.count if rollout.adaptive else min(self.count, rollout.steps)
+        return rollout.trajectory_NL.clamp(min=0) * count // rollout.steps_N[:, None], count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +129,6 @@ class RecordedTimes:
     ) -> Masks:
         key_NR = row_draws(rollout, uniforms.key("state", update), self.count)
         stratum_R = torch.arange(self.count, device=span_NL.device)
-        step_NR = ((stratum_R + key_NR.draw()) / self.count * rollout.steps).long()
+        step_NR = ((stratum_R + key_NR.draw()) / self.count * rollout.steps_N[:, None]).long()
         masked_NRL = (rollout.trajectory_NL[:, None] >= step_NR[..., None]) & span_NL[:, None]
         return even(masked_NRL)
