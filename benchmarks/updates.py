@@ -28,7 +28,7 @@ from unmask.uniforms import Uniforms
 LARGE = Sizes(vocabulary=126_464, rows=6, prompt=128, completion=64)  # LLaDA's vocabulary: head-heavy
 SMALL = Sizes(vocabulary=2_048, rows=6, prompt=128, completion=256)  # its share of head and body; published lengths
 _TOLERANCE = 1e-5  # of a gradient, relative to the largest entry of each parameter's
-_LOGITS = 64 * 1.1  # MB: one chunk of logits, and 10 % for all else
+_LOGITS = 64.0  # MB: one chunk of logits
 _PROMPT_MASK = 0.15
 _CREDIT = (0.5, -0.5, 0.75, -0.25, -0.75, 0.25)  # advantages of the six samples
 
@@ -279,7 +279,7 @@ def peer_cases(peers: Checkouts) -> dict[str, Build]:
         one = replace(first, at_least=together)
         cases[f"{name} diffu-GRPO, shared prompt mask"] = partial(_built, diffu_grpo, peers, sizes, one, shared=True)
         for method, build in {"MDPO": mdpo, "SPG": spg, "TraceRL": tracerl, "DiSPO branches": branches}.items():
-            cases[f"{name} {method}"] = partial(_built, build, peers, sizes, Bars(at_least=others))
+            cases[f"{name} {method}"] = partial(_built, build, peers, sizes, Bars(at_least=others, memory_limit=limit))
         cases[f"{name} equal rewards"] = partial(_built, without_credit, peers, sizes, Bars(at_least=50.0))
     published = replace(LARGE, prompt=SMALL.prompt, completion=SMALL.completion)
     name = f"update V={LARGE.vocabulary} diffu-GRPO, prompts of 128 and 256 tokens"

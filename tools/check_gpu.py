@@ -20,8 +20,10 @@ from unmask.denoisers.compiled import compile_layers
 from unmask.denoisers.head import TargetLogProb, Workspace, linear_logp
 from unmask.denoisers.pretrained import load_denoiser
 from unmask.denoisers.vocabulary import answer_by_slices
+from unmask.denoising import Block
 from unmask.proposals import Propose
 from unmask.recipe import Recipe
+from unmask.records import EveryStep, OneStep
 from unmask.sampling import Sampler
 from unmask.types import Prompts
 from unmask.uniforms import Uniforms
@@ -58,6 +60,31 @@ def samples_agree(device: str, caching: str = "none", *, compiled: bool = False)
         )
         results.append(sampler(denoiser, prompts, Uniforms().key(1)).tokens_NL.cpu())
     return bool((results[0] == results[1]).all(1).float().mean() >= 0.99)
+
+
+def nothing_waits(device: str) -> bool:
+    """Within a block no value is read back, nor a list copied to the GPU, whatever is recorded and cached."""
+    whole = Block.denoise
+
+    def watched(block: Block) -> None:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            whole(block)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    if device == "cuda":
+        Block.denoise = watched  # type: ignore[method-assign]
+    tokens = torch.randint(0, 5, (8, 16), generator=torch.Generator().manual_seed(0)).to(device)
+    count = torch.arange(8, device=device)
+    padded = torch.arange(16, device=device) >= count[:, None]
+    prompts = Prompts(tokens_NP=tokens, attention_NP=padded, prompt_N=count // 2, sample_N=count % 2)
+    denoiser = load_denoiser("embedded:sudoku").to(device).eval()
+    for caching in CACHINGS.values():
+        sampler = Sampler(max_new_tokens=16, block_length=8, steps=8, temperature=1.0, caching=caching)
+        for record in (None, OneStep(degree=0.0), *([EveryStep()] if caching is None else [])):
+            sampler(denoiser, prompts, Uniforms().key(1), record, group_size=2)
+    return True
 
 
 def gradients_agree(device: str) -> bool:
@@ -129,6 +156,7 @@ CHECKS = {
     "sampled completions, dual cache": partial(samples_agree, caching="dual"),
     "sampled completions, delayed dual cache": partial(samples_agree, caching="dual_delayed"),
     "sampled completions, compiled layers": partial(samples_agree, compiled=True),
+    "no wait within a block": nothing_waits,
     "gradients of the head": gradients_agree,
     "layers beside transformers', float32": partial(layers_agree, dtype=torch.float32, within=1e-4),
     "layers beside transformers', bf16": partial(layers_agree, dtype=torch.bfloat16, within=0.15),

@@ -99,6 +99,11 @@ def _source(
             accelerator=accelerator,
         )
     # At the first call the sampler would say so itself, but then a run directory and an evaluation are there.
+    if sampler.unmasking.remasks and any(term.reads_trajectory for term in terms):
+        raise UserError(
+            f"unmasking {sampler.unmasking.name} masks tokens again, so it leaves no trajectory, which method "
+            f"{recipe.method.name} reads: set rollout.unmasking low_confidence"
+        )
     for record in (record_of(terms), EveryStep() if recipe.train.over_denoising_filter else None):
         sampler.check(policy.denoiser, record)
     functions = load_functions(recipe.reward, recipe.task, accelerator.device)

@@ -11,6 +11,7 @@ from unmask.denoisers.pretrained import load_denoiser, load_tokenizer
 from unmask.environment import best_device
 from unmask.errors import UserError
 from unmask.evaluate import Evaluator, measured
+from unmask.records import EveryStep
 from unmask.settings import EvaluateSettings
 from unmask.tasks.base import verifies
 from unmask.uniforms import Uniforms
@@ -26,6 +27,8 @@ def evaluation_table(settings: EvaluateSettings) -> list[dict[str, Any]]:
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     tokenizer, denoiser = load_tokenizer(settings.model), load_denoiser(settings.model, dtype).to(device)
     items = settings.task.examples(settings.split, settings.examples, settings.seed)
+    for _, sampler in samplers:  # before the first of them has run
+        sampler.check(denoiser, EveryStep() if settings.over_denoising else None)
     room = denoiser.max_length - max(sampler.max_new_tokens for _, sampler in samplers)
     evaluator = Evaluator(
         task=settings.task,

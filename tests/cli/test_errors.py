@@ -48,6 +48,7 @@ def refused(capsys, *arguments: str) -> str:
         (["train", "--evaluation.greedy-steps", "7", "--rollout.block-length", "4"], "7", "multiple"),
         (["train", "--rollout.unmasking", "threshold", "--rollout.unmasking.threshold", "2"], "2.0", "0.9"),
         (["train", "--method", "mdpo", "--rollout.caching", "dual"], "caching dual", "caching none"),
+        (["train", "--method", "tracerl", "--rollout.unmasking", "rcr"], "rcr", "low_confidence"),
         (["train", "--rollout.unmasking", "threshold"], "unmasking threshold", "a scheduled rule"),
         (["train", *OVER_DENOISING, "--rollout.caching", "dual"], "caching dual", "caching none"),
         (["train", *OVER_DENOISING, "--rollout.unmasking", "threshold"], "unmasking threshold", "a scheduled rule"),
@@ -70,6 +71,12 @@ def test_mistakes_on_the_command_line(arguments, value, mend, capsys, tmp_path, 
     assert value in line
     assert mend in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rule_that_cannot_be_recorded_is_refused_before_another_has_run(capsys, monkeypatch):
+    monkeypatch.setattr("unmask.table.measured", lambda *_, **__: pytest.fail("measured"))
+    line = refused(capsys, "evaluate", "--over-denoising", "true", "--unmasking", "low_confidence,threshold")
+    assert "unmasking threshold" in line
 
 
 @pytest.mark.parametrize(

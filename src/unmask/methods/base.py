@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unmask.denoisers.base import Denoiser
 from unmask.likelihood import LINEAR, Scores, per_token, row_contrast, row_logp
+from unmask.masking import RecordedTimes, Segments
 from unmask.records import Record
 from unmask.surrogate import Clipped, Penalty, Preference, RelativeScore, Surrogate, WeightedLikelihood, k3
 from unmask.types import Rollout, Views
@@ -92,6 +93,11 @@ class Term:
     def credits_scores(self) -> bool:
         """Whether credit depends on scores, those of the whole optimizer batch (RSPO)."""
         return isinstance(self.surrogate, RelativeScore)
+
+    @property
+    def reads_trajectory(self) -> bool:
+        """Whether rows are states of the recorded trajectory, which a sampler that remasks does not leave."""
+        return isinstance(self.masking, Segments) or isinstance(getattr(self.masking, "law", None), RecordedTimes)
 
     @property
     def compares_pairs(self) -> bool:
