@@ -23,6 +23,7 @@ import allocator
 SETTINGS = {  # model: task settings, tokens, block, steps
     "embedded:sudoku": ({"name": "sudoku"}, 16, 8, 16),
     "embedded:arithmetic": ({"name": "arithmetic", "terms": 3, "max_number": 5}, 16, 8, 16),
+    "embedded:countdown": ({"name": "countdown", "max_number": 9, "max_target": 40}, 16, 8, 16),
 }
 HEADER = ("model", "rollout", "times faster", "equal tokens", "solved", "change, in pairs", "gap, nats a token")
 

@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,7 +24,14 @@ from typing import Any
 import allocator
 
 BAR = 1.5
-_PARTS = ("rollout", "scoring", "questions", "update", "the rest")
+_PARTS = ("rollout", "scoring in a thread", "scoring", "questions", "update", "the rest")
+_WITHIN = {  # what is not a forward or backward, and where it is called
+    "rollout: draws": ("unmask.proposals", "Propose", "_propose"),
+    "rollout: unmasking rule": ("unmask.denoising", "Block", "_commit"),
+    "rollout: guesses kept": ("unmask.snapshots", "Slot", "remember"),
+    "update: loss": ("unmask.methods.base", "Term", "loss"),
+    "update: optimizer": ("torch.optim", "AdamW", "step"),
+}
 
 
 def _options() -> argparse.Namespace:
@@ -45,9 +53,9 @@ class Watch:
         """The call, its time counted."""
 
         def counted(*arguments: Any, **options: Any) -> Any:
-            start = time.process_time()
+            start = time.thread_time()  # for rewards are scored in another
             result = call(*arguments, **options)
-            self.seconds[part] += time.process_time() - start
+            self.seconds[part] += time.thread_time() - start
             return result
 
         return counted
@@ -57,6 +65,8 @@ class Watch:
         """While it is on, parts are timed and forwards noted; everything is then put back."""
         import torch
 
+        from unmask.experience import _Ahead
+
         source, policy, denoiser = type(trainer.source), type(trainer.policy), type(trainer.policy.denoiser)
         whole = denoiser.forward
 
@@ -65,7 +75,11 @@ class Watch:
             return whole(module, tokens, attention, asked, *others, **options)
 
         changed = [(source, "rollout", "rollout"), (source, "scored", "scoring"), (policy, "update", "update")]
+        changed += [(_Ahead, "_score", "scoring in a thread")]
         changed += [(policy, "questions", "questions")]
+        changed += [
+            (getattr(import_module(module), owner), name, part) for part, (module, owner, name) in _WITHIN.items()
+        ]
         kept = [(owner, name, getattr(owner, name)) for owner, name, _ in changed] + [(denoiser, "forward", whole)]
         for owner, name, part in changed:
             setattr(owner, name, self.timed(part, getattr(owner, name)))
@@ -105,6 +119,7 @@ def measured(trainer: Any, steps: int) -> list[dict[str, float]]:
         alone = bare(trainer.policy.denoiser, watch.forwards)
         row = {part: watch.seconds[part] for part in _PARTS[:-1]}
         row |= {"the rest": whole - sum(row.values()), "step": whole}
+        row |= {part: watch.seconds[part] for part in _WITHIN}
         rows.append(row | {f"bare {part}": seconds for part, seconds in alone.items()})
     return rows[2:]
 
@@ -120,7 +135,7 @@ def table(rows: list[dict[str, float]]) -> tuple[list[tuple[str, ...]], float]:
             f"{100 * typical[part] / typical['step']:.0f} %",
             f"{1000 * typical[f'bare {part}']:.1f}" if f"bare {part}" in typical else "",
         )
-        for part in _PARTS
+        for part in sorted((*_PARTS, *_WITHIN), key=lambda part: _PARTS.index(part.split(":")[0]))
     ]
     lines.append(("training step", f"{1000 * typical['step']:.1f}", "100 %", f"{1000 * alone:.1f}"))
     return lines, median(row["step"] / (row["bare rollout"] + row["bare update"]) for row in rows)

@@ -112,12 +112,14 @@ class Block:
         """One step, in which at most `masked` candidates are masked in any sample, and `before` were a step before."""
         scene, canvas = self.scene, self.canvas
         wanted = self.wanted.get(self.first * len(scene.counts) + index, [])
-        if masked or wanted:
+        if masked:
             masked_NC = self._masked()
             answers = self._answers(wanted, index, masked_NC, masked, before)
             self._commit(masked_NC, answers, count=count, remaining=remaining)
             canvas.step_N = canvas.step_N + (masked_NC.any(1) if scene.sampler.unmasking.adaptive else 1)
-        else:
+        else:  # more steps than candidates
+            for some in wanted:
+                self._guess(some, self._later)
             canvas.step_N = canvas.step_N + 1
         if scene.watch is not None:
             scene.watch(canvas.tokens)
@@ -126,15 +128,12 @@ class Block:
 
     def _answers(self, wanted: list[Wanted], index: int, masked_NC: Tensor, most: int, before: int) -> list[Tensor]:
         """Proposals, log-probs and confidences at the masked candidates, zeros elsewhere; wanted states remembered."""
-        scene = self.scene
-        later = scene.sampler.max_new_tokens - (self.first + 1) * scene.sampler.block_length
-        if scene.core.block_length is not None:
-            later = min(scene.sampler.max_new_tokens, later + scene.core.block_length - 1)
+        scene, later = self.scene, self._later
         own = scene.record is not None and scene.record.own
         # Everyone is asked about all that is masked: guesses are the sampler's own, or there is no more than the block.
-        if wanted and (own or (later <= 0 and scene.sampler.caching is None)):
+        if wanted and (own or (later == 0 and scene.sampler.caching is None)):
             masked_NL = self.canvas.tokens == scene.core.mask_id
-            column_NA = _first(masked_NL & self._behind_prompt(), most + max(0, later))
+            column_NA = _first(masked_NL & self._behind_prompt(), most + later)
             part = self._everything() if scene.shown_early else None
             tokens_NAZ, logp_NAZ, confidence_NA = self._propose(self.canvas, column_NA, index, guesses=True, part=part)
             for some in wanted:
@@ -144,12 +143,21 @@ class Block:
             whole = [each.new_zeros(self.canvas.tokens.shape).scatter(1, column_NA, each) for each in answers]
             return [each.gather(1, self.here_NC) for each in whole]
         for some in wanted:
-            self._guess(some, most + max(0, later))
+            self._guess(some, most + later)
         place_NA, part = _first(masked_NC, most), self._part(index, masked_NC, before)
         column_NA = self.here_NC.gather(1, place_NA)
         tokens_NAZ, logp_NAZ, confidence_NA = self._propose(self.canvas, column_NA, index, part=part)
         answers = (tokens_NAZ[..., 0], logp_NAZ[..., 0], confidence_NA)
         return [each.new_zeros(masked_NC.shape).scatter(1, place_NA, each) for each in answers]
+
+    @property
+    def _later(self) -> int:
+        """Positions behind the block, at most, in any sample: all are masked."""
+        length = self.scene.sampler.max_new_tokens
+        later = length - (self.first + 1) * self.scene.sampler.block_length
+        if self.scene.core.block_length is not None:  # a prompt that ends within a block shifts them all
+            later = min(length, later + self.scene.core.block_length - 1)
+        return max(0, later)
 
     def _behind_prompt(self) -> Tensor:
         columns = self.canvas.tokens.shape[1]
@@ -160,7 +168,11 @@ class Block:
         canvas = self.canvas.take(wanted.place_N)
         masked_NL = (canvas.tokens == self.scene.core.mask_id) & self._behind_prompt()
         column_NA = _first(masked_NL, most)
-        tokens_NAZ, logp_NAZ, _ = self._propose(canvas, column_NA, -1, guesses=True, rows=wanted.place_N)
+        if most:
+            tokens_NAZ, logp_NAZ, _ = self._propose(canvas, column_NA, -1, guesses=True, rows=wanted.place_N)
+        else:  # nothing is masked any more: all guesses are the canvas
+            tokens_NAZ = column_NA[..., None].expand(-1, -1, wanted.slot.guesses.stop)
+            logp_NAZ = tokens_NAZ.float()
         self._remember(wanted, canvas.tokens, column_NA, tokens_NAZ, logp_NAZ)
 
     def _remember(

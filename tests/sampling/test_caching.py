@@ -122,17 +122,21 @@ def test_recorded_guesses_are_exact_beside_a_cache():
         sampler_of(CACHED["dual"])(denoiser, prompts, Uniforms(), EveryStep())
 
 
-@pytest.mark.parametrize("length", [4, 12])
-@pytest.mark.parametrize("caching", CACHED.values(), ids=CACHED)
-def test_recording_beside_a_cache_changes_no_token(caching, length):
-    """In the last block, too, where a state's masked positions are those of the block; of one block, that is all."""
+@pytest.mark.parametrize(("length", "steps"), [(4, 4), (12, 12), (12, 18)])
+@pytest.mark.parametrize("caching", CACHINGS.values(), ids=CACHINGS)
+def test_recording_changes_no_token(caching, length, steps):
+    """In the last block, too, where a state's masked positions are those of the block; and where steps reveal none."""
     denoiser, prompts = small_denoiser(), prompts_of(ROWS, samples=range(4))
-    sampler = sampler_of(caching, stop_at_end=False, max_new_tokens=length, steps=length)
+    sampler = sampler_of(caching, stop_at_end=False, max_new_tokens=length, steps=steps)
     whole = sampler(denoiser, prompts, Uniforms(), group_size=4)
     for degree in (0.0, 1.0, 9.0):
         recorded = sampler(denoiser, prompts, Uniforms(), OneStep(degree=degree), group_size=4)
         assert torch.equal(recorded.tokens_NL, whole.tokens_NL)
         torch.testing.assert_close(recorded.sampled_logp_NL, whole.sampled_logp_NL, rtol=1e-4, atol=1e-4)
+        (state,) = recorded.snapshots
+        canvas = torch.where(whole.revealed_at_NL >= state.step_N[:, None], MASK, whole.tokens_NL)
+        assert torch.equal(state.canvas_NL[:, 5:], canvas[:, 5:])
+        assert not bool((state.guesses_ZNL == MASK).any())
 
 
 @pytest.mark.parametrize("shift", [False, True])

@@ -205,6 +205,7 @@ def dry_rollout(record: Record | None, shape: DryShape | None = None) -> Rollout
         temperature=1.0,
         mask_id=MASK,
         remasking=False,
+        exact=True,
     )
     if record is None:
         return rollout
