@@ -86,13 +86,15 @@ def head_of(vocabulary=VOCABULARY, positions=1, dtype=torch.bfloat16, width=16):
     return hidden_CD.to(dtype), (torch.randn(vocabulary, width, generator=generator) * 3 / width**0.5).to(dtype)
 
 
+@pytest.mark.parametrize("cast", [False, True], ids=["bf16", "autocast"])
 @pytest.mark.parametrize("temperature", [1.0, 0.9])
-def test_draws_from_a_head_follow_the_exact_law(temperature):
-    """Slice by slice in bf16, the fold that a draw falls into made once more."""
-    hidden_1D, weight_VD = head_of()
+def test_draws_from_a_head_follow_the_exact_law(temperature, cast):
+    """Slice by slice in bf16, the fold that a draw falls into made once more; or a float32 head, cast as a whole."""
+    hidden_1D, weight_VD = head_of(dtype=torch.float32 if cast else torch.bfloat16)
     uniform_1Z = Uniforms().key("law", torch.arange(DRAWS)[None]).draw()
-    proposed = draw(HeadLogits(hidden_1D, weight_VD, MASK, Workspace()), uniform_1Z, temperature)
-    logits_1V = (hidden_1D @ weight_VD.t()).float() / temperature
+    with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+        proposed = draw(HeadLogits(hidden_1D, weight_VD, MASK, Workspace()), uniform_1Z, temperature)
+    logits_1V = (hidden_1D.bfloat16() @ weight_VD.bfloat16().t()).float() / temperature
     assert abs(surprise(*binned(proposed.tokens_CZ[0], exact_law(logits_1V)))) < 4
     scored = logits_1V.double().log_softmax(1).gather(1, proposed.tokens_CZ)
     assert float((proposed.logp_CZ - scored).abs().mean()) < 1e-3  # another kernel may round a bf16 logit otherwise
