@@ -74,11 +74,13 @@ class Watch:
             self.forwards.append((tokens, attention, asked, torch.is_grad_enabled()))
             return whole(module, tokens, attention, asked, *others, **options)
 
-        changed = [(source, "rollout", "rollout"), (source, "scored", "scoring"), (policy, "update", "update")]
-        changed += [(_Ahead, "_score", "scoring in a thread")]
-        changed += [(policy, "questions", "questions")]
-        changed += [
-            (getattr(import_module(module), owner), name, part) for part, (module, owner, name) in _WITHIN.items()
+        changed = [
+            (source, "rollout", "rollout"),
+            (_Ahead, "_score", "scoring in a thread"),
+            (source, "scored", "scoring"),
+            (policy, "questions", "questions"),
+            (policy, "update", "update"),
+            *((getattr(import_module(module), owner), name, part) for part, (module, owner, name) in _WITHIN.items()),
         ]
         kept = [(owner, name, getattr(owner, name)) for owner, name, _ in changed] + [(denoiser, "forward", whole)]
         for owner, name, part in changed:

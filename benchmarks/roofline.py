@@ -185,7 +185,9 @@ class _Watch:
         return self.body_seconds, self.head_seconds, whole - self.body_seconds - self.head_seconds
 
 
-def rollout_piece(sizes: Sizes, temperature: float, rounds: int, ceilings: Ceilings, compiled: bool = False) -> Piece:
+def rollout_piece(
+    sizes: Sizes, temperature: float, rounds: int, ceilings: Ceilings, *, compiled: bool = False
+) -> Piece:
     """Our sampler's rollout, timed from within."""
     bench = rollouts.Bench(sizes, temperature, brief=False)
     call, watch = bench.ours(), _Watch(bench.denoiser)
@@ -282,7 +284,8 @@ def pieces(rounds: int, ceilings: Ceilings, *, short: bool) -> list[Piece]:
     small, few, many = replace(large, vocabulary=SMALL), replace(large, rows=2), replace(large, rows=24)
     asked = [(few, 1.0), (small, 1.0)] if short else [(large, 0.0), (large, 1.0), (few, 1.0), (many, 1.0), (small, 1.0)]
     found = [rollout_piece(sizes, temperature, rounds, ceilings) for sizes, temperature in asked]
-    found += [rollout_piece(sizes, 1.0, rounds, ceilings, True) for sizes in ((large, many) if not short else ())]
+    if not short:
+        found += [rollout_piece(sizes, 1.0, rounds, ceilings, compiled=True) for sizes in (large, many)]
     for sizes in (updates.LARGE, updates.SMALL):
         for shared in (True,) if short else (False, True):
             found.append(update_piece(sizes, shared=shared, rounds=2 * rounds + 1, ceilings=ceilings))

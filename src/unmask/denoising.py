@@ -65,15 +65,15 @@ class Block:
     def __post_init__(self) -> None:
         scene, block_NC = self.scene, self.canvas.block_NC
         sampler, device = scene.sampler, block_NC.device
-        self.block_N1 = block_N1 = torch.tensor(self.blocks, device=device)[:, None]
+        self.block_N1 = torch.tensor(self.blocks, device=device)[:, None]
         if getattr(sampler.unmasking, "scope", "block") == "completion":
             place_NC = torch.arange(sampler.max_new_tokens, device=device).expand_as(block_NC)
-            self.candidate_NC = block_NC <= block_N1
+            self.candidate_NC = block_NC <= self.block_N1
         else:
-            first_N1 = (block_NC < block_N1).sum(1, keepdim=True)
+            first_N1 = (block_NC < self.block_N1).sum(1, keepdim=True)
             first_N1 = first_N1.clamp(max=sampler.max_new_tokens - sampler.block_length)
             place_NC = first_N1 + torch.arange(sampler.block_length, device=device)
-            self.candidate_NC = block_NC.gather(1, place_NC) == block_N1
+            self.candidate_NC = block_NC.gather(1, place_NC) == self.block_N1
         self.here_NC = scene.start + place_NC
         self.first, self.last = min(self.blocks), max(self.blocks)
         begin = self.first * len(scene.counts)
@@ -234,8 +234,10 @@ class Block:
             stop = min(length, self.scene.start + (self.last + 1) * self.scene.sampler.block_length)
             # What the block before revealed last is run once more, at the first step.
             return Part(cache=self.cache, columns=slice(self.final if index else self.held, stop), end=stop)
-        if caching is None or index == 0:
-            return None if caching is None else self._everything()
+        if caching is None:
+            return None
+        if index == 0:
+            return self._everything()
         return Part(cache=self.cache, columns=self._again(caching, masked_NC, most), end=length)
 
     def _everything(self) -> Part:
@@ -248,23 +250,26 @@ class Block:
         scene, length, shift = self.scene, self.canvas.tokens.shape[1], int(self.scene.core.shift)
         block = scene.sampler.block_length
         first, behind = scene.start + self.first * block, scene.start + (self.first + 1) * block
-        if not caching.delayed and self.first == self.last:
+        if caching.delayed:
+            again_NL = torch.zeros_like(self.canvas.tokens, dtype=torch.bool).scatter(1, self.here_NC, masked_NC)
+            if shift:
+                again_NL = again_NL | again_NL.roll(-1, dims=1)
+            if self.fresh_NL is not None:
+                again_NL = again_NL | self.fresh_NL
+            if caching.later:
+                again_NL = again_NL | self._from(block)
+            return _own_columns(again_NL, most * (1 + shift) + (length - behind if caching.later else 0))
+        if self.first == self.last:
             return slice(max(0, first - shift), length if caching.later else behind)
-        if not caching.delayed and not caching.later:
-            before_N1 = (self.here_NC[:, :1] - 1).clamp(min=0)
-            return torch.cat([before_N1, self.here_NC], dim=1) if shift else self.here_NC
-        column_L = torch.arange(length, device=masked_NC.device)
-        first_N1 = scene.start + self.block_N1 * block
-        if not caching.delayed:
-            return _own_columns(column_L >= first_N1 - shift, length - first + shift)
-        again_NL = torch.zeros_like(self.canvas.tokens, dtype=torch.bool).scatter(1, self.here_NC, masked_NC)
-        if shift:
-            again_NL = again_NL | again_NL.roll(-1, dims=1)
-        if self.fresh_NL is not None:
-            again_NL = again_NL | self.fresh_NL
         if caching.later:
-            again_NL = again_NL | (column_L >= first_N1 + block)
-        return _own_columns(again_NL, most * (1 + shift) + (length - behind if caching.later else 0))
+            return _own_columns(self._from(-shift), length - first + shift)
+        before_N1 = (self.here_NC[:, :1] - 1).clamp(min=0)
+        return torch.cat([before_N1, self.here_NC], dim=1) if shift else self.here_NC
+
+    def _from(self, offset: int) -> Tensor:
+        """Columns that stand so far behind the first of the sample's block, and all after them."""
+        column_L = torch.arange(self.canvas.tokens.shape[1], device=self.block_N1.device)
+        return column_L >= self.scene.start + self.block_N1 * self.scene.sampler.block_length + offset
 
     # ---- what is made of the answers ----
 

@@ -30,3 +30,8 @@ class Samples:
         """Some of them back in their places, the first of `part`."""
         for name, tensor in vars(self).items():
             tensor[rows] = getattr(part, name)[: len(rows)]
+
+
+def in_granules(places: list[int], granule: int) -> list[int]:
+    """So many that `granule` divides their number: the first is named again, to be worked on for nothing."""
+    return places + places[:1] * (-len(places) % granule)

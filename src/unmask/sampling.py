@@ -15,7 +15,7 @@ from unmask.denoisers.key_values import KeyValues
 from unmask.denoising import Block, Scene
 from unmask.errors import UserError
 from unmask.records import Record
-from unmask.samples import Samples
+from unmask.samples import Samples, in_granules
 from unmask.snapshots import Slot
 from unmask.types import Prompts, Rollout
 from unmask.uniforms import Uniforms
@@ -164,9 +164,10 @@ class _Loop:
         self.mask = mask_of(self.whole.attention)
         self.last = [blocks - 1] * samples if core.block_length is None else self.whole.block_NC[:, -1].tolist()
         # In blocks of the model's own a completion may begin, and so end, within one. The same for every batch.
-        self.steps = (blocks + (core.block_length is not None)) * self.steps_each
+        most = blocks + (core.block_length is not None)
+        self.steps = most * self.steps_each
         if record is not None:  # of every step, so nobody is done before the others
-            self.last = [self.steps // self.steps_each - 1] * samples
+            self.last = [most - 1] * samples
             steps = record.steps(uniforms, prompts.prompt_N, prompts.sample_N, self.steps)
             self.scene.slots.extend(Slot(step_N, record, self.whole.tokens) for step_N in steps)
         self.waiting = deque(range(samples))
@@ -213,13 +214,12 @@ class _Loop:
         scene, group = self.scene, self.group_size
         whole_groups = self.rows[0] % group == 0 and len(self.canvas.tokens) == len(self.rows)
         alike = whole_groups and len(self.rows) % group == 0 and not any(self.blocks)
-        idle = len(self.canvas.tokens) - len(self.rows)
         return Block(
             scene=scene,
             canvas=self.canvas,
             mask=self.mask_now,
             rows=self.rows,
-            blocks=self.blocks + self.blocks[:1] * idle,
+            blocks=in_granules(self.blocks, scene.granule),
             group=group if alike else 1,
             cache=self.cache,
             held=self.held,
@@ -229,7 +229,7 @@ class _Loop:
         """After a block: put away the samples that are done, and let others begin in their places."""
         self.held = block.final
         self._tell_guesses()
-        ended = self._ended()
+        ended = self._ended(block)
         going = [
             place
             for place, (row, number) in enumerate(zip(self.rows, self.blocks, strict=True))
@@ -259,17 +259,14 @@ class _Loop:
             if rows:
                 self.finished(rows, slot.snapshot.guesses_ZNL[:, rows, self.scene.start :].transpose(0, 1))
 
-    def _ended(self) -> list[bool]:
+    def _ended(self, block: Block) -> list[bool]:
         """Which samples have their end of sequence in a finished block."""
-        final = all(self.last[row] == block for row, block in zip(self.rows, self.blocks, strict=True))
+        final = all(self.last[row] == number for row, number in zip(self.rows, self.blocks, strict=True))
         if not self.sampler.stop_at_end or self.scene.record is not None or final:
             return [False] * len(self.rows)
         canvas, count = self.canvas, len(self.rows)
-        block_N1 = torch.tensor(self.blocks, device=canvas.tokens.device)[:, None]
-        end_NC = (canvas.tokens[:count, self.scene.start :] == self.scene.core.eos_id) & (
-            canvas.block_NC[:count] <= block_N1
-        )
-        ended: list[bool] = end_NC.any(1).tolist()
+        end_NC = (canvas.tokens[:, self.scene.start :] == self.scene.core.eos_id) & (canvas.block_NC <= block.block_N1)
+        ended: list[bool] = end_NC.any(1)[:count].tolist()
         return ended
 
     def _put_away(self, done_N: Tensor, ended: bool) -> None:
@@ -291,14 +288,13 @@ class _Loop:
         if not self.rows:
             return
         device = self.whole.tokens.device
-        idle = -len(self.rows) % self.scene.granule  # ballast: a sample that is worked on twice, its copy thrown away
-        row_N = torch.tensor(self.rows + self.rows[:1] * idle, device=device)
+        row_N = torch.tensor(in_granules(self.rows, self.scene.granule), device=device)
         self.canvas = self.whole.take(row_N)
         self.mask_now = None if self.mask is None else self.mask[row_N]
         if new or not self.scene.shown_early:
             self.cache, self.held = KeyValues(), 0
         else:
-            self.cache.take(torch.tensor(going + going[:1] * idle, device=device))
+            self.cache.take(torch.tensor(in_granules(going, self.scene.granule), device=device))
 
     def rollout(self) -> Rollout:
         """What has become of all samples."""

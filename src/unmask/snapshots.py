@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unmask.records import Record
+from unmask.samples import in_granules
 from unmask.types import Snapshot
 
 
@@ -74,7 +75,7 @@ def wanted_in(
     Numbers of samples are multiples of `granule`, some samples named twice: a forward of theirs has few shapes.
     """
     found = [(step, slot, places) for step in steps for slot in slots if (places := slot.at(step, rows))]
-    padded = [places + places[:1] * (-len(places) % granule) for _, _, places in found]
+    padded = [in_granules(places, granule) for _, _, places in found]
     index = [[place, rows[place]] for places in padded for place in places]
     place_N, row_N = torch.tensor(index, dtype=torch.long, device=device).view(-1, 2).unbind(1)
     sizes = [len(places) for places in padded]

@@ -79,9 +79,10 @@ class Rollout:
 
     @property
     def steps_N(self) -> Int[Tensor, "N"]:
-        """Steps of each sample's trajectory, whatever the others took. Refused after a sampler that remasks."""
-        steps_N = torch.full_like(self.prompt_N, self.steps)
-        return self.trajectory_NL.amax(1) + 1 if self.adaptive else steps_N
+        """Steps of each sample's trajectory, whatever the others took."""
+        if self.adaptive:
+            return self.trajectory_NL.amax(1) + 1
+        return torch.full_like(self.prompt_N, self.steps)
 
     def canvas(self, step: int) -> Int[Tensor, "N L"]:
         """The canvas before `step`: where(revealed_at >= step, MASK, tokens). Refused after a sampler that remasks."""

@@ -52,12 +52,12 @@ class Workspace:
 
 def multiply_into(logits_CV: Tensor, hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
     """hidden · weight, written to float32."""
-    if hidden_CD.dtype == weight_VD.dtype == torch.float32 and not _is_mixed(hidden_CD):
+    if hidden_CD.dtype == weight_VD.dtype == torch.float32 and not is_mixed(hidden_CD):
         return torch.mm(hidden_CD, weight_VD.t(), out=logits_CV)
     return logits_CV.copy_(nn.functional.linear(hidden_CD, weight_VD))
 
 
-def _is_mixed(tensor: Tensor) -> bool:
+def is_mixed(tensor: Tensor) -> bool:
     """Whether autocast picks the number type of products; it casts none that are written to memory given (mm's out)."""
     return torch.is_autocast_enabled(tensor.device.type)
 
@@ -237,7 +237,7 @@ class _Gradients:
     def _add_weight(self, gradient_CV: Tensor, hidden_CD: Tensor) -> None:
         if self.of_weight is None:
             self.of_weight = (gradient_CV.t() @ hidden_CD).to(self.weight_VD.dtype)
-        elif self.of_weight.dtype == hidden_CD.dtype == gradient_CV.dtype and not _is_mixed(hidden_CD):
+        elif self.of_weight.dtype == hidden_CD.dtype == gradient_CV.dtype and not is_mixed(hidden_CD):
             self.of_weight.addmm_(gradient_CV.t(), hidden_CD)
         else:  # mixed precision: the product is rounded, its sum over chunks is not
             self.of_weight += gradient_CV.t() @ hidden_CD

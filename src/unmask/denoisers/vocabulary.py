@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeGuard
 import torch
 from torch import Tensor
 
-from unmask.denoisers.head import Workspace, chunk_positions, even_chunks, multiply_into
+from unmask.denoisers.head import Workspace, chunk_positions, even_chunks, is_mixed, multiply_into
 
 _FOLD = 64  # neighbouring tokens; long rows are searched fold by fold
 _LONG = 1024  # tokens; rows of no more are searched token by token
@@ -147,5 +147,4 @@ def _width(positions: int, device: torch.device) -> int:
 
 def _is_cast(weight_VD: Tensor) -> bool:
     """Whether products need a copy of the weight in another precision."""
-    kind = weight_VD.device.type
-    return torch.is_autocast_enabled(kind) and weight_VD.dtype != torch.get_autocast_dtype(kind)
+    return is_mixed(weight_VD) and weight_VD.dtype != torch.get_autocast_dtype(weight_VD.device.type)
