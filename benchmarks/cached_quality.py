@@ -38,9 +38,9 @@ def _options() -> argparse.Namespace:
 
 def samplers(length: int, block: int, steps: int) -> dict[str, Any]:
     """Exact steps first, then what approximates them."""
-    from unmask.caching import CACHINGS
-    from unmask.sampling import Sampler
-    from unmask.unmasking import Threshold
+    from unmask.sampling.caching import CACHINGS
+    from unmask.sampling.sampler import Sampler
+    from unmask.sampling.unmasking import Threshold
 
     exact = Sampler(max_new_tokens=length, block_length=block, steps=steps, temperature=1.0)
     rules = {name: replace(exact, caching=caching) for name, caching in CACHINGS.items()}
@@ -51,12 +51,12 @@ def samplers(length: int, block: int, steps: int) -> dict[str, Any]:
 
 def measured(model: str, count: int, rounds: int) -> list[tuple[str, ...]]:
     """The lines of one model."""
-    from unmask.config import build
-    from unmask.data import Examples, rollout_texts
-    from unmask.denoisers.pretrained import load_denoiser, load_tokenizer
-    from unmask.evaluate import paired_interval, solved_summary
-    from unmask.gap import sampling_gap
-    from unmask.settings import EvaluateSettings
+    from unmask.data.examples import Examples, rollout_texts
+    from unmask.denoisers.loading import load_denoiser, load_tokenizer
+    from unmask.evaluation.evaluator import paired_interval, solved_summary
+    from unmask.settings.commands import EvaluateSettings
+    from unmask.settings.reader import build
+    from unmask.training.mismatch import sampling_gap
     from unmask.uniforms import Uniforms
 
     task_settings, length, block, steps = SETTINGS[model]

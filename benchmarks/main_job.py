@@ -26,10 +26,10 @@ import allocator
 BAR = 1.5
 _PARTS = ("rollout", "scoring in a thread", "scoring", "questions", "update", "the rest")
 _WITHIN = {  # what is not a forward or backward, and where it is called
-    "rollout: draws": ("unmask.proposals", "Propose", "_propose"),
-    "rollout: unmasking rule": ("unmask.denoising", "Block", "_commit"),
-    "rollout: guesses kept": ("unmask.snapshots", "Slot", "remember"),
-    "update: loss": ("unmask.methods.base", "Term", "loss"),
+    "rollout: draws": ("unmask.sampling.proposals", "Propose", "_propose"),
+    "rollout: unmasking rule": ("unmask.sampling.block", "Block", "_commit"),
+    "rollout: guesses kept": ("unmask.sampling.snapshots", "Slot", "remember"),
+    "update: loss": ("unmask.objective.term", "Term", "loss"),
     "update: optimizer": ("torch.optim", "AdamW", "step"),
 }
 
@@ -65,7 +65,7 @@ class Watch:
         """While it is on, parts are timed and forwards noted; everything is then put back."""
         import torch
 
-        from unmask.experience import _Ahead
+        from unmask.training.on_policy import _Ahead
 
         source, policy, denoiser = type(trainer.source), type(trainer.policy), type(trainer.policy.denoiser)
         whole = denoiser.forward
@@ -151,9 +151,9 @@ def main() -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from unmask.build import build_trainer
-    from unmask.config import build, read_recipe
-    from unmask.recipe import Recipe
+    from unmask.settings.reader import build, read_recipe
+    from unmask.settings.recipe import Recipe
+    from unmask.training.build import build_trainer
 
     document = read_recipe(options.recipe)
     document["train"] = document.get("train", {}) | {"threads": 1}

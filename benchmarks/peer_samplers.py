@@ -9,11 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from peers import Checkouts, as_self, fast_dllm_network, fast_dllm_samplers, load_functions
 from plain import BLOCK
-from torch import Tensor
 from toy import PeerView, Sizes
-
 from unmask.denoisers.base import Denoiser
 
 Generate = Callable[..., Tensor]

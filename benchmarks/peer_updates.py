@@ -8,11 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from peers import Checkouts, as_self, load_functions
 from plain import BLOCK
-from torch import Tensor
 from toy import PeerView, Sizes
-
 from unmask.types import Views
 
 Loss = Callable[[], Tensor]

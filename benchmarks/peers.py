@@ -26,7 +26,7 @@ import torch.nn.functional as functional
 from accelerate.utils import set_seed
 
 from unmask.denoisers.base import Denoiser
-from unmask.denoisers.llada import LLADA
+from unmask.denoisers.formats.llada import LLADA
 from unmask.errors import UserError
 
 _SOURCES = {  # what each is, and a file by which a checkout is known

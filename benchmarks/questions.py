@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from toy import Sizes
 
-from unmask import likelihood
+from toy import Sizes
 from unmask.methods import DiffuGRPO
-from unmask.methods.base import Term
-from unmask.policy import Question
+from unmask.objective import likelihood
+from unmask.objective.term import Term
+from unmask.training.policy import Question
 from unmask.types import Rollout, Views
 
 

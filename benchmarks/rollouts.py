@@ -8,8 +8,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import plain
 import torch
+from torch import Tensor
+
+import plain
 from cases import Build, Case, Check, Comparison, Verdict
 from peer_samplers import (
     FAST_DLLM,
@@ -20,14 +22,12 @@ from peer_samplers import (
     mdpo_generate,
 )
 from peers import Checkouts
-from torch import Tensor
 from toy import LIVELY, SURE, PeerView, Sizes, planted_ends, toy_denoiser, toy_prompts, with_planted_answers
-
-from unmask.caching import CACHINGS
-from unmask.denoisers.compiled import compile_layers
-from unmask.sampling import Sampler
+from unmask.denoisers.layers.compiled import compile_layers
+from unmask.sampling.caching import CACHINGS
+from unmask.sampling.sampler import Sampler
+from unmask.sampling.unmasking import Threshold
 from unmask.uniforms import Uniforms
-from unmask.unmasking import Threshold
 
 LARGE = Sizes(vocabulary=126_464, rows=6, prompt=128, completion=64, steps=8)  # LLaDA's vocabulary: head-heavy
 SMALL = Sizes(vocabulary=2_048, rows=6, prompt=64, completion=128, steps=64)  # its share of head and body

@@ -10,20 +10,20 @@ from statistics import median
 from typing import Any
 from unittest.mock import patch
 
-import rollouts
 import torch
-import updates
-from questions import token_question
-from timing import Calls, compare
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from toy import Sizes, toy_denoiser
 
+import rollouts
+import updates
+from questions import token_question
+from timing import Calls, compare
+from toy import Sizes, toy_denoiser
 from unmask.denoisers.base import Denoiser
-from unmask.denoisers.compiled import compile_layers
-from unmask.denoisers.head import chunks_of
-from unmask.denoisers.vocabulary import HeadLogits
+from unmask.denoisers.head.chunks import chunks_of
+from unmask.denoisers.head.vocabulary import HeadLogits
+from unmask.denoisers.layers.compiled import compile_layers
 from unmask.types import Views
 
 LARGE, SMALL = 126_464, 2_048  # LLaDA's vocabulary, and one with LLaDA-8B's share of head and body at our toy's width

@@ -37,11 +37,11 @@ def main() -> int:
     """Exit code: 0 where all bars are reached, 1 where one is missed, 2 where there is nothing to run."""
     options = _options()
     allocator.tune()
-    from peers import Checkouts
     from rich.console import Console
+
+    from peers import Checkouts
     from session import cases_of, memory_of, run
     from table import show, write_markdown
-
     from unmask.errors import UserError
 
     console = Console(width=None if sys.stdout.isatty() else 180)

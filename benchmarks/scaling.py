@@ -21,6 +21,7 @@ import allocator
 
 if TYPE_CHECKING:
     from rich.console import Console
+
     from roofline import Machine, Operation, Piece
 
 # a side ("ours", "plain") and a size -> the call that is timed
@@ -86,8 +87,9 @@ def rollout_calls(sizes: Any, size: int, *, short: bool) -> Calls:
 
 def update_calls(sizes: Any, size: int, *, both: bool, short: bool) -> Calls:
     """Our update with a forward a sample, the plain one, and (`both`) ours with one forward for all samples."""
-    import plain
     import torch
+
+    import plain
     import updates
     from questions import token_question
 
@@ -235,8 +237,9 @@ def main() -> None:
     options = parser.parse_args()
     allocator.tune()
     import torch
-    from pictures import draw
     from rich.console import Console
+
+    from pictures import draw
     from roofline import Ceilings, operations, pieces
 
     path = options.output / "performance-data.json"

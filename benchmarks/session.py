@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import time
 
-import rollouts
 import torch
+from rich.console import Console
+
+import rollouts
 import updates
 from cases import Build, Case
 from peers import Checkouts
-from rich.console import Console
 from table import Row, judge
 from timing import compare, extra_megabytes, extra_megabytes_elsewhere
 

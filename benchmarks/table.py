@@ -9,9 +9,10 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from cases import Comparison, Verdict
 from rich.console import Console
 from rich.table import Table
+
+from cases import Comparison, Verdict
 from rollouts import MEMORY_ROWS
 from timing import Timed
 

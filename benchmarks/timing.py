@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 import torch
+
 from allocator import GIVE_BACK
 
 Calls = dict[str, Callable[[], Any]]

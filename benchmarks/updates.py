@@ -9,19 +9,19 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-import plain
 import torch
+from torch import Tensor
+
+import plain
 from cases import Build, Case, Comparison, Verdict
 from memory import logits_megabytes
 from peer_updates import d1_loss, mdpo_loss, spg_loss, spg_views, tracerl_loss
 from peers import Checkouts
 from questions import question, rollout_of, token_question, views_of
-from torch import Tensor
 from toy import PeerView, Sizes, toy_denoiser
-
-from unmask import likelihood
 from unmask.methods import MDPO, SPG, DiffuGRPO, TraceRL
-from unmask.policy import Policy, Question
+from unmask.objective import likelihood
+from unmask.training.policy import Policy, Question
 from unmask.types import Views
 from unmask.uniforms import Uniforms
 

@@ -38,7 +38,7 @@ from transformers.utils import logging
 
 # ---- model: a Llama that attends both ways ----
 
-EMBEDDED_MODEL = Path(__file__).resolve().parents[1] / "src" / "unmask" / "assets" / "sudoku"
+EMBEDDED_MODEL = Path(__file__).resolve().parents[1] / "src" / "unmask" / "denoisers" / "assets" / "sudoku"
 
 
 def load(directory: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:

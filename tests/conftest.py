@@ -17,12 +17,13 @@ install_import_hook(
     [
         "unmask.types",
         "unmask.denoisers.base",
-        "unmask.credit",
-        "unmask.masking",
-        "unmask.likelihood",
-        "unmask.surrogate",
+        "unmask.objective.advantages",
+        "unmask.objective.masks",
+        "unmask.objective.likelihood",
+        "unmask.objective.losses",
+        "unmask.objective.divergences",
         "unmask.rewards.scoring",
-        "unmask.methods.base",
+        "unmask.objective.term",
     ],
     "beartype.beartype",
 )
@@ -37,7 +38,7 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def llada_tiny():
-    from unmask.denoisers.pretrained import load_denoiser
+    from unmask.denoisers.loading import load_denoiser
 
     return load_denoiser(str(REFERENCE / "models" / "llada-tiny")).eval()
 

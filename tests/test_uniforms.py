@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from small import surprise
+from helpers.small import surprise
 from unmask.uniforms import Uniforms
 
 CELLS = 64

@@ -13,21 +13,21 @@ from functools import partial
 
 import torch
 
-from unmask.build import build_trainer
-from unmask.caching import CACHINGS
-from unmask.config import build
-from unmask.denoisers.compiled import compile_layers
-from unmask.denoisers.head import TargetLogProb, Workspace, linear_logp
-from unmask.denoisers.pretrained import load_denoiser
-from unmask.denoisers.vocabulary import answer_by_slices
-from unmask.denoising import Block
-from unmask.proposals import Propose
-from unmask.recipe import Recipe
-from unmask.records import EveryStep, OneStep
-from unmask.sampling import Sampler
+from unmask.denoisers.head.chunks import TargetLogProb, Workspace, linear_logp
+from unmask.denoisers.head.vocabulary import answer_by_slices
+from unmask.denoisers.layers.compiled import compile_layers
+from unmask.denoisers.loading import load_denoiser
+from unmask.sampling.block import Block
+from unmask.sampling.caching import CACHINGS
+from unmask.sampling.proposals import Propose
+from unmask.sampling.records import EveryStep, OneStep
+from unmask.sampling.sampler import Sampler
+from unmask.sampling.unmasking import probability
+from unmask.settings.reader import build
+from unmask.settings.recipe import Recipe
+from unmask.training.build import build_trainer
 from unmask.types import Prompts
 from unmask.uniforms import Uniforms
-from unmask.unmasking import probability
 
 SMALL = {
     "rollout": {"prompts": 8, "group_size": 4, "temperature": 1.4},

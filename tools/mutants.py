@@ -27,20 +27,23 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "src" / "unmask"
 # Files, and the tests that are run first against their mutants.
 MUTATED = {
-    "masking/base.py": ("test_mask_base.py", "test_random_masks.py"),
-    "masking/random.py": ("test_random_masks.py",),
-    "masking/blocks.py": ("test_trajectory_masks.py",),
-    "masking/pairs.py": ("test_random_masks.py",),
-    "masking/trajectory.py": ("test_trajectory_masks.py",),
-    "masking/states.py": ("test_state_masks.py",),
-    "credit.py": ("test_credit.py",),
-    "likelihood.py": ("test_scores.py",),
-    "surrogate.py": ("test_surrogates.py",),
-    "unmasking.py": ("test_unmasking_rules.py",),
+    "objective/masks/base.py": ("objective/test_mask_base.py", "objective/test_random_masks.py"),
+    "objective/masks/random.py": ("objective/test_random_masks.py",),
+    "objective/masks/blocks.py": ("objective/test_trajectory_masks.py",),
+    "objective/masks/pairs.py": ("objective/test_random_masks.py",),
+    "objective/masks/trajectory.py": ("objective/test_trajectory_masks.py",),
+    "objective/masks/recorded.py": ("objective/test_recorded_masks.py",),
+    "objective/advantages.py": ("objective/test_advantages.py",),
+    "objective/likelihood.py": ("objective/test_likelihood.py",),
+    "objective/losses.py": ("objective/test_losses.py",),
+    "objective/divergences.py": ("objective/test_losses.py",),
+    "sampling/unmasking.py": ("sampling/test_unmasking.py",),
+    "sampling/schedules.py": ("sampling/test_unmasking.py",),
 }
 # Without the conformance suite, which is slow: what is caught here is caught by the tests of the pieces.
 TESTS = (
-    *("tests/methods", "tests/oracle/test_enumerated_toy.py", "tests/sampling/test_reference_samplers.py"),
+    *("tests/objective", "tests/methods", "tests/oracle/test_enumerated_toy.py"),
+    *("tests/sampling/test_unmasking.py", "tests/sampling/test_reference_samplers.py"),
     "--ignore=tests/methods/test_conformance.py",
 )
 PATIENCE = 3  # times the tests' own time
@@ -196,7 +199,7 @@ def start(mutant: Mutant | None, directory: Path) -> int:
 
         if str(directory) in str(unmask.__file__):
             options = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain"]
-            first = [f"tests/methods/{name}" for name in MUTATED[mutant.file]] if mutant else []
+            first = [f"tests/{name}" for name in MUTATED[mutant.file]] if mutant else []
             rest = [*TESTS, *(f"--ignore={name}" for name in first)]
             code = int(any(pytest.main([*options, *tests]) for tests in (first, rest) if tests))
     finally:

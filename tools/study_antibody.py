@@ -20,16 +20,16 @@ from statistics import fmean, stdev
 
 import torch
 
-from unmask.cli import main as unmask
-from unmask.data import Examples, rollout_texts
+from unmask.cli.environment import prepare
+from unmask.cli.main import main as unmask
+from unmask.data.example import Example
+from unmask.data.examples import Examples, rollout_texts
 from unmask.denoisers.base import Denoiser
-from unmask.denoisers.pretrained import load_denoiser, load_tokenizer
-from unmask.environment import prepare
-from unmask.pretrain import SupervisedBatch, elbo_loss
-from unmask.sampling import Sampler
-from unmask.tasks import Example
+from unmask.denoisers.loading import load_denoiser, load_tokenizer
+from unmask.sampling.sampler import Sampler
+from unmask.sampling.unmasking import Random
+from unmask.training.supervised import SupervisedBatch, elbo_loss
 from unmask.uniforms import Uniforms
-from unmask.unmasking import Random
 
 ROOT = Path(__file__).parents[1]
 GERMLINE = (

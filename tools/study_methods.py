@@ -16,14 +16,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 
-from unmask.build import build_trainer
-from unmask.config import build, read_recipe
-from unmask.data import Examples
-from unmask.environment import prepare
-from unmask.evaluate import Evaluator
+from unmask.cli.environment import prepare
+from unmask.data.examples import Examples
+from unmask.evaluation.evaluator import Evaluator
 from unmask.methods import METHODS
-from unmask.recipe import Recipe
-from unmask.train import Trainer
+from unmask.settings.reader import build, read_recipe
+from unmask.settings.recipe import Recipe
+from unmask.training.build import build_trainer
+from unmask.training.trainer import Trainer
 from unmask.uniforms import Uniforms
 
 LEARNING_RATES = (3e-5, 1e-4)

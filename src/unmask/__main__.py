@@ -2,6 +2,6 @@
 
 import sys
 
-from unmask.cli import main
+from unmask.cli.main import main
 
 sys.exit(main())

@@ -44,3 +44,8 @@ def own_share(accelerator: Any, items: list[int]) -> list[int]:
     each = len(items) // accelerator.num_processes
     first = accelerator.process_index * each
     return items[first : first + each]
+
+
+def best_device() -> torch.device:
+    """The first CUDA device, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

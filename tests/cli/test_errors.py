@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from unmask.cli import main
+from unmask.cli.main import main
 
-SUDOKU = Path(str(files("unmask"))) / "assets" / "sudoku"
+SUDOKU = Path(str(files("unmask.denoisers"))) / "assets" / "sudoku"
 OVER_DENOISING = ("--method", "diffu-grpo", "--train.over-denoising-filter", "true")  # it records every step
 
 
@@ -74,7 +74,7 @@ def test_mistakes_on_the_command_line(arguments, value, mend, capsys, tmp_path, 
 
 
 def test_a_rule_that_cannot_be_recorded_is_refused_before_another_has_run(capsys, monkeypatch):
-    monkeypatch.setattr("unmask.table.measured", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("unmask.evaluation.table.measured", lambda *_, **__: pytest.fail("measured"))
     line = refused(capsys, "evaluate", "--over-denoising", "true", "--unmasking", "low_confidence,threshold")
     assert "unmasking threshold" in line
 

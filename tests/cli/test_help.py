@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from unmask.cli import COMMANDS, main, parse
-from unmask.config import build, document_of, leaves, recipe_names
+from unmask.cli.main import COMMANDS, main, parse
 from unmask.methods import METHODS
+from unmask.sampling.unmasking import RULES
+from unmask.settings.reader import build, document_of, leaves, recipe_names
 from unmask.tasks import TASKS
-from unmask.unmasking import RULES
 
 HEAVY = ("torch", "transformers", "accelerate", "numpy", "matplotlib", "rich", "tokenizers")
 
@@ -19,7 +19,7 @@ HEAVY = ("torch", "transformers", "accelerate", "numpy", "matplotlib", "rich", "
 )
 def test_help_imports_nothing_heavy(words):
     code = (
-        "import sys\nfrom unmask.cli import main\n"
+        "import sys\nfrom unmask.cli.main import main\n"
         f"try:\n    code = main({words!r})\nexcept SystemExit as end:\n    code = end.code\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules], code)"
     )

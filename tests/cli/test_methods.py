@@ -9,16 +9,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from unmask import credit, surrogate
-from unmask.cli import main
-from unmask.config import leaves
+from unmask.cli.main import main
 from unmask.denoisers.tiny import tiny_denoiser
 from unmask.methods import MDPO, METHODS, VRPO, WD1, DiffuGRPO, DiSPO, UniGRPO
-from unmask.methods.base import record_of
+from unmask.methods.describe import EOS, GROUP, LEGEND, MASK, dry_rewards, dry_rollout, method_rows, words
 from unmask.methods.dispo import BASES
-from unmask.policy import Policy
+from unmask.objective import advantages, losses
+from unmask.objective.term import record_of
 from unmask.report.methods_page import all_rows, document
-from unmask.report.methods_table import EOS, GROUP, LEGEND, MASK, dry_rewards, dry_rollout, method_rows, words
+from unmask.settings.reader import leaves
+from unmask.training.policy import Policy
 from unmask.uniforms import Uniforms
 
 ROOT = Path(__file__).parents[2]
@@ -93,11 +93,13 @@ def test_dispo_shows_its_base_and_its_branches(base):
 
 
 def test_pieces_in_words():
-    assert words(credit.leave_one_out) == "leave one out"
-    assert words(credit.ZScoreOf(score=credit.future_mean)) == "z score of future mean"
-    assert words(credit.PopulationZScore(lowest=0.25, highest=0.5)) == "population z score (lowest 0.25, highest 0.5)"
-    assert words(surrogate.Clipped(epsilon=0.2)) == "clipped 0.2"
-    assert words(surrogate.WeightedLikelihood()) == "weighted likelihood"
+    assert words(advantages.leave_one_out) == "leave one out"
+    assert words(advantages.ZScoreOf(score=advantages.future_mean)) == "z score of future mean"
+    assert (
+        words(advantages.PopulationZScore(lowest=0.25, highest=0.5)) == "population z score (lowest 0.25, highest 0.5)"
+    )
+    assert words(losses.Clipped(epsilon=0.2)) == "clipped 0.2"
+    assert words(losses.WeightedLikelihood()) == "weighted likelihood"
 
 
 def forwards_of_training(method, updates) -> tuple[float, float]:

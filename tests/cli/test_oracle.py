@@ -1,6 +1,6 @@
 """`unmask oracle` prints a line for each method under each sampler, and nothing is cut off."""
 
-from unmask.cli import main
+from unmask.cli.main import main
 from unmask.oracle.gradients import oracle_methods
 from unmask.oracle.toy import SAMPLERS
 

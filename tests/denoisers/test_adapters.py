@@ -6,13 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from small import small_denoiser
-from unmask.build import build_trainer
-from unmask.cli import main
-from unmask.config import build
+from helpers.small import small_denoiser
+from unmask.cli.main import main
 from unmask.denoisers.adapters import AdaptersOff, add_adapters, merged_state
-from unmask.denoisers.pretrained import load_denoiser, load_tokenizer, save_denoiser
-from unmask.recipe import Recipe
+from unmask.denoisers.loading import load_denoiser, load_tokenizer, save_denoiser
+from unmask.settings.reader import build
+from unmask.settings.recipe import Recipe
+from unmask.training.build import build_trainer
 
 TOKENS = torch.tensor([[1, 2, 3, 4, 5, 6]])
 SMALL = {

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from small import MASK, prompts_of, small_denoiser
-from unmask.denoisers.compiled import compile_layers
-from unmask.denoisers.head import TargetLogProb
-from unmask.denoisers.recompute import recompute_layers
-from unmask.sampling import Sampler
+from helpers.small import MASK, prompts_of, small_denoiser
+from unmask.denoisers.head.chunks import TargetLogProb
+from unmask.denoisers.layers.compiled import compile_layers
+from unmask.denoisers.layers.recompute import recompute_layers
+from unmask.sampling.sampler import Sampler
 from unmask.uniforms import Uniforms
 
 

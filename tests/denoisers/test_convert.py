@@ -13,11 +13,11 @@ from transformers import (
     MambaForCausalLM,
 )
 
-from unmask.cli import main
-from unmask.data import task_tokenizer
+from unmask.cli.main import main
+from unmask.data.tokenization import task_tokenizer
 from unmask.denoisers.convert import convert
-from unmask.denoisers.head import TargetLogProb
-from unmask.denoisers.pretrained import load_denoiser, load_tokenizer, save_denoiser
+from unmask.denoisers.head.chunks import TargetLogProb
+from unmask.denoisers.loading import load_denoiser, load_tokenizer, save_denoiser
 from unmask.errors import UserError
 from unmask.tasks import Sudoku
 

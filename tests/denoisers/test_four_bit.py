@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import REFERENCE
-from unmask.build import build_trainer
-from unmask.cli import main
-from unmask.config import build
+from unmask.cli.main import main
 from unmask.denoisers import four_bit
 from unmask.denoisers.adapters import AdaptersOff, add_adapters
-from unmask.denoisers.pretrained import load_denoiser, load_tokenizer, resolve, save_denoiser
-from unmask.recipe import Recipe
+from unmask.denoisers.loading import load_denoiser, load_tokenizer, resolve, save_denoiser
+from unmask.settings.reader import build
+from unmask.settings.recipe import Recipe
+from unmask.training.build import build_trainer
 
 TOKENS = torch.tensor([[1, 2, 3, 4, 5, 6]])
 
@@ -44,7 +44,8 @@ def test_without_the_extra_or_a_gpu_it_is_refused(extra, gpu, mend, tmp_path, ca
     output = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(
-            "unmask.build.distributed.make_accelerator", lambda precision: type("One", (), {"num_processes": 1})
+            "unmask.training.build.distributed.make_accelerator",
+            lambda precision: type("One", (), {"num_processes": 1}),
         )
         assert main(["train", "--train.four-bit", "true", "--train.lora-rank", "4", "--output", str(output)]) == 2
     assert mend in capsys.readouterr().err

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unmask.denoisers import head as heads
-from unmask.denoisers.head import TargetLogProb, chunks_of, is_plain, linear_logp
+from unmask.denoisers.head import chunks as heads
+from unmask.denoisers.head.chunks import TargetLogProb, chunks_of, is_plain, linear_logp
 
 POSITIONS, VOCABULARY, WIDTH = 11, 7, 5
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from unmask.denoisers import pretrained
-from unmask.denoisers.pretrained import load_denoiser, load_tokenizer, resolve
+from unmask.denoisers import loading
+from unmask.denoisers.loading import load_denoiser, load_tokenizer, resolve
 from unmask.errors import UserError
 
-SUDOKU = Path(str(files("unmask"))) / "assets" / "sudoku"
+SUDOKU = Path(str(files("unmask.denoisers"))) / "assets" / "sudoku"
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def model(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _nothing_downloaded():
-    pretrained._downloaded.cache_clear()
+    loading._downloaded.cache_clear()
 
 
 def change(path, **values):
@@ -36,7 +36,7 @@ def test_a_name_on_the_hub_is_downloaded_once(monkeypatch):
         asked.append((name, options))
         return str(SUDOKU)
 
-    monkeypatch.setattr(pretrained, "snapshot_download", download)
+    monkeypatch.setattr(loading, "snapshot_download", download)
     assert load_denoiser("org/model-7.b").eos_id == load_tokenizer("org/model-7.b").eos_token_id
     ((name, options),) = asked
     assert name == "org/model-7.b"
@@ -46,7 +46,7 @@ def test_a_name_on_the_hub_is_downloaded_once(monkeypatch):
 
 def test_a_directory_comes_before_the_hub(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pretrained, "snapshot_download", lambda *_, **__: pytest.fail("asked the Hub"))
+    monkeypatch.setattr(loading, "snapshot_download", lambda *_, **__: pytest.fail("asked the Hub"))
     shutil.copytree(SUDOKU, "org/name")
     assert resolve("org/name") == Path("org/name")
     Path("org/empty").mkdir()
@@ -60,7 +60,7 @@ def test_a_model_that_cannot_be_had(monkeypatch, error):
     def download(name, **options):
         raise error
 
-    monkeypatch.setattr(pretrained, "snapshot_download", download)
+    monkeypatch.setattr(loading, "snapshot_download", download)
     with pytest.raises(UserError, match=r"'org/name' is no directory, and the Hub .*\((cannot find it|no network)\)"):
         resolve("org/name")
 

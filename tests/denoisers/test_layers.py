@@ -8,10 +8,10 @@ from transformers import AutoModelForCausalLM, Glm4MoeConfig, LlamaConfig, Qwen2
 from transformers.models.glm4_moe.modeling_glm4_moe import apply_rotary_pos_emb
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from unmask.denoisers import layers
 from unmask.denoisers.adapters import add_adapters
 from unmask.denoisers.base import Denoiser
-from unmask.denoisers.elementwise import gated, rms_norm, rotate
+from unmask.denoisers.layers import fast as layers
+from unmask.denoisers.layers.elementwise import gated, rms_norm, rotate
 
 SHARED = {
     "vocab_size": 20,

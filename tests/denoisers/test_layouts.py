@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from conftest import REFERENCE
 from unmask.denoisers.adapters import add_adapters
-from unmask.denoisers.pretrained import load_denoiser, save_denoiser
+from unmask.denoisers.loading import load_denoiser, save_denoiser
 from unmask.errors import UserError
 
 # model -> the id of its mask token, which the last two do not name

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import REFERENCE
-from unmask.denoisers.pretrained import load_denoiser, save_denoiser
+from unmask.denoisers.loading import load_denoiser, save_denoiser
 
 DIRECTORY = REFERENCE / "models" / "llada-tiny"
 

@@ -17,7 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from small import prompts_of, small_denoiser
+from helpers.small import prompts_of, small_denoiser
 from unmask.denoisers.base import Denoiser, mask_of
 from unmask.denoisers.key_values import KeyValues, Part
 from unmask.errors import UserError

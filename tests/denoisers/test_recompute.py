@@ -5,15 +5,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from small import small_denoiser
-from unmask.build import build_trainer
-from unmask.config import build
+from helpers.small import small_denoiser
 from unmask.denoisers.adapters import add_adapters
-from unmask.denoisers.head import TargetLogProb
-from unmask.denoisers.pretrained import load_denoiser
-from unmask.denoisers.recompute import recompute_layers
+from unmask.denoisers.head.chunks import TargetLogProb
+from unmask.denoisers.layers.recompute import recompute_layers
+from unmask.denoisers.loading import load_denoiser
 from unmask.plan.dry_run import LiveBytes
-from unmask.recipe import Recipe
+from unmask.settings.reader import build
+from unmask.settings.recipe import Recipe
+from unmask.training.build import build_trainer
 
 TOKENS = torch.arange(36).view(3, 12) % 7
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from small import EOS, MASK, prompts_of, small_denoiser
-from unmask.likelihood import row_logp
+from helpers.small import EOS, MASK, prompts_of, small_denoiser
 from unmask.methods import METHODS, TraceRL
-from unmask.methods.base import record_of
-from unmask.records import EveryStep
-from unmask.sampling import Sampler
+from unmask.objective.likelihood import row_logp
+from unmask.objective.term import record_of
+from unmask.sampling.records import EveryStep
+from unmask.sampling.sampler import Sampler
 from unmask.uniforms import Uniforms
 
 GROUP, BLOCK = 3, 4

@@ -7,9 +7,7 @@ from functools import cache
 import pytest
 import torch
 
-from small import EOS, MASK, prompts_of, small_denoiser
-from unmask.likelihood import credited_count, row_logp, token_count, unit_count
-from unmask.masking import Branches
+from helpers.small import EOS, MASK, prompts_of, small_denoiser
 from unmask.methods import (
     GDPO,
     LFPO,
@@ -24,10 +22,12 @@ from unmask.methods import (
     TraceRL,
     UniGRPO,
 )
-from unmask.methods.base import record_of
 from unmask.methods.dispo import BASES
-from unmask.records import EveryStep, OneStep
-from unmask.sampling import Sampler
+from unmask.objective.likelihood import credited_count, row_logp, token_count, unit_count
+from unmask.objective.masks import Branches
+from unmask.objective.term import record_of
+from unmask.sampling.records import EveryStep, OneStep
+from unmask.sampling.sampler import Sampler
 from unmask.uniforms import Uniforms
 
 ROWS = [[1, 2, 3, 4, 5, 6], [4, 5]]

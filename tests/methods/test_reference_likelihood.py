@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from conftest import reference_cases
-from reference_tools import MASK, close
+from helpers.reference_tools import MASK, close
 from unmask.denoisers.base import Guidance
-from unmask.denoisers.head import TargetLogProb
-from unmask.likelihood import elbo, row_logp, weighted_sum
-from unmask.masking import RandomMasks
-from unmask.masking.random import Masks
+from unmask.denoisers.head.chunks import TargetLogProb
+from unmask.objective.likelihood import elbo, row_logp, weighted_sum
+from unmask.objective.masks import RandomMasks
+from unmask.objective.masks.random import Masks
 from unmask.types import Rollout, Views
 from unmask.uniforms import Uniforms
 

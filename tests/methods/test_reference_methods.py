@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from conftest import reference_cases
-from reference_tools import EOS, MASK, assert_gradients_equal, beside_prompt, close, d1_views
-from unmask import credit
-from unmask.likelihood import row_logp, token_count, unit_count
+from helpers.reference_tools import EOS, MASK, assert_gradients_equal, beside_prompt, close, d1_views
 from unmask.methods import MDPO, DiffuGRPO
+from unmask.objective import advantages
+from unmask.objective.likelihood import row_logp, token_count, unit_count
 from unmask.types import Rollout, Snapshot
 from unmask.uniforms import Uniforms
 
@@ -48,13 +48,13 @@ TRAINED = [case for case in MDPO_CASES if "micro_batches" in case]
 
 
 def normalised(score):
-    return credit.z_score(score[None])[0]
+    return advantages.z_score(score[None])[0]
 
 
 @pytest.mark.parametrize("case", MDPO_CASES, ids=lambda case: case["name"])
 def test_mdpo_advantages(case):
     tensors = case["tensors"]
-    raw = credit.difference_and_future(tensors["rewards"][None])[0]
+    raw = advantages.difference_and_future(tensors["rewards"][None])[0]
     # The published 1 + (difference) + (mean) shifts a column, which its normalisation removes.
     shift = tensors["raw_step_advantages"] - raw
     close(shift, shift[:1].expand_as(shift))

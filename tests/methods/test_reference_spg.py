@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from conftest import reference_cases
-from reference_tools import EOS, GROUPS, MASK, assert_gradients_equal, close, rollout_of
-from unmask.likelihood import EUBO, Sandwich, masked_mean, row_logp, token_count
-from unmask.masking import BlockRandom
+from helpers.reference_tools import EOS, GROUPS, MASK, assert_gradients_equal, close, rollout_of
 from unmask.methods import SPG
+from unmask.objective.likelihood import EUBO, Sandwich, masked_mean, row_logp, token_count
+from unmask.objective.masks import BlockRandom
 from unmask.types import Views
 from unmask.uniforms import Uniforms
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from conftest import reference_cases
-from reference_tools import EOS, GROUPS, assert_gradients_equal, close, rollout_of
-from unmask import credit
-from unmask.likelihood import row_logp, unit_count
+from helpers.reference_tools import EOS, GROUPS, assert_gradients_equal, close, rollout_of
 from unmask.methods import TraceRL
+from unmask.objective import advantages
+from unmask.objective.likelihood import row_logp, unit_count
 from unmask.uniforms import Uniforms
 
 every_case = pytest.mark.parametrize("case", reference_cases("methods/tracerl"), ids=lambda case: case["name"])
@@ -25,7 +25,7 @@ def term_of(case):
     )
     (term,) = method.terms(EOS)
     # The stored advantages stand in for those of the published reward script: centered, not divided by the std.
-    return replace(term, credit=credit.centered)
+    return replace(term, credit=advantages.centered)
 
 
 def rows_of(case):

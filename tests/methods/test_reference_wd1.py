@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from conftest import reference_cases
-from reference_tools import EOS, GROUPS, assert_gradients_equal, beside_prompt, close, d1_views, rollout_of
-from unmask import credit
-from unmask.likelihood import row_logp, unit_count
+from helpers.reference_tools import EOS, GROUPS, assert_gradients_equal, beside_prompt, close, d1_views, rollout_of
 from unmask.methods import WD1
+from unmask.objective import advantages
+from unmask.objective.likelihood import row_logp, unit_count
 from unmask.uniforms import Uniforms
 
 every_case = pytest.mark.parametrize("case", reference_cases("methods/wd1"), ids=lambda case: case["name"])
-WEIGHTS = {"RevDiffuGRPOTrainer": credit.softmax_pair, "RevPSRDiffuGRPOTrainer": credit.softmax_positive}
+WEIGHTS = {"RevDiffuGRPOTrainer": advantages.softmax_pair, "RevPSRDiffuGRPOTrainer": advantages.softmax_positive}
 
 
 def term_of(case):
@@ -30,10 +30,10 @@ def published_weights(case):
 def test_weights(case):
     term, shared, weights = term_of(case), case["shared"], published_weights(case)
     assert term.credit is WEIGHTS[case["trainer"]]
-    advantages = credit.centered(shared["rewards"].view(GROUPS))
-    close(advantages.flatten(), shared["advantages"])
+    centered = advantages.centered(shared["rewards"].view(GROUPS))
+    close(centered.flatten(), shared["advantages"])
     # The published advantages are centered per group, then share one softmax: as one group they are our rewards.
-    close(term.credit(advantages.view(1, -1))[0], weights.numel() * weights)
+    close(term.credit(centered.view(1, -1))[0], weights.numel() * weights)
 
 
 @every_case

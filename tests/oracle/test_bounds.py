@@ -7,10 +7,10 @@ from math import comb, factorial
 import pytest
 import torch
 
-from small import surprise
-from unmask.likelihood import elbo, per_token, row_logp, weighted_sum
-from unmask.masking import CoupledCounts, InverseTimes, Prefixes, RandomMasks, UniformCounts
+from helpers.small import surprise
 from unmask.methods import METHODS
+from unmask.objective.likelihood import elbo, per_token, row_logp, weighted_sum
+from unmask.objective.masks import CoupledCounts, InverseTimes, Prefixes, RandomMasks, UniformCounts
 from unmask.oracle.bounds import (
     MASKS,
     estimates,
@@ -21,7 +21,15 @@ from unmask.oracle.bounds import (
     many_rollouts,
     mask_probability,
 )
-from unmask.oracle.toy import COMPLETIONS, LENGTH, MASK, PROMPT, Toy, ordered_trajectory, random_order_trajectories
+from unmask.oracle.toy import (
+    COMPLETIONS,
+    LENGTH,
+    MASK,
+    PROMPT,
+    Toy,
+    ordered_trajectory,
+    random_order_trajectories,
+)
 from unmask.uniforms import Uniforms
 
 TOYS = [(seed, scale) for seed in range(40) for scale in (0.5, 1.0, 2.0)]

@@ -6,10 +6,11 @@ from itertools import product
 import pytest
 import torch
 
-from small import surprise
-from unmask.credit import centered, centered_per_state, difference_and_future, z_score
-from unmask.likelihood import per_token, row_logp
-from unmask.masking import Branches
+from helpers.small import surprise
+from unmask.objective.advantages import centered, centered_per_state, difference_and_future, z_score
+from unmask.objective.likelihood import per_token, row_logp
+from unmask.objective.losses import Clipped
+from unmask.objective.masks import Branches
 from unmask.oracle.toy import (
     COMPLETIONS,
     LENGTH,
@@ -22,8 +23,7 @@ from unmask.oracle.toy import (
     reward,
     with_prompt,
 )
-from unmask.sampling import Sampler
-from unmask.surrogate import Clipped
+from unmask.sampling.sampler import Sampler
 from unmask.types import Rollout, Snapshot, Views
 from unmask.uniforms import Uniforms
 

@@ -6,13 +6,7 @@ import pytest
 import torch
 
 from unmask.methods import MDPO, JustGRPO, StepMerge, TraceRL
-from unmask.oracle.gradients import (
-    biases,
-    compare,
-    expected_reward_gradient,
-    oracle_methods,
-    rewards_of,
-)
+from unmask.oracle.gradients import biases, compare, expected_reward_gradient, oracle_methods, rewards_of
 from unmask.oracle.toy import COMPLETIONS, LENGTH, MASK, SAMPLERS, Toy, reward, with_prompt
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from small_run import SmallRun, settings_of
+from helpers.small_run import SmallRun, settings_of
 
 METHODS = {
     "diffu-grpo": {"name": "diffu-grpo"},

@@ -5,17 +5,17 @@ import json
 import pytest
 import torch
 
-from small import small_denoiser
-from small_run import settings_of
-from unmask.cli import COMMANDS, main, parse
-from unmask.config import build, document_of, read_recipe, recipe_names
-from unmask.denoisers.pretrained import load_denoiser
+from helpers.small import small_denoiser
+from helpers.small_run import settings_of
+from unmask.cli.main import COMMANDS, main, parse
+from unmask.denoisers.loading import load_denoiser
 from unmask.errors import UserError
 from unmask.plan.estimate import advice, make_plan
 from unmask.plan.gpus import GIBIBYTE, parse_gpus
 from unmask.plan.networks import blank_denoiser, published_shapes, read_shape, size_of
-from unmask.recipe import TrainSettings
-from unmask.settings import PlanSettings
+from unmask.settings.commands import PlanSettings
+from unmask.settings.reader import build, document_of, read_recipe, recipe_names
+from unmask.settings.recipe import TrainSettings
 
 BENCHMARKS = ("gsm8k", "math500", "countdown-words", "sudoku")
 METHODS = ("diffu-grpo", "spg", "dispo", "dispo-spg", "mdpo")

@@ -5,11 +5,11 @@ import threading
 import pytest
 import torch
 
-from unmask import experience
-from unmask.build import build_trainer
-from unmask.config import build
-from unmask.recipe import Recipe
+from unmask.settings.reader import build
+from unmask.settings.recipe import Recipe
 from unmask.tasks import TASKS
+from unmask.training import on_policy
+from unmask.training.build import build_trainer
 
 SMALL = {
     "task": {"name": "arithmetic", "terms": 3, "max_number": 5},
@@ -56,7 +56,7 @@ def test_each_text_is_scored_once_and_before_the_rollout_is_over(method, monkeyp
     calls = [sorted(texts) for _, texts in watched.calls]
     assert len(calls) > 1
 
-    monkeypatch.setattr(experience._Ahead, "__call__", lambda self, rows, completions_NEC: None)
+    monkeypatch.setattr(on_policy._Ahead, "__call__", lambda self, rows, completions_NEC: None)
     late = Watched(monkeypatch)
     expected, _ = trainer_of(method={"name": method}, rollout={"batch": 4}).step(0)
     assert all(main for main, _ in late.calls)

@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from unmask.errors import UserError
-from unmask.recipe import RewardSettings
 from unmask.rewards import load_functions
 from unmask.rewards.judge import load_judge
+from unmask.settings.recipe import RewardSettings
 from unmask.tasks import Sudoku
 
 KEY = "sk-very-secret"

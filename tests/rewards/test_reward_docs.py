@@ -6,10 +6,10 @@ import re
 import tomllib
 from pathlib import Path
 
-from unmask.config import build
-from unmask.recipe import RewardSettings
 from unmask.rewards import load_functions
 from unmask.rewards.judge import JudgeSettings
+from unmask.settings.reader import build
+from unmask.settings.recipe import RewardSettings
 from unmask.tasks import Sudoku
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from unmask.data import Examples
+from unmask.data.example import Example
+from unmask.data.examples import Examples
 from unmask.errors import UserError
 from unmask.rewards import RewardFunction, Rewards, cached
-from unmask.tasks import Example
 
 ITEMS = [Example(prompt=f"prompt {name}", solution="", columns={"answer": name * 2}) for name in "abc"]
 EXAMPLES = Examples(items=ITEMS, prompt_ids=[[0]] * 3, eos_id=0, prefills=[""] * 3, given_ids=[])

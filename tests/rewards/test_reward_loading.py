@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from unmask.cli import main
-from unmask.config import build
+from unmask.cli.main import main
 from unmask.errors import UserError
-from unmask.recipe import RewardSettings
 from unmask.rewards import load_functions
+from unmask.settings.reader import build
+from unmask.settings.recipe import RewardSettings
 from unmask.tasks import Sudoku
 
 FILE = """

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
-from unmask.data import task_tokenizer
+from unmask.data.tokenization import task_tokenizer
 from unmask.errors import UserError
-from unmask.recipe import RewardSettings
 from unmask.rewards import load_functions
+from unmask.settings.recipe import RewardSettings
 from unmask.tasks import Sudoku
 
 LETTERS = [*"abcdefgh:"]

@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from unmask.build import build_trainer
-from unmask.cli import main
-from unmask.config import build
-from unmask.recipe import Recipe
+from unmask.cli.main import main
+from unmask.settings.reader import build
+from unmask.settings.recipe import Recipe
+from unmask.training.build import build_trainer
 
 FILE = """
 from unmask.rewards import cached

@@ -5,15 +5,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from small import EOS, MASK, VOCABULARY, prompts_of, small_denoiser
-from unmask.caching import CACHINGS
+from helpers.small import EOS, MASK, VOCABULARY, prompts_of, small_denoiser
 from unmask.denoisers.tiny import tiny_denoiser
 from unmask.errors import UserError
-from unmask.gap import sampling_gap, step_logps
-from unmask.records import EveryStep, OneStep
-from unmask.sampling import Sampler
+from unmask.sampling.caching import CACHINGS
+from unmask.sampling.records import EveryStep, OneStep
+from unmask.sampling.sampler import Sampler
+from unmask.sampling.unmasking import LowConfidence, RunningConfidence, Threshold
+from unmask.training.mismatch import sampling_gap, step_logps
 from unmask.uniforms import Uniforms
-from unmask.unmasking import LowConfidence, RunningConfidence, Threshold
 
 ROWS = [[1, 2, 3], [4, 5], [6, 7, 1, 2, 3]]
 CACHED = {name: caching for name, caching in CACHINGS.items() if caching is not None}

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from small import prompts_of, small_denoiser
-from unmask.caching import CACHINGS
-from unmask.denoising import Block
-from unmask.records import EveryStep, OneStep
-from unmask.sampling import Sampler
+from helpers.small import prompts_of, small_denoiser
+from unmask.sampling.block import Block
+from unmask.sampling.caching import CACHINGS
+from unmask.sampling.records import EveryStep, OneStep
+from unmask.sampling.sampler import Sampler
+from unmask.sampling.unmasking import RULES
 from unmask.uniforms import Uniforms
-from unmask.unmasking import RULES
 
 # Values read back, shapes that depend on them; and lists made tensors (lift_fresh), whose copy to a GPU is waited for.
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal", "lift_fresh")

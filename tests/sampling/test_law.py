@@ -5,13 +5,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from small import surprise
-from unmask.denoisers import vocabulary as slices
-from unmask.denoisers.head import Workspace
-from unmask.denoisers.vocabulary import GivenLogits, HeadLogits, answer_by_slices
-from unmask.proposals import Propose, draw, greedy
+from helpers.small import surprise
+from unmask.denoisers.head import vocabulary as slices
+from unmask.denoisers.head.chunks import Workspace
+from unmask.denoisers.head.vocabulary import GivenLogits, HeadLogits, answer_by_slices
+from unmask.sampling.proposals import Propose, draw, greedy
+from unmask.sampling.unmasking import probability
 from unmask.uniforms import Uniforms
-from unmask.unmasking import probability
 
 VOCABULARY, MASK = 126_464, 126_336
 DRAWS = 200_000

@@ -6,14 +6,12 @@ import pytest
 import torch
 
 from conftest import REFERENCE, reference_cases
-from unmask.denoisers.pretrained import load_denoiser
+from unmask.denoisers.loading import load_denoiser
 from unmask.errors import UserError
-from unmask.records import EveryStep, OneStep
-from unmask.sampling import Sampler
-from unmask.types import Prompts
-from unmask.uniforms import Uniforms
-from unmask.unmasking import (
-    SCHEDULES,
+from unmask.sampling.records import EveryStep, OneStep
+from unmask.sampling.sampler import Sampler
+from unmask.sampling.schedules import SCHEDULES
+from unmask.sampling.unmasking import (
     Entropy,
     Factor,
     LowConfidence,
@@ -22,6 +20,8 @@ from unmask.unmasking import (
     Threshold,
     TopKMargin,
 )
+from unmask.types import Prompts
+from unmask.uniforms import Uniforms
 
 
 def prompts_of(tokens, attention=None) -> Prompts:
@@ -196,7 +196,7 @@ def test_what_is_cached_changes_nothing(llada2_tiny, monkeypatch, temperature, r
     if record is None:
         assert sum(columns) < 0.6 * len(columns) * (width + 32)
     monkeypatch.undo()
-    monkeypatch.setattr("unmask.denoising.Scene.shown_early", property(lambda scene: False))
+    monkeypatch.setattr("unmask.sampling.block.Scene.shown_early", property(lambda scene: False))
     plain = sampler(llada2_tiny, prompts, Uniforms())
     assert torch.equal(cached.tokens_NL, plain.tokens_NL)
     torch.testing.assert_close(cached.sampled_logp_NL, plain.sampled_logp_NL, rtol=1e-4, atol=1e-4)

@@ -7,16 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from small import EOS, MASK, VOCABULARY, few, prompts_of, small_denoiser, surprise
+from helpers.small import EOS, MASK, VOCABULARY, few, prompts_of, small_denoiser, surprise
 from unmask.denoisers.base import Guidance
-from unmask.denoisers.head import TargetLogProb, Workspace
-from unmask.denoisers.vocabulary import GivenLogits
+from unmask.denoisers.head.chunks import TargetLogProb, Workspace
+from unmask.denoisers.head.vocabulary import GivenLogits
 from unmask.errors import UserError
-from unmask.proposals import draw
-from unmask.records import EveryStep, OneStep
-from unmask.sampling import Sampler
+from unmask.sampling.proposals import draw
+from unmask.sampling.records import EveryStep, OneStep
+from unmask.sampling.sampler import Sampler
+from unmask.sampling.schedules import SCHEDULES
+from unmask.sampling.unmasking import RULES, LowConfidence, Random, RunningConfidence, Threshold
 from unmask.uniforms import Uniforms
-from unmask.unmasking import RULES, SCHEDULES, LowConfidence, Random, RunningConfidence, Threshold
 
 DENOISER = small_denoiser()
 ROWS = [[1, 2, 3], [4, 5], [6, 7, 1, 2, 3], [2]]

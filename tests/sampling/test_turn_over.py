@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from small import EOS, MASK, prompts_of, small_denoiser
-from unmask.masking import EqualSegments
-from unmask.records import EveryStep, OneStep
-from unmask.sampling import Sampler
+from helpers.small import EOS, MASK, prompts_of, small_denoiser
+from unmask.objective.masks import EqualSegments
+from unmask.sampling.records import EveryStep, OneStep
+from unmask.sampling.sampler import Sampler
+from unmask.sampling.unmasking import RULES, LowConfidence, Threshold
 from unmask.uniforms import Uniforms
-from unmask.unmasking import RULES, LowConfidence, Threshold
 
 ROWS = [[1, 2, 3], [4, 5], [6, 7, 1, 2, 3], [2]]
 NAMES = ("tokens_NL", "revealed_at_NL", "completion_NL", "block_NL")

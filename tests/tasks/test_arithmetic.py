@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from unmask.errors import UserError
 from unmask.tasks import Arithmetic
 from unmask.tasks.arithmetic import steps
-from unmask.tasks.expressions import leaves, parse, render, value
+from unmask.verifiers.expressions import leaves, parse, render, value
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unmask.data.example import Example
 from unmask.errors import UserError
 from unmask.tasks import Countdown
-from unmask.tasks.base import Example
 from unmask.tasks.countdown import solve
-from unmask.tasks.expressions import numbers, value
+from unmask.verifiers.expressions import numbers, value
 
 
 def reward(completion: str, given: list[int], target: int) -> float:

@@ -7,7 +7,7 @@ import pytest
 from unmask.errors import UserError
 from unmask.tasks import Countdown
 from unmask.tasks.countdown_words import CountdownWords, is_right_in_words
-from unmask.verifiers import d1
+from unmask.verifiers.published import d1
 
 TASKS = [CountdownWords(), CountdownWords(count=4, max_number=20)]
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from unmask.build import build_trainer
-from unmask.config import build
 from unmask.errors import UserError
-from unmask.recipe import Recipe
+from unmask.settings.reader import build
+from unmask.settings.recipe import Recipe
 from unmask.tasks import Dataset, Pairs, Sudoku
+from unmask.training.build import build_trainer
 
 ROWS = [{"prompt": f"What is {n} + {n}?", "completion": f"It is {2 * n}.", "answer": str(2 * n)} for n in range(60)]
 TURNS = [{"role": "user", "content": "Two and two?"}]

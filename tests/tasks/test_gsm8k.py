@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from unmask.data.example import Example
 from unmask.errors import UserError
-from unmask.tasks.base import Example
-from unmask.tasks.gsm8k import GSM8K, is_right, reference
-from unmask.verifiers import d1
+from unmask.tasks.gsm8k import GSM8K
+from unmask.verifiers.published import d1
+from unmask.verifiers.quantities import is_right, reference
 
 TRAIN = [
     ("Two and three?", "2+3=<<2+3=5>>5\n#### 5"),

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from unmask.tasks.countdown_words import CountdownWords, is_right_in_words
-from unmask.tasks.gsm8k import GSM8K, is_right
-from unmask.verifiers import d1
+from unmask.tasks.gsm8k import GSM8K
 from unmask.verifiers.answers import before_end, boxed, final_answer
+from unmask.verifiers.published import d1
+from unmask.verifiers.quantities import is_right
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "golden" / "generations"
 CASES = Path(__file__).resolve().parents[1] / "reference" / "rewards" / "reward_cases.jsonl"

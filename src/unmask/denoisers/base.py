@@ -10,15 +10,24 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unmask.denoisers.head import Answer, TargetLogProb, Workspace, is_plain, linear_logp, reduce_chunks
+from unmask.denoisers.head.chunks import (
+    Answer,
+    TargetLogProb,
+    Workspace,
+    is_plain,
+    linear_logp,
+    reduce_chunks,
+)
+from unmask.denoisers.head.vocabulary import answer_by_slices, reads_slices
 from unmask.denoisers.key_values import Part
-from unmask.denoisers.layers import ask_layers
-from unmask.denoisers.vocabulary import answer_by_slices, reads_slices
+from unmask.denoisers.layers.fast import ask_layers
 from unmask.errors import UserError
 
 # False at pads; or the block of each position, -1 at pads; or None where there are no pads. As `mask_of` makes it, no
 # forward waits for the device to learn whether there are pads.
 Attention = Bool[Tensor, "F L"] | Bool[Tensor, "F 1 1 L"] | Int[Tensor, "F L"] | None
+
+MASK_TOKEN = "<|mask|>"  # noqa: S105  text of a mask token that is added to a vocabulary
 
 # Settings of transformers' architectures that change logits after the head, or hidden states before it.
 _SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier", "logits_mup_width_multiplier")

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from unmask.data import MASK_TOKEN
-from unmask.denoisers.base import Denoiser
-from unmask.denoisers.pretrained import load_tokenizer, resolve, save_denoiser
+from unmask.denoisers.base import MASK_TOKEN, Denoiser
+from unmask.denoisers.loading import load_tokenizer, resolve, save_denoiser
 from unmask.errors import UserError
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from unmask.methods.base import Term
+    from unmask.objective import Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +28,15 @@ class CoupledGRPO:
     beta: float = 0.01  # weight of k3 to the reference
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
-        from unmask import credit, likelihood, masking, surrogate
-        from unmask.methods.base import Term
+        from unmask.objective import Term, advantages, divergences, likelihood, losses, masks
 
         return (
             Term(
-                masking=masking.RandomMasks(law=masking.FullAndPair()),
-                credit=credit.leave_one_out,
+                masking=masks.RandomMasks(law=masks.FullAndPair()),
+                credit=advantages.leave_one_out,
                 likelihood=likelihood.per_token_over_rows,
-                surrogate=surrogate.Clipped(epsilon=self.epsilon),
+                surrogate=losses.Clipped(epsilon=self.epsilon),
                 normaliser=likelihood.token_count,
-                penalty=surrogate.penalty(surrogate.k3, self.beta),
+                penalty=divergences.penalty(divergences.k3, self.beta),
             ),
         )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from unmask.methods.base import Term
+    from unmask.objective import Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +29,17 @@ class StepMerge:
     beta: float = 0.04  # weight of k3 to the base model
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
-        from unmask import credit, likelihood, masking, surrogate
-        from unmask.methods.base import Term
+        from unmask.objective import Term, advantages, divergences, likelihood, losses, masks
 
         return (
             Term(
-                masking=masking.Segments(
-                    grouping=masking.EqualSegments(count=self.segments), span=masking.through_eos, per_row=False
+                masking=masks.Segments(
+                    grouping=masks.EqualSegments(count=self.segments), span=masks.through_eos, per_row=False
                 ),
-                credit=credit.z_score,
+                credit=advantages.z_score,
                 likelihood=likelihood.per_token,
-                surrogate=surrogate.Clipped(epsilon=self.epsilon),
+                surrogate=losses.Clipped(epsilon=self.epsilon),
                 normaliser=likelihood.unit_count,
-                penalty=surrogate.penalty(surrogate.k3, self.beta),
+                penalty=divergences.penalty(divergences.k3, self.beta),
             ),
         )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from unmask.methods.base import Term
+    from unmask.objective import Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,16 +30,15 @@ class DiffuGRPO:
     beta: float = 0.04  # weight of k3 to the base model
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
-        from unmask import credit, likelihood, masking, surrogate
-        from unmask.methods.base import Term
+        from unmask.objective import Term, advantages, divergences, likelihood, losses, masks
 
         return (
             Term(
-                masking=masking.FullyMasked(prompt_mask_prob=self.prompt_mask_prob, shared=self.shared_prompt_mask),
-                credit=credit.centered,
+                masking=masks.FullyMasked(prompt_mask_prob=self.prompt_mask_prob, shared=self.shared_prompt_mask),
+                credit=advantages.centered,
                 likelihood=likelihood.per_token,
-                surrogate=surrogate.Clipped(epsilon=self.epsilon),
+                surrogate=losses.Clipped(epsilon=self.epsilon),
                 normaliser=likelihood.token_count,
-                penalty=surrogate.penalty(surrogate.k3, self.beta),
+                penalty=divergences.penalty(divergences.k3, self.beta),
             ),
         )

@@ -4,9 +4,8 @@
     a state x_t of every trajectory, t drawn with p(t) ∝ t^4; its masked positions filled at once Z times, rewards R_z
     A_z = R_z - mean_z R;  L_step = clipped token surrogate on the filled tokens of x_t, prompt masked as in the base
 
-Reconstructed: t in 0..T-1 = state before step t; fills at the rollout's temperature, drawn once, reused over the inner
-updates; positions to the first EOS of each fill; token mean over all branch tokens; clip and KL of the base if it clips
-tokens, else 0.5 and none. L_step is the mean over states, as L_base is over samples (the paper sums states).
+Reconstructed: t in 0..T-1; fills at the rollout's temperature, drawn once; positions to each fill's first EOS; a token
+mean over all branches (the paper sums states); clip and KL of the base if it clips tokens, else 0.5 and none.
 """
 
 from __future__ import annotations
@@ -19,10 +18,11 @@ from unmask.methods.espo import ESPO
 from unmask.methods.gdpo import GDPO
 from unmask.methods.spg import SPG
 from unmask.methods.wd1 import WD1
-from unmask.records import OneStep
+from unmask.sampling.records import OneStep
 
 if TYPE_CHECKING:
-    from unmask.methods.base import Method, Term
+    from unmask.methods.base import Method
+    from unmask.objective import Term
 
 BASES = {method.name: method for method in (DiffuGRPO, SPG, GDPO, ESPO, WD1)}
 
@@ -41,7 +41,7 @@ class DiSPO:
     shared_step: bool = False  # one step for all samples of a prompt, else one for each
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
-        from unmask import credit, likelihood, masking, surrogate
+        from unmask.objective import advantages, likelihood, losses, masks
 
         first, *others = self.base.terms(eos_id)
         clips = first.likelihood is likelihood.per_token
@@ -49,10 +49,10 @@ class DiSPO:
         branch = replace(
             first,
             record=OneStep(guesses=self.branches, degree=self.degree, shared=self.shared_step),
-            masking=masking.Branches(eos_id=eos_id, prompt_mask_prob=prob, shared=shared),
-            credit=credit.centered_per_state,
+            masking=masks.Branches(eos_id=eos_id, prompt_mask_prob=prob, shared=shared),
+            credit=advantages.centered_per_state,
             likelihood=likelihood.per_token,
-            surrogate=first.surrogate if clips else surrogate.Clipped(epsilon=0.5),
+            surrogate=first.surrogate if clips else losses.Clipped(epsilon=0.5),
             normaliser=likelihood.token_count,
             penalty=first.penalty if clips else None,
             weight=self.alpha,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from unmask.methods.base import Term
+    from unmask.objective import Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +31,15 @@ class ESPO:
     beta: float = 1e-3  # weight of k2 to the base model
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
-        from unmask import credit, likelihood, masking, surrogate
-        from unmask.methods.base import Term
+        from unmask.objective import Term, advantages, divergences, likelihood, losses, masks
 
         return (
             Term(
-                masking=masking.RandomMasks(law=masking.CoupledCounts(pairs=self.pairs), span=masking.whole_region),
-                credit=credit.leave_one_out,
+                masking=masks.RandomMasks(law=masks.CoupledCounts(pairs=self.pairs), span=masks.whole_region),
+                credit=advantages.leave_one_out,
                 likelihood=likelihood.elbo,
-                surrogate=surrogate.Clipped(epsilon=self.epsilon),
+                surrogate=losses.Clipped(epsilon=self.epsilon),
                 normaliser=likelihood.unit_count,
-                penalty=surrogate.penalty(surrogate.k2, self.beta, per_unit=True),
+                penalty=divergences.penalty(divergences.k2, self.beta, per_unit=True),
             ),
         )

@@ -14,10 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from unmask.methods.choice import one_of
+from unmask.validation import one_of
 
 if TYPE_CHECKING:
-    from unmask.methods.base import Term
+    from unmask.objective import Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +36,17 @@ class GDPO:
         one_of("gdpo nodes", str(self.nodes), ("1", "2", "3"))
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
-        from unmask import credit, likelihood, masking, surrogate
-        from unmask.methods.base import Term
+        from unmask.objective import Term, advantages, likelihood, losses, masks
 
         return (
             Term(
-                masking=masking.RandomMasks(
-                    law=masking.QuadratureNodes(nodes=self.nodes, empirical=self.empirical),
-                    span=masking.through_eos if self.through_eos else masking.whole_region,
+                masking=masks.RandomMasks(
+                    law=masks.QuadratureNodes(nodes=self.nodes, empirical=self.empirical),
+                    span=masks.through_eos if self.through_eos else masks.whole_region,
                 ),
-                credit=credit.centered,
+                credit=advantages.centered,
                 likelihood=likelihood.elbo,
-                surrogate=surrogate.Clipped(epsilon=self.epsilon),
+                surrogate=losses.Clipped(epsilon=self.epsilon),
                 normaliser=likelihood.unit_count,
             ),
         )

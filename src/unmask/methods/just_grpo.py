@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from unmask.errors import UserError
 
 if TYPE_CHECKING:
-    from unmask.methods.base import Term
+    from unmask.objective import Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +35,14 @@ class JustGRPO:
             raise UserError(f"just-grpo fraction is {self.fraction}: give a share above 0, at most 1")
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
-        from unmask import credit, likelihood, masking, surrogate
-        from unmask.methods.base import Term
+        from unmask.objective import Term, advantages, likelihood, losses, masks
 
         return (
             Term(
-                masking=masking.Prefixes(fraction=self.fraction),
-                credit=credit.z_score,
+                masking=masks.Prefixes(fraction=self.fraction),
+                credit=advantages.z_score,
                 likelihood=likelihood.per_token,
-                surrogate=surrogate.Clipped(epsilon=self.epsilon),
+                surrogate=losses.Clipped(epsilon=self.epsilon),
                 normaliser=likelihood.credited_count,
             ),
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from unmask.methods.base import Term
+    from unmask.objective import Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,17 +30,16 @@ class LFPO:
     recorded_states: bool = False  # states of the sample's own trajectory instead of random masks
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
-        from unmask import credit, likelihood, masking, surrogate
-        from unmask.methods.base import Term
+        from unmask.objective import Term, advantages, likelihood, losses, masks
 
         return (
             Term(
-                masking=masking.RandomMasks(
-                    law=(masking.RecordedTimes if self.recorded_states else masking.StratifiedTimes)(count=self.views)
+                masking=masks.RandomMasks(
+                    law=(masks.RecordedTimes if self.recorded_states else masks.StratifiedTimes)(count=self.views)
                 ),
-                credit=credit.bounded_z_score,
+                credit=advantages.bounded_z_score,
                 likelihood=likelihood.masked_mean,
-                surrogate=surrogate.Contrastive(),
+                surrogate=losses.Contrastive(),
                 normaliser=likelihood.unit_count,
                 blend=self.blend,
             ),

@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from unmask.methods.choice import one_of
+from unmask.validation import one_of
 
 if TYPE_CHECKING:
-    from unmask.methods.base import Term
+    from unmask.objective import Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +42,19 @@ class MDPO:
         one_of("mdpo positions", self.positions, ("all_masked", "committed", "masked_through_eos"))
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
-        from unmask import credit, likelihood, masking, records, surrogate
-        from unmask.methods.base import Term
+        from unmask.objective import Term, advantages, divergences, likelihood, losses, masks
+        from unmask.sampling import records
 
-        choose, where = getattr(masking, self.step_choice), getattr(masking, self.positions)
+        choose, where = getattr(masks, self.step_choice), getattr(masks, self.positions)
         flags = {"confidence_weight": self.confidence_weight, "length_weight": self.length_weight}
         return (
             Term(
                 record=records.EveryStep(),
-                masking=masking.OwnGuesses(eos_id=eos_id, steps=self.steps, choose=choose, positions=where, **flags),
-                credit=credit.ZScoreOf(score=getattr(credit, self.advantage)),
+                masking=masks.OwnGuesses(eos_id=eos_id, steps=self.steps, choose=choose, positions=where, **flags),
+                credit=advantages.ZScoreOf(score=getattr(advantages, self.advantage)),
                 likelihood=likelihood.per_token,
-                surrogate=surrogate.Clipped(epsilon=self.epsilon),
+                surrogate=losses.Clipped(epsilon=self.epsilon),
                 normaliser=likelihood.unit_count,
-                penalty=surrogate.penalty(surrogate.k2, self.beta),
+                penalty=divergences.penalty(divergences.k2, self.beta),
             ),
         )

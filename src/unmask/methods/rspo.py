@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from unmask.methods.base import Term
+    from unmask.objective import Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +29,16 @@ class RSPO:
     strength: float = 0.01  # lambda: pull of the log-ratio towards A / lambda
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
-        from unmask import credit, likelihood, masking, surrogate
-        from unmask.methods.base import Term
+        from unmask.objective import Term, advantages, likelihood, losses, masks
 
         return (
             Term(
-                masking=masking.RandomMasks(
-                    law=(masking.InverseTimes if self.random_times else masking.UniformCounts)(count=self.views)
+                masking=masks.RandomMasks(
+                    law=(masks.InverseTimes if self.random_times else masks.UniformCounts)(count=self.views)
                 ),
-                credit=credit.z_score,
+                credit=advantages.z_score,
                 likelihood=likelihood.elbo,
-                surrogate=surrogate.RelativeScore(strength=self.strength),
+                surrogate=losses.RelativeScore(strength=self.strength),
                 normaliser=likelihood.unit_count,
             ),
         )

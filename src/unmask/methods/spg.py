@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from unmask.methods.base import Term
+    from unmask.objective import Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +32,14 @@ class SPG:
     mix: float = 0.5  # share of the upper bound in the score of bad samples
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
-        from unmask import credit, likelihood, masking, surrogate
-        from unmask.methods.base import Term
+        from unmask.objective import Term, advantages, likelihood, losses, masks
 
         return (
             Term(
-                masking=masking.BlockRandom(count=self.views, prompt_mask_prob=self.prompt_mask_prob),
-                credit=credit.centered,
+                masking=masks.BlockRandom(count=self.views, prompt_mask_prob=self.prompt_mask_prob),
+                credit=advantages.centered,
                 likelihood=likelihood.Sandwich(beta=self.beta, mix=self.mix),
-                surrogate=surrogate.WeightedLikelihood(),
+                surrogate=losses.WeightedLikelihood(),
                 normaliser=likelihood.token_count,
             ),
         )

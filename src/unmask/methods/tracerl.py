@@ -14,10 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from unmask.methods.choice import one_of
+from unmask.validation import one_of
 
 if TYPE_CHECKING:
-    from unmask.methods.base import Term
+    from unmask.objective import Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,22 +39,17 @@ class TraceRL:
         one_of("tracerl estimate", self.estimate, ("k1", "k3"))
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
-        from unmask import credit, likelihood, masking, surrogate
-        from unmask.methods.base import Term
+        from unmask.objective import Term, advantages, divergences, likelihood, losses, masks
 
+        estimate = {"k1": divergences.k1, "k3": divergences.k3}[self.estimate]
+        span = masks.whole_region if self.eos_tokens < 0 else masks.EosTokens(eos_id=eos_id, count=self.eos_tokens)
         return (
             Term(
-                masking=masking.Segments(
-                    grouping=masking.ShrunkSteps(shrink=self.shrink),
-                    span=masking.whole_region
-                    if self.eos_tokens < 0
-                    else masking.EosTokens(eos_id=eos_id, count=self.eos_tokens),
-                    per_row=True,
-                ),
-                credit=credit.PopulationZScore(lowest=self.lowest, highest=self.highest),
+                masking=masks.Segments(grouping=masks.ShrunkSteps(shrink=self.shrink), span=span, per_row=True),
+                credit=advantages.PopulationZScore(lowest=self.lowest, highest=self.highest),
                 likelihood=likelihood.per_token,
-                surrogate=surrogate.Clipped(epsilon=self.epsilon),
+                surrogate=losses.Clipped(epsilon=self.epsilon),
                 normaliser=likelihood.credited_count,
-                penalty=surrogate.penalty(getattr(surrogate, self.estimate), self.beta, against="old", per_unit=True),
+                penalty=divergences.penalty(estimate, self.beta, against="old", per_unit=True),
             ),
         )

@@ -14,10 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from unmask.methods.choice import one_of
+from unmask.validation import one_of
 
 if TYPE_CHECKING:
-    from unmask.methods.base import Term
+    from unmask.objective import Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +36,17 @@ class UniGRPO:
         one_of("unigrpo divergence_to", self.divergence_to, ("reference", "old"))
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
-        from unmask import credit, likelihood, masking, surrogate
-        from unmask.methods.base import Term
+        from unmask.objective import Term, advantages, divergences, likelihood, losses, masks
 
         return (
             Term(
-                masking=masking.RandomMasks(
-                    law=masking.RandomTimes(count=self.views, low=0.1, high=0.9) if self.views else masking.SpacedTime()
+                masking=masks.RandomMasks(
+                    law=masks.RandomTimes(count=self.views, low=0.1, high=0.9) if self.views else masks.SpacedTime()
                 ),
-                credit=credit.z_score,
+                credit=advantages.z_score,
                 likelihood=likelihood.masked_mean,
-                surrogate=surrogate.Clipped(epsilon=self.epsilon),
+                surrogate=losses.Clipped(epsilon=self.epsilon),
                 normaliser=likelihood.unit_count,
-                penalty=surrogate.penalty(surrogate.k3, self.beta, against=self.divergence_to),
+                penalty=divergences.penalty(divergences.k3, self.beta, against=self.divergence_to),
             ),
         )

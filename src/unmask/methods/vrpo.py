@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from unmask.methods.base import Term
+    from unmask.objective import Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +27,14 @@ class VRPO:
     beta: float = 0.2  # inverse temperature of the preference
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
-        from unmask import credit, likelihood, masking, surrogate
-        from unmask.methods.base import Term
+        from unmask.objective import Term, advantages, likelihood, losses, masks
 
         return (
             Term(
-                masking=masking.BestAndWorst(masks=masking.RandomMasks(law=masking.UniformCounts(count=self.views))),
-                credit=credit.as_given,
+                masking=masks.BestAndWorst(masks=masks.RandomMasks(law=masks.UniformCounts(count=self.views))),
+                credit=advantages.as_given,
                 likelihood=likelihood.weighted_sum,
-                surrogate=surrogate.Preference(beta=self.beta),
+                surrogate=losses.Preference(beta=self.beta),
                 normaliser=likelihood.unit_count,
             ),
         )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from unmask.methods.base import Term
+    from unmask.objective import Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +29,14 @@ class WD1:
     positive_only: bool = False  # wd1-P: no negative weights
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
-        from unmask import credit, likelihood, masking, surrogate
-        from unmask.methods.base import Term
+        from unmask.objective import Term, advantages, likelihood, losses, masks
 
         return (
             Term(
-                masking=masking.FullyMasked(prompt_mask_prob=self.prompt_mask_prob, shared=self.shared_prompt_mask),
-                credit=credit.softmax_positive if self.positive_only else credit.softmax_pair,
+                masking=masks.FullyMasked(prompt_mask_prob=self.prompt_mask_prob, shared=self.shared_prompt_mask),
+                credit=advantages.softmax_positive if self.positive_only else advantages.softmax_pair,
                 likelihood=likelihood.weighted_sum,
-                surrogate=surrogate.WeightedLikelihood(),
+                surrogate=losses.WeightedLikelihood(),
                 normaliser=likelihood.unit_count,
             ),
         )

@@ -9,8 +9,9 @@ from math import comb, log
 import torch
 from torch import Tensor
 
-from unmask.likelihood import EUBO, row_logp, weighted_sum
-from unmask.methods.base import Method, Term
+from unmask.methods.base import Method
+from unmask.objective.likelihood import EUBO, row_logp, weighted_sum
+from unmask.objective.term import Term
 from unmask.oracle.toy import COMPLETIONS, LENGTH, MASK, PROMPT, Toy, with_prompt
 from unmask.types import Rollout, Views
 from unmask.uniforms import Uniforms

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from unmask.methods.base import Method, Term, record_of
+from unmask.methods.base import Method
+from unmask.objective.term import Term, record_of
 from unmask.oracle.toy import LENGTH, MASK, PROMPT, SAMPLERS, SYMBOLS, Toy, prompts, reward
-from unmask.sampling import Sampler
+from unmask.sampling.sampler import Sampler
 from unmask.types import Rollout
 from unmask.uniforms import Uniforms
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from unmask.denoisers.base import Attention, Denoiser
-from unmask.denoisers.head import Answer
+from unmask.denoisers.head.chunks import Answer
+from unmask.sampling.unmasking import LeftToRight, LowConfidence, Random, Seen, Unmasking
 from unmask.types import Prompts
 from unmask.uniforms import Uniforms
-from unmask.unmasking import LeftToRight, LowConfidence, Random, Seen, Unmasking
 
 SYMBOLS, LENGTH, PROMPT = 3, 3, 1
 MASK = SYMBOLS

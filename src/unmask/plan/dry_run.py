@@ -20,13 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from unmask.denoisers.base import Denoiser, Guidance
-from unmask.denoisers.head import Answer, ContrastiveLogProb, TargetLogProb, chunk_positions
-from unmask.denoisers.recompute import recompute_layers
-from unmask.denoisers.vocabulary import POSITIONS
+from unmask.denoisers.head.chunks import Answer, ContrastiveLogProb, TargetLogProb, chunk_positions
+from unmask.denoisers.head.vocabulary import POSITIONS
+from unmask.denoisers.layers.recompute import recompute_layers
 from unmask.plan.networks import blank_denoiser, layer_count, read_shape, with_layers
-from unmask.proposals import Propose
-from unmask.recipe import TrainSettings
-from unmask.unmasking import LowConfidence
+from unmask.sampling.proposals import Propose
+from unmask.sampling.unmasking import LowConfidence
+from unmask.settings.recipe import TrainSettings
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

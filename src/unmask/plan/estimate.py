@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unmask.errors import UserError
-from unmask.methods.base import Method, Term
+from unmask.methods.base import Method
+from unmask.methods.describe import EOS
+from unmask.objective.term import Term
 from unmask.plan.dry_run import Pass, peak_bytes
 from unmask.plan.gpus import GIBIBYTE, GPUs, parse_gpus
 from unmask.plan.networks import Size, size_of
 from unmask.plan.work import Work, work_of
-from unmask.report.methods_table import EOS
-from unmask.settings import PlanSettings
+from unmask.settings.commands import PlanSettings
 
 _PROMPT = 256  # tokens, where nothing is said
 

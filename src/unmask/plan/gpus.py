@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from unmask.config import perhaps
 from unmask.errors import UserError
+from unmask.validation import perhaps
 
 GIBIBYTE = 2**30
 

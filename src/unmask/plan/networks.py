@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from unmask.config import perhaps
 from unmask.denoisers.adapters import add_adapters
 from unmask.denoisers.base import Denoiser
-from unmask.denoisers.pretrained import EMBEDDED, LAYOUTS, resolve
+from unmask.denoisers.loading import EMBEDDED, LAYOUTS, resolve
 from unmask.errors import UserError
-from unmask.recipe import TrainSettings
+from unmask.settings.recipe import TrainSettings
+from unmask.validation import perhaps
 
 _LAYERS = ("n_layers", "num_hidden_layers")  # whichever config.json has
 _PER_LAYER = ("layer_types", "mlp_layer_types")  # lists as long as there are layers

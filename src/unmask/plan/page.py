@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from unmask.methods import METHODS
 from unmask.plan.estimate import Plan, advice, make_plan, method_costs
 from unmask.plan.gpus import GIBIBYTE
-from unmask.settings import PlanSettings
+from unmask.settings.commands import PlanSettings
 
 if TYPE_CHECKING:
     from rich.console import Console

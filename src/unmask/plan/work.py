@@ -12,16 +12,17 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from unmask.denoisers.head import chunk_positions
-from unmask.likelihood import asked_columns
-from unmask.methods.base import Method, Term, record_of
+from unmask.denoisers.head.chunks import chunk_positions
+from unmask.methods.base import Method
+from unmask.methods.describe import EOS, DryShape, dry_rewards, dry_rollout, passes_without_gradient
+from unmask.objective.likelihood import asked_columns
+from unmask.objective.term import Term, record_of
 from unmask.plan.networks import Size
-from unmask.recipe import RolloutSettings
-from unmask.records import Record
-from unmask.report.methods_table import EOS, DryShape, dry_rewards, dry_rollout, passes_without_gradient
+from unmask.sampling.records import Record
+from unmask.sampling.schedules import SCHEDULES
+from unmask.settings.recipe import RolloutSettings
 from unmask.types import Rollout, Views
 from unmask.uniforms import Uniforms
-from unmask.unmasking import SCHEDULES
 
 
 @dataclass(frozen=True, kw_only=True)

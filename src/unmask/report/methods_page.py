@@ -6,10 +6,10 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Any
 
-from unmask.config import leaves
 from unmask.methods import METHODS
 from unmask.methods.base import Method
-from unmask.report.methods_table import LEGEND, Row, method_rows
+from unmask.methods.describe import LEGEND, Row, method_rows
+from unmask.settings.reader import leaves
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from unmask.oracle.bounds import Estimate, estimates
 from unmask.oracle.gradients import Bias, biases, oracle_methods
 from unmask.oracle.toy import LENGTH, SAMPLERS, SYMBOLS, Toy
-from unmask.settings import OracleSettings
+from unmask.settings.commands import OracleSettings
 
 if TYPE_CHECKING:
     from rich.console import Console

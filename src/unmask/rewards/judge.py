@@ -18,8 +18,8 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from unmask.config import build
 from unmask.errors import UserError
+from unmask.settings.reader import build
 
 _REPLY_BYTES = 2**20
 _REFUSALS = (401, 403, 404)  # wrong key, no access, no such model: trying again does not help

@@ -11,14 +11,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from unmask.config import perhaps
+from unmask.data.example import digest
 from unmask.errors import UserError
 from unmask.rewards.functions import RewardFunction
 from unmask.tasks import Task
-from unmask.tasks.base import digest
+from unmask.validation import perhaps
 
 if TYPE_CHECKING:
-    from unmask.recipe import RewardSettings
+    from unmask.settings.recipe import RewardSettings
 
 TASK = "task"
 _FORMS = f"{TASK}, FILE.py:NAME, MODULE:NAME, reward_model:DIRECTORY or judge:FILE.toml"

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-from unmask.denoisers.pretrained import load_tokenizer, resolve
+from unmask.denoisers.loading import load_tokenizer, resolve
 from unmask.errors import UserError
 
 

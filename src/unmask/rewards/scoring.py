@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unmask import distributed
-from unmask.data import Examples
+from unmask.data.examples import Examples
 from unmask.errors import UserError
 from unmask.rewards.functions import Arguments, RewardFunction, Score, ask
 from unmask.rewards.load import TASK

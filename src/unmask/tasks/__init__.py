@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from unmask.data.example import Example
 from unmask.tasks.arithmetic import Arithmetic
-from unmask.tasks.base import Example, Task
+from unmask.tasks.base import Task
 from unmask.tasks.code import Code
 from unmask.tasks.countdown import Countdown
 from unmask.tasks.countdown_words import CountdownWords

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, ClassVar
 
-from unmask.tasks.base import Example, check_range, check_split, column, first_accepted, in_split
-from unmask.tasks.expressions import (
+from unmask.data.example import Example, check_split, in_split
+from unmask.tasks.base import column, first_accepted
+from unmask.validation import check_range
+from unmask.verifiers.expressions import (
     Expression,
     InvalidExpression,
     evaluate,

@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any, ClassVar, Protocol
 
+from unmask.data.example import Example
 from unmask.errors import UserError
 
 DRAWS_BEFORE_GIVING_UP = 10_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One prompt, one valid completion of it, and the columns that the reward reads.
-
-    `solution` is for supervised training (empty where none is known); other completions may be right too.
-    `messages` is the prompt as a conversation, where the data give it as one; `prompt` is then its text.
-    `given`: completions to learn from in place of sampled ones, the best first.
-    """
-
-    prompt: str
-    solution: str
-    columns: Mapping[str, object]
-    messages: tuple[Mapping[str, str], ...] = ()
-    given: tuple[str, ...] = ()
 
 
 class Task(Protocol):
@@ -72,42 +55,6 @@ class Task(Protocol):
 def verifies(task: Task) -> bool:
     """Tell whether a task itself knows right from wrong; if not, its rewards raise UserError, its metrics are none."""
     return getattr(task, "verifies", True)
-
-
-def prompt_key(example: Example) -> str:
-    """What makes two prompts the same: their words."""
-    return " ".join(example.prompt.split())
-
-
-class HasSplits(Protocol):
-    """As much of a task as names its splits."""
-
-    name: ClassVar[str]
-
-    @property
-    def splits(self) -> tuple[str, ...]: ...
-
-
-def check_split(task: HasSplits, split: str) -> None:
-    """Raise UserError if the task has no such split."""
-    if split not in task.splits:
-        raise UserError(f"{task.name} has no split {split!r}; choose one of {', '.join(task.splits)}")
-
-
-def check_range(name: str, value: int, low: int, high: int) -> None:
-    """Raise UserError unless low <= value <= high."""
-    if not low <= value <= high:
-        raise UserError(f"{name} is {value}; choose an integer from {low} to {high}")
-
-
-def digest(text: str) -> int:
-    """Hash a text to an integer that is the same in every process and on every machine."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
-
-
-def in_split(puzzle: str, split: str) -> bool:
-    """Tell whether a puzzle belongs to "train" (nine tenths of all puzzles) or to any other split."""
-    return (digest(puzzle) % 10 > 0) == (split == "train")
 
 
 def first_accepted(draw: Callable[[], Example | None], task: Task, split: str, mend: str) -> Example:

@@ -9,9 +9,11 @@ from functools import cached_property
 from reprlib import repr as short_repr
 from typing import Any, ClassVar
 
+from unmask.data.example import Example
+from unmask.data.readers.word_problems import FileTask, ProblemFiles, json_row
 from unmask.errors import UserError
-from unmask.tasks.base import Example, check_range, column
-from unmask.tasks.word_problems import FileTask, ProblemFiles, json_row
+from unmask.tasks.base import column
+from unmask.validation import check_range
 from unmask.verifiers.programs import defined_names, parsed, preamble, program
 from unmask.verifiers.sandbox import Limits, Trial, check_sandbox, run_trials
 

@@ -10,9 +10,12 @@ from itertools import permutations
 from random import Random
 from typing import Any, ClassVar
 
+from unmask.data.example import Example, check_split, in_split
+from unmask.data.readers.files import read_jsonl
 from unmask.errors import UserError
-from unmask.tasks.base import Example, check_range, check_split, column, first_accepted, in_split
-from unmask.tasks.expressions import (
+from unmask.tasks.base import column, first_accepted
+from unmask.validation import check_range
+from unmask.verifiers.expressions import (
     OPERATIONS,
     Expression,
     InvalidExpression,
@@ -23,7 +26,6 @@ from unmask.tasks.expressions import (
     render,
     value,
 )
-from unmask.tasks.files import read_jsonl
 
 SYMBOLS = "".join(OPERATIONS)
 

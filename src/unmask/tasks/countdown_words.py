@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from unmask.tasks.base import Example, column
+from unmask.data.example import Example
+from unmask.data.readers.word_problems import answered, asked, check_scoring
+from unmask.tasks.base import column
 from unmask.tasks.countdown import Countdown, is_solved
-from unmask.tasks.expressions import is_expression
-from unmask.tasks.word_problems import answered, asked, check_scoring
-from unmask.verifiers import d1
 from unmask.verifiers.answers import LONGEST_ANSWER, before_end, final_answer
+from unmask.verifiers.expressions import is_expression
+from unmask.verifiers.published import d1
 
 _INSTRUCTION = (
     "Reach the target with the given numbers: write an arithmetic expression that uses each of them exactly once, "

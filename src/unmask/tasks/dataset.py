@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from reprlib import repr as short_repr
 from typing import Any, ClassVar
 
+from unmask.data.example import Example
+from unmask.data.readers.tables import Row
+from unmask.data.readers.user_rows import RowsTask, cell, completion_of, prompt_of
 from unmask.errors import UserError
-from unmask.tasks.base import Example, check_range, column
-from unmask.tasks.gsm8k import is_right, reference
-from unmask.tasks.tables import Row
-from unmask.tasks.user_data import RowsTask, cell, completion_of, prompt_of
+from unmask.tasks.base import column
+from unmask.validation import check_range
 from unmask.verifiers.answers import DECLARED, before_end, final_answer
 from unmask.verifiers.latex import same_latex
-from unmask.verifiers.quantities import quantity
+from unmask.verifiers.quantities import is_right, quantity, reference
 
 ANSWER_KINDS = ("number", "latex", "text", "none")
 _ARGUMENTS = ("self", "prompts", "completions")  # of reward functions: no column can be called so

@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 from typing import Any, ClassVar
 
-from unmask.errors import UserError
-from unmask.tasks.base import Example, column
-from unmask.tasks.word_problems import FileTask, ProblemFiles, answered, check_scoring
-from unmask.verifiers import d1
+from unmask.data.example import Example
+from unmask.data.readers.word_problems import FileTask, ProblemFiles, answered, check_scoring
+from unmask.tasks.base import column
 from unmask.verifiers.answers import DECLARED, final_answer
-from unmask.verifiers.quantities import quantity
+from unmask.verifiers.published import d1
+from unmask.verifiers.quantities import is_right, quantity, reference
 
 _INSTRUCTION = "Solve the math problem."
 _CALCULATOR_NOTE = re.compile(r"<<[^<>]*>>")
@@ -68,20 +67,6 @@ class GSM8K(FileTask):
             train_data=self.train_data,
             few_shot=self.few_shot,
         )
-
-
-def is_right(completion: str, wanted: Fraction) -> bool:
-    """Tell whether the answer of a completion, or its last number where it declares none, is the number wanted."""
-    answer = final_answer(completion, (*DECLARED, "number"))
-    return answer is not None and quantity(answer) == wanted
-
-
-def reference(answer: str) -> Fraction:
-    """The number of a reference answer, alone or behind "####"; raise UserError where there is none."""
-    value = quantity(answer.split("####")[-1])
-    if value is None:
-        raise UserError(f"answer ends in {answer[-40:]!r}; end it in a number, behind #### if there is more")
-    return value
 
 
 def _read(row: Mapping[str, str]) -> Example:

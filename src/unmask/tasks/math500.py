@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from unmask.tasks.base import Example, column
-from unmask.tasks.word_problems import FileTask, ProblemFiles, answered, check_scoring
-from unmask.verifiers import d1_math
+from unmask.data.example import Example
+from unmask.data.readers.word_problems import FileTask, ProblemFiles, answered, check_scoring
+from unmask.tasks.base import column
 from unmask.verifiers.answers import final_answer
 from unmask.verifiers.latex import same_latex
+from unmask.verifiers.published import d1_math
 
 _INSTRUCTION = "Solve the math problem; write the answer in LaTeX and as simple as it can be."
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from unmask.data.example import Example
+from unmask.data.readers.tables import Row
+from unmask.data.readers.user_rows import RowsTask, cell, completion_of, conversation, prompt_of
 from unmask.errors import UserError
-from unmask.tasks.base import Example
-from unmask.tasks.tables import Row
-from unmask.tasks.user_data import RowsTask, cell, completion_of, conversation, prompt_of
 
 
 @dataclass(frozen=True, kw_only=True)

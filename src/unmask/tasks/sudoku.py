@@ -8,9 +8,11 @@ from functools import cache, cached_property
 from random import Random
 from typing import Any, ClassVar
 
+from unmask.data.example import Example, check_split, digest, in_split
+from unmask.data.readers.files import read_csv
 from unmask.errors import UserError
-from unmask.tasks.base import Example, check_range, check_split, column, digest, first_accepted, in_split
-from unmask.tasks.files import read_csv
+from unmask.tasks.base import column, first_accepted
+from unmask.validation import check_range
 
 BOX_SHAPES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size: (rows, columns) of a box
 UNSEEN_GRIDS = 58  # a fifth of the 288 grids of size 4

@@ -6,7 +6,8 @@ import re
 from fractions import Fraction
 from itertools import pairwise
 
-from unmask.verifiers.answers import LONGEST_ANSWER, NUMBER
+from unmask.errors import UserError
+from unmask.verifiers.answers import DECLARED, LONGEST_ANSWER, NUMBER, final_answer
 
 _LONGEST_NUMBER = 60  # characters
 _LARGEST_POWER = 60  # of ten
@@ -73,3 +74,17 @@ def _value(number: re.Match[str]) -> Fraction:
     # No answer is that large; the exact value would have as many digits.
     power = max(-_LARGEST_POWER, min(power, _LARGEST_POWER))
     return Fraction(digits) * Fraction(10) ** power
+
+
+def is_right(completion: str, wanted: Fraction) -> bool:
+    """Tell whether the answer of a completion, or its last number where it declares none, is the number wanted."""
+    answer = final_answer(completion, (*DECLARED, "number"))
+    return answer is not None and quantity(answer) == wanted
+
+
+def reference(answer: str) -> Fraction:
+    """The number of a reference answer, alone or behind "####"; raise UserError where there is none."""
+    value = quantity(answer.split("####")[-1])
+    if value is None:
+        raise UserError(f"answer ends in {answer[-40:]!r}; end it in a number, behind #### if there is more")
+    return value

@@ -27,7 +27,7 @@ _LONGEST_VERDICT = 2**14  # bytes
 _READY = b'"ready"\n'
 # Without site-packages, user directory, script directory; nothing is compiled to disk.
 _PYTHON = (str(Path(sys.executable).resolve()), "-S", "-s", "-P", "-B", "/harness.py")
-_HARNESS = Path(__file__).with_name("harness.py")
+_HARNESS = Path(__file__).with_name("sandbox_worker.py")
 _LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")
 
 

@@ -1,0 +1,1 @@
+"""The command `unmask`: flags, and what each subcommand does."""

@@ -1,0 +1,140 @@
+"""What each subcommand does. Nothing heavy is imported before it runs."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unmask.errors import UserError
+from unmask.validation import perhaps
+
+if TYPE_CHECKING:
+    from unmask.settings.commands import (
+        EvaluateSettings,
+        OracleSettings,
+        PlanSettings,
+        PretrainRecipe,
+        SampleSettings,
+    )
+    from unmask.settings.recipe import Recipe
+
+
+def train(recipe: Recipe, options: Namespace) -> None:
+    """Train, or go on with a run; print where the result lies."""
+    from unmask.cli.environment import prepare
+    from unmask.training.run import resume_run, start_run
+
+    prepare(recipe.train.threads)
+    name = Path(options.recipe or "sudoku-dispo").stem
+    run = resume_run(Path(options.resume)) if options.resume else start_run(recipe, options.output, name)
+    _say(run.is_main, f"run directory: {run.directory}")
+    summary = run.finish()
+    if run.is_main:
+        _print_summary(summary, run.directory)
+
+
+def _print_summary(summary: dict[str, Any], directory: Path) -> None:
+    for name, figures in summary.items():
+        if isinstance(figures, dict):
+            before, after = figures["before"]["solved"], figures["after"]["solved"]
+            gain = f"{figures['gain']:+.1%}, 95 % interval {figures['gain_low']:+.1%} to {figures['gain_high']:+.1%}"
+            what = "ranked as given" if name == "pairs" else "solved"
+            _say(True, f"{_label(name)}: {before:.1%} {what} before, {after:.1%} after ({gain})")
+    _say(True, f"model: {directory / 'checkpoints'}/step_{summary['steps']:06d}")
+    _say(True, f"curve: {directory / 'curve.png'}")
+
+
+def _label(name: str) -> str:
+    """A line's name: greedy_16 as "held-out, greedy in 16 steps", another held-out split by its name."""
+    if name == "pairs":
+        return "held-out pairs"
+    kind, _, steps = name.partition("_")
+    return f"held-out, {kind} in {steps} steps" if steps.isdigit() else f"split {name}, as sampled in training"
+
+
+def sample(settings: SampleSettings, options: Namespace) -> None:
+    """Fill one completion and show how."""
+    from unmask.cli.environment import prepare
+    from unmask.evaluation.show import show_sample
+
+    prepare(None)
+    show_sample(settings, options.prompt)
+
+
+def convert(settings: object, options: Namespace) -> None:
+    """Make an autoregressive checkpoint a masked diffusion model."""
+    if not options.model or not options.output:
+        raise UserError("convert needs --model, the directory of a checkpoint, and --output, that of the new model")
+    from unmask.cli.environment import prepare
+    from unmask.denoisers.convert import convert_to
+
+    prepare(None)
+    convert_to(options.model, Path(options.output).expanduser(), options.mask_token)
+
+
+def evaluate(settings: EvaluateSettings, options: Namespace) -> None:
+    """Print a table of solve rates; write it as JSON where asked."""
+    from unmask.cli.environment import prepare
+    from unmask.evaluation.table import evaluation_table, print_table
+
+    prepare(settings.threads)
+    output = Path(options.output).expanduser() if options.output else None
+    if output is not None and not output.parent.is_dir():
+        raise UserError(f"output {options.output!r} lies in no directory: make {str(output.parent)!r} first")
+    rows = evaluation_table(settings)
+    print_table(rows, settings)
+    if output is not None:
+        output.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def pretrain(recipe: PretrainRecipe, options: Namespace) -> None:
+    """Train a base model from scratch."""
+    from unmask.cli.environment import prepare
+    from unmask.training.supervised import pretrain_to
+
+    if not options.output:
+        raise UserError("pretrain needs --output: give a directory for the model")
+    prepare(recipe.threads)
+    pretrain_to(recipe, Path(options.output).expanduser())
+
+
+def plan(settings: PlanSettings, options: Namespace) -> None:
+    """Print what a recipe takes on GPUs."""
+    from unmask.cli.environment import prepare
+    from unmask.plan.page import print_plan
+
+    prepare(settings.train.threads)
+    print_plan(settings, all_methods=options.all_methods)
+
+
+def oracle(settings: OracleSettings, options: Namespace) -> None:
+    """Print bias and noise of every method on the enumerable toy."""
+    from unmask.cli.environment import prepare
+    from unmask.report.oracle_table import print_oracle
+
+    prepare(settings.threads)
+    print_oracle(settings)
+
+
+def methods(settings: object, options: Namespace) -> None:
+    """Print the table of all methods or all about one, for a person or as Markdown."""
+    from unmask.methods import METHODS
+
+    if options.name is not None and options.name not in METHODS:
+        raise UserError(f"unknown method {options.name!r}{perhaps(options.name, list(METHODS))}")
+    from unmask.report.methods_page import document, print_method, print_methods, section
+
+    method = METHODS[options.name]() if options.name is not None else None
+    if options.markdown:
+        _say(True, document() if method is None else section(method))
+    elif method is not None:
+        print_method(method)
+    else:
+        print_methods()
+
+
+def _say(speaks: bool, text: str) -> None:
+    if speaks:
+        print(text, flush=True)  # noqa: T201

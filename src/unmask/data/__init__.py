@@ -1,0 +1,1 @@
+"""Examples, prompts and tokens: chat templates, tokenization, readers of files."""

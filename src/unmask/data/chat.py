@@ -1,0 +1,102 @@
+"""How a prompt is worded for the model: the tokenizer's chat template, a system message, a start of the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from unmask.data.example import Example
+from unmask.errors import UserError
+from unmask.validation import one_of
+
+TEMPLATES = ("auto", "never")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatSettings:
+    """How prompts are worded for the model."""
+
+    template: str = "auto"  # auto: the tokenizer's chat template where it has one; never: the prompt's text as it is
+    system: str | None = None  # system message of every prompt; needs a chat template
+    prefill: str = ""  # text with which every completion begins: the model goes on from it, rewards read it too
+
+    def __post_init__(self) -> None:
+        one_of("chat.template", self.template, TEMPLATES)
+
+
+PLAIN = ChatSettings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worded:
+    """The text that the model reads, and the part of the completion that it ends with."""
+
+    text: str
+    prefill: str
+
+
+def worded(tokenizer: Any, example: Example, chat: ChatSettings) -> Worded:
+    """The example's prompt for the model. An assistant's message at its end is prefilled, like `chat.prefill`.
+
+    Raises UserError where the prompt needs a chat template that there is not, or that refuses it.
+    """
+    turns, prefill = _turns(example, chat)
+    if _uses_template(tokenizer, chat):
+        return Worded(text=_rendered(tokenizer, turns, answers=True) + prefill, prefill=prefill)
+    if len(turns) > 1:
+        why = "chat.template is never" if chat.template == "never" else "the tokenizer has no chat template"
+        raise UserError(
+            f"prompt {example.prompt[:40]!r} has {len(turns)} messages and {why}: "
+            "give one user's message and no chat.system, or a tokenizer with a chat template"
+        )
+    return Worded(text=turns[0]["content"] + prefill, prefill=prefill)
+
+
+def continuation(tokenizer: Any, example: Example, completion: str, chat: ChatSettings) -> str:
+    """What the model should write after the worded prompt: the completion behind its prefill, and the turn's end.
+
+    Raises UserError where the chat template words the prompt otherwise once it is answered.
+    """
+    start = worded(tokenizer, example, chat)
+    rest = completion.removeprefix(start.prefill)
+    if not _uses_template(tokenizer, chat):
+        return rest
+    turns, _ = _turns(example, chat)
+    answer = {"role": "assistant", "content": start.prefill + rest}
+    whole = _rendered(tokenizer, [*turns, answer], answers=False)
+    if not whole.startswith(start.text):
+        raise UserError(
+            f"the chat template changes prompt {example.prompt[:40]!r} or the start of its completion when it is "
+            "answered: set chat.template to never, or mend the template"
+        )
+    return whole.removeprefix(start.text)
+
+
+def _turns(example: Example, chat: ChatSettings) -> tuple[list[Mapping[str, str]], str]:
+    """The messages to answer, and what the answer begins with."""
+    turns = list(example.messages) or [{"role": "user", "content": example.prompt}]
+    begun = turns.pop()["content"] if turns[-1]["role"] == "assistant" else ""
+    if chat.system is not None:
+        if turns[0]["role"] == "system":
+            raise UserError(f"prompt {example.prompt[:40]!r} has a system message of its own: unset chat.system")
+        turns.insert(0, {"role": "system", "content": chat.system})
+    return turns, begun + chat.prefill
+
+
+def _uses_template(tokenizer: Any, chat: ChatSettings) -> bool:
+    return chat.template == "auto" and bool(tokenizer.chat_template)
+
+
+def _rendered(tokenizer: Any, turns: list[Mapping[str, str]], *, answers: bool) -> str:
+    """The template's text, with the start of the assistant's turn behind it if the model `answers`."""
+    from jinja2 import TemplateError
+
+    try:
+        text: str = tokenizer.apply_chat_template(turns, add_generation_prompt=answers, tokenize=False)
+    except TemplateError as error:
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise UserError(
+            f"the chat template refuses messages of {roles} ({error}): change them, or set chat.template to never"
+        ) from None
+    return text

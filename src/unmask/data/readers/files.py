@@ -1,0 +1,88 @@
+"""Readers of puzzle files; every fault is a UserError that names the file and the line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from reprlib import repr as short_repr
+
+from unmask.data.example import Example
+from unmask.errors import UserError
+
+RowReader = Callable[[Mapping[str, str]], Example]
+
+
+def read_csv(path: str, names: tuple[str, ...], example: RowReader) -> list[Example]:
+    """Read a comma-separated file whose first line is exactly `names`.
+
+    `example` makes an example of one row and raises UserError for values that it cannot use.
+    """
+    header, *lines = read_lines(path)
+    if header != ",".join(names):
+        raise UserError(f"{path}, line 1: the header is {short_repr(header)}; write {','.join(names)}")
+    if not lines:
+        raise UserError(f"{path}: no puzzle below the header; add one per line")
+
+    def row(line: str) -> dict[str, str]:
+        try:
+            (values,) = csv.reader([line])
+        except csv.Error as error:
+            raise UserError(f"not comma-separated values ({error}); mend or remove the line") from None
+        if len(values) != len(names):
+            raise UserError(f"{len(values)} values; write {len(names)}: {', '.join(names)}")
+        return dict(zip(names, values, strict=True))
+
+    return each_line(path, lines, 2, lambda line: example(row(line)))
+
+
+def read_jsonl(path: str, names: tuple[str, ...], example: RowReader) -> list[Example]:
+    """Read a file of one JSON object per line, each with exactly the keys `names` and text values.
+
+    `example` makes an example of one row and raises UserError for values that it cannot use.
+    """
+
+    def row(line: str) -> dict[str, str]:
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError):
+            raise UserError(f"{short_repr(line)} is not JSON; mend or remove the line") from None
+        if not isinstance(values, dict) or set(values) != set(names):
+            raise UserError(f"wrong keys; write an object with {', '.join(names)}")
+        for name, value in values.items():
+            if not isinstance(value, str):
+                raise UserError(f"{name} is {short_repr(value)}; write it as text in quotes")
+        return values
+
+    return each_line(path, read_lines(path), 1, lambda line: example(row(line)))
+
+
+def read_lines(path: str) -> list[str]:
+    return read_text(path).removesuffix("\n").split("\n")
+
+
+def read_text(path: str) -> str:
+    """A file of UTF-8 text that is not empty. Raises UserError."""
+    try:
+        # Spreadsheet tools put a byte-order mark first.
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}); give the path of a data file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8") from None
+    if not text.strip():
+        raise UserError(f"{path} is empty; give a file with rows")
+    return text
+
+
+def each_line(path: str, lines: list[str], first: int, parse: Callable[[str], Example]) -> list[Example]:
+    examples = []
+    for number, line in enumerate(lines, first):
+        try:
+            if not line.strip():
+                raise UserError("the line is empty; remove it")
+            examples.append(parse(line))
+        except UserError as error:
+            raise UserError(f"{path}, line {number}: {error}") from None
+    return examples

@@ -1,0 +1,200 @@
+"""The user's own rows as examples: what prompts and completions may look like, and what is held out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from reprlib import repr as short_repr
+from typing import Any, ClassVar
+
+from unmask.data.example import Example, check_split, in_split, prompt_key
+from unmask.data.readers.tables import Row, read_table
+from unmask.errors import UserError
+from unmask.validation import check_range
+
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsTask(ABC):
+    """What tasks on the user's own rows have in common."""
+
+    name: ClassVar[str]
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
+    vocabulary: ClassVar[tuple[str, ...]] = ()  # prose: for models that bring a tokenizer
+
+    data: str | None = None  # training rows: a .jsonl, .json, .csv or .parquet file, or org/name on the Hub
+    test_data: str | None = None  # held-out rows, likewise; unset: a tenth of the data, chosen by prompt
+    hub_config: str | None = None  # configuration of the Hub data set, where it has several
+    hub_split: str = "train"  # split of the Hub data set that data names
+    hub_test_split: str = "test"  # split of the Hub data set that test_data names
+    prompt_column: str = "prompt"  # text, or a list of messages
+    max_new_tokens: int = 256  # completion length in tokens; given completions must fit
+
+    def __post_init__(self) -> None:
+        check_range("max_new_tokens", self.max_new_tokens, 1, 1_000_000)
+
+    def examples(self, split: str, count: int, seed: int) -> list[Example]:
+        """The first rows of a split. See Task.examples."""
+        check_split(self, split)
+        return self._rows.examples(split, count)
+
+    @cached_property
+    def _rows(self) -> UserData:
+        return UserData(
+            data=self.data,
+            test_data=self.test_data,
+            hub_config=self.hub_config,
+            hub_split=self.hub_split,
+            hub_test_split=self.hub_test_split,
+            read=self._read,
+            few_shot=self._shots,
+        )
+
+    @property
+    def _shots(self) -> int:
+        """Training rows that every prompt shows solved."""
+        return 0
+
+    @abstractmethod
+    def _read(self, row: Row) -> Example: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserData:
+    """Training rows and test rows; without test data, a tenth of the data, chosen by prompt, is held out.
+
+    read: an example of one row; raises UserError. All others show the first `few_shot` training examples solved.
+    """
+
+    data: str | None
+    test_data: str | None
+    hub_config: str | None
+    hub_split: str
+    hub_test_split: str
+    read: Callable[[Row], Example]
+    few_shot: int = 0
+
+    def examples(self, split: str, count: int) -> list[Example]:
+        """The first `count` of a split, in the data's order; no prompt is in both splits."""
+        chosen = self._test if split == "test" else self._train
+        return [with_shots(example, self._shots) for example in chosen[:count]]
+
+    @cached_property
+    def _rows(self) -> list[Example]:
+        if self.data is None:
+            raise UserError("the task reads the user's data; give data, a .jsonl, .json, .csv or .parquet file")
+        return self._read(self.data, self.hub_split)
+
+    @cached_property
+    def _test(self) -> list[Example]:
+        if self.test_data is not None:
+            return self._read(self.test_data, self.hub_test_split)
+        held_out = [example for example in self._rows if in_split(prompt_key(example), "test")]
+        if not held_out:
+            raise UserError(f"no prompt of {self.data} falls into the tenth that is held out; give test_data")
+        return held_out
+
+    @cached_property
+    def _untested(self) -> list[Example]:
+        if self.test_data is None:
+            rows = [example for example in self._rows if in_split(prompt_key(example), "train")]
+        else:
+            tested = set(map(prompt_key, self._test))
+            rows = [example for example in self._rows if prompt_key(example) not in tested]
+        if len(rows) <= self.few_shot:
+            raise UserError(
+                f"{self.data} leaves {len(rows)} training rows besides the test's prompts, and few_shot is "
+                f"{self.few_shot}; add rows or lower few_shot"
+            )
+        return rows
+
+    @cached_property
+    def _train(self) -> list[Example]:
+        shown = set(map(prompt_key, self._shots))
+        return [example for example in self._untested if prompt_key(example) not in shown]
+
+    @cached_property
+    def _shots(self) -> list[Example]:
+        shots = self._untested[: self.few_shot] if self.few_shot else []
+        if not all(shot.solution for shot in shots):
+            raise UserError(f"few_shot is {self.few_shot} and rows to show have no completion; give completion_column")
+        return shots
+
+    def _read(self, source: str, hub_split: str) -> list[Example]:
+        examples = []
+        for place, row in read_table(source, self.hub_config, hub_split):
+            try:
+                examples.append(self.read(row))
+            except UserError as error:
+                raise UserError(f"{source}, {place}: {error}") from None
+        return examples
+
+
+def with_shots(example: Example, shots: list[Example]) -> Example:
+    """The example with solved ones before it: as earlier turns of a conversation, or as text above the prompt."""
+    if not shots:
+        return example
+    solved = "".join(f"{shot.prompt.rstrip()}\n{shot.solution.strip()}\n\n" for shot in shots)
+    if not example.messages:
+        return replace(example, prompt=solved + example.prompt)
+    turns = tuple(
+        turn
+        for shot in shots
+        for turn in (*_without_system(shot.messages), {"role": "assistant", "content": shot.solution})
+    )
+    system = len(example.messages) - len(_without_system(example.messages))
+    return replace(example, messages=(*example.messages[:system], *turns, *example.messages[system:]))
+
+
+def _without_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    return messages[1:] if messages and messages[0]["role"] == "system" else messages
+
+
+# What a column may hold ----------------------------------------------------------------------------------------------
+
+
+def cell(row: Row, column: str) -> Any:
+    """A value that must be there."""
+    if column not in row:
+        raise UserError(f"there is no column {column!r}; name one of {', '.join(row)}")
+    return row[column]
+
+
+def text(value: Any, column: str) -> str:
+    """A text that says something."""
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{column} is {short_repr(value)}; write text that is not empty")
+    return value
+
+
+def conversation(value: Any, column: str) -> tuple[Message, ...]:
+    """Messages of a list of {"role": ..., "content": ...}; further keys are left out."""
+    if not isinstance(value, list) or not value:
+        raise UserError(f'{column} is {short_repr(value)}; write text, or a list of {{"role": ..., "content": ...}}')
+    for message in value:
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise UserError(f"{column} holds {short_repr(message)}; give each message role and content as text")
+    return tuple({"role": message["role"], "content": message["content"]} for message in value)
+
+
+def prompt_of(value: Any, column: str) -> tuple[str, tuple[Message, ...]]:
+    """A prompt's text, and its messages where it is a conversation."""
+    if not isinstance(value, list):
+        return text(value, column), ()
+    messages = conversation(value, column)
+    if not any(message["role"] == "user" and message["content"].strip() for message in messages):
+        raise UserError(f"{column} has no message of the user; add one")
+    return "\n\n".join(message["content"] for message in messages), messages
+
+
+def completion_of(value: Any, column: str) -> str:
+    """A completion: text, or one message of the assistant's."""
+    if not isinstance(value, list):
+        return text(value, column)
+    messages = conversation(value, column)
+    if len(messages) != 1 or messages[0]["role"] != "assistant":
+        raise UserError(f"{column} has {len(messages)} messages; write one, of the assistant's")
+    return text(messages[0]["content"], column)

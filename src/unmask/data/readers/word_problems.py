@@ -1,0 +1,148 @@
+"""Problems in words, read from the user's files and asked for in the field's format of tags and a box."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from reprlib import repr as short_repr
+from typing import Any, ClassVar
+
+from unmask.data.example import Example, check_split, prompt_key
+from unmask.data.readers.files import each_line, read_lines
+from unmask.errors import UserError
+from unmask.validation import check_range
+
+SCORINGS = ("corrected", "d1")
+_FORMAT = (
+    " Think step by step between <reasoning> and </reasoning>. Then write nothing but the final answer, inside "
+    "\\boxed{}, between <answer> and </answer>:\n<reasoning>\nyour steps\n</reasoning>\n<answer>\n"
+    "\\boxed{your answer}\n</answer>"
+)
+
+
+def check_scoring(scoring: str) -> None:
+    """Raise UserError unless it names a way to score."""
+    if scoring not in SCORINGS:
+        raise UserError(f"scoring is {scoring!r}; choose one of {', '.join(SCORINGS)}")
+
+
+def asked(instruction: str, question: str, shots: Sequence[tuple[str, str]] = ()) -> str:
+    """A prompt: what to do, in which format, then solved questions, then the one to solve."""
+    solved = "".join(f"Question: {shown}\n{solution}\n\n" for shown, solution in shots)
+    return f"{instruction}{_FORMAT}\n\n{solved}Question: {question}\n"
+
+
+def answered(reasoning: str, answer: str) -> str:
+    """A completion in the format that prompts ask for."""
+    return f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n\\boxed{{{answer}}}\n</answer>"
+
+
+def text_row(line: str, names: tuple[str, ...]) -> dict[str, str]:
+    """One JSON object with at least these keys; of its values, the texts."""
+    values = json_row(line, names)
+    for name in names:
+        if not isinstance(values[name], str) or not values[name].strip():
+            raise UserError(f"{name} is {short_repr(values[name])}; write it as text in quotes")
+    return {name: value for name, value in values.items() if isinstance(value, str)}
+
+
+def json_row(line: str, names: tuple[str, ...]) -> dict[str, Any]:
+    """One JSON object with at least these keys."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        raise UserError(f"{short_repr(line)} is not JSON; mend or remove the line") from None
+    if not isinstance(values, dict) or not set(names) <= set(values):
+        raise UserError(f"keys are missing; write an object with {', '.join(names)}")
+    return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileTask(ABC):
+    """What tasks whose problems come from files have in common."""
+
+    name: ClassVar[str]
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
+    vocabulary: ClassVar[tuple[str, ...]] = ()  # prose: for models that bring a tokenizer
+
+    data: str | None = None  # path of the test file
+    train_data: str | None = None  # path of the training file
+    few_shot: int = 0  # training problems that every prompt shows solved
+
+    def __post_init__(self) -> None:
+        check_range("few_shot", self.few_shot, 0, 64)
+
+    def examples(self, split: str, count: int, seed: int) -> list[Example]:
+        """The first problems of a file. See Task.examples."""
+        check_split(self, split)
+        return self._files.examples(split, count)
+
+    @property
+    @abstractmethod
+    def _files(self) -> ProblemFiles: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemFiles:
+    """Problems of a test file and of a training file, whose first ones can be shown solved in every prompt.
+
+    read: gives question and solution as they are in a prompt, and the columns, of one row; raises UserError.
+    ask: makes a prompt of the instruction, a question and the solved ones. row: makes a row of a line and the names.
+    """
+
+    task: str
+    instruction: str
+    names: tuple[str, ...]
+    read: Callable[[Mapping[str, Any]], Example]
+    data: str | None
+    train_data: str | None
+    few_shot: int
+    ask: Callable[[str, str, Sequence[tuple[str, str]]], str] = asked
+    row: Callable[[str, tuple[str, ...]], Mapping[str, Any]] = text_row
+
+    def examples(self, split: str, count: int) -> list[Example]:
+        """The first `count` of a split, in the file's order; what is tested or shown solved is not trained on."""
+        chosen = self._test if split == "test" else self._train
+        shots = [(shot.prompt, shot.solution) for shot in self._shots]
+        return [
+            Example(
+                prompt=self.ask(self.instruction, example.prompt, shots),
+                solution=example.solution,
+                columns=example.columns,
+            )
+            for example in chosen[:count]
+        ]
+
+    @cached_property
+    def _test(self) -> list[Example]:
+        return self._read_file("data", self.data)
+
+    @cached_property
+    def _untested(self) -> list[Example]:
+        tested = {prompt_key(example) for example in (self._test if self.data else [])}
+        examples = self._read_file("train_data", self.train_data)
+        return [example for example in examples if prompt_key(example) not in tested]
+
+    @cached_property
+    def _train(self) -> list[Example]:
+        shown = {prompt_key(shot) for shot in self._shots}
+        return [example for example in self._untested if prompt_key(example) not in shown]
+
+    @cached_property
+    def _shots(self) -> list[Example]:
+        if not self.few_shot:
+            return []
+        if len(self._untested) < self.few_shot:
+            raise UserError(f"few_shot is {self.few_shot} and {self.train_data} has fewer problems; lower few_shot")
+        return self._untested[: self.few_shot]
+
+    def _read_file(self, setting: str, path: str | None) -> list[Example]:
+        if path is None:
+            raise UserError(
+                f"{self.task} reads its problems from a file; give {setting}, the path of a file of lines "
+                f"{{{', '.join(f'{chr(34)}{name}{chr(34)}: ...' for name in self.names)}}}"
+            )
+        return each_line(path, read_lines(path), 1, lambda line: self.read(self.row(line, self.names)))

@@ -1,0 +1,59 @@
+"""Text and token ids: tokenizers of the embedded models, encoding, padding, decoding."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from unmask.denoisers.base import MASK_TOKEN
+from unmask.errors import UserError
+
+EOS_TOKEN = "<|endoftext|>"  # noqa: S105
+
+
+def task_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are the longest matches among `vocabulary`, with an end and a mask token behind them."""
+    tokens = {token: index for index, token in enumerate((*vocabulary, EOS_TOKEN, MASK_TOKEN))}
+    tokenizer = Tokenizer(models.WordLevel(tokens, unk_token=EOS_TOKEN))  # `encode` refuses what it stands for
+    longest_first = sorted(vocabulary, key=len, reverse=True)
+    pattern = "|".join(re.escape(token) for token in longest_first)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token=EOS_TOKEN,
+        eos_token=EOS_TOKEN,
+        pad_token=EOS_TOKEN,
+        mask_token=MASK_TOKEN,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, without special tokens. Raises UserError where a text cannot be spelt."""
+    encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    for text, ids in zip(texts, encoded, strict=True):
+        if not ids or tokenizer.unk_token_id in ids:
+            raise UserError(
+                f"the tokenizer cannot spell {text[:60]!r}: use the tokenizer that belongs to model and task"
+            )
+    return encoded
+
+
+def left_pad(rows: Sequence[Sequence[int]], pad_id: int, width: int | None = None) -> tuple[Tensor, Tensor]:
+    """Rows of ids as one matrix, padded on the left to `width`, or the longest: (tokens, attention as bool)."""
+    width = width or max(len(row) for row in rows)
+    tokens = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows], dtype=torch.long)
+    attention = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], dtype=torch.bool)
+    return tokens, attention
+
+
+def completion_texts(tokenizer: PreTrainedTokenizerFast, rows: list[list[int]], eos_id: int) -> list[str]:
+    """Decoded completions (rows of completion tokens), cut before the first end-of-sequence token."""
+    texts: list[str] = tokenizer.batch_decode([row[: row.index(eos_id)] if eos_id in row else row for row in rows])
+    return texts

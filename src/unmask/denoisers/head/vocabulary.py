@@ -1,0 +1,150 @@
+"""Logits of some positions, a slice of the vocabulary at a time: sampling never needs all of them at once.
+
+Here and in `proposals`: C positions, T slices, S tokens of a slice, B folds, W tokens of a fold, Z draws a position.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Protocol, TypeGuard
+
+import torch
+from torch import Tensor
+
+from unmask.denoisers.head.chunks import Workspace, chunk_positions, even_chunks, is_mixed, multiply_into
+
+_FOLD = 64  # neighbouring tokens; long rows are searched fold by fold
+_LONG = 1024  # tokens; rows of no more are searched token by token
+NEVER = -1e30  # logit of what has no probability; finite, for a slice may hold nothing else
+
+POSITIONS = 2048  # at a time
+_CACHED_WIDTH = 2048  # on a CPU: tokens of a slice whose weights and logits are still in its cache when they are read
+
+
+class Logits(ABC):
+    """float32 logits of C positions; those of the mask token, which is never proposed, are NEVER, and kept aside."""
+
+    mask_C1: Tensor  # after the slices were read
+
+    def __init__(self, shape_CV: tuple[int, int], width: int, mask_id: int, like: Tensor, workspace: Workspace) -> None:
+        self.positions, self.vocabulary = shape_CV
+        self.fold = _FOLD if self.vocabulary > _LONG else 1
+        width = self.vocabulary if self.fold == 1 else width  # a short row is one slice
+        self.width = min(-(-self.vocabulary // self.fold), max(1, width // self.fold)) * self.fold
+        self.mask_id, self.device, self.workspace = mask_id, like.device, workspace
+        self._all: Tensor | None = None
+
+    def slices(self) -> Iterator[tuple[int, Tensor]]:
+        """The first token of each slice and its logits [C, S], which the next slice overwrites.
+
+        S is whole folds: what is behind the vocabulary's end is NEVER.
+        """
+        for first in range(0, self.vocabulary, self.width):
+            tokens = min(self.width, self.vocabulary - first)
+            logits_CS = self.workspace.floats(
+                "logits", (self.positions, -(-tokens // self.fold) * self.fold), self.device
+            )
+            if logits_CS.shape[1] > tokens:
+                logits_CS[:, tokens:] = NEVER
+            self._write(slice(first, first + tokens), logits_CS[:, :tokens])
+            if 0 <= self.mask_id - first < tokens:
+                mask_C1 = logits_CS[:, self.mask_id - first, None]
+                self.mask_C1 = mask_C1.clone()
+                mask_C1.fill_(NEVER)
+            self._all = logits_CS if self.width >= self.vocabulary else None
+            yield first, logits_CS
+
+    def of_folds(self, fold_CZ: Tensor) -> Tensor:
+        """Logits of Z folds of each position, [C, Z, W]; after the slices were read."""
+        token_CZW = fold_CZ[..., None] * self.fold + torch.arange(self.fold, device=self.device)
+        if self._all is not None:
+            return self._all.gather(1, token_CZW.flatten(1)).view(token_CZW.shape)
+        none_CZW = (token_CZW >= self.vocabulary) | (token_CZW == self.mask_id)
+        return self._at(token_CZW.clamp(max=self.vocabulary - 1)).float().masked_fill(none_CZW, NEVER)
+
+    @abstractmethod
+    def _write(self, tokens: slice, logits_CS: Tensor) -> None:
+        """Logits of neighbouring tokens, into a tensor."""
+
+    @abstractmethod
+    def _at(self, token_CZW: Tensor) -> Tensor:
+        """Logits of some tokens."""
+
+
+class GivenLogits(Logits):
+    """Of a tensor [C, V]."""
+
+    def __init__(self, logits_CV: Tensor, mask_id: int, workspace: Workspace) -> None:
+        positions, vocabulary = logits_CV.shape
+        width = _width(positions, logits_CV.device)
+        super().__init__((positions, vocabulary), width, mask_id, logits_CV, workspace)
+        self.logits_CV = logits_CV
+
+    def _write(self, tokens: slice, logits_CS: Tensor) -> None:
+        logits_CS.copy_(self.logits_CV[:, tokens]).clamp_(min=NEVER)
+
+    def _at(self, token_CZW: Tensor) -> Tensor:
+        return self.logits_CV.gather(1, token_CZW.flatten(1)).view(token_CZW.shape).clamp(min=NEVER)
+
+
+class HeadLogits(Logits):
+    """Of hidden states [C, D] and a head's weight [V, D]; those of a fold that is asked again are made again."""
+
+    def __init__(self, hidden_CD: Tensor, weight_VD: Tensor, mask_id: int, workspace: Workspace) -> None:
+        shape_CV = (len(hidden_CD), len(weight_VD))
+        # Whole where it is cast: autocast keeps a copy of the weight, of its slices it would make them again.
+        width = len(weight_VD) if _is_cast(weight_VD) else _width(len(hidden_CD), hidden_CD.device)
+        super().__init__(shape_CV, width, mask_id, hidden_CD, workspace)
+        self.hidden_CD, self.weight_VD = hidden_CD, weight_VD
+
+    def _write(self, tokens: slice, logits_CS: Tensor) -> None:
+        whole = tokens == slice(0, self.vocabulary)  # not a view, which autocast would not know
+        multiply_into(logits_CS, self.hidden_CD, self.weight_VD if whole else self.weight_VD[tokens])
+
+    def _at(self, token_CZW: Tensor) -> Tensor:
+        token_XW = token_CZW.flatten(0, 1)  # X: all draws of all positions
+        place_X = torch.arange(len(token_XW), device=self.device) // token_CZW.shape[1]
+        parts = []
+        for chunk in even_chunks(len(token_XW), chunk_positions(self.fold * self.weight_VD.shape[1])):
+            weight_YD = self.weight_VD.index_select(0, token_XW[chunk].flatten())  # rows are copied whole
+            weight_XWD = weight_YD.view(-1, self.fold, weight_YD.shape[1])
+            parts.append(torch.bmm(weight_XWD, self.hidden_CD[place_X[chunk], :, None]))
+        return torch.cat(parts).view(token_CZW.shape)
+
+
+class SliceAnswer(Protocol):
+    """An answer that can do with slices."""
+
+    mask_id: int
+
+    @property
+    def reads_slices(self) -> bool:
+        """Whether it does, with its settings."""
+
+    def of_slices(self, logits: Logits, chunk: slice) -> tuple[Tensor, ...]:
+        """As of all logits."""
+
+
+def reads_slices(answer: Any) -> TypeGuard[SliceAnswer]:
+    """Whether an answer can do with slices of the logits."""
+    return getattr(answer, "reads_slices", False)
+
+
+def answer_by_slices(answer: SliceAnswer, hidden_QD: Tensor, weight_VD: Tensor, workspace: Workspace) -> list[Tensor]:
+    """What `answer` makes of the logits of a plain head."""
+    most = chunk_positions(len(weight_VD)) if _is_cast(weight_VD) else POSITIONS
+    parts = [
+        answer.of_slices(HeadLogits(hidden_QD[chunk], weight_VD, answer.mask_id, workspace), chunk)
+        for chunk in even_chunks(len(hidden_QD), most)
+    ]
+    return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+
+def _width(positions: int, device: torch.device) -> int:
+    return _CACHED_WIDTH if device.type == "cpu" else chunk_positions(max(1, positions))
+
+
+def _is_cast(weight_VD: Tensor) -> bool:
+    """Whether products need a copy of the weight in another precision."""
+    return is_mixed(weight_VD) and weight_VD.dtype != torch.get_autocast_dtype(weight_VD.device.type)

@@ -1,0 +1,1 @@
+"""How layers run: fused, compiled, recomputed."""

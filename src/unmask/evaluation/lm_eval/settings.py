@@ -1,0 +1,58 @@
+"""What `--model_args` of lm-evaluation-harness may say about a model of unmask. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from unmask.errors import UserError
+from unmask.sampling.unmasking import RULES
+from unmask.settings.reader import build
+from unmask.validation import one_of
+
+if TYPE_CHECKING:
+    from unmask.sampling.sampler import Sampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarnessSettings:
+    """How a model answers the harness's requests."""
+
+    model: str = ""  # checkpoint directory, org/name on the Hub, or embedded:NAME
+    dtype: str = "float32"  # of the weights: float32 or bfloat16
+    max_new_tokens: int | None = None  # tokens of a completion; unset: the task's max_gen_toks, else 256
+    block_length: int | None = None  # tokens a block; unset: the model's own blocks, else one block
+    steps: str = "/1"  # denoising steps of a completion; /2 is one step for every two tokens
+    temperature: float | None = None  # sampling temperature, 0 is greedy; unset: the task's
+    unmasking: str = "low_confidence"  # which positions a step reveals
+    guidance_scale: float = 0.0  # classifier-free guidance, of likelihoods too; 0 is none
+    masks: int = 128  # random masks of a continuation whose likelihood is asked; a short one's are enumerated
+    check_greedy: bool = True  # tell whether greedy sampling writes the continuation: a forward a token
+    seed: int = 0  # of all draws
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise UserError(
+                "model_args names no model: give model=DIRECTORY, as in --model_args model=DIRECTORY,steps=/2"
+            )
+        one_of("dtype", self.dtype, ("float32", "bfloat16"))
+        one_of("unmasking", self.unmasking, tuple(RULES))
+        if self.masks < 1:
+            raise UserError(f"masks is {self.masks}: give a positive number such as 128")
+        count = self.steps.removeprefix("/")
+        if not count.isdigit() or int(count) == 0:
+            raise UserError(f"steps is {self.steps!r}: give a number such as 64, or /2 for two tokens a step")
+
+    def sampler(self, length: int, temperature: float, model_block: int | None) -> Sampler:
+        """The sampler of completions of `length` tokens. Raises UserError where the settings do not fit it."""
+        from unmask.sampling.sampler import Sampler
+
+        count = int(self.steps.removeprefix("/"))
+        return Sampler(
+            max_new_tokens=length,
+            block_length=self.block_length or model_block or length,
+            steps=max(1, length // count) if self.steps.startswith("/") else count,
+            temperature=temperature,
+            unmasking=build(RULES[self.unmasking], {}),
+            guidance_scale=self.guidance_scale,
+        )

@@ -1,0 +1,75 @@
+"""One completion, shown as it is filled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unmask.data.example import Example
+from unmask.data.examples import Examples, rollout_texts
+from unmask.denoisers.loading import load_denoiser, load_tokenizer
+from unmask.distributed import best_device
+from unmask.errors import UserError
+from unmask.report.denoising import Frame, print_denoising
+from unmask.settings.commands import SampleSettings
+from unmask.settings.recipe import RolloutSettings
+from unmask.tasks.base import verifies
+from unmask.uniforms import Uniforms
+
+
+def show_sample(settings: SampleSettings, prompt: str | None) -> None:
+    """Complete a prompt, or a held-out item of the task, and print every denoising step."""
+    from rich.console import Console
+
+    tokenizer, denoiser = load_tokenizer(settings.model), load_denoiser(settings.model).to(best_device()).eval()
+    item = _item(settings, prompt)
+    rollout_settings = RolloutSettings(
+        steps=settings.steps, block_length=settings.block_length, unmasking=settings.unmasking
+    )
+    sampler = rollout_settings.sampler(settings.task, temperature=settings.temperature)
+    room = denoiser.max_length - sampler.max_new_tokens
+    examples = Examples.of([item], tokenizer, denoiser.eos_id, room, settings.chat)
+    canvases: list[Tensor] = []
+    rollout = sampler(
+        denoiser,
+        examples.prompts([0], 1, best_device()),
+        Uniforms().key("show", settings.seed),
+        watch=lambda canvas: canvases.append(canvas[0, -sampler.max_new_tokens :].clone()),
+    )
+    (text,) = rollout_texts(tokenizer, rollout, examples)
+    known = item.columns and verifies(settings.task)
+    reward = settings.task.rewards([item.prompt], [text], **examples.columns([0], 1))[0] if known else None
+    frames = _frames(canvases, denoiser.mask_id, tokenizer)
+    size = getattr(settings.task, "size", None)
+    print_denoising(frames, item.prompt, text, reward, Console(), columns=size)
+
+
+def _item(settings: SampleSettings, prompt: str | None) -> Example:
+    if prompt is not None:
+        return Example(prompt=prompt, solution="", columns={})
+    items = settings.task.examples("test", settings.item + 1, seed=1)
+    if settings.item >= len(items):
+        raise UserError(
+            f"item {settings.item} does not exist: the task has {len(items)} held-out items, counted from 0"
+        )
+    return items[settings.item]
+
+
+def _frames(canvases: list[Tensor], mask_id: int, tokenizer: Any) -> list[Frame]:
+    """What each step left: its tokens, which are masked, which it revealed."""
+    frames = []
+    before = torch.full_like(canvases[0], mask_id)
+    for step, canvas in enumerate(canvases):
+        frames.append(
+            Frame(
+                step=step + 1,
+                tokens=tokenizer.convert_ids_to_tokens(canvas.tolist()),
+                masked=(canvas == mask_id).tolist(),
+                revealed=((canvas != mask_id) & (before == mask_id)).tolist(),
+                confidence=None,
+            )
+        )
+        before = canvas
+    return frames

@@ -1,0 +1,69 @@
+"""The table of `unmask evaluate`: solve rates by unmasking rule, length and number of steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from unmask.data.examples import Examples
+from unmask.denoisers.loading import load_denoiser, load_tokenizer
+from unmask.distributed import best_device
+from unmask.errors import UserError
+from unmask.evaluation.evaluator import Evaluator, measured
+from unmask.sampling.records import EveryStep
+from unmask.settings.commands import EvaluateSettings
+from unmask.tasks.base import verifies
+from unmask.uniforms import Uniforms
+
+_COLUMNS = {"unmasking": "unmasking", "tokens": "tokens", "steps": "steps", "solved": "solved (95 %)"}
+
+
+def evaluation_table(settings: EvaluateSettings) -> list[dict[str, Any]]:
+    """A row for each rule, length and number of steps: every metric of the task, with intervals on the solve rate."""
+    if not verifies(settings.task):
+        raise UserError(f"task {settings.task.name} compares no answers: nothing can be measured by sampling")
+    device, samplers = best_device(), settings.samplers()
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    tokenizer, denoiser = load_tokenizer(settings.model), load_denoiser(settings.model, dtype).to(device)
+    items = settings.task.examples(settings.split, settings.examples, settings.seed)
+    for _, sampler in samplers:  # before the first of them has run
+        sampler.check(denoiser, EveryStep() if settings.over_denoising else None)
+    room = denoiser.max_length - max(sampler.max_new_tokens for _, sampler in samplers)
+    evaluator = Evaluator(
+        task=settings.task,
+        tokenizer=tokenizer,
+        examples=Examples.of(items, tokenizer, denoiser.eos_id, room, settings.chat),
+        uniforms=Uniforms().key("evaluation", settings.seed),
+        batch=settings.batch,
+        device=device,
+    )
+    return [
+        {"unmasking": rule, "tokens": sampler.max_new_tokens, "steps": sampler.steps, "examples": len(items)}
+        | measured(evaluator, denoiser, sampler, settings.samples, over_denoising=settings.over_denoising)
+        for rule, sampler in samplers
+    ]
+
+
+def print_table(rows: list[dict[str, Any]], settings: EvaluateSettings) -> None:
+    """The rows for a person."""
+    from rich.console import Console
+    from rich.table import Table
+
+    how = "greedy" if settings.temperature == 0 else f"temperature {settings.temperature}"
+    table = Table(
+        title=f"{settings.model} on {settings.task.name} ({settings.split}, {rows[0]['examples']} items, {how})"
+    )
+    others = [name for name in rows[0] if name not in (*_COLUMNS, "examples", "solved_low", "solved_high")]
+    for name in (*_COLUMNS.values(), *others):
+        left = name == "unmasking"
+        table.add_column(name.replace("_", " "), justify="left" if left else "right", overflow="fold")
+    for row in rows:
+        solved = f"{row['solved']:.1%} ({row['solved_low']:.1%} – {row['solved_high']:.1%})"
+        cells = [row["unmasking"], str(row["tokens"]), str(row["steps"]), solved]
+        table.add_row(*cells, *(_cell(name, row[name]) for name in others))
+    Console().print(table)
+
+
+def _cell(name: str, value: float) -> str:
+    return f"{value:.2f}" if name == "tokens_a_step" else f"{value:.1%}"

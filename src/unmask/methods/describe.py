@@ -1,0 +1,234 @@
+"""The table of all methods, read off the objects that their terms are made of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+
+from unmask.methods.base import Method
+from unmask.objective.divergences import Penalty
+from unmask.objective.term import Term, record_of
+from unmask.sampling.records import Record
+from unmask.types import Rollout, Snapshot, Views
+from unmask.uniforms import Uniforms
+
+# The dry rollout whose questions are counted, and the tokens that it is made of.
+PROMPT, LENGTH, BLOCKS, STEPS, GROUP = 4, 32, 4, 16, 4
+MASK, EOS, FIRST_TOKEN = 0, 1, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryShape:
+    """Sizes of a dry rollout: tokens, blocks, denoising steps, completions a prompt."""
+
+    prompt: int = PROMPT
+    length: int = LENGTH
+    blocks: int = BLOCKS
+    steps: int = STEPS
+    group: int = GROUP
+
+
+LEGEND = {
+    "rows asked": "the questions: how likely are these tokens at these positions of this partly masked canvas?",
+    "unit": "the rows that are scored together, with one credit",
+    "score": "what becomes of the answers",
+    "credit": "what becomes of the rewards",
+    "surrogate": "what is minimised, and the divergence that is paid",
+    "forwards": f"a completion and update, at {LENGTH} tokens in {BLOCKS} blocks, {STEPS} steps, groups of {GROUP}: "
+    "with gradient, and without (in a run of one update a batch of rollouts; in later updates where that differs)",
+    "frozen": "what the loss reads beside the policy of now; in the first update old and now are one",
+    "provenance": "what the file was written from: the authors' code, the paper, a port of the code, or reconstructed",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A term of a method, in words; forwards a completion and update."""
+
+    method: str
+    rows: str
+    unit: str
+    score: str
+    credit: str
+    surrogate: str
+    with_gradient: float
+    without_gradient: tuple[float, float]  # in a run of one update a batch of rollouts, in later updates
+    frozen: str
+    paper: str
+    provenance: str
+
+    @property
+    def forwards(self) -> tuple[str, str]:
+        """With gradient, and without: the number of later updates where it differs."""
+        first, later = self.without_gradient
+        return f"{self.with_gradient:g}", f"{first:g}" if first == later else f"{first:g}, later {later:g}"
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """The row by heading."""
+        with_gradient, without_gradient = self.forwards
+        return {
+            "method": self.method,
+            "rows asked": self.rows,
+            "unit": self.unit,
+            "score": self.score,
+            "credit": self.credit,
+            "surrogate": self.surrogate,
+            "forwards with gradient": with_gradient,
+            "without gradient": without_gradient,
+            "frozen": self.frozen,
+            "paper": self.paper,
+            "provenance": self.provenance,
+        }
+
+
+def method_rows(method: Method) -> list[Row]:
+    """A row for each term of the method."""
+    terms = method.terms(EOS)
+    rollout = dry_rollout(record_of(terms))
+    return [_row(method, term, rollout, follows=term is not terms[0]) for term in terms]
+
+
+def _row(method: Method, term: Term, rollout: Rollout, *, follows: bool) -> Row:
+    views = term.views(rollout, dry_rewards(term, rollout), Uniforms(), update=0, updates=2)
+    forwards = len(views.inputs_FL) / GROUP
+    first, later = passes_without_gradient(term, views)
+    masking: Any = term.masking
+    return Row(
+        method=f"{method.name} + {masking.unit}" if follows else _name(method),
+        rows=_with_details(masking.rows, masking),
+        unit=masking.unit,
+        score=words(term.likelihood),
+        credit=words(term.credit),
+        surrogate=_minimised(term),
+        with_gradient=forwards,
+        without_gradient=(first * forwards, later * forwards),
+        frozen=_frozen(term, views),
+        paper=method.paper,
+        provenance=method.provenance,
+    )
+
+
+# ---- words ----
+
+
+def words(piece: Any) -> str:
+    """A function or an instance of a dataclass in words: `Clipped(epsilon=0.2)` is "clipped 0.2"."""
+    if not is_dataclass(piece):
+        return str(piece.__name__).replace("_", " ")
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", type(piece).__name__)
+    values = [value for _, value in _details(piece)]
+    return f"{apart.lower()} {values[0]}" if len(values) == 1 and values[0] else _with_details(apart.lower(), piece)
+
+
+def _with_details(name: str, piece: Any) -> str:
+    details = [f"{setting} {value}".strip() for setting, value in _details(piece)]
+    return f"{name} ({', '.join(details)})" if details else name
+
+
+def _details(piece: Any) -> Iterator[tuple[str, str]]:
+    """Names and values of its fields: of pieces the value alone, of what is switched on the name."""
+    for field in fields(piece):
+        name, value = field.name.replace("_", " "), getattr(piece, field.name)
+        if hasattr(value, "rows"):  # a masking within a masking
+            yield from _details(value)
+        elif callable(value):
+            yield "", words(value)
+        elif value is True:
+            yield name, ""
+        elif value is not False and field.name != "eos_id":
+            yield name, f"{value:g}"
+
+
+def _name(method: Any) -> str:
+    """The method's name, and that of the method that it builds on."""
+    named = [field.name for field in fields(method) if "choices" in field.metadata]
+    return ", ".join([method.name, *(f"{name} {getattr(method, name).name}" for name in named)])
+
+
+def _minimised(term: Term) -> str:
+    text = words(term.surrogate)
+    if term.blend is not None:
+        text += f", blend {term.blend:g}"
+    if term.penalty is not None:
+        text += f" + {_penalty(term.penalty)}"
+    return text if term.weight == 1 else f"{term.weight:g} × ({text})"
+
+
+def _penalty(penalty: Penalty) -> str:
+    times = ", per unit" if penalty.per_unit else ""
+    return f"{penalty.coefficient:g} {words(penalty.estimate)} to {penalty.against}{times}"
+
+
+def _frozen(term: Term, views: Views) -> str:
+    old = "old answers" if views.old_RL is None else "recorded old answers"
+    needs = {old: term.reads("old"), "reference": term.reads("reference"), "old model copy": term.blend is not None}
+    return ", ".join(name for name, needed in needs.items() if needed) or "none"
+
+
+# ---- forwards ----
+
+
+def passes_without_gradient(term: Term, views: Views) -> tuple[int, int]:
+    """Passes over the rows beside the trained one: in a run of one update a batch, and in later updates.
+
+    The reference's, and another of now for credit that depends on scores; later that of the old policy too, unless the
+    sampler recorded its answers.
+    """
+    first = int(term.reads("reference"))
+    asks_old = (term.reads("old") and views.old_RL is None) or term.blend is not None
+    return first, first + int(asks_old)
+
+
+def dry_rollout(record: Record | None, shape: DryShape | None = None) -> Rollout:
+    """A group of completions as if revealed from left to right, equally many tokens a step; no model is asked."""
+    shape = shape or DryShape()
+    position_NL = torch.arange(-shape.prompt, shape.length).expand(shape.group, -1)
+    completion_NL = position_NL >= 0
+    nothing_NL = torch.zeros(position_NL.shape)
+    rollout = Rollout(
+        tokens_NL=position_NL + shape.prompt + FIRST_TOKEN,
+        attention_NL=torch.ones_like(completion_NL),
+        completion_NL=completion_NL,
+        block_NL=torch.where(completion_NL, position_NL * shape.blocks // shape.length, -1),
+        revealed_at_NL=torch.where(completion_NL, position_NL * shape.steps // shape.length, -1),
+        sampled_logp_NL=nothing_NL,
+        confidence_NL=nothing_NL,
+        prompt_N=torch.zeros(shape.group, dtype=torch.long),
+        sample_N=torch.arange(shape.group),
+        prompt_length=shape.prompt,
+        group_size=shape.group,
+        steps=shape.steps,
+        temperature=1.0,
+        mask_id=MASK,
+        remasking=False,
+        exact=True,
+    )
+    if record is None:
+        return rollout
+    slots = record.steps(Uniforms(), rollout.prompt_N, rollout.sample_N, shape.steps)
+    return replace(rollout, snapshots=tuple(_snapshot(rollout, step_N, record.guesses) for step_N in slots))
+
+
+def _snapshot(rollout: Rollout, step_N: torch.Tensor, guesses: int) -> Snapshot:
+    """The states before some steps; every guess there is the completion itself."""
+    masked_NL = rollout.revealed_at_NL >= step_N[:, None]
+    guesses_ZNL = rollout.tokens_NL.repeat(guesses, 1, 1)
+    return Snapshot(
+        step_N=step_N,
+        canvas_NL=rollout.tokens_NL.masked_fill(masked_NL, MASK),
+        guesses_ZNL=guesses_ZNL,
+        logp_ZNL=torch.zeros(guesses_ZNL.shape),
+        confidence_ZNL=masked_NL.float().expand(guesses_ZNL.shape),
+    )
+
+
+def dry_rewards(term: Term, rollout: Rollout) -> torch.Tensor:
+    """Unequal rewards of the shape that the term's credit reads: [1, G], or [1, G, guesses]."""
+    group = rollout.group_size
+    shape = (1, group) if term.record is None else (1, group, len(rollout.snapshots) * term.record.guesses)
+    return Uniforms().key(torch.arange(torch.Size(shape).numel())).draw().float().view(shape)

@@ -1,0 +1,46 @@
+"""Pairs of completions: the unit of preference methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unmask.objective.masks.random import RandomMasks
+from unmask.types import Rollout, Views
+from unmask.uniforms import Uniforms
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestAndWorst:
+    """A unit a group: rows of its best completion with their weights, of its worst with their weights negated.
+
+    Then the weighted sum is the margin B(best) - B(worst). Credit 1, or 0 where all rewards are equal.
+    """
+
+    rows: ClassVar[str] = "random masks of a group's best and worst completion"
+    unit: ClassVar[str] = "pair"
+    masks: RandomMasks
+
+    def __call__(
+        self, rollout: Rollout, credit: Float[Tensor, "P G"], uniforms: Uniforms, update: int, updates: int
+    ) -> Views:
+        every = self.masks(rollout, credit, uniforms, update, updates)
+        group_P = torch.arange(len(credit), device=credit.device) * rollout.group_size
+        pair_P2 = torch.stack([group_P + credit.argmax(1), group_P + credit.argmin(1)], dim=1)
+        sign_N = torch.zeros_like(every.credit_U)
+        sign_N[pair_P2[:, 1]] = -1
+        sign_N[pair_P2[:, 0]] = 1
+        taken = every.take_units(sign_N != 0)
+        kept_N = sign_N != 0
+        pair_U = (torch.arange(len(sign_N), device=credit.device) // rollout.group_size)[kept_N]
+        return replace(
+            taken,
+            weight_RL=taken.weight_RL * sign_N[kept_N][taken.unit_R][:, None],
+            unit_R=pair_U[taken.unit_R],
+            credit_U=(credit.amax(1) > credit.amin(1)).to(credit.dtype),
+            length_U=taken.length_U.new_zeros(len(credit)).index_add(0, pair_U, taken.length_U),
+        )

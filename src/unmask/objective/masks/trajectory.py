@@ -1,0 +1,134 @@
+"""Rows along the recorded trajectory: what was masked before a step, and what was revealed there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from unmask.objective.masks.base import Span, row_draws, single_rows, whole_region
+from unmask.objective.masks.random import Masks, even
+from unmask.types import Rollout, Views
+from unmask.uniforms import Uniforms
+
+# (rollout) -> segment of each position, and the number of segments
+Grouping = Callable[[Rollout], tuple[Int[Tensor, "N L"], int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShrunkSteps:
+    """`shrink` consecutive steps, of those that revealed something, make a segment (TraceRL 2509.06949)."""
+
+    shrink: int = 8
+
+    def __call__(self, rollout: Rollout) -> tuple[Tensor, int]:
+        step_NL = rollout.trajectory_NL
+        happened_NS = torch.zeros(len(step_NL), rollout.steps, dtype=torch.long, device=step_NL.device)
+        happened_NS = happened_NS.scatter(1, step_NL[:, rollout.prompt_length :], 1)
+        place_NL = (happened_NS.cumsum(1) - 1).gather(1, step_NL.clamp(min=0))
+        return place_NL // self.shrink, -(-rollout.steps // self.shrink)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EqualSegments:
+    """All steps in `count` equal segments: 1 is the fully masked row, S the trajectory (d2-StepMerge 2509.21474)."""
+
+    count: int = 8
+
+    def __call__(self, rollout: Rollout) -> tuple[Tensor, int]:
+        count = self.count if rollout.adaptive else min(self.count, rollout.steps)
+        return rollout.trajectory_NL.clamp(min=0) * count // rollout.steps_N[:, None], count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segments:
+    """One row a (sample, segment of steps): all revealed from its first step on masked, what it revealed scored.
+
+    `per_row`: a token weighs 1 / (scored tokens of its row), else segments / L. Refused after a sampler that remasks.
+    """
+
+    rows: ClassVar[str] = "segments of the recorded trajectory"
+    unit: ClassVar[str] = "(sample, segment)"
+    grouping: Grouping
+    span: Span
+    per_row: bool
+
+    def __call__(
+        self, rollout: Rollout, credit: Float[Tensor, "P G"], uniforms: Uniforms, update: int, updates: int
+    ) -> Views:
+        segment_NL, count = self.grouping(rollout)
+        region_NL = whole_region(rollout)
+        index_S11 = torch.arange(count, device=credit.device)[:, None, None]
+        masked_NSL = ((segment_NL >= index_S11) & region_NL).transpose(0, 1)
+        scored_NSL = ((segment_NL == index_S11) & self.span(rollout)).transpose(0, 1)
+        scored_RL = scored_NSL.flatten(0, 1)
+        tokens_R1 = scored_RL.sum(1, keepdim=True).clamp(min=1)
+        share = 1 / tokens_R1 if self.per_row else count / rollout.region_L.sum()
+        sample_R = torch.arange(len(credit.flatten()), device=credit.device).repeat_interleave(count)
+        return single_rows(
+            rollout,
+            sample_R,
+            masked_RL=masked_NSL.flatten(0, 1),
+            scored_RL=scored_RL,
+            weight_RL=scored_RL * share,
+            credit=credit,
+            # One step a segment: what was masked is what the sampler saw.
+            recorded=getattr(self.grouping, "shrink", 0) == 1 or count == rollout.steps,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefixes:
+    """One row a (sample, position): everything from the position on masked, its token scored (JustGRPO 2601.15165).
+
+    `fraction`: only that share of a sample's positions, those where the sampler was least sure.
+    """
+
+    rows: ClassVar[str] = "left-to-right prefixes"
+    unit: ClassVar[str] = "(sample, position)"
+    fraction: float = 1.0
+
+    def __call__(
+        self, rollout: Rollout, credit: Float[Tensor, "P G"], uniforms: Uniforms, update: int, updates: int
+    ) -> Views:
+        start, length = rollout.prompt_length, rollout.tokens_NL.shape[1]
+        count = max(1, round(self.fraction * (length - start)))
+        column_NK = rollout.confidence_NL[:, start:].argsort(dim=1, stable=True)[:, :count].sort(dim=1).values + start
+        sample_R = torch.arange(len(column_NK), device=credit.device).repeat_interleave(count)
+        column_R1 = column_NK.reshape(-1, 1)
+        position_L = torch.arange(length, device=credit.device)
+        scored_RL = position_L == column_R1
+        return single_rows(
+            rollout,
+            sample_R,
+            masked_RL=position_L >= column_R1,
+            scored_RL=scored_RL,
+            weight_RL=scored_RL.to(credit.dtype),
+            credit=credit,
+            recorded=_left_to_right(rollout),
+        )
+
+
+def _left_to_right(rollout: Rollout) -> bool:
+    """Whether each step revealed one position, the leftmost."""
+    return not rollout.remasking and bool((rollout.revealed_at_NL == rollout.position_L.clamp(min=-1)).all())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedTimes:
+    """Rows are `count` states of the sample's own trajectory, steps drawn one in each stratum of the trajectory."""
+
+    count: int
+
+    def __call__(
+        self, rollout: Rollout, span_NL: Bool[Tensor, "N L"], uniforms: Uniforms, update: int, updates: int
+    ) -> Masks:
+        key_NR = row_draws(rollout, uniforms.key("state", update), self.count)
+        stratum_R = torch.arange(self.count, device=span_NL.device)
+        step_NR = ((stratum_R + key_NR.draw()) / self.count * rollout.steps_N[:, None]).long()
+        masked_NRL = (rollout.trajectory_NL[:, None] >= step_NR[..., None]) & span_NL[:, None]
+        return even(masked_NRL)

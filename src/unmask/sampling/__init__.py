@@ -1,0 +1,1 @@
+"""Sampling completions: the denoising loop, unmasking rules and schedules, caches, recorded states."""

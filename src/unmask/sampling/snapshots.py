@@ -1,0 +1,85 @@
+"""States that the sampler passes, remembered for the methods that ask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from unmask.sampling.records import Record
+from unmask.sampling.state import in_granules
+from unmask.types import Snapshot
+
+
+class Slot:
+    """A snapshot that fills as the samples pass their steps (known on the host: no device is waited for)."""
+
+    def __init__(self, step_N: Tensor, record: Record, tokens_NL: Tensor) -> None:
+        self.steps: list[int] = step_N.tolist()
+        self.wanted = set(self.steps)
+        first = 0 if record.own else 1  # answer 0 is the sampler's own proposal
+        self.guesses = slice(first, first + record.guesses)
+        empty = torch.zeros((record.guesses, *tokens_NL.shape), device=tokens_NL.device)
+        self.snapshot = Snapshot(
+            step_N=step_N.to(tokens_NL.device),
+            canvas_NL=tokens_NL.clone(),
+            guesses_ZNL=tokens_NL.repeat(record.guesses, 1, 1),
+            logp_ZNL=empty,
+            confidence_ZNL=empty.clone(),
+        )
+
+    def at(self, step: int, rows: Sequence[int]) -> list[int]:
+        """Places among `rows` of the samples that are at their step."""
+        if step not in self.wanted:
+            return []
+        return [place for place, row in enumerate(rows) if self.steps[row] == step]
+
+    def remember(
+        self, rows: Tensor, canvas_NL: Tensor, column_NA: Tensor, tokens_NAZ: Tensor, logp_NAZ: Tensor, mask_id: int
+    ) -> None:
+        """Store canvases of the samples `rows`, and their masked columns (all among those given) as guessed."""
+        masked_NA = canvas_NL.gather(1, column_NA) == mask_id
+        held = self.snapshot
+        guesses, logps = [], []
+        for guess in range(*self.guesses.indices(tokens_NAZ.shape[2])):
+            token_NA = torch.where(masked_NA, tokens_NAZ[..., guess], canvas_NL.gather(1, column_NA))
+            guesses.append(canvas_NL.scatter(1, column_NA, token_NA))
+            blank_NL = torch.zeros(canvas_NL.shape, device=canvas_NL.device)
+            logps.append(blank_NL.scatter(1, column_NA, logp_NAZ[..., guess] * masked_NA))
+        logp, masked = torch.stack(logps), canvas_NL == mask_id
+        self.snapshot = replace(
+            held,
+            canvas_NL=held.canvas_NL.index_copy(0, rows, canvas_NL),
+            guesses_ZNL=held.guesses_ZNL.index_copy(1, rows, torch.stack(guesses)),
+            logp_ZNL=held.logp_ZNL.index_copy(1, rows, logp),
+            confidence_ZNL=held.confidence_ZNL.index_copy(1, rows, logp.exp() * masked),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Samples whose state before a step is remembered: their places among those at work, and their rows among all."""
+
+    slot: Slot
+    place_N: Tensor
+    row_N: Tensor
+
+
+def wanted_in(
+    slots: Sequence[Slot], steps: Iterable[int], rows: Sequence[int], granule: int, device: torch.device
+) -> dict[int, list[Wanted]]:
+    """What is remembered at each of the steps of a block, in one transfer to the device, for steps must not wait.
+
+    Numbers of samples are multiples of `granule`, some samples named twice: a forward of theirs has few shapes.
+    """
+    found = [(step, slot, places) for step in steps for slot in slots if (places := slot.at(step, rows))]
+    padded = [in_granules(places, granule) for _, _, places in found]
+    index = [[place, rows[place]] for places in padded for place in places]
+    place_N, row_N = torch.tensor(index, dtype=torch.long, device=device).view(-1, 2).unbind(1)
+    sizes = [len(places) for places in padded]
+    wanted: dict[int, list[Wanted]] = {}
+    for (step, slot, _), place, row in zip(found, torch.split(place_N, sizes), torch.split(row_N, sizes), strict=True):
+        wanted.setdefault(step, []).append(Wanted(slot=slot, place_N=place, row_N=row))
+    return wanted

@@ -1,0 +1,1 @@
+"""Settings of every command, strict TOML recipes, and the recipes that ship."""

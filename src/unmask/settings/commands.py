@@ -1,0 +1,182 @@
+"""The settings of the commands beside training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from unmask.data.chat import ChatSettings
+from unmask.errors import UserError
+from unmask.sampling.unmasking import RULES, LowConfidence, Unmasking
+from unmask.settings.reader import build
+from unmask.settings.recipe import Recipe, RolloutSettings
+from unmask.tasks import TASKS, Sudoku, Task
+from unmask.validation import check_four_bit, one_of, positive
+
+if TYPE_CHECKING:
+    from unmask.sampling.sampler import Sampler
+
+
+def _is_count(word: str) -> bool:
+    return word.isdigit() and int(word) > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings(Recipe):
+    """A recipe, and the GPUs that it is planned for."""
+
+    gpus: str = "1x80GB"  # number and memory of the GPUs
+    gpu: str = "a100"  # its speed: a100, h100, h200, rtx4090, or peak TFLOP/s at the recipe's precision
+    utilisation: float = 0.4  # share of the peak that is reached
+    headroom: float = 0.1  # share of the memory that stays free: CUDA's own, fragments
+    prompt_tokens: int | None = None  # prompt length with pads; unset: 256, or what the model has room for
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.utilisation <= 1:
+            raise UserError(f"utilisation is {self.utilisation}: give a share above 0, at most 1, such as 0.4")
+        if not 0 <= self.headroom < 1:
+            raise UserError(f"headroom is {self.headroom}: give a share of the memory below 1, such as 0.1")
+        if self.prompt_tokens is not None:
+            positive(prompt_tokens=self.prompt_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainRecipe:
+    """Masked-diffusion supervised training: of a small model from scratch, or of a checkpoint."""
+
+    model: str | None = None  # checkpoint directory to start from; unset: a new model of the sizes below
+    task: Task = field(default_factory=Sudoku, metadata={"choices": TASKS})  # prompts and solutions
+    chat: ChatSettings = field(default_factory=ChatSettings, metadata={"section": True})
+    hidden: int = 96  # width of a new model
+    layers: int = 3  # transformer layers of a new model
+    heads: int = 3  # attention heads of a new model
+    max_length: int = 64  # tokens that a new model takes, prompt and completion
+    lora_rank: int = 0  # rank of low-rank adapters, which alone are trained then; 0: all weights are
+    lora_alpha: int = 64  # scale of the adapters, times their rank
+    four_bit: bool = False  # hold the frozen base in 4 bits (with lora_rank, on a GPU; the extra four-bit)
+    steps: int = 800  # optimizer updates
+    batch: int = 128  # examples an update
+    micro_batch: int = 0  # examples at a time in an update; 0: all
+    precision: str = "fp32"  # fp32, or bf16 autocast
+    examples: int = 100_000  # training examples; more updates go round again
+    validation_examples: int = 0  # further ones, never trained on, by which the best weights are picked; 0: the last
+    validate_every: int = 100  # updates between validations
+    learning_rate: float = 1e-3  # peak, after the warm-up
+    warmup_steps: int = 50  # updates of linear warm-up
+    weight_decay: float = 0.01  # AdamW's
+    max_grad_norm: float = 1.0  # gradients are clipped to this norm
+    threads: int | None = None  # CPU threads; unset: PyTorch's choice
+    seed: int = 0  # of weights, examples, order and masks
+
+    def __post_init__(self) -> None:
+        names = ("hidden", "layers", "heads", "max_length", "steps", "batch", "examples", "learning_rate")
+        positive(**{name: getattr(self, name) for name in (*names, "validate_every")})
+        one_of("precision", self.precision, ("fp32", "bf16"))
+        if self.lora_rank and self.model is None:
+            raise UserError("lora_rank adapts a checkpoint: give model, or set lora_rank to 0")
+        check_four_bit("", self.four_bit, self.lora_rank)
+        if self.hidden % (2 * self.heads):
+            raise UserError(
+                f"hidden {self.hidden} is not an even multiple of {self.heads} heads: give such as {64 * self.heads}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """One completion to look at."""
+
+    model: str = "embedded:sudoku"  # checkpoint directory, org/name on the Hub, or embedded:NAME
+    task: Task = field(default_factory=Sudoku, metadata={"choices": TASKS})  # whose items and reward
+    chat: ChatSettings = field(default_factory=ChatSettings, metadata={"section": True})
+    item: int = 0  # which held-out item of the task
+    steps: int = 4  # denoising steps
+    block_length: int | None = None  # tokens a block; unset: one block
+    temperature: float = 0.0  # sampling temperature; 0 is greedy
+    unmasking: Unmasking = field(default_factory=LowConfidence, metadata={"choices": RULES})  # positions to reveal
+    seed: int = 0  # of the draws
+
+    def __post_init__(self) -> None:
+        positive(steps=self.steps, item=self.item + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """A table of solve rates."""
+
+    model: str = "embedded:sudoku"  # checkpoint directory, org/name on the Hub, or embedded:NAME
+    task: Task = field(default_factory=Sudoku, metadata={"choices": TASKS})  # whose held-out items
+    chat: ChatSettings = field(default_factory=ChatSettings, metadata={"section": True})
+    split: str = "test"  # which held-out items; 4x4 Sudoku has test_unseen_grids too
+    examples: int = 500  # items
+    unmasking: str = "low_confidence"  # rules to compare, by commas
+    lengths: str = ""  # tokens of a completion to compare, by commas, such as 128,256,512; empty: the task's
+    steps: str = "4,16"  # numbers of denoising steps to compare, by commas; /2 is one step for every two tokens
+    samples: int = 1  # completions an item; of several, pass@k is told
+    over_denoising: bool = False  # tell how many items are right at some step and wrong at the end
+    precision: str = "fp32"  # of the weights: fp32, or bf16
+    temperature: float = 0.0  # sampling temperature; 0 is greedy
+    block_length: int | None = None  # tokens a block; unset: one block
+    caching: str = "none"  # exact; or keys and values kept within a block: prefix, dual, prefix_delayed, dual_delayed
+    batch: int = 250  # completions at a time
+    threads: int | None = None  # CPU threads; unset: PyTorch's choice
+    seed: int = 1  # of the held-out items and their draws
+
+    def __post_init__(self) -> None:
+        positive(examples=self.examples, batch=self.batch, samples=self.samples)
+        one_of("precision", self.precision, ("fp32", "bf16"))
+        for rule in self.rules:
+            one_of("unmasking", rule, tuple(RULES))
+        if not all(_is_count(word.removeprefix("/")) for word in self.steps.split(",")):
+            raise UserError(
+                f"steps is {self.steps!r}: give numbers of denoising steps with commas between, such as 4,16 or /2,/1"
+            )
+        if self.lengths and not all(map(_is_count, self.lengths.split(","))):
+            raise UserError(f"lengths is {self.lengths!r}: give numbers of tokens with commas between, such as 128,256")
+        if self.samples > 1 and self.temperature == 0:
+            raise UserError(f"samples is {self.samples} and temperature 0 makes them all equal: raise --temperature")
+
+    @property
+    def rules(self) -> list[str]:
+        """Names of the unmasking rules."""
+        return self.unmasking.split(",")
+
+    def samplers(self) -> list[tuple[str, Sampler]]:
+        """What is compared: rules, at every length and number of steps. Raises UserError where they do not fit."""
+        lengths = [int(word) for word in self.lengths.split(",")] if self.lengths else [self.task.max_new_tokens]
+        return [
+            (rule, self._sampler(rule, length, word))
+            for rule in self.rules
+            for length in lengths
+            for word in self.steps.split(",")
+        ]
+
+    def _sampler(self, rule: str, length: int, steps: str) -> Sampler:
+        count = length // int(steps[1:]) if steps.startswith("/") else int(steps)
+        rollout = RolloutSettings(
+            steps=max(1, count),
+            max_new_tokens=length,
+            block_length=self.block_length,
+            unmasking=build(RULES[rule], {}),
+            caching=self.caching,
+        )
+        return rollout.sampler(self.task, temperature=self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OracleSettings:
+    """The enumerable toy on which methods are measured."""
+
+    groups: int = 6000  # groups of completions for each method and sampler
+    group_size: int = 6  # completions a group
+    masks: int = 2000  # random masks for each completion in the table of likelihood estimates
+    scale: float = 1.0  # of the toy's logits: larger is surer
+    seed: int = 0  # of the toy
+    threads: int | None = None  # CPU threads; unset: PyTorch's choice
+
+    def __post_init__(self) -> None:
+        positive(groups=self.groups, masks=self.masks, scale=self.scale)
+        if self.group_size < 2:
+            raise UserError(
+                f"group_size is {self.group_size}: credit compares completions of one prompt, give 2 or more"
+            )

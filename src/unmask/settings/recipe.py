@@ -1,0 +1,203 @@
+"""The settings of a training run and of the commands beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import TYPE_CHECKING
+
+from unmask.data.chat import ChatSettings
+from unmask.errors import UserError
+from unmask.methods import METHODS, DiSPO
+from unmask.sampling.caching import CACHINGS
+from unmask.sampling.schedules import SCHEDULES
+from unmask.sampling.unmasking import RULES, LowConfidence, Unmasking
+from unmask.tasks import TASKS, Sudoku, Task
+from unmask.validation import check_four_bit, one_of, positive
+
+if TYPE_CHECKING:
+    from unmask.methods.base import Method
+    from unmask.sampling.sampler import Sampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSettings:
+    """How completions are sampled."""
+
+    prompts: int = 16  # prompts a training step, over all ranks
+    group_size: int = 8  # completions a prompt
+    max_new_tokens: int | None = None  # completion length in tokens; unset: the task's
+    block_length: int | None = None  # tokens a block; unset: one block
+    steps: int = 4  # denoising steps a completion
+    temperature: float = 1.0  # sampling temperature; 0 is greedy
+    guidance_scale: float = 0.0  # classifier-free guidance; 0 is none
+    stop_at_end: bool = True  # a sample is done with the block that holds its end-of-sequence token
+    schedule: str = "uniform"  # tokens revealed a step: uniform, linear, cosine, square or dream
+    unmasking: Unmasking = field(default_factory=LowConfidence, metadata={"choices": RULES})  # positions to reveal
+    batch: int = 0  # completions at a time; where some have ended, others begin; 0: all
+    caching: str = "none"  # exact; or keys and values kept within a block: prefix, dual, prefix_delayed, dual_delayed
+
+    def __post_init__(self) -> None:
+        positive(**{"rollout.prompts": self.prompts, "rollout.steps": self.steps})
+        one_of("rollout.schedule", self.schedule, tuple(SCHEDULES))
+        one_of("rollout.caching", self.caching, tuple(CACHINGS))
+        if self.batch < 0:
+            raise UserError(f"rollout.batch is {self.batch}: give a number of completions, or 0 for all")
+        if self.group_size < 2:
+            raise UserError(
+                f"rollout.group_size is {self.group_size}: credit compares completions of one prompt, give 2 or more"
+            )
+
+    def sampler(self, task: Task, *, steps: int | None = None, temperature: float | None = None) -> Sampler:
+        """The sampler of these settings, other steps or temperature in their place.
+
+        Raises UserError where they do not fit.
+        """
+        from unmask.sampling.sampler import Sampler
+
+        length = self.max_new_tokens or task.max_new_tokens
+        return Sampler(
+            max_new_tokens=length,
+            block_length=self.block_length or length,
+            steps=steps or self.steps,
+            temperature=self.temperature if temperature is None else temperature,
+            unmasking=self.unmasking,
+            schedule=SCHEDULES[self.schedule],
+            guidance_scale=self.guidance_scale,
+            stop_at_end=self.stop_at_end,
+            batch=self.batch,
+            caching=CACHINGS[self.caching],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSettings:
+    """What completions are rewarded for: the weighted sum of functions."""
+
+    functions: str = "task"  # by commas: task (its own), FILE.py:NAME, MODULE:NAME, reward_model:DIR, judge:FILE.toml
+    weights: str | None = None  # of the functions in the reward, by commas; unset: all 1
+    batch: int = 16  # completions at a time in a reward model
+
+    def __post_init__(self) -> None:
+        positive(**{"reward.batch": self.batch})
+        specs = self.specs
+        if not all(specs) or len(set(specs)) < len(specs):
+            raise UserError(f"reward.functions is {self.functions!r}: give different functions with commas between")
+        if len(self.function_weights) != len(specs):
+            raise UserError(
+                f"reward.weights {self.weights!r} are {len(self.function_weights)}, "
+                f"reward.functions {self.functions!r} are {len(specs)}: give one weight for each function"
+            )
+
+    @property
+    def specs(self) -> list[str]:
+        """Where each function is found."""
+        return [word.strip() for word in self.functions.split(",")]
+
+    @property
+    def function_weights(self) -> list[float]:
+        """Weight of each function in the reward. Raises UserError for what is not a finite number."""
+        if self.weights is None:
+            return [1.0] * len(self.specs)
+        try:
+            weights = [float(word) for word in self.weights.split(",")]
+        except ValueError:
+            weights = []
+        if not weights or not all(map(isfinite, weights)):
+            raise UserError(f"reward.weights is {self.weights!r}: give numbers with commas between, such as 1,0.2")
+        return weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How the policy is updated."""
+
+    steps: int = 300  # training steps: one batch of rollouts each
+    updates: int = 1  # optimizer updates a batch of rollouts (mu)
+    learning_rate: float = 1e-4  # peak, after the warm-up
+    warmup_steps: int = 20  # training steps of linear warm-up
+    final_fraction: float = 1.0  # of the peak rate, reached linearly at the last step; 1 is constant
+    adam_beta1: float = 0.9  # AdamW's first decay
+    adam_beta2: float = 0.99  # AdamW's second decay
+    weight_decay: float = 0.0  # AdamW's
+    max_grad_norm: float = 0.5  # gradients are clipped to this norm
+    micro_batch: int = 0  # forwards at a time in an update; 0: all
+    precision: str = "fp32"  # fp32, or bf16 autocast
+    weights: str = "fp32"  # how weights are held: fp32, or bf16 for those that adapters leave frozen
+    compile: bool = False  # kernels of the layers made by torch.compile (it needs a C++ compiler, or a GPU and Triton)
+    gradient_checkpointing: bool = False  # keep less for the backward pass, recompute it there
+    lora_rank: int = 0  # rank of low-rank adapters, which alone are trained then; 0: all weights are
+    lora_alpha: int = 64  # scale of the adapters, times their rank
+    four_bit: bool = False  # hold the frozen base in 4 bits (with lora_rank, on a GPU; the extra four-bit)
+    reference_sync_steps: int = 0  # training steps between mixes of the policy into the reference; 0: it stays
+    reference_mixup: float = 0.6  # share of the policy in such a mix
+    threads: int | None = None  # CPU threads; unset: PyTorch's choice
+    seed: int = 0  # of every random draw
+    examples: int = 20_000  # training prompts
+    over_denoising_filter: bool = False  # keep prompts right at some greedy step and wrong at the end (MDPO)
+    shuffle_rewards: bool = False  # control: rewards are permuted over the batch
+    evaluate_every: int = 50  # training steps between evaluations
+    checkpoint_every: int = 50  # training steps between checkpoints
+    keep_checkpoints: int = 2  # newest checkpoints kept
+
+    def __post_init__(self) -> None:
+        names = ("steps", "updates", "learning_rate", "max_grad_norm", "examples", "evaluate_every", "checkpoint_every")
+        positive(**{f"train.{name}": getattr(self, name) for name in (*names, "keep_checkpoints")})
+        one_of("train.precision", self.precision, ("fp32", "bf16"))
+        one_of("train.weights", self.weights, ("fp32", "bf16"))
+        if self.weights == "bf16" and not self.lora_rank:
+            raise UserError(
+                'train.weights is "bf16", which loses small updates: train adapters (train.lora_rank 128) or hold '
+                'weights in "fp32"'
+            )
+        if self.lora_rank and self.reference_sync_steps:
+            raise UserError(
+                "train.reference_sync_steps moves the reference, and with train.lora_rank it is the base model: "
+                "set one of them to 0"
+            )
+        check_four_bit("train.", self.four_bit, self.lora_rank)
+        if not 0 <= self.final_fraction <= 1:
+            raise UserError(f"train.final_fraction is {self.final_fraction}: give a fraction of the peak rate, 0 to 1")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, then linearly to the final fraction of the peak; `step` counts from 0."""
+        warm_up = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        after = max(0, step + 1 - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.learning_rate * warm_up * (1 - (1 - self.final_fraction) * after)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """What is measured on held-out prompts."""
+
+    examples: int = 2000  # held-out prompts before and after training
+    examples_during: int = 500  # of them, during training
+    greedy_steps: int = 16  # denoising steps of the slow greedy figure
+    batch: int = 250  # completions at a time
+    seed: int = 1  # of the held-out prompts and their draws
+
+    def __post_init__(self) -> None:
+        names = ("examples", "examples_during", "greedy_steps", "batch")
+        positive(**{f"evaluation.{name}": getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that determines a run."""
+
+    model: str = "embedded:sudoku"  # checkpoint directory, org/name on the Hub, or embedded:NAME
+    task: Task = field(default_factory=Sudoku, metadata={"choices": TASKS})  # prompts and their reward
+    method: Method = field(default_factory=DiSPO, metadata={"choices": METHODS})  # objective
+    chat: ChatSettings = field(default_factory=ChatSettings, metadata={"section": True})
+    rollout: RolloutSettings = field(default_factory=RolloutSettings, metadata={"section": True})
+    reward: RewardSettings = field(default_factory=RewardSettings, metadata={"section": True})
+    train: TrainSettings = field(default_factory=TrainSettings, metadata={"section": True})
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings, metadata={"section": True})
+
+    def __post_init__(self) -> None:
+        wanted = getattr(self.method, "unmasking", self.rollout.unmasking.name)
+        if self.rollout.unmasking.name != wanted:
+            raise UserError(
+                f"method {self.method.name} scores the law of {wanted} sampling, not of {self.rollout.unmasking.name}: "
+                f"give --rollout.unmasking {wanted}"
+            )

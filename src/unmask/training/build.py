@@ -1,0 +1,189 @@
+"""From a recipe to a trainer: the policy, its frozen companions, its examples."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unmask import distributed
+from unmask.data.examples import Examples
+from unmask.denoisers.adapters import AdaptersOff, add_adapters, load_adapters
+from unmask.denoisers.base import Denoiser
+from unmask.denoisers.layers.compiled import compile_layers
+from unmask.denoisers.layers.recompute import recompute_layers
+from unmask.denoisers.loading import load_denoiser, load_tokenizer
+from unmask.errors import UserError
+from unmask.evaluation.evaluator import Evaluator, over_denoised
+from unmask.objective.term import Term, record_of
+from unmask.rewards import Rewards, load_functions
+from unmask.sampling.records import EveryStep
+from unmask.sampling.sampler import Sampler
+from unmask.settings.recipe import Recipe
+from unmask.training.checkpoint import load_optimizer, load_reference
+from unmask.training.on_policy import Sampled, Source
+from unmask.training.policy import Policy
+from unmask.training.preferences import Given, check_given
+from unmask.training.trainer import Trainer
+from unmask.uniforms import Uniforms
+
+
+def build_trainer(recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
+    """All that a run needs, its weights from `checkpoint` where given. Raises UserError before anything is written."""
+    settings = recipe.train
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    sampler = recipe.rollout.sampler(recipe.task)
+    recipe.rollout.sampler(recipe.task, steps=recipe.evaluation.greedy_steps)
+    accelerator = distributed.make_accelerator(settings.precision)
+    if recipe.rollout.prompts % accelerator.num_processes:
+        raise UserError(
+            f"rollout.prompts {recipe.rollout.prompts} cannot be shared by {accelerator.num_processes} ranks: "
+            "give a multiple"
+        )
+    tokenizer = load_tokenizer(recipe.model)
+    terms, policy = _load_policy(recipe, accelerator, checkpoint)
+    denoiser = policy.denoiser
+    room = denoiser.max_length - sampler.max_new_tokens
+
+    def encoded(split: str, count: int, seed: int) -> Examples:
+        items = recipe.task.examples(split, count, seed)
+        examples = Examples.of(items, tokenizer, denoiser.eos_id, room, recipe.chat)
+        check_given(examples, terms, recipe.method.name, sampler.max_new_tokens)
+        return examples
+
+    held_out = recipe.evaluation
+    examples = encoded("train", settings.examples, settings.seed)
+    return Trainer(
+        recipe=recipe,
+        policy=policy,
+        tokenizer=tokenizer,
+        source=_source(recipe, examples, sampler, terms, tokenizer, policy),
+        order=list(range(len(examples.items))),
+        sampler=sampler,
+        terms=terms,
+        uniforms=Uniforms().key(settings.seed),
+        evaluators={
+            split: Evaluator(
+                task=recipe.task,
+                tokenizer=tokenizer,
+                examples=encoded(split, held_out.examples, held_out.seed),
+                uniforms=Uniforms().key("evaluation", held_out.seed),
+                batch=held_out.batch,
+                device=accelerator.device,
+                precision=settings.precision,
+            )
+            for split in recipe.task.splits
+            if split != "train"
+        },
+        device=accelerator.device,
+    )
+
+
+def _source(
+    recipe: Recipe, examples: Examples, sampler: Sampler, terms: tuple[Term, ...], tokenizer: Any, policy: Policy
+) -> Source:
+    """Completions that the task gives where it gives some, else sampled ones and the recipe's rewards."""
+    accelerator = policy.accelerator
+    if examples.given_ids:
+        return Given(
+            examples=examples,
+            terms=terms,
+            length=sampler.max_new_tokens,
+            mask_id=policy.denoiser.mask_id,
+            tokenizer=tokenizer,
+            accelerator=accelerator,
+        )
+    # At the first call the sampler would say so itself, but then a run directory and an evaluation are there.
+    if sampler.unmasking.remasks and any(term.reads_trajectory for term in terms):
+        raise UserError(
+            f"unmasking {sampler.unmasking.name} masks tokens again, so it leaves no trajectory, which method "
+            f"{recipe.method.name} reads: set rollout.unmasking low_confidence"
+        )
+    for record in (record_of(terms), EveryStep() if recipe.train.over_denoising_filter else None):
+        sampler.check(policy.denoiser, record)
+    functions = load_functions(recipe.reward, recipe.task, accelerator.device)
+    return Sampled(
+        recipe=recipe,
+        examples=examples,
+        sampler=sampler,
+        rewards=Rewards(functions=functions, examples=examples),
+        terms=terms,
+        tokenizer=tokenizer,
+        accelerator=accelerator,
+    )
+
+
+def _load_trained(recipe: Recipe, checkpoint: Path | None) -> Denoiser:
+    """The denoiser that is trained, adapters on its base where the recipe wants them."""
+    settings = recipe.train
+    if not settings.lora_rank:
+        return load_denoiser(recipe.model if checkpoint is None else str(checkpoint))
+    dtype = torch.bfloat16 if settings.weights == "bf16" else torch.float32
+    denoiser = load_denoiser(recipe.model, dtype, four_bit=settings.four_bit)
+    add_adapters(denoiser, settings.lora_rank, settings.lora_alpha)
+    if checkpoint is not None:
+        load_adapters(denoiser, checkpoint)
+    return denoiser
+
+
+def _load_reference(recipe: Recipe, denoiser: Denoiser, checkpoint: Path | None) -> Denoiser | AdaptersOff:
+    """The reference policy: adapters off, a frozen copy of the base, or what it had become at the checkpoint."""
+    if recipe.train.lora_rank:
+        return AdaptersOff(denoiser)
+    reference = load_denoiser(recipe.model) if checkpoint else copy.deepcopy(denoiser)
+    if checkpoint is not None and recipe.train.reference_sync_steps:
+        load_reference(checkpoint, reference)
+    return reference.eval().requires_grad_(False)
+
+
+def _load_policy(recipe: Recipe, accelerator: Any, checkpoint: Path | None) -> tuple[tuple[Term, ...], Policy]:
+    """The method's terms, and the policy with the frozen weights that they read."""
+    settings = recipe.train
+    denoiser = _load_trained(recipe, checkpoint).to(accelerator.device)
+    terms = recipe.method.terms(denoiser.eos_id)
+    reference = old = None
+    if any(term.reads("reference") for term in terms):
+        reference = _load_reference(recipe, denoiser, checkpoint).to(accelerator.device)
+    if settings.updates > 1 and any(term.blend is not None for term in terms):
+        old = copy.deepcopy(denoiser).eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(
+        [weight for weight in denoiser.parameters() if weight.requires_grad],
+        lr=settings.learning_rate,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        weight_decay=settings.weight_decay,
+    )
+    if checkpoint is not None:
+        load_optimizer(checkpoint, denoiser, optimizer)
+    if settings.gradient_checkpointing:
+        recompute_layers(denoiser)
+    if settings.compile:
+        compile_layers(denoiser)
+    return terms, Policy(
+        denoiser=denoiser,
+        optimizer=optimizer,
+        reference=reference,
+        accelerator=accelerator,
+        max_grad_norm=settings.max_grad_norm,
+        micro_batch=settings.micro_batch,
+        old=old,
+    )
+
+
+def filtered_order(trainer: Trainer) -> list[int]:
+    """Examples that the base model over-denoises. Raises UserError where there are none."""
+    recipe = trainer.recipe
+    evaluator = replace(trainer.evaluators["test"], examples=trainer.source.examples)
+    sampler = recipe.rollout.sampler(recipe.task, temperature=0.0)
+    flags = over_denoised(evaluator, trainer.policy.denoiser, sampler)
+    kept = [index for index, flag in enumerate(flags) if flag]
+    if not kept:
+        raise UserError(
+            f"train.over_denoising_filter kept none of {len(flags)} examples: "
+            "raise train.examples or set the filter to false"
+        )
+    return kept

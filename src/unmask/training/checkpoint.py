@@ -1,0 +1,113 @@
+"""Checkpoints that a run continues from, bit for bit: complete or absent, and nothing in them is pickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import nn
+
+from unmask.denoisers.adapters import has_adapters, save_adapters
+from unmask.denoisers.base import Denoiser
+from unmask.denoisers.loading import save_denoiser
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a small file so that after a crash it is whole or absent."""
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    denoiser: Denoiser,
+    tokenizer: Any,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    reference: nn.Module | None = None,
+) -> Path:
+    """Write checkpoint `step` under `folder`: model (Hugging Face layout), optimizer moments, the run's state.
+
+    `reference`: frozen weights that have moved since the start.
+    """
+    final, partial = folder / f"step_{step:06d}", folder / f".step_{step:06d}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_denoiser(denoiser, tokenizer, partial)
+    if has_adapters(denoiser):
+        save_adapters(denoiser, partial)
+    save_file(_moments(denoiser, optimizer), partial / "optimizer.safetensors")
+    if reference is not None:
+        save_model(reference, str(partial / "reference.safetensors"))
+    save_file({"cpu": torch.get_rng_state()}, partial / "random_state.safetensors")
+    (partial / "state.json").write_text(json.dumps(state | {"step": step}, indent=1))
+    for path in partial.iterdir():
+        _sync(path)
+    if final.exists():
+        shutil.rmtree(final)
+    partial.rename(final)
+    _sync(folder)
+    return final
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def _moments(denoiser: Denoiser, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    state = optimizer.state
+    return {
+        f"{name}/{moment}": state[parameter][moment].contiguous()
+        for name, parameter in denoiser.named_parameters()
+        if parameter in state
+        for moment in _MOMENTS
+    }
+
+
+def load_optimizer(directory: Path, denoiser: Denoiser, optimizer: torch.optim.Optimizer) -> None:
+    """Put back the moments and the global random state (dropout alone draws from it)."""
+    moments = load_file(directory / "optimizer.safetensors")
+    for name, parameter in denoiser.named_parameters():
+        if f"{name}/step" in moments:
+            optimizer.state[parameter] = {
+                moment: moments[f"{name}/{moment}"].to("cpu" if moment == "step" else parameter.device)
+                for moment in _MOMENTS
+            }
+    torch.set_rng_state(load_file(directory / "random_state.safetensors")["cpu"])
+
+
+def load_reference(directory: Path, reference: Denoiser) -> None:
+    """Put back the reference weights of a run that mixes the policy into them."""
+    load_model(reference, str(directory / "reference.safetensors"))
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The complete checkpoint with the most steps, if there is one."""
+    complete = sorted(folder.glob("step_*"))
+    return complete[-1] if complete else None
+
+
+def read_state(directory: Path) -> dict[str, Any]:
+    """The run's state in a checkpoint."""
+    state: dict[str, Any] = json.loads((directory / "state.json").read_text())
+    return state
+
+
+def drop_old(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints."""
+    for directory in sorted(folder.glob("step_*"))[:-keep]:
+        shutil.rmtree(directory)

@@ -1,0 +1,54 @@
+"""How far the log-probs of sampling are from those of scoring: what a cache costs in truth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unmask import distributed
+from unmask.denoisers.base import Denoiser
+from unmask.objective.likelihood import row_logp
+from unmask.objective.masks.base import single_rows
+from unmask.types import Rollout
+from unmask.uniforms import Uniforms
+
+
+@torch.no_grad()
+def step_logps(
+    denoiser: Denoiser, rollout: Rollout, step_N: Tensor, rows: slice = slice(None)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs of what the samples `rows` revealed in their step: as sampled, as scored now, and where: [N, L] each.
+
+    One forward a sample, of all its columns, at the temperature of sampling. Refused after a sampler that remasks.
+    """
+    trajectory_NL = rollout.trajectory_NL[rows]
+    revealed_NL = (trajectory_NL == step_N[:, None]) & rollout.completion_NL[rows]
+    samples = len(rollout.tokens_NL)
+    views = single_rows(
+        rollout,
+        torch.arange(samples, device=step_N.device)[rows],
+        masked_RL=trajectory_NL >= step_N[:, None],
+        scored_RL=revealed_NL,
+        weight_RL=revealed_NL.float(),
+        credit=torch.zeros(samples // rollout.group_size, rollout.group_size, device=step_N.device),
+    )
+    scored_NL = row_logp(denoiser, replace(views, temperature=rollout.temperature or 1.0))
+    return rollout.sampled_logp_NL[rows] * revealed_NL, scored_NL, revealed_NL
+
+
+def sampling_gap(denoiser: Denoiser, rollout: Rollout, uniforms: Uniforms, accelerator: Any) -> dict[str, float]:
+    """Mean |sampled - scored| log-prob of a token, and mean sampled - scored, at one step drawn for each group.
+
+    One forward a group: of its first sample.
+    """
+    rows = slice(None, None, rollout.group_size)
+    last_N = (rollout.trajectory_NL * rollout.completion_NL)[rows].amax(1)  # the last step of any that count
+    draw_N = uniforms.key("gap", rollout.prompt_N[rows]).draw()
+    sampled_NL, scored_NL, where_NL = step_logps(denoiser, rollout, (draw_N * (last_N + 1)).long(), rows)
+    gap_NL = sampled_NL - scored_NL
+    sums = torch.stack([gap_NL.abs().sum(), gap_NL.sum(), where_NL.sum().to(gap_NL.dtype)])
+    absolute, signed, tokens = distributed.total(accelerator, sums).tolist()
+    return {"sampling/logp_gap": absolute / max(1, tokens), "sampling/kl": signed / max(1, tokens)}

@@ -1,0 +1,130 @@
+"""Learning from given completions (preference pairs) in place of sampled ones: rollouts without a trajectory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unmask import distributed
+from unmask.data.examples import Examples, completed, rollout_texts
+from unmask.denoisers.base import Denoiser
+from unmask.errors import UserError
+from unmask.evaluation.evaluator import Evaluator
+from unmask.objective.likelihood import row_logp
+from unmask.objective.masks import through_first_eos
+from unmask.objective.term import Term
+from unmask.training.on_policy import Experience
+from unmask.training.policy import Policy
+from unmask.types import Rollout
+from unmask.uniforms import Uniforms
+
+
+def check_given(examples: Examples, terms: tuple[Term, ...], method: str, length: int) -> None:
+    """Raise UserError where the method needs samples of its own, or a given completion exceeds `length` tokens."""
+    if not examples.given_ids:
+        return
+    if not all(term.compares_pairs for term in terms):
+        raise UserError(
+            f"method {method} learns from completions that it has sampled, and this task gives pairs: "
+            "give --method vrpo, or a task with rewards"
+        )
+    lengths = [len(ids) for given in examples.given_ids for ids in given]
+    long = [tokens for tokens in lengths if tokens > length]
+    if long:
+        raise UserError(
+            f"{len(long)} of {len(lengths)} given completions exceed max_new_tokens {length} (the longest has "
+            f"{max(long)} tokens): raise max_new_tokens or remove them"
+        )
+
+
+def given_rollout(
+    examples: Examples, indices: Sequence[int], length: int, mask_id: int, device: torch.device | str = "cpu"
+) -> Rollout:
+    """The given completions of some examples, filled up to `length` with end-of-sequence tokens, as a rollout.
+
+    No token was revealed at a step (-1), nor sampled (log-prob 0); trajectories are refused as after remasking.
+    """
+    given = [ids for index in indices for ids in examples.given_ids[index]]
+    group_size = len(given) // len(indices)
+    prompts = examples.prompts(indices, group_size, device)
+    tokens_NL, attention_NL = completed(prompts, given, length, examples.eos_id)
+    start = prompts.tokens_NP.shape[1]
+    region_L = torch.arange(tokens_NL.shape[1], device=device) >= start
+    return Rollout(
+        tokens_NL=tokens_NL,
+        attention_NL=attention_NL,
+        completion_NL=through_first_eos(tokens_NL, region_L, examples.eos_id),
+        block_NL=(region_L.long() - 1).expand_as(tokens_NL),
+        revealed_at_NL=torch.full_like(tokens_NL, -1),
+        sampled_logp_NL=torch.zeros(tokens_NL.shape, device=device),
+        confidence_NL=torch.zeros(tokens_NL.shape, device=device),
+        prompt_N=prompts.prompt_N,
+        sample_N=prompts.sample_N,
+        prompt_length=start,
+        group_size=group_size,
+        steps=0,
+        temperature=1.0,
+        mask_id=mask_id,
+        remasking=True,  # there is no trajectory either
+    )
+
+
+def given_rewards(rollout: Rollout) -> Tensor:
+    """1 for the first completion of each group, the best; 0 for the others: [N]."""
+    return (rollout.sample_N == 0).float()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Completions that come with the examples: nothing is sampled, and the first of each group is the best."""
+
+    examples: Examples
+    terms: tuple[Term, ...]
+    length: int  # tokens of every completion
+    mask_id: int
+    tokenizer: Any
+    accelerator: Any
+
+    def __call__(self, policy: Policy, indices: list[int], uniforms: Uniforms) -> Experience:
+        """The groups of some examples. See Source."""
+        rollout = given_rollout(self.examples, indices, self.length, self.mask_id, self.accelerator.device)
+        final_N = given_rewards(rollout)
+        lengths = torch.stack([rollout.completion_NL.sum(), final_N.new_tensor(len(final_N))])
+        tokens, samples = distributed.total(self.accelerator, lengths).tolist()
+        return Experience(
+            rollout=rollout,
+            texts=rollout_texts(self.tokenizer, rollout, self.examples),
+            final_N=final_N,
+            read=[final_N.view(len(indices), -1) for _ in self.terms],
+            metrics={"completions/mean_length": tokens / samples},
+        )
+
+    def evaluation(self, denoiser: Denoiser, held_out: Evaluator, count: int) -> dict[str, list[float]]:
+        """How often the better completion is the likelier one. See Source."""
+        return {"pairs/preferred": preferred(self.terms[0], denoiser, held_out, self.length, count)}
+
+
+@torch.no_grad()
+def preferred(term: Term, denoiser: Denoiser, held_out: Evaluator, length: int, count: int) -> list[float]:
+    """For each of the first held-out examples, 1.0 if the denoiser finds its best completion likelier than its worst.
+
+    By the term's own estimate, its masks keyed by example.
+    """
+    was_training = denoiser.training
+    denoiser.eval()
+    indices = list(range(len(held_out.examples.items)))[:count]
+    each = max(1, held_out.batch // 2)
+    found: list[float] = []
+    for start in range(0, len(indices), each):
+        part = indices[start : start + each]
+        rollout = given_rollout(held_out.examples, part, length, denoiser.mask_id, held_out.device)
+        rewards = given_rewards(rollout).view(len(part), -1)
+        for views, _ in term.views(rollout, rewards, held_out.uniforms, 0, 1).micro_batches(held_out.batch):
+            margin_U = term.likelihood(row_logp(denoiser, views), views).value_UK[:, 0]
+            found += (margin_U > 0).float().tolist()
+    denoiser.train(was_training)
+    return found

@@ -1,0 +1,177 @@
+"""A run and its directory: recipe.toml, metrics.jsonl, completions.jsonl, curve.png, checkpoints/, summary.json."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from unmask.errors import UserError
+from unmask.evaluation.evaluator import paired_interval, solved_summary
+from unmask.report.curve import draw_curve
+from unmask.report.metrics import MetricsLog, read_metrics
+from unmask.report.monitor import CollapseMonitor
+from unmask.report.progress import TrainingProgress
+from unmask.settings.reader import build, document_of, read_recipe
+from unmask.settings.recipe import Recipe
+from unmask.training.build import build_trainer, filtered_order
+from unmask.training.checkpoint import drop_old, newest_checkpoint, read_state, save_checkpoint, write_durably
+from unmask.training.trainer import Trainer, evaluation_row
+
+_ABOUT = """This directory holds one training run of unmask.
+
+recipe.toml         every setting of the run; `unmask train --recipe recipe.toml` repeats it
+metrics.jsonl       one line a training step or evaluation (names as in TRL where TRL has one)
+completions.jsonl   one prompt a step: its completions, their rewards, the step that revealed each token
+before.json         held-out results of the base model, example by example; after.json: of the trained model
+curve.png           reward and solve rates over the run
+checkpoints/        models in the Hugging Face layout, with what `unmask train --resume` needs
+summary.json        solve rates before and after, with 95 % intervals
+"""
+
+
+def new_directory(output: str | None, name: str) -> Path:
+    """An unused run directory. Raises UserError where `output` holds something."""
+    if output is not None:
+        directory = Path(output).expanduser()
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise UserError(
+                f"output {output!r} is not empty: give a new directory, or --resume {output} to continue its run"
+            )
+        return directory
+    number = 1
+    while (directory := Path("runs") / f"{name}-{number:03d}").exists():
+        number += 1
+    return directory
+
+
+def start_run(recipe: Recipe, output: str | None, name: str) -> Run:
+    """A new run: nothing is written before everything has been checked."""
+    directory = new_directory(output, name)
+    trainer = build_trainer(recipe)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "README.txt").write_text(_ABOUT)
+    write_durably(directory / "recipe.toml", tomli_w.dumps(document_of(recipe)))
+    return Run(directory=directory, trainer=trainer)
+
+
+def resume_run(directory: Path) -> Run:
+    """The run in a directory, at its newest checkpoint. Raises UserError where there is no run."""
+    if not (directory / "recipe.toml").is_file():
+        raise UserError(f"{str(directory)!r} has no recipe.toml: give the directory of a run to --resume")
+    recipe = build(Recipe, read_recipe(str(directory / "recipe.toml")))
+    checkpoint = newest_checkpoint(directory / "checkpoints")
+    trainer = build_trainer(recipe, checkpoint)
+    return Run(directory=directory, trainer=trainer, state=read_state(checkpoint) if checkpoint else {})
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A run that goes on from its state (empty: from the start) until its last step."""
+
+    directory: Path
+    trainer: Trainer
+    state: dict[str, Any] | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes."""
+        return bool(self.trainer.policy.accelerator.is_main_process)
+
+    def finish(self) -> dict[str, Any]:
+        """Train to the end; the summary."""
+        recipe, state = self.trainer.recipe, self.state or {}
+        monitor = CollapseMonitor()
+        if "monitor" in state:
+            monitor.load(state["monitor"])
+        if recipe.train.over_denoising_filter:
+            self.trainer.order = state.get("order") or filtered_order(self.trainer)
+        first = state.get("step", 0)
+        # Every rank computes the same evaluations; one of them writes.
+        metrics = MetricsLog(self._log("metrics.jsonl"), keep_bytes=state.get("metrics_bytes", 0))
+        completions = MetricsLog(self._log("completions.jsonl"), keep_bytes=state.get("completions_bytes", 0))
+        progress = TrainingProgress(recipe.train.steps, first_step=first)
+        with metrics, completions, progress:
+            if first == 0:
+                self._evaluate(0, recipe.evaluation.examples, metrics, "before.json")
+            for step in range(first, recipe.train.steps):
+                self._train_step(step, metrics, completions, progress, monitor)
+            self._evaluate(recipe.train.steps, recipe.evaluation.examples, metrics, "after.json")
+        return self._summarise()
+
+    def _log(self, name: str) -> Path:
+        return self.directory / name if self.is_main else Path("/dev/null")
+
+    def _train_step(
+        self,
+        step: int,
+        metrics: MetricsLog,
+        completions: MetricsLog,
+        progress: TrainingProgress,
+        monitor: CollapseMonitor,
+    ) -> None:
+        settings = self.trainer.recipe.train
+        started = time.monotonic()
+        row, sample = self.trainer.step(step)
+        done = step + 1
+        metrics.write({"step": done, **row, "step_seconds": time.monotonic() - started})
+        completions.write({"step": done, **sample})
+        progress.update(done, f"reward {row['reward']:.3f}" if "reward" in row else f"loss {row['loss']:.3f}")
+        for warning in monitor.update(row):
+            metrics.write({"step": done, "warning": warning})
+            progress.message(f"warning at step {done}: {warning}")
+        if done % settings.evaluate_every == 0 and done < settings.steps:
+            self._evaluate(done, self.trainer.recipe.evaluation.examples_during, metrics)
+        if (done % settings.checkpoint_every == 0 or done == settings.steps) and self.is_main:
+            self._checkpoint(done, metrics, completions, monitor)
+            self._draw()
+
+    def _checkpoint(self, done: int, metrics: MetricsLog, completions: MetricsLog, monitor: CollapseMonitor) -> None:
+        trainer, folder = self.trainer, self.directory / "checkpoints"
+        state: dict[str, Any] = {
+            "metrics_bytes": metrics.position(),
+            "completions_bytes": completions.position(),
+            "monitor": monitor.state(),
+        }
+        if trainer.recipe.train.over_denoising_filter:
+            state["order"] = trainer.order
+        policy = trainer.policy
+        moved = policy.reference if trainer.recipe.train.reference_sync_steps else None
+        save_checkpoint(folder, done, policy.denoiser, trainer.tokenizer, policy.optimizer, state, moved)
+        drop_old(folder, trainer.recipe.train.keep_checkpoints)
+
+    def _evaluate(self, step: int, count: int, metrics: MetricsLog, name: str | None = None) -> None:
+        values = self.trainer.evaluation(count)
+        if name is not None:
+            values |= self.trainer.further_evaluation()
+        metrics.write({"step": step, **evaluation_row(values)})
+        if name is not None and self.is_main:
+            write_durably(self.directory / name, json.dumps(values))
+
+    def _draw(self) -> None:
+        recipe = self.trainer.recipe
+        title = f"{recipe.method.name} on {recipe.task.name}, seed {recipe.train.seed}"
+        draw_curve(read_metrics(self.directory / "metrics.jsonl"), self.directory / "curve.png", title)
+
+    def _summarise(self) -> dict[str, Any]:
+        before, after = (json.loads((self.directory / name).read_text()) for name in ("before.json", "after.json"))
+        summary: dict[str, Any] = {"method": self.trainer.recipe.method.name, "steps": self.trainer.recipe.train.steps}
+        for name in after:
+            measured, _, metric = name.rpartition("/")
+            if metric in ("solved", "preferred"):
+                gain, low, high = paired_interval(before[name], after[name])
+                summary[measured] = {
+                    "before": solved_summary(before[name]),
+                    "after": solved_summary(after[name]),
+                    "gain": gain,
+                    "gain_low": low,
+                    "gain_high": high,
+                }
+        if self.is_main:
+            write_durably(self.directory / "summary.json", json.dumps(summary, indent=1))
+            self._draw()
+        return summary

@@ -1,0 +1,213 @@
+"""Masked-diffusion supervised training: of the embedded base models, and of a user's checkpoint on their data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from unmask.data.example import Example
+from unmask.data.examples import Examples, completed, encode_completions
+from unmask.data.tokenization import task_tokenizer
+from unmask.denoisers.adapters import add_adapters
+from unmask.denoisers.base import Denoiser
+from unmask.denoisers.head.chunks import TargetLogProb
+from unmask.denoisers.loading import load_denoiser, load_tokenizer, save_denoiser
+from unmask.denoisers.tiny import tiny_denoiser
+from unmask.distributed import best_device
+from unmask.errors import UserError
+from unmask.report.progress import TrainingProgress
+from unmask.settings.commands import PretrainRecipe
+from unmask.uniforms import Uniforms
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedBatch:
+    """Prompts and solutions side by side; completions are filled up with end-of-sequence tokens, which count."""
+
+    tokens_NL: Tensor
+    attention_NL: Tensor
+    example_N: Tensor
+    prompt_length: int
+
+
+def supervised_batch(
+    examples: Examples,
+    solution_ids: list[list[int]],
+    indices: Sequence[int],
+    length: int,
+    device: torch.device | str = "cpu",
+) -> SupervisedBatch:
+    """The batch of some examples, completions of `length` tokens."""
+    prompts = examples.prompts(indices, 1, device)
+    tokens_NL, attention_NL = completed(prompts, [solution_ids[index] for index in indices], length, examples.eos_id)
+    return SupervisedBatch(
+        tokens_NL=tokens_NL,
+        attention_NL=attention_NL,
+        example_N=prompts.prompt_N,
+        prompt_length=prompts.tokens_NP.shape[1],
+    )
+
+
+def elbo_loss(denoiser: Denoiser, batch: SupervisedBatch, uniforms: Uniforms, part: slice = slice(None)) -> Tensor:
+    """-E_t [ (1/t) sum over masked i of log p(o_i | q, x_t) ] / L, completion tokens masked w.p. t ~ U(0, 1].
+
+    t is stratified over the batch: t_n = (n + u) / N, one u a batch (LLaDA 2502.09992). `part`: what these rows of the
+    batch add to it.
+    """
+    rows, start, device = len(batch.tokens_NL), batch.prompt_length, batch.tokens_NL.device
+    completion = torch.arange(start, batch.tokens_NL.shape[1], device=device)
+    time_N1 = ((torch.arange(1, rows + 1, device=device) - uniforms.key("time").draw()) / rows)[:, None].float()
+    draw_NC = uniforms.key("mask", batch.example_N[:, None]).key(completion - start).draw()
+    masked_NC = draw_NC < time_N1
+    inputs_NL = batch.tokens_NL.clone()
+    inputs_NL[:, start:] = inputs_NL[:, start:].masked_fill(masked_NC, denoiser.mask_id)
+    answer = TargetLogProb(batch.tokens_NL[part, start:].flatten()[:, None])
+    asked_NC = completion.expand(rows, -1)[part]
+    logp_NC1: Tensor
+    (logp_NC1,) = denoiser(inputs_NL[part], batch.attention_NL[part], asked_NC, answer)
+    return -(logp_NC1[..., 0] * masked_NC[part] / time_N1[part]).sum() / masked_NC.numel()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    """Examples with their solutions as tokens; the first `trained` of them are trained on, the others validate."""
+
+    examples: Examples
+    solution_ids: list[list[int]]
+    trained: int
+    length: int | None  # of every completion; None: of the longest in its batch, with an end token
+
+    def batch(self, indices: Sequence[int], device: torch.device) -> SupervisedBatch:
+        longest = max(len(self.solution_ids[index]) for index in indices)
+        return supervised_batch(self.examples, self.solution_ids, indices, self.length or longest + 1, device)
+
+
+def _data(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast, denoiser: Denoiser) -> _Data:
+    """Raises UserError where solutions are too long, or too few examples are there."""
+    items: list[Example] = recipe.task.examples("train", recipe.examples + recipe.validation_examples, recipe.seed)
+    room, length = denoiser.max_length - recipe.task.max_new_tokens, recipe.task.max_new_tokens
+    solutions = encode_completions(tokenizer, items, [item.solution for item in items], recipe.chat)
+    for item, ids in zip(items, solutions, strict=True):
+        if len(ids) > length:
+            raise UserError(f"solution {item.solution[:40]!r} has {len(ids)} tokens, max_new_tokens is {length}")
+    trained = len(items) - recipe.validation_examples
+    if trained < 1:
+        raise UserError(
+            f"task {recipe.task.name} has {len(items)} training examples, validation_examples takes "
+            f"{recipe.validation_examples}: give fewer"
+        )
+    return _Data(
+        examples=Examples.of(items, tokenizer, denoiser.eos_id, room, recipe.chat),
+        solution_ids=solutions,
+        trained=trained,
+        length=length if recipe.model is None else None,
+    )
+
+
+def _start(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> Denoiser:
+    """The checkpoint, with adapters where the recipe wants them, or a new small model."""
+    if recipe.model is not None:
+        denoiser = load_denoiser(recipe.model, four_bit=recipe.four_bit)
+        if recipe.lora_rank:
+            torch.manual_seed(recipe.seed)
+            add_adapters(denoiser, recipe.lora_rank, recipe.lora_alpha)
+        return denoiser
+    return tiny_denoiser(
+        vocabulary=len(tokenizer),
+        mask_id=tokenizer.mask_token_id,
+        eos_id=tokenizer.eos_token_id,
+        hidden=recipe.hidden,
+        layers=recipe.layers,
+        heads=recipe.heads,
+        max_length=recipe.max_length,
+        seed=recipe.seed,
+    )
+
+
+def pretrain(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> Denoiser:
+    """The denoiser that the recipe makes: the same weights for the same recipe, machine and number of threads."""
+    device = best_device()
+    denoiser = _start(recipe, tokenizer).to(device)
+    data = _data(recipe, tokenizer, denoiser)
+    trained = [weight for weight in denoiser.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay)
+    uniforms, best = Uniforms().key("pretrain", recipe.seed), _Best(trained)
+    with TrainingProgress(recipe.steps) as progress:
+        for step in range(recipe.steps):
+            indices = [(step * recipe.batch + place) % data.trained for place in range(recipe.batch)]
+            optimizer.param_groups[0]["lr"] = recipe.learning_rate * min(1.0, (step + 1) / max(1, recipe.warmup_steps))
+            optimizer.zero_grad()
+            loss = _backward(denoiser, data.batch(indices, device), uniforms.key(step), recipe)
+            torch.nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
+            optimizer.step()
+            progress.update(step + 1, f"loss {loss:.3f}")
+            if recipe.validation_examples and ((step + 1) % recipe.validate_every == 0 or step + 1 == recipe.steps):
+                value = _validation_loss(denoiser, data, uniforms.key("validation"), recipe)
+                progress.message(f"step {step + 1}: validation loss {value:.4f} nats a token")
+                best.see(value)
+    best.restore()
+    return denoiser
+
+
+def _backward(denoiser: Denoiser, batch: SupervisedBatch, uniforms: Uniforms, recipe: PretrainRecipe) -> float:
+    """Gradients of the loss, some examples at a time; the loss."""
+    rows, size, total = len(batch.tokens_NL), recipe.micro_batch or recipe.batch, 0.0
+    for start in range(0, rows, size):
+        with torch.autocast(batch.tokens_NL.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            loss = elbo_loss(denoiser, batch, uniforms, slice(start, min(start + size, rows)))
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
+    return total
+
+
+@torch.no_grad()
+def _validation_loss(denoiser: Denoiser, data: _Data, uniforms: Uniforms, recipe: PretrainRecipe) -> float:
+    """The loss of the examples held out, with the same masks every time."""
+    count, size, total = len(data.solution_ids), recipe.micro_batch or recipe.batch, 0.0
+    for start in range(data.trained, count, size):
+        indices = range(start, min(start + size, count))
+        batch = data.batch(indices, next(denoiser.parameters()).device)
+        total += float(elbo_loss(denoiser, batch, uniforms.key(start))) * len(indices)
+    return total / (count - data.trained)
+
+
+class _Best:
+    """The trained weights with the lowest validation loss so far."""
+
+    def __init__(self, weights: list[torch.nn.Parameter]) -> None:
+        self._weights, self._value = weights, float("inf")
+        self._copy: list[Tensor] = []
+
+    def see(self, value: float) -> None:
+        """Keep the weights as they are now where `value` is the lowest."""
+        if value < self._value:
+            self._value = value
+            self._copy = [weight.detach().cpu().clone() for weight in self._weights]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the best back; without validation the last stay."""
+        for weight, best in zip(self._weights, self._copy, strict=bool(self._copy)):
+            weight.copy_(best)
+
+
+def pretrain_to(recipe: PretrainRecipe, directory: Path) -> None:
+    """Pretrain into a directory; print the hash of the weights. Raises UserError where it holds something."""
+    if recipe.model is None and not recipe.task.vocabulary:
+        raise UserError(
+            f"task {recipe.task.name} is prose, which no new small model can spell: give model, or another task"
+        )
+    if directory.exists() and any(directory.iterdir()):
+        raise UserError(f"output {str(directory)!r} is not empty: give a new directory")
+    tokenizer = task_tokenizer(recipe.task.vocabulary) if recipe.model is None else load_tokenizer(recipe.model)
+    denoiser = pretrain(recipe, tokenizer)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_denoiser(denoiser, tokenizer, directory)
+    digest = hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
+    print(f"model: {directory}\nsha256 of model.safetensors: {digest}")  # noqa: T201

@@ -1,0 +1,106 @@
+"""The training loop: prompts → experience → updates. Blind to the method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from unmask import distributed
+from unmask.evaluation.evaluator import Evaluator, solved_summary
+from unmask.objective.term import Term
+from unmask.sampling.sampler import Sampler
+from unmask.settings.recipe import Recipe
+from unmask.training.on_policy import Experience, Source
+from unmask.training.policy import Policy
+from unmask.uniforms import Uniforms
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """A policy, what it learns from and its objective; `step` is one batch of completions and its updates."""
+
+    recipe: Recipe
+    policy: Policy
+    tokenizer: Any
+    source: Source
+    order: list[int]  # examples that are trained on
+    sampler: Sampler
+    terms: tuple[Term, ...]
+    uniforms: Uniforms
+    evaluators: dict[str, Evaluator]  # by held-out split, "test" first
+    device: Any
+
+    def step(self, step: int) -> tuple[dict[str, float], dict[str, Any]]:
+        """Training step number `step` (from 0): its metrics, and one prompt's completions to look at."""
+        settings = self.recipe.train
+        uniforms = self.uniforms.key("iteration", step)
+        indices = distributed.own_share(self.policy.accelerator, self._prompts_of(step))
+        experience = self.source(self.policy, indices, uniforms)
+        questions = self.policy.questions(self.terms, experience.rollout, experience.read, uniforms, settings.updates)
+        rate = settings.learning_rate_at(step)
+        updates = [self.policy.update(question, rate) for question in questions]
+        if settings.reference_sync_steps and (step + 1) % settings.reference_sync_steps == 0:
+            self.policy.sync_reference(settings.reference_mixup)
+        metrics = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
+        return metrics | {"learning_rate": rate} | experience.metrics, self._sample(experience, indices)
+
+    def _prompts_of(self, step: int) -> list[int]:
+        """The step's examples: epochs of a keyed order."""
+        count, size = self.recipe.rollout.prompts, len(self.order)
+        chosen = []
+        for place in range(step * count, (step + 1) * count):
+            epoch = self.uniforms.key("epoch", place // size)
+            chosen.append(self.order[_permutation(epoch, size)[place % size]])
+        return chosen
+
+    def _sample(self, experience: Experience, indices: list[int]) -> dict[str, Any]:
+        """The first prompt's group, with the step that revealed each token."""
+        rollout = experience.rollout
+        group = (slice(rollout.group_size), slice(rollout.prompt_length, None))
+        tokens = [self.tokenizer.convert_ids_to_tokens(row) for row in rollout.tokens_NL[group].tolist()]
+        first = slice(rollout.group_size)
+        columns = (experience.texts[first], experience.final_N[first].tolist(), tokens)
+        revealed_at = rollout.revealed_at_NL[group].tolist()
+        return {
+            "prompt": self.source.examples.items[indices[0]].prompt,
+            "completions": [
+                {"text": text, "reward": reward, "tokens": words, "revealed_at": steps}
+                for text, reward, words, steps in zip(*columns, revealed_at, strict=True)
+            ],
+        }
+
+    def evaluation(self, count: int) -> dict[str, list[float]]:
+        """Values of test examples by "NAME/METRIC"."""
+        return self.source.evaluation(self.policy.denoiser, self.evaluators["test"], count)
+
+    def further_evaluation(self) -> dict[str, list[float]]:
+        """Values of the task's further held-out splits by "SPLIT/METRIC", sampled as in training."""
+        return {
+            f"{split}/{metric}": values
+            for split, evaluator in self.evaluators.items()
+            if split != "test"
+            for metric, values in evaluator.metrics(self.policy.denoiser, self.sampler).items()
+        }
+
+
+_PERMUTATIONS: dict[Any, list[int]] = {}
+
+
+def _permutation(key: Uniforms, size: int) -> list[int]:
+    """A keyed permutation, the last one remembered."""
+    if (key, size) not in _PERMUTATIONS:
+        _PERMUTATIONS.clear()
+        _PERMUTATIONS[key, size] = key.permutation(size)
+    return _PERMUTATIONS[key, size]
+
+
+def evaluation_row(values: dict[str, list[float]]) -> dict[str, float]:
+    """Metrics of an evaluation: means, and 95 % intervals of solve rates."""
+    row: dict[str, float] = {}
+    for name, numbers in values.items():
+        if name.endswith("/solved"):
+            prefix = "eval/" + name.removesuffix("solved")
+            row |= {prefix + key: value for key, value in solved_summary(numbers).items()}
+        else:
+            row[f"eval/{name}"] = sum(numbers) / len(numbers)
+    return row

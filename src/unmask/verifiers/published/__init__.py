@@ -1,0 +1,1 @@
+"""Scorings of published evaluations, reproduced verdict for verdict."""

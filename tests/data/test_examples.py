@@ -1,0 +1,74 @@
+"""Tokenizers spell their tasks and refuse other text; prompts are padded left; completions end at the end token."""
+
+import pytest
+import torch
+
+from unmask.data.example import Example
+from unmask.data.examples import Examples
+from unmask.data.tokenization import completion_texts, encode, left_pad, task_tokenizer
+from unmask.errors import UserError
+from unmask.tasks import TASKS
+
+
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task().vocabulary])
+def test_every_prompt_and_solution_survives_the_tokenizer(name):
+    task = TASKS[name]()
+    tokenizer = task_tokenizer(task.vocabulary)
+    items = task.examples("train", 50, seed=3)
+    for texts in ([item.prompt for item in items], [item.solution for item in items]):
+        rows = encode(tokenizer, texts)
+        assert completion_texts(tokenizer, rows, tokenizer.eos_token_id) == texts
+    assert max(len(row) for row in encode(tokenizer, [item.solution for item in items])) <= task.max_new_tokens
+
+
+def test_a_number_is_one_token():
+    tokenizer = task_tokenizer(("1", "2", "12", "+"))
+    assert encode(tokenizer, ["12+2", "1+12"]) == [[2, 3, 1], [0, 3, 2]]
+
+
+@pytest.mark.parametrize("text", ["", "1x", "½"])
+def test_text_that_cannot_be_spelt_is_refused(text):
+    with pytest.raises(UserError, match="cannot spell"):
+        encode(task_tokenizer(("1", "2")), [text])
+
+
+def test_left_padding():
+    tokens, attention = left_pad([[1, 2, 3], [4]], pad_id=9)
+    assert tokens.tolist() == [[1, 2, 3], [9, 9, 4]]
+    assert attention.tolist() == [[True] * 3, [False, False, True]]
+
+
+def test_completions_are_cut_at_the_first_end_token():
+    tokenizer = task_tokenizer(("a", "b"))
+    end = tokenizer.eos_token_id
+    assert completion_texts(tokenizer, [[0, 1, end, 0], [end, 0, 0, 0], [0, 0, 1, 1]], end) == ["ab", "", "aabb"]
+
+
+def test_groups_are_neighbours_and_keyed_by_example():
+    tokenizer = task_tokenizer(("a", "b"))
+    items = [Example(prompt=text, solution="", columns={"n": len(text)}) for text in ("a", "bb", "ab")]
+    examples = Examples.of(items, tokenizer, tokenizer.eos_token_id, room=2)
+    prompts = examples.prompts([2, 0], group_size=2)
+    assert prompts.prompt_N.tolist() == [2, 2, 0, 0]
+    assert prompts.sample_N.tolist() == [0, 1, 0, 1]
+    assert torch.equal(prompts.tokens_NP[0], torch.tensor([0, 1]))
+    assert examples.columns([2, 0], 2) == {"n": [2, 2, 1, 1]}
+
+
+def test_a_prompt_longer_than_its_room_is_refused():
+    tokenizer = task_tokenizer(("a",))
+    with pytest.raises(UserError, match="3 tokens, the model leaves room for 2"):
+        Examples.of([Example(prompt="aaa", solution="", columns={})], tokenizer, tokenizer.eos_token_id, room=2)
+
+
+def test_prompts_of_a_batch_have_one_of_a_few_widths():
+    tokenizer = task_tokenizer(("1",))
+    lengths = [3, 15, 16, 17, 40, 41]
+    items = [Example(prompt="1" * length, solution="1", columns={}) for length in lengths]
+    examples = Examples.of(items, tokenizer, tokenizer.eos_token_id, room=50)
+    widths = [examples.prompts([index], 2).tokens_NP.shape[1] for index in range(len(items))]
+    assert widths == [16, 16, 16, 32, 41, 41]  # multiples of 16, or the longest of all
+    prompts = examples.prompts([0, 3], 1)
+    assert prompts.attention_NP.sum(1).tolist() == [3, 17]
+    same = Examples.of(items[:1], tokenizer, tokenizer.eos_token_id, room=50)
+    assert bool(same.prompts([0], 2).attention_NP.all())

@@ -1,0 +1,124 @@
+"""A small model really trained for a step, beside the plan of the same settings."""
+
+import copy
+import json
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import torch
+
+from unmask.denoisers.adapters import AdaptersOff, add_adapters
+from unmask.denoisers.base import Denoiser
+from unmask.denoisers.layers.recompute import recompute_layers
+from unmask.objective.term import record_of
+from unmask.plan.estimate import make_plan
+from unmask.settings.commands import PlanSettings
+from unmask.settings.reader import build
+from unmask.training.policy import Policy
+from unmask.types import Prompts
+from unmask.uniforms import Uniforms
+
+PROMPT, COMPLETION = 12, 16
+SHAPE = {
+    "model_type": "llama",
+    "is_causal": False,
+    "hidden_size": 64,
+    "intermediate_size": 176,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 600,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": None,
+}
+
+
+def settings_of(directory, method, *, shape=None, rollout=None, train=None) -> PlanSettings:
+    """Settings whose model is a config.json in the directory."""
+    (directory / "config.json").write_text(json.dumps(SHAPE | (shape or {})))
+    steps = COMPLETION if method["name"] == "just-grpo" else 4
+    rule = "left_to_right" if method["name"] == "just-grpo" else "low_confidence"
+    sizes = {"prompts": 2, "group_size": 4, "max_new_tokens": COMPLETION, "block_length": 8, "steps": steps}
+    return build(
+        PlanSettings,
+        {
+            "model": str(directory),
+            "method": method,
+            "rollout": sizes | {"unmasking": {"name": rule}} | (rollout or {}),
+            "train": train or {},
+            "prompt_tokens": PROMPT,
+        },
+    )
+
+
+class SmallRun:
+    """What a trainer would do with the settings: one rollout, its questions, its updates."""
+
+    def __init__(self, settings: PlanSettings) -> None:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        self.settings, train = settings, settings.train
+        self.plan = make_plan(settings)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(settings.model))
+            network = network.to(torch.bfloat16 if train.weights == "bf16" else torch.float32)
+            denoiser = Denoiser(network, mask_id=2, eos_id=1).eval()
+            if train.lora_rank:
+                add_adapters(denoiser, train.lora_rank, train.lora_alpha)
+        self.terms = settings.method.terms(1)
+        reference = None
+        if any(term.reads("reference") for term in self.terms):
+            reference = AdaptersOff(denoiser) if train.lora_rank else copy.deepcopy(denoiser).requires_grad_(False)
+        old = None
+        if train.updates > 1 and any(term.blend is not None for term in self.terms):
+            old = copy.deepcopy(denoiser).requires_grad_(False)
+        if train.gradient_checkpointing:
+            recompute_layers(denoiser)
+        enabled = train.precision == "bf16"
+        self.autocast = (lambda: torch.autocast("cpu", torch.bfloat16)) if enabled else nullcontext
+        self.policy = Policy(
+            denoiser=denoiser,
+            optimizer=torch.optim.AdamW([weight for weight in denoiser.parameters() if weight.requires_grad]),
+            reference=reference,
+            accelerator=SimpleNamespace(num_processes=1, device="cpu", autocast=self.autocast),
+            max_grad_norm=1.0,
+            micro_batch=train.micro_batch,
+            old=old,
+        )
+
+    def sample(self):
+        """The rollout."""
+        rollout = self.settings.rollout
+        count = rollout.prompts * rollout.group_size
+        index = torch.arange(count)
+        prompts = Prompts(
+            tokens_NP=torch.arange(count * PROMPT).view(count, PROMPT) % 500 + 10,
+            attention_NP=torch.arange(PROMPT) >= (index // rollout.group_size % 2)[:, None],  # some are padded
+            prompt_N=index // rollout.group_size,
+            sample_N=index % rollout.group_size,
+        )
+        record = record_of(self.terms)
+        with self.autocast():
+            self.rollout = rollout.sampler(self.settings.task)(
+                self.policy.denoiser, prompts, Uniforms(), record, group_size=rollout.group_size
+            )
+
+    def ask(self):
+        """The questions of all updates."""
+        shape = (self.settings.rollout.prompts, self.settings.rollout.group_size)
+        rewards = []
+        for term in self.terms:
+            extra = () if term.record is None else (len(self.rollout.snapshots) * term.record.guesses,)
+            rewards.append(Uniforms().key(torch.arange(torch.Size(shape + extra).numel())).draw().float())
+            rewards[-1] = rewards[-1].view(shape + extra)
+        uniforms, updates = Uniforms(), self.settings.train.updates
+        self.questions = self.policy.questions(self.terms, self.rollout, rewards, uniforms, updates)
+
+    def update(self):
+        """The optimizer updates."""
+        for question in self.questions:
+            self.policy.update(question, learning_rate=1e-4)

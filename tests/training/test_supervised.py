@@ -1,0 +1,151 @@
+"""Supervised training: its loss is the ELBO it claims, it learns, it is reproducible; shipped models are its work."""
+
+import hashlib
+import math
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+
+from unmask.cli.main import main
+from unmask.data.examples import Examples
+from unmask.data.tokenization import encode, task_tokenizer
+from unmask.denoisers.loading import load_denoiser, load_tokenizer
+from unmask.settings.commands import PretrainRecipe
+from unmask.settings.reader import build, read_recipe
+from unmask.tasks import Sudoku
+from unmask.training.supervised import elbo_loss, pretrain, supervised_batch
+from unmask.uniforms import Uniforms
+
+ASSETS = Path(str(files("unmask.denoisers"))) / "assets"
+QUICK = {"hidden": 16, "layers": 1, "heads": 2, "max_length": 32, "batch": 8, "examples": 64, "steps": 3, "threads": 1}
+
+
+class Uninformed:
+    """A denoiser that gives every token the same probability."""
+
+    mask_id, size = 6, 7
+
+    def __call__(self, tokens, attention, asked, answer):
+        logits = torch.zeros(asked.numel(), self.size)
+        return tuple(part.unflatten(0, asked.shape) for part in answer(logits, slice(0, asked.numel())))
+
+
+def sudoku_batch(rows: int):
+    task = Sudoku()
+    tokenizer = task_tokenizer(task.vocabulary)
+    items = task.examples("train", rows, 0)
+    examples = Examples.of(items, tokenizer, tokenizer.eos_token_id, room=16)
+    return supervised_batch(examples, encode(tokenizer, [item.solution for item in items]), list(range(rows)), 16)
+
+
+def test_loss_of_an_uninformed_model_is_log_vocabulary():
+    """E[(1/t) masked count] = L, whatever the mask rate: the loss has mean log V."""
+    batch = sudoku_batch(64)
+    losses = [float(elbo_loss(Uninformed(), batch, Uniforms().key(draw))) for draw in range(60)]
+    spread = torch.tensor(losses).std().item() / math.sqrt(len(losses))
+    assert sum(losses) / len(losses) == pytest.approx(math.log(7), abs=4 * spread)
+    assert spread < 0.05
+
+
+def test_prompt_is_never_masked_and_masks_depend_on_the_key_alone():
+    batch = sudoku_batch(16)
+    seen = []
+
+    class Watching(Uninformed):
+        def __call__(self, tokens, *rest):
+            seen.append(tokens)
+            return super().__call__(tokens, *rest)
+
+    for key in (1, 1, 2):
+        elbo_loss(Watching(), batch, Uniforms().key(key))
+    assert torch.equal(seen[0][:, :16], batch.tokens_NL[:, :16])
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
+    masked = (seen[0][:, 16:] == 6).float().mean(1)
+    assert (masked.diff() > 0).float().mean() > 0.5  # rates rise with the row: t is stratified over the batch
+
+
+def test_pretraining_is_reproducible_and_learns():
+    recipe = build(PretrainRecipe, QUICK | {"steps": 40, "learning_rate": 3e-3})
+    tokenizer = task_tokenizer(recipe.task.vocabulary)
+    first, second = pretrain(recipe, tokenizer), pretrain(recipe, tokenizer)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    batch = sudoku_batch(64)
+    untrained = pretrain(build(PretrainRecipe, QUICK | {"steps": 1, "learning_rate": 1e-9}), tokenizer)
+    with torch.no_grad():
+        before, after = (float(elbo_loss(model, batch, Uniforms().key(0))) for model in (untrained, first))
+    assert after < before - 0.2
+
+
+def test_a_checkpoint_is_tuned_in_micro_batches_as_in_one():
+    quick = QUICK | {"model": "embedded:sudoku", "steps": 2, "learning_rate": 1e-3}
+    tokenizer = load_tokenizer("embedded:sudoku")
+    whole, parts = (pretrain(build(PretrainRecipe, quick | {"micro_batch": size}), tokenizer) for size in (0, 3))
+    for ours, theirs in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+    base = load_denoiser("embedded:sudoku")
+    assert any(not torch.equal(a, b) for a, b in zip(whole.parameters(), base.parameters(), strict=True))
+
+
+def test_the_weights_with_the_best_validation_loss_are_kept(monkeypatch):
+    """At a ruinous rate the first validation is the best, and the run ends with the weights it had then."""
+    quick = QUICK | {"model": "embedded:sudoku", "learning_rate": 0.3, "warmup_steps": 4, "validation_examples": 8}
+    tokenizer = load_tokenizer("embedded:sudoku")
+    seen = []
+    monkeypatch.setattr(
+        "unmask.report.progress.TrainingProgress.message", lambda self, text: seen.append(float(text.split()[4]))
+    )
+    kept = pretrain(build(PretrainRecipe, quick | {"steps": 4, "validate_every": 1}), tokenizer)
+    best = 1 + min(range(4), key=lambda step: seen[step])
+    assert best < 4
+    then = pretrain(build(PretrainRecipe, quick | {"steps": best, "validate_every": 1}), tokenizer)
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), then.parameters(), strict=True))
+
+
+def test_examples_for_validation_are_not_trained_on():
+    quick = QUICK | {"model": "embedded:sudoku", "steps": 1, "batch": 64, "learning_rate": 1e-3}
+    tokenizer = load_tokenizer("embedded:sudoku")
+    plain, held = (pretrain(build(PretrainRecipe, quick | {"validation_examples": n}), tokenizer) for n in (0, 16))
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), held.parameters(), strict=True))
+
+
+def test_adapters_are_tuned_and_saved_merged(tmp_path, capsys):
+    flags = [word for key, value in QUICK.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    command = ["pretrain", "--model", "embedded:sudoku", "--lora-rank", "2", *flags, "--output", str(tmp_path / "m")]
+    assert main(command) == 0
+    tuned, base = load_denoiser(str(tmp_path / "m")), load_denoiser("embedded:sudoku")
+    changed = [
+        name
+        for (name, ours), theirs in zip(tuned.named_parameters(), base.parameters(), strict=True)
+        if not torch.equal(ours, theirs)
+    ]
+    assert changed
+    assert all("proj" in name for name in changed)
+    capsys.readouterr()
+    assert main(["pretrain", "--lora-rank", "2", "--output", str(tmp_path / "new")]) == 2
+    assert "lora_rank adapts a checkpoint" in capsys.readouterr().err
+
+
+def test_pretrain_command_writes_a_model_and_its_hash(tmp_path, capsys):
+    flags = [word for key, value in QUICK.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    assert main(["pretrain", *flags, "--output", str(tmp_path / "model")]) == 0
+    digest = hashlib.sha256((tmp_path / "model" / "model.safetensors").read_bytes()).hexdigest()
+    assert digest in capsys.readouterr().out
+    assert load_denoiser(str(tmp_path / "model")).mask_id == 6
+    assert main(["pretrain", *flags, "--output", str(tmp_path / "model")]) == 2
+
+
+@pytest.mark.parametrize("name", ["sudoku", "countdown", "arithmetic"])
+def test_shipped_models_are_small_and_have_the_committed_hash(name):
+    weights = ASSETS / name / "model.safetensors"
+    hashes = {line.split()[1]: line.split()[0] for line in (ASSETS / "SHA256").read_text().splitlines()}
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == hashes[name]
+    assert weights.stat().st_size <= 4_000_000
+    recipe = build(PretrainRecipe, read_recipe(f"pretrain-{name}"))
+    tokenizer = load_tokenizer(f"embedded:{name}")
+    denoiser = load_denoiser(f"embedded:{name}")
+    assert denoiser.model.config.hidden_size == recipe.hidden
+    assert len(tokenizer) == len(recipe.task.vocabulary) + 2
+    assert tokenizer.mask_token_id == denoiser.mask_id
