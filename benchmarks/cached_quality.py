@@ -56,7 +56,7 @@ def measured(model: str, count: int, rounds: int) -> list[tuple[str, ...]]:
     from unmask.evaluation.evaluator import paired_interval, solved_summary
     from unmask.settings.commands import EvaluateSettings
     from unmask.settings.reader import build
-    from unmask.training.mismatch import sampling_gap
+    from unmask.training.mismatch import sampling_mismatch
     from unmask.uniforms import Uniforms
 
     task_settings, length, block, steps = SETTINGS[model]
@@ -81,7 +81,7 @@ def measured(model: str, count: int, rounds: int) -> list[tuple[str, ...]]:
         solved[name] = task.metrics(words, texts, **examples.columns(range(len(items)), 1))["solved"]
     for name in rules:
         rollout, exact = rollouts[name], rollouts["none"]
-        gap = sampling_gap(denoiser, rollout, Uniforms(), SimpleNamespace(num_processes=1))["sampling/logp_gap"]
+        gap = sampling_mismatch(denoiser, rollout, Uniforms(), SimpleNamespace(num_processes=1))["sampling/logp_gap"]
         same = (rollout.tokens_NL == exact.tokens_NL)[:, rollout.prompt_length :].float().mean()
         summary = solved_summary(solved[name])
         change, low, high = (100 * value for value in paired_interval(solved["none"], solved[name]))

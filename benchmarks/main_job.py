@@ -24,11 +24,11 @@ from typing import Any
 import allocator
 
 BAR = 1.5
-_PARTS = ("rollout", "scoring in a thread", "scoring", "questions", "update", "the rest")
+_PARTS = ("rollout", "scoring in a thread", "scoring", "update_batches", "update", "the rest")
 _WITHIN = {  # what is not a forward or backward, and where it is called
     "rollout: draws": ("unmask.sampling.proposals", "Propose", "_propose"),
     "rollout: unmasking rule": ("unmask.sampling.block", "Block", "_commit"),
-    "rollout: guesses kept": ("unmask.sampling.snapshots", "Slot", "remember"),
+    "rollout: guesses kept": ("unmask.sampling.snapshots", "SnapshotBuffer", "remember"),
     "update: loss": ("unmask.objective.term", "Term", "loss"),
     "update: optimizer": ("torch.optim", "AdamW", "step"),
 }
@@ -78,7 +78,7 @@ class Watch:
             (source, "rollout", "rollout"),
             (_Ahead, "_score", "scoring in a thread"),
             (source, "scored", "scoring"),
-            (policy, "questions", "questions"),
+            (policy, "update_batches", "update_batches"),
             (policy, "update", "update"),
             *((getattr(import_module(module), owner), name, part) for part, (module, owner, name) in _WITHIN.items()),
         ]

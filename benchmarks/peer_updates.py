@@ -13,7 +13,7 @@ from torch import Tensor
 from peers import Checkouts, as_self, load_functions
 from plain import BLOCK
 from toy import PeerView, Sizes
-from unmask.types import Views
+from unmask.types import ScoringBatch
 
 Loss = Callable[[], Tensor]
 
@@ -23,7 +23,7 @@ def _masked_inputs(inputs_RL: Tensor) -> Callable[..., tuple[Tensor, None]]:
     return lambda *arguments, **options: (inputs_RL, None)
 
 
-def d1_loss(peers: Checkouts, network: PeerView, views: Views, sizes: Sizes) -> Loss:
+def d1_loss(peers: Checkouts, network: PeerView, batch: ScoringBatch, sizes: Sizes) -> Loss:
     """DiffuGRPOTrainer.compute_loss of d1, a forward a row."""
     functions = load_functions(
         peers.d1 / "diffu-grpo" / "diffu_grpo_trainer.py", "compute_loss", "_get_per_token_logps", "get_logits"
@@ -31,23 +31,23 @@ def d1_loss(peers: Checkouts, network: PeerView, views: Views, sizes: Sizes) -> 
     trainer = as_self(
         functions,
         args=SimpleNamespace(num_iterations=1, mask_id=sizes.mask_id, cfg_scale=0.0),
-        forward_process=_masked_inputs(views.inputs_FL[views.forward_R]),
+        forward_process=_masked_inputs(batch.inputs_FL[batch.forward_R]),
         epsilon=0.5,
     )
-    targets_RL = views.targets_RL
+    targets_RL = batch.targets_RL
     inputs = {
         "prompt_ids": targets_RL[:, : sizes.prompt],
         "prompt_mask": torch.ones_like(targets_RL[:, : sizes.prompt]),
         "completion_ids": targets_RL[:, sizes.prompt :],
-        "completion_mask": views.scored_RL[:, sizes.prompt :].int(),
+        "completion_mask": batch.scored_RL[:, sizes.prompt :].int(),
         "mask_seeds": [0],
-        "advantages": views.credit_U,
+        "advantages": batch.advantage_U,
     }
     return partial(trainer.compute_loss, network, inputs)
 
 
 def mdpo_loss(
-    peers: Checkouts, network: PeerView, views: Views, advantage_N: Tensor, confidence_NL: Tensor, sizes: Sizes
+    peers: Checkouts, network: PeerView, batch: ScoringBatch, advantage_N: Tensor, confidence_NL: Tensor, sizes: Sizes
 ) -> Loss:
     """MDPOTrainer.compute_loss, one step of all samples."""
     functions = load_functions(
@@ -61,9 +61,9 @@ def mdpo_loss(
         epsilon=0.2,
     )
     inputs = {
-        "input_ids": views.inputs_FL,
-        "input_mask": torch.ones_like(views.inputs_FL),
-        "target_ids": views.targets_RL,
+        "input_ids": batch.inputs_FL,
+        "input_mask": torch.ones_like(batch.inputs_FL),
+        "target_ids": batch.targets_RL,
         "advantages": advantage_N[:, None].expand(-1, sizes.completion),
         "conf": confidence_NL[:, sizes.prompt :],
     }
@@ -116,7 +116,7 @@ def spg_loss(peers: Checkouts, network: PeerView, tokens_NL: Tensor, advantage_N
     return partial(_spg_trainer(peers, sizes).compute_loss, network, inputs)
 
 
-def tracerl_loss(peers: Checkouts, network: PeerView, views: Views, old_RL: Tensor) -> Loss:
+def tracerl_loss(peers: Checkouts, network: PeerView, batch: ScoringBatch, old_RL: Tensor) -> Loss:
     """forward_process of dLLM-RL's TraceRL for LLaDA."""
     training = SimpleNamespace(eps=0.2, beta=0.01, use_kl_estimator_k3=True)
     functions = load_functions(
@@ -127,9 +127,9 @@ def tracerl_loss(peers: Checkouts, network: PeerView, views: Views, old_RL: Tens
     )
     return partial(
         functions.forward_process,
-        input_ids=views.inputs_FL,
-        labels=views.targets_RL,
-        p_mask_lm=views.scored_RL,
-        adv=views.credit_U,
+        input_ids=batch.inputs_FL,
+        labels=batch.targets_RL,
+        p_mask_lm=batch.scored_RL,
+        adv=batch.advantage_U,
         logp_old_tok=old_RL,
     )

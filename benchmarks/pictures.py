@@ -115,9 +115,9 @@ def _label_ends(axes: Axes, sweep: dict[str, Any], decades: float) -> None:
     for line in sorted(sweep["lines"], key=lambda line: (line["sizes"][-1], line["seconds"][-1])):
         x, y = line["sizes"][-1], line["seconds"][-1]
         before = max(y, before * apart)
-        slope, colour = sweep["exponents"][line["side"]][0], _COLOURS[line["side"]]
+        grad_logp, colour = sweep["exponents"][line["side"]][0], _COLOURS[line["side"]]
         axes.annotate(
-            f"{slope:.2f}", (x, before), (6, 0), textcoords="offset points", va="center", color=colour, fontsize=10
+            f"{grad_logp:.2f}", (x, before), (6, 0), textcoords="offset points", va="center", color=colour, fontsize=10
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask.types import Prompts, Views
+from unmask.types import Prompts, ScoringBatch
 from unmask.uniforms import Uniforms
 
 Network = Callable[..., Any]
@@ -66,11 +66,11 @@ def sample(
     return tokens_NL
 
 
-def update_loss(network: Network, views: Views, epsilon: float) -> Tensor:
+def update_loss(network: Network, batch: ScoringBatch, epsilon: float) -> Tensor:
     """The clipped surrogate of every row's scored tokens, a forward a row: mean over tokens, old = now."""
-    logits_RLV = network(views.inputs_FL[views.forward_R]).logits
-    now_RL = logits_RLV.log_softmax(2).gather(2, views.targets_RL[..., None])[..., 0]
+    logits_RLV = network(batch.inputs_FL[batch.forward_R]).logits
+    now_RL = logits_RLV.log_softmax(2).gather(2, batch.targets_RL[..., None])[..., 0]
     ratio_RL = (now_RL - now_RL.detach()).exp()
-    credit_R1 = views.credit_U[views.unit_R][:, None]
-    gain_RL = torch.minimum(ratio_RL * credit_R1, ratio_RL.clamp(1 - epsilon, 1 + epsilon) * credit_R1)
-    return -(gain_RL * views.scored_RL).sum() / views.scored_RL.sum()
+    advantage_R1 = batch.advantage_U[batch.unit_R][:, None]
+    gain_RL = torch.minimum(ratio_RL * advantage_R1, ratio_RL.clamp(1 - epsilon, 1 + epsilon) * advantage_R1)
+    return -(gain_RL * batch.scored_RL).sum() / batch.scored_RL.sum()

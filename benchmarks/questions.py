@@ -11,44 +11,44 @@ from toy import Sizes
 from unmask.methods import DiffuGRPO
 from unmask.objective import likelihood
 from unmask.objective.term import Term
-from unmask.training.policy import Question
-from unmask.types import Rollout, Views
+from unmask.training.policy import UpdateBatch
+from unmask.types import Rollout, ScoringBatch
 
 
 def views_of(
     inputs_FL: Tensor,
     targets_RL: Tensor,
     scored_RL: Tensor,
-    credit_U: Tensor,
+    advantage_U: Tensor,
     **others: Tensor | float,
-) -> Views:
+) -> ScoringBatch:
     """Unpadded rows, one a unit and a forward, every scored token of weight 1, unless told otherwise."""
     row_R = torch.arange(len(targets_RL))
     settings: dict[str, Any] = {
         "forward_R": row_R,
         "unit_R": row_R,
-        "weight_RL": scored_RL.float(),
+        "token_weight_RL": scored_RL.float(),
         "length_U": scored_RL.sum(1),
     }
-    return Views(
+    return ScoringBatch(
         inputs_FL=inputs_FL,
         attention_FL=torch.ones_like(inputs_FL).bool(),
         targets_RL=targets_RL,
         scored_RL=scored_RL,
-        credit_U=credit_U,
+        advantage_U=advantage_U,
         **(settings | others),
     )
 
 
-def question(term: Term, views: Views, normaliser: Tensor, old_RL: Tensor | None = None) -> Question:
+def update_batch(term: Term, batch: ScoringBatch, normalizer: Tensor, old_RL: Tensor | None = None) -> UpdateBatch:
     """What an update asks; no reference policy."""
-    return Question(term=term, views=views, normaliser=normaliser, old_RL=old_RL, reference_RL=None, blended=None)
+    return UpdateBatch(term=term, batch=batch, normalizer=normalizer, old_RL=old_RL, reference_RL=None, blended=None)
 
 
-def token_question(views: Views) -> Question:
+def token_question(batch: ScoringBatch) -> UpdateBatch:
     """diffu-GRPO's surrogate: clipped, a mean over tokens."""
     (term,) = DiffuGRPO(beta=0.0, epsilon=0.5).terms(0)
-    return question(term, views, likelihood.token_count(views))
+    return update_batch(term, batch, likelihood.token_count(batch))
 
 
 def rollout_of(tokens_NL: Tensor, sizes: Sizes) -> Rollout:

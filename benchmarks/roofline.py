@@ -24,7 +24,7 @@ from unmask.denoisers.base import Denoiser
 from unmask.denoisers.head.chunks import chunks_of
 from unmask.denoisers.head.vocabulary import HeadLogits
 from unmask.denoisers.layers.compiled import compile_layers
-from unmask.types import Views
+from unmask.types import ScoringBatch
 
 LARGE, SMALL = 126_464, 2_048  # LLaDA's vocabulary, and one with LLaDA-8B's share of head and body at our toy's width
 _BYTES = 4  # of a float32
@@ -224,10 +224,10 @@ def _width(denoiser: Denoiser) -> int:
 def update_piece(sizes: Sizes, *, shared: bool, rounds: int, ceilings: Ceilings) -> Piece:
     """Our update of diffu-GRPO, beside its layers alone and the head's products alone."""
     bench = updates.Bench(sizes)
-    views = updates.fully_masked(bench, shared=shared)
-    whole = bench.ours(token_question(views))
-    body = _body_alone(bench, views)
-    asked = len(views.inputs_FL) * sizes.completion
+    batch = updates.fully_masked(bench, shared=shared)
+    whole = bench.ours(token_question(batch))
+    body = _body_alone(bench, batch)
+    asked = len(batch.inputs_FL) * sizes.completion
     products = _products_alone(bench.denoiser, asked)
     calls: Calls = {"whole": whole, "body": body, "products": products, "peak": ceilings.product}
     timed = compare(calls, {name: partial(flops_of, call) for name, call in calls.items()}, rounds)
@@ -248,15 +248,15 @@ def update_piece(sizes: Sizes, *, shared: bool, rounds: int, ceilings: Ceilings)
     )
 
 
-def _body_alone(bench: updates.Bench, views: Views) -> Callable[[], None]:
-    asked_FA = torch.arange(bench.sizes.prompt, views.inputs_FL.shape[1]).expand(len(views.inputs_FL), -1)
-    position_FL = torch.arange(views.inputs_FL.shape[1])[None]
+def _body_alone(bench: updates.Bench, batch: ScoringBatch) -> Callable[[], None]:
+    query_FA = torch.arange(bench.sizes.prompt, batch.inputs_FL.shape[1]).expand(len(batch.inputs_FL), -1)
+    position_FL = torch.arange(batch.inputs_FL.shape[1])[None]
     network = bench.denoiser.model.base_model
-    gradient_QD = torch.randn(asked_FA.numel(), _width(bench.denoiser))
+    gradient_QD = torch.randn(query_FA.numel(), _width(bench.denoiser))
 
     def run() -> None:
         bench.clear()
-        answer = network(input_ids=views.inputs_FL, position_ids=position_FL, use_cache=False, asked_columns=asked_FA)
+        answer = network(input_ids=batch.inputs_FL, position_ids=position_FL, use_cache=False, query_columns=query_FA)
         answer.last_hidden_state.flatten(0, 1).backward(gradient_QD)
 
     return run
@@ -322,7 +322,7 @@ def _layer(denoiser: Denoiser, rows: int, length: int) -> _Timed:
     layer, hidden_FLD = denoiser.model.base_model.layers[0], torch.randn(rows, length, _width(denoiser))
     position_FL = torch.arange(length).expand(rows, -1)
     rotation = denoiser.model.base_model.rotary_emb(hidden_FLD, position_FL)
-    call = partial(layer, hidden_FLD, position_embeddings=rotation, asked_columns=None)
+    call = partial(layer, hidden_FLD, position_embeddings=rotation, query_columns=None)
     size = sum(weight.nbytes for weight in layer.parameters()) + 2 * hidden_FLD.nbytes
     return "layer", f"{rows}×{length} tokens", call, flops_of(call), size
 

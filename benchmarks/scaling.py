@@ -64,7 +64,7 @@ class Sweep:
 
 
 def exponent(sizes: tuple[int, ...], values: tuple[float, ...]) -> float:
-    """The slope of the straight line through the logarithms."""
+    """The grad_logp of the straight line through the logarithms."""
     x, y = ([math.log(value) for value in each] for each in (sizes, values))
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     covariance = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
@@ -94,14 +94,14 @@ def update_calls(sizes: Any, size: int, *, both: bool, short: bool) -> Calls:
     from questions import token_question
 
     bench = updates.Bench(sizes)
-    bench.credit_N = torch.linspace(-1, 1, sizes.rows)
-    views = updates.fully_masked(bench, shared=False)
-    calls = {("ours", size): bench.ours(token_question(views))}
+    bench.advantage_N = torch.linspace(-1, 1, sizes.rows)
+    batch = updates.fully_masked(bench, shared=False)
+    calls = {("ours", size): bench.ours(token_question(batch))}
     if both:
         shared = bench.ours(token_question(updates.fully_masked(bench, shared=True)))
         calls["ours, one forward for the group", size] = shared
     if sizes.vocabulary <= 1 << 15 and not short:
-        calls["plain", size] = bench.theirs(partial(plain.update_loss, bench.network, views, 0.5))
+        calls["plain", size] = bench.theirs(partial(plain.update_loss, bench.network, batch, 0.5))
     return calls
 
 
@@ -201,9 +201,9 @@ def show_sweeps(found: list[Sweep], console: Console) -> None:
     for sweep in found:
         for line in sweep.lines:
             ends = [f"{line.sizes[0]:,}", f"{line.sizes[-1]:,}"]
-            slopes = [f"{each:.2f}" for each in (line.exponent, line.flops_exponent, line.last_exponent)]
+            grads = [f"{each:.2f}" for each in (line.exponent, line.flops_exponent, line.last_exponent)]
             seconds = " ".join(f"{each:.3g}" for each in line.seconds)
-            table.add_row(sweep.work, sweep.size, line.side, *ends, *slopes, seconds)
+            table.add_row(sweep.work, sweep.size, line.side, *ends, *grads, seconds)
     console.print(table)
 
 

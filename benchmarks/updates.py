@@ -17,12 +17,12 @@ from cases import Build, Case, Comparison, Verdict
 from memory import logits_megabytes
 from peer_updates import d1_loss, mdpo_loss, spg_loss, spg_views, tracerl_loss
 from peers import Checkouts
-from questions import question, rollout_of, token_question, views_of
+from questions import rollout_of, token_question, update_batch, views_of
 from toy import PeerView, Sizes, toy_denoiser
 from unmask.methods import MDPO, SPG, DiffuGRPO, TraceRL
 from unmask.objective import likelihood
-from unmask.training.policy import Policy, Question
-from unmask.types import Views
+from unmask.training.policy import Policy, UpdateBatch
+from unmask.types import ScoringBatch
 from unmask.uniforms import Uniforms
 
 LARGE = Sizes(vocabulary=126_464, rows=6, prompt=128, completion=64)  # LLaDA's vocabulary: head-heavy
@@ -54,7 +54,7 @@ class Bench:
         completion_NC = torch.randint(sizes.eos_id, (sizes.rows, sizes.completion), generator=generator)
         self.tokens_NL = torch.cat([prompt_P.expand(sizes.rows, -1), completion_NC], dim=1)
         self.region_L = torch.arange(self.tokens_NL.shape[1]) >= sizes.prompt
-        self.credit_N = torch.tensor(_CREDIT)
+        self.advantage_N = torch.tensor(_CREDIT)
         self.uniform_NL = torch.rand(self.tokens_NL.shape, generator=generator)  # for masks, confidences, old scores
         parameters = list(self.denoiser.parameters())
         self.policy = Policy(
@@ -78,12 +78,12 @@ class Bench:
 
         return update
 
-    def ours(self, question: Question) -> Callable[[], None]:
+    def ours(self, update_batch: UpdateBatch) -> Callable[[], None]:
         """Our update."""
 
         def update() -> None:
             self.clear()
-            self.policy.backward(question)
+            self.policy.backward(update_batch)
 
         return update
 
@@ -145,16 +145,16 @@ def _error(found: dict[str, Tensor], true: dict[str, Tensor]) -> float:
 # ---- masked inputs ----
 
 
-def fully_masked(bench: Bench, *, shared: bool) -> Views:
+def fully_masked(bench: Bench, *, shared: bool) -> ScoringBatch:
     """Completions masked, and prompt tokens with probability 0.15; `shared`: alike in the group, one forward."""
     draw_NL = bench.uniform_NL[:1].expand_as(bench.uniform_NL) if shared else bench.uniform_NL
     masked_NL = bench.region_L | (draw_NL < _PROMPT_MASK)
     inputs_NL = bench.tokens_NL.masked_fill(masked_NL, bench.sizes.mask_id)
     scored_NL = bench.region_L.expand_as(inputs_NL)
     if not shared:
-        return views_of(inputs_NL, bench.tokens_NL, scored_NL, bench.credit_N)
+        return views_of(inputs_NL, bench.tokens_NL, scored_NL, bench.advantage_N)
     zero_R = torch.zeros(len(inputs_NL), dtype=torch.long)
-    return views_of(inputs_NL[:1], bench.tokens_NL, scored_NL, bench.credit_N, forward_R=zero_R)
+    return views_of(inputs_NL[:1], bench.tokens_NL, scored_NL, bench.advantage_N, forward_R=zero_R)
 
 
 def half_masked(bench: Bench) -> tuple[Tensor, Tensor]:
@@ -171,27 +171,27 @@ def half_masked(bench: Bench) -> tuple[Tensor, Tensor]:
 def diffu_grpo(peers: Checkouts, sizes: Sizes, bars: Bars, *, shared: bool) -> Case:
     """d1's compute_loss; where the group shares its prompt mask, d1 runs equal inputs six times, ours one."""
     bench = Bench(sizes)
-    views = fully_masked(bench, shared=shared)
-    loss = d1_loss(peers, bench.network, views, sizes)
-    return bench.case("d1", bench.theirs(loss), bench.ours(token_question(views)), bars)
+    batch = fully_masked(bench, shared=shared)
+    loss = d1_loss(peers, bench.network, batch, sizes)
+    return bench.case("d1", bench.theirs(loss), bench.ours(token_question(batch)), bars)
 
 
 def without_credit(peers: Checkouts, sizes: Sizes, bars: Bars) -> Case:
     """A group of equal rewards: nothing to learn, no pass of ours."""
     bench = Bench(sizes)
-    bench.credit_N.zero_()
+    bench.advantage_N.zero_()
     loss = d1_loss(peers, bench.network, fully_masked(bench, shared=False), sizes)
     return bench.case("d1", bench.theirs(loss), equal_rewards_update(bench), bars)
 
 
 def equal_rewards_update(bench: Bench) -> Callable[[], Any]:
-    """Our whole update after rewards that are all the same, views and all."""
+    """Our whole update after rewards that are all the same, batch and all."""
     terms, rewards = DiffuGRPO(beta=0.0, epsilon=0.5).terms(bench.sizes.eos_id), torch.ones(1, bench.sizes.rows)
     rollout = rollout_of(bench.tokens_NL, bench.sizes)
 
     def update() -> None:
-        (questions,) = bench.policy.questions(terms, rollout, [rewards], Uniforms(), 1)
-        bench.policy.update(questions, learning_rate=1e-3)
+        (update_batches,) = bench.policy.prepare(terms, rollout, [rewards], Uniforms(), 1)
+        bench.policy.update(update_batches, learning_rate=1e-3)
 
     return update
 
@@ -202,9 +202,9 @@ def branches(peers: Checkouts, sizes: Sizes, bars: Bars) -> Case:
     inputs_FL, masked_FL = (each[::2] for each in half_masked(bench))
     state_R = torch.arange(sizes.rows) // 2
     targets_RL = torch.where(masked_FL[state_R], bench.tokens_NL, inputs_FL[state_R])
-    views = views_of(inputs_FL, targets_RL, masked_FL[state_R], bench.credit_N, forward_R=state_R)
-    loss = d1_loss(peers, bench.network, views, sizes)
-    return bench.case("d1's arithmetic", bench.theirs(loss), bench.ours(token_question(views)), bars)
+    batch = views_of(inputs_FL, targets_RL, masked_FL[state_R], bench.advantage_N, forward_R=state_R)
+    loss = d1_loss(peers, bench.network, batch, sizes)
+    return bench.case("d1's arithmetic", bench.theirs(loss), bench.ours(token_question(batch)), bars)
 
 
 def mdpo(peers: Checkouts, sizes: Sizes, bars: Bars) -> Case:
@@ -213,33 +213,37 @@ def mdpo(peers: Checkouts, sizes: Sizes, bars: Bars) -> Case:
     inputs_NL, masked_NL = half_masked(bench)
     count = sizes.completion // 2
     # The published code divides by the masked tokens of the micro-batch, and by each sample's, plus 1e-4.
-    credit_U = bench.credit_N * sizes.completion / (count + 1e-4)
-    normaliser = torch.tensor(sizes.rows + 1e-4 / count)
-    views = views_of(inputs_NL, bench.tokens_NL, masked_NL, credit_U, weight_RL=bench.uniform_NL * masked_NL / count)
+    advantage_U = bench.advantage_N * sizes.completion / (count + 1e-4)
+    normalizer = torch.tensor(sizes.rows + 1e-4 / count)
+    batch = views_of(
+        inputs_NL, bench.tokens_NL, masked_NL, advantage_U, token_weight_RL=bench.uniform_NL * masked_NL / count
+    )
     (term,) = MDPO(beta=0.0, epsilon=0.2).terms(0)
-    loss = mdpo_loss(peers, bench.network, views, bench.credit_N, bench.uniform_NL, sizes)
-    return bench.case("MDPO", bench.theirs(loss), bench.ours(question(term, views, normaliser)), bars)
+    loss = mdpo_loss(peers, bench.network, batch, bench.advantage_N, bench.uniform_NL, sizes)
+    return bench.case("MDPO", bench.theirs(loss), bench.ours(update_batch(term, batch, normalizer)), bars)
 
 
 def spg(peers: Checkouts, sizes: Sizes, bars: Bars) -> Case:
-    """SPG's compute_loss on two block-random views a sample, mixture of bounds."""
+    """SPG's compute_loss on two block-random batch a sample, mixture of bounds."""
     bench = Bench(sizes)
     inputs_NRL = spg_views(peers, bench.tokens_NL, sizes)
     inputs_FL = inputs_NRL.flatten(0, 1)
     sample_R = torch.arange(sizes.rows).repeat_interleave(inputs_NRL.shape[1])
     scored_RL = (inputs_FL == sizes.mask_id) & bench.region_L
-    views = views_of(
+    batch = views_of(
         inputs_FL,
         bench.tokens_NL[sample_R],
         scored_RL,
-        bench.credit_N,
+        bench.advantage_N,
         unit_R=sample_R,
-        weight_RL=scored_RL / (scored_RL.sum(1, keepdim=True) / sizes.completion),
+        token_weight_RL=scored_RL / (scored_RL.sum(1, keepdim=True) / sizes.completion),
         length_U=torch.full((sizes.rows,), sizes.completion),
     )
-    (term,) = SPG(views=2, beta=1.5, mix=0.5).terms(0)
-    loss = spg_loss(peers, bench.network, bench.tokens_NL, bench.credit_N, sizes)
-    return bench.case("SPG", bench.theirs(loss), bench.ours(question(term, views, likelihood.token_count(views))), bars)
+    (term,) = SPG(num_masks=2, beta=1.5, mix=0.5).terms(0)
+    loss = spg_loss(peers, bench.network, bench.tokens_NL, bench.advantage_N, sizes)
+    return bench.case(
+        "SPG", bench.theirs(loss), bench.ours(update_batch(term, batch, likelihood.token_count(batch))), bars
+    )
 
 
 def tracerl(peers: Checkouts, sizes: Sizes, bars: Bars) -> Case:
@@ -249,21 +253,21 @@ def tracerl(peers: Checkouts, sizes: Sizes, bars: Bars) -> Case:
     median_N1 = bench.uniform_NL.where(masked_NL, torch.nan).nanmedian(1, keepdim=True).values
     scored_NL = masked_NL & (bench.uniform_NL < median_N1)
     with torch.no_grad():
-        plain_views = views_of(inputs_NL, bench.tokens_NL, scored_NL, bench.credit_N)
+        plain_views = views_of(inputs_NL, bench.tokens_NL, scored_NL, bench.advantage_N)
         old_NL = likelihood.row_logp(bench.denoiser, plain_views) + 0.2 * (bench.uniform_NL - 0.5) * scored_NL
-    views = replace(plain_views, weight_RL=scored_NL / scored_NL.sum(1, keepdim=True))
+    batch = replace(plain_views, token_weight_RL=scored_NL / scored_NL.sum(1, keepdim=True))
     (term,) = TraceRL(epsilon=0.2, beta=0.01).terms(0)
-    ours = question(term, views, likelihood.unit_count(views), old_NL)
-    loss = tracerl_loss(peers, bench.network, views, old_NL)
+    ours = update_batch(term, batch, likelihood.unit_count(batch), old_NL)
+    loss = tracerl_loss(peers, bench.network, batch, old_NL)
     return bench.case("TraceRL", bench.theirs(loss), bench.ours(ours), bars)
 
 
 def against_plain(sizes: Sizes, bars: Bars, *, shared: bool) -> Case:
     """The plain update, a forward a row."""
     bench = Bench(sizes)
-    views = fully_masked(bench, shared=shared)
-    loss = partial(plain.update_loss, bench.network, views, 0.5)
-    return bench.case("plain", bench.theirs(loss), bench.ours(token_question(views)), bars)
+    batch = fully_masked(bench, shared=shared)
+    loss = partial(plain.update_loss, bench.network, batch, 0.5)
+    return bench.case("plain", bench.theirs(loss), bench.ours(token_question(batch)), bars)
 
 
 def peer_cases(peers: Checkouts) -> dict[str, Build]:

@@ -10,7 +10,7 @@ CELLS = 64
 
 
 def along(*words) -> torch.Tensor:
-    return Uniforms().key("law", *words).draw()
+    return Uniforms().key("distribution", *words).draw()
 
 
 COUNTER = torch.arange(20_000)
@@ -18,7 +18,7 @@ AXES = {
     "position": along(1, 2, COUNTER),
     "sample": along(1, COUNTER, 2),
     "prompt": along(COUNTER, 1, 2),
-    "seed": Uniforms().key(COUNTER, "law", 1, 2).draw(),
+    "seed": Uniforms().key(COUNTER, "distribution", 1, 2).draw(),
     "far apart": along(COUNTER * 2**40),
     "negative": along(-COUNTER),
     "grid": along(torch.arange(200)[:, None], torch.arange(100)).flatten(),

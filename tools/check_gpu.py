@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from unmask.denoisers.head.chunks import TargetLogProb, Workspace, linear_logp
-from unmask.denoisers.head.vocabulary import answer_by_slices
+from unmask.denoisers.head.vocabulary import reduce_by_slices
 from unmask.denoisers.layers.compiled import compile_layers
 from unmask.denoisers.loading import load_denoiser
 from unmask.sampling.block import Block
@@ -97,8 +97,8 @@ def gradients_agree(device: str) -> bool:
         head = torch.nn.Linear(64, 40_000, bias=False, device=place)
         head.weight.data = weight.to(place)
         leaf = hidden.to(place).requires_grad_()
-        for slope in (None, lambda logp, chunk: 2 * logp):
-            logp = linear_logp(leaf, head, TargetLogProb(targets.to(place), 1.0, slope))
+        for grad_logp in (None, lambda logp, chunk: 2 * logp):
+            logp = linear_logp(leaf, head, TargetLogProb(targets.to(place), 1.0, grad_logp))
             results.append([each.cpu() for each in torch.autograd.grad(logp.square().sum(), (leaf, head.weight))])
     return all(
         bool((ours - theirs).abs().max() <= 1e-4 * theirs.abs().max())
@@ -112,12 +112,12 @@ def layers_agree(device: str, dtype: torch.dtype, within: float) -> bool:
     network = load_denoiser("embedded:sudoku").model.base_model.to(device, dtype)
     tokens = torch.arange(8 * 33, device=device).view(8, 33) % network.config.vocab_size
     results = []
-    for options in ({"asked_columns": torch.arange(33, device=device).expand(8, -1)}, {}):
+    for options in ({"query_columns": torch.arange(33, device=device).expand(8, -1)}, {}):
         hidden = network(input_ids=tokens, use_cache=False, **options).last_hidden_state
-        slopes = torch.autograd.grad(hidden.float().sin().sum(), list(network.parameters()))
+        grads = torch.autograd.grad(hidden.float().sin().sum(), list(network.parameters()))
         with torch.no_grad():  # where some of it is written over
             again = network(input_ids=tokens, use_cache=False, **options).last_hidden_state
-        results.append([hidden.detach(), again, *slopes])
+        results.append([hidden.detach(), again, *grads])
     return all(bool((ours - theirs).norm() <= within * theirs.norm()) for ours, theirs in zip(*results, strict=True))
 
 
@@ -130,7 +130,7 @@ def half_precision_law(device: str) -> bool:
     entropy = float(-(law * law.log()).sum())
     uniform = Uniforms().key(torch.arange(100_000, device=device)[None]).draw()
     answer = Propose(temperature=1.0, mask_id=0, measure=probability, uniform_QZ=uniform, draws=100_000, stride=100_000)
-    _, logp, _ = answer_by_slices(answer, hidden, weight, Workspace())
+    _, logp, _ = reduce_by_slices(answer, hidden, weight, Workspace())
     return abs(float(-logp.double().mean()) - entropy) < 0.02
 
 

@@ -66,7 +66,7 @@ def antiberty(output: Path) -> None:
     )
     network = BertForMaskedLM(config)
     state = torch.load(trained / "pytorch_model.bin", map_location="cpu", weights_only=True)
-    missing, _ = network.load_state_dict(state, strict=False)  # beside: heads for species, chain and grafting
+    missing, _ = network.load_state_dict(state, strict=False)  # other_model: heads for species, chain and grafting
     lacking = [name for name in missing if not name.endswith("position_ids")]
     if lacking:
         raise UserError(f"the weights lack {lacking[:3]}: is the package antiberty==0.1.3?")

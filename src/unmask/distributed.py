@@ -1,4 +1,4 @@
-"""What crosses ranks: gradients and detached scalars. A rank owns whole groups, so credit needs no communication."""
+"""What crosses ranks: gradients and detached scalars. A rank owns whole groups, so advantage needs no communication."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def total(accelerator: Any, value: Tensor) -> Tensor:
 def sum_gradients(accelerator: Any, parameters: Iterable[nn.Parameter]) -> None:
     """Add up gradients over ranks, as one flat message; a parameter without gradient counts as zero.
 
-    Losses are divided by normalisers of all ranks, so the sum is the gradient of one large batch. Ranks may differ in
+    Losses are divided by normalizers of all ranks, so the sum is the gradient of one large batch. Ranks may differ in
     the number of their forwards (equal-reward groups cost none), which the hooks of DDP would not allow.
     """
     if accelerator.num_processes == 1:

@@ -90,17 +90,17 @@ class Rollout:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Views:
-    """Questions to the denoiser: rows (of one forward if inputs are equal) that make up units (one credit each)."""
+class ScoringBatch:
+    """Questions to the denoiser: rows (of one forward if inputs are equal) that make up units (one advantage each)."""
 
     inputs_FL: Int[Tensor, "F L"]
     attention_FL: Bool[Tensor, "F L"]
     forward_R: Int[Tensor, "R"]
     targets_RL: Int[Tensor, "R L"]
     scored_RL: Bool[Tensor, "R L"]
-    weight_RL: Float[Tensor, "R L"]  # as the likelihood reads it; 0 where not scored
+    token_weight_RL: Float[Tensor, "R L"]  # as the likelihood reads it; 0 where not scored
     unit_R: Int[Tensor, "R"]
-    credit_U: Float[Tensor, "U"]
+    advantage_U: Float[Tensor, "U"]
     length_U: Int[Tensor, "U"]  # tokens that the unit speaks for
     temperature: float = 1.0  # of the log-softmax that scores
     old_RL: Float[Tensor, "R L"] | None = None  # log-probs recorded by the sampler, where they are those of these rows
@@ -108,11 +108,11 @@ class Views:
     @property
     def scored_U(self) -> Bool[Tensor, "U"]:
         """Units in which something is scored."""
-        counts_U = torch.zeros(len(self.credit_U), dtype=torch.long, device=self.credit_U.device)
+        counts_U = torch.zeros(len(self.advantage_U), dtype=torch.long, device=self.advantage_U.device)
         return counts_U.index_add(0, self.unit_R, self.scored_RL.sum(1)) > 0
 
-    def take_units(self, keep_U: Bool[Tensor, "U"]) -> Views:
-        """The views of some units alone, with the forwards and rows that they need: the only way to micro-batch."""
+    def take_units(self, keep_U: Bool[Tensor, "U"]) -> ScoringBatch:
+        """The batch of some units alone, with the forwards and rows that they need: the only way to micro-batch."""
         keep_R = keep_U[self.unit_R]
         keep_F = torch.zeros(len(self.inputs_FL), dtype=torch.bool, device=keep_U.device)
         keep_F[self.forward_R[keep_R]] = True
@@ -124,16 +124,16 @@ class Views:
             forward_R=new_forward_F[self.forward_R[keep_R]],
             targets_RL=self.targets_RL[keep_R],
             scored_RL=self.scored_RL[keep_R],
-            weight_RL=self.weight_RL[keep_R],
+            token_weight_RL=self.token_weight_RL[keep_R],
             unit_R=new_unit_U[self.unit_R[keep_R]],
-            credit_U=self.credit_U[keep_U],
+            advantage_U=self.advantage_U[keep_U],
             length_U=self.length_U[keep_U],
             old_RL=None if self.old_RL is None else self.old_RL[keep_R],
         )
 
-    def micro_batches(self, forwards: int) -> Iterator[tuple[Views, Bool[Tensor, "U"]]]:
-        """Views of about `forwards` forwards each (units stay whole), with the units that each holds."""
-        first_forward_U = torch.full_like(self.credit_U, len(self.inputs_FL), dtype=torch.long)
+    def micro_batches(self, forwards: int) -> Iterator[tuple[ScoringBatch, Bool[Tensor, "U"]]]:
+        """ScoringBatch of about `forwards` forwards each (units stay whole), with the units that each holds."""
+        first_forward_U = torch.full_like(self.advantage_U, len(self.inputs_FL), dtype=torch.long)
         first_forward_U = first_forward_U.scatter_reduce(0, self.unit_R, self.forward_R, "amin")
         for start in range(0, len(self.inputs_FL), forwards):
             keep_U = (first_forward_U >= start) & (first_forward_U < start + forwards)

@@ -34,7 +34,7 @@ def check_range(name: str, value: int, low: int, high: int) -> None:
         raise UserError(f"{name} is {value}; choose an integer from {low} to {high}")
 
 
-def perhaps(word: str, known: list[str]) -> str:
+def did_you_mean(word: str, known: list[str]) -> str:
     """The end of an error line about an unknown word: the nearest known one, or all of them."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f": perhaps you meant {close[0]!r}" if close else f": give one of {', '.join(sorted(known))}"

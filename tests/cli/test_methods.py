@@ -33,8 +33,8 @@ FORWARDS = {
     "spg": (2, 0, 0),
     "gdpo": (3, 0, 3),  # three nodes
     "espo": (4, 4, 8),  # two pairs
-    "rspo": (2, 2, 2),  # the reference; the credit reads now where a batch is in one part
-    "lfpo": (4, 0, 4),  # four views; the old policy beside
+    "rspo": (2, 2, 2),  # the reference; the advantage reads now where a batch is in one part
+    "lfpo": (4, 0, 4),  # four batch; the old policy beside
     "just-grpo": (32, 0, 32),  # a row a token
     "vrpo": (2, 2, 2),  # four rows of two completions of four
     "mdpo": (8, 8, 8),  # eight steps; the sampler has recorded the old answers
@@ -69,16 +69,20 @@ def test_forwards_are_those_counted_by_hand():
 def test_rows_follow_the_settings():
     (shared,) = method_rows(DiffuGRPO(shared_prompt_mask=True, beta=0.0))
     assert (shared.with_gradient, shared.without_gradient) == (1 / GROUP, (0, 1 / GROUP))
-    assert shared.surrogate == "clipped 0.5"
+    assert shared.surrogate == "clipped surrogate 0.5"
     assert shared.rows.endswith("(prompt mask prob 0.15, shared)")
-    assert method_rows(WD1(positive_only=True))[0].credit == "softmax positive"
-    (old,) = method_rows(UniGRPO(views=3, divergence_to="old"))
-    assert (old.with_gradient, old.surrogate, old.frozen) == (3, "clipped 0.2 + 0.01 k3 to old", "old answers")
-    assert method_rows(VRPO(views=6))[0].with_gradient == 3
+    assert method_rows(WD1(positive_only=True))[0].advantage == "softmax positive"
+    (old,) = method_rows(UniGRPO(num_masks=3, divergence_to="old"))
+    assert (old.with_gradient, old.surrogate, old.frozen) == (
+        3,
+        "clipped surrogate 0.2 + 0.01 k3 to old",
+        "old answers",
+    )
+    assert method_rows(VRPO(num_masks=6))[0].with_gradient == 3
     plain = method_rows(MDPO(steps=2, advantage="step_reward", confidence_weight=False))[0]
-    assert (plain.with_gradient, plain.credit) == (2, "z score of step reward")
+    assert (plain.with_gradient, plain.advantage) == (2, "z score of step reward")
     assert "confidence weight" not in plain.rows
-    assert method_rows(DiSPO(alpha=0.1, base=WD1()))[1].surrogate == "0.1 × (clipped 0.5)"
+    assert method_rows(DiSPO(alpha=0.1, base=WD1()))[1].surrogate == "0.1 × (clipped surrogate 0.5)"
 
 
 @pytest.mark.parametrize("base", BASES.values(), ids=BASES)
@@ -98,8 +102,8 @@ def test_pieces_in_words():
     assert (
         words(advantages.PopulationZScore(lowest=0.25, highest=0.5)) == "population z score (lowest 0.25, highest 0.5)"
     )
-    assert words(losses.Clipped(epsilon=0.2)) == "clipped 0.2"
-    assert words(losses.WeightedLikelihood()) == "weighted likelihood"
+    assert words(losses.ClippedSurrogate(epsilon=0.2)) == "clipped surrogate 0.2"
+    assert words(losses.PolicyGradient()) == "policy gradient"
 
 
 def forwards_of_training(method, updates) -> tuple[float, float]:
@@ -123,7 +127,7 @@ def forwards_of_training(method, updates) -> tuple[float, float]:
     )
     rollout = dry_rollout(record_of(terms))
     rewards = [dry_rewards(term, rollout) for term in terms]
-    for question in policy.questions(terms, rollout, rewards, Uniforms(), updates):
+    for question in policy.prepare(terms, rollout, rewards, Uniforms(), updates):
         policy.update(question, learning_rate=0.0)
     return count[True] / GROUP, count[False] / GROUP
 

@@ -6,7 +6,7 @@ import string
 import pytest
 
 from unmask.cli.main import main
-from unmask.data.chat import ChatSettings, continuation, worded
+from unmask.data.chat import ChatSettings, continuation, render_prompt
 from unmask.data.example import Example
 from unmask.data.examples import Examples, encode_completions, guess_texts, rollout_texts
 from unmask.data.tokenization import encode, task_tokenizer
@@ -59,9 +59,9 @@ def example(prompt="hi", *messages, **fields):
     ],
 )
 def test_how_prompts_are_worded(item, chat, text, prefill):
-    found = worded(tokenizer(), item, ChatSettings(**chat))
+    found = render_prompt(tokenizer(), item, ChatSettings(**chat))
     assert (found.text, found.prefill) == (text, prefill)
-    without = worded(tokenizer(None), example(), ChatSettings(prefill="<r>"))
+    without = render_prompt(tokenizer(None), example(), ChatSettings(prefill="<r>"))
     assert (without.text, without.prefill) == ("hi<r>", "<r>")
 
 
@@ -90,7 +90,7 @@ def test_nothing_changes_for_embedded_models(name):
 )
 def test_what_cannot_be_worded_is_refused(template, item, chat, message):
     with pytest.raises(UserError, match=message):
-        worded(tokenizer(template), item, ChatSettings(**chat))
+        render_prompt(tokenizer(template), item, ChatSettings(**chat))
 
 
 def test_an_unknown_way_of_templates(capsys):
@@ -129,7 +129,7 @@ def test_templates_of_checkpoints_survive_a_round_trip(tmp_path, where):
     loaded.save_pretrained(second)
     (second / "config.json").write_text("{}")
     for made in (loaded, load_tokenizer(str(second))):
-        assert worded(made, example(), ChatSettings()).text == "<user>hi<end><assistant>"
+        assert render_prompt(made, example(), ChatSettings()).text == "<user>hi<end><assistant>"
         assert encode(made, ["<user>hi"]) == encode(tokenizer(), ["<user>hi"])
 
 

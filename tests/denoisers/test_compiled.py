@@ -46,14 +46,14 @@ def test_gradients_are_the_same(recomputed, graphs):
     """Of however many columns are asked."""
     tokens_FL = torch.tensor([[1, 2, MASK, MASK, MASK]])
     for asked in ([2, 3], [4, 2, 3], [4]):
-        asked_FA, results = torch.tensor([asked]), []
+        query_FA, results = torch.tensor([asked]), []
         for compiled in (False, True):
             denoiser = small_denoiser()
             if compiled and recomputed:
                 recompute_layers(denoiser)
             if compiled:
                 compile_layers(denoiser, backend="aot_eager")
-            (logp,) = denoiser(tokens_FL, None, asked_FA, TargetLogProb(torch.arange(len(asked))[:, None]))
+            (logp,) = denoiser(tokens_FL, None, query_FA, TargetLogProb(torch.arange(len(asked))[:, None]))
             results.append(torch.autograd.grad(logp.sum(), list(denoiser.parameters())))
         for ours, theirs in zip(*results, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -78,8 +78,8 @@ def test_one_token_alone_is_followed_as_before(tmp_path):
     denoiser, _ = convert(str(tmp_path))
     tokens = torch.tensor([[3]])
     with torch.no_grad():
-        answer = TargetLogProb(torch.arange(VOCABULARY)[None])
-        (ours,) = denoiser(tokens, torch.ones(1, 1).bool(), torch.tensor([[0]]), answer)
+        reducer = TargetLogProb(torch.arange(VOCABULARY)[None])
+        (ours,) = denoiser(tokens, torch.ones(1, 1).bool(), torch.tensor([[0]]), reducer)
         theirs = source(tokens).logits[0, 0].log_softmax(-1)
     torch.testing.assert_close(ours[0, 0].log_softmax(-1), theirs)
 

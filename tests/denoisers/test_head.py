@@ -50,8 +50,8 @@ def test_gradients_are_autograds(temperature, chunked, at_once, monkeypatch):
     if chunked:
         monkeypatch.setattr(heads, "_LOGITS_PER_CHUNK", 3 * VOCABULARY)
     hidden_QD, linear, targets_QK, wish_QK = parts_of()
-    answer = TargetLogProb(targets_QK, temperature, slope_of(wish_QK) if at_once else None)
-    ours = linear_logp(hidden_QD, linear, answer)
+    reducer = TargetLogProb(targets_QK, temperature, slope_of(wish_QK) if at_once else None)
+    ours = linear_logp(hidden_QD, linear, reducer)
     theirs = (linear(hidden_QD) / temperature).log_softmax(1).gather(1, targets_QK)
     torch.testing.assert_close(ours, theirs)
     expected = gradients(loss_of(theirs, wish_QK), hidden_QD, linear.weight)
@@ -93,11 +93,11 @@ def test_what_is_not_finite_reaches_the_gradients(where, value):
 
 @pytest.mark.usefixtures("in_chunks")
 def test_one_chunk_that_is_not_finite_may_spoil_the_slope_of_others():
-    """A sequence's ratio to itself is one, its slope known in each chunk alone, until a token elsewhere is NaN."""
+    """A sequence's ratio to itself is one, its grad_logp known in each chunk alone, until a token elsewhere is NaN."""
     hidden_QD, linear, targets_QK, _ = parts_of()
     hidden_QD.data[0] = float("nan")
-    answer = TargetLogProb(targets_QK, 1.0, lambda logp_CK, chunk: (logp_CK - logp_CK).exp())
-    logp_QK = linear_logp(hidden_QD, linear, answer)
+    reducer = TargetLogProb(targets_QK, 1.0, lambda logp_CK, chunk: (logp_CK - logp_CK).exp())
+    logp_QK = linear_logp(hidden_QD, linear, reducer)
     of_hidden, of_weight = gradients((logp_QK - logp_QK.detach()).sum().exp(), hidden_QD, linear.weight)
     assert bool(of_hidden[0].isnan().all())
     assert bool(of_weight.isnan().all())
@@ -107,9 +107,9 @@ def test_half_precision_says_what_float32_says():
     hidden_QD, linear, targets_QK, wish_QK = parts_of(torch.float32)
     results = []
     for enabled in (False, True):
-        for slope in (None, slope_of(wish_QK)):
+        for grad_logp in (None, slope_of(wish_QK)):
             with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-                logp_QK = linear_logp(hidden_QD, linear, TargetLogProb(targets_QK, 1.0, slope))
+                logp_QK = linear_logp(hidden_QD, linear, TargetLogProb(targets_QK, 1.0, grad_logp))
             assert logp_QK.dtype == torch.float32
             results.append(gradients(loss_of(logp_QK, wish_QK), hidden_QD, linear.weight))
     for of_hidden, of_weight in results[2:]:
@@ -134,10 +134,10 @@ class Products(TorchDispatchMode):
 @pytest.mark.parametrize("at_once", [False, True])
 def test_half_precision_multiplies_every_chunk_in_it(at_once):
     hidden_QD, linear, targets_QK, wish_QK = parts_of(torch.float32)
-    answer = TargetLogProb(targets_QK, 1.0, slope_of(wish_QK) if at_once else None)
+    reducer = TargetLogProb(targets_QK, 1.0, slope_of(wish_QK) if at_once else None)
     with Products() as products:
         with torch.autocast("cpu", torch.bfloat16):
-            logp_QK = linear_logp(hidden_QD, linear, answer)
+            logp_QK = linear_logp(hidden_QD, linear, reducer)
         loss_of(logp_QK, wish_QK).backward()
     chunks = len(chunks_of(POSITIONS, VOCABULARY))
     assert chunks > 1
@@ -168,8 +168,8 @@ class LogitsAlive(TorchDispatchMode):
 def test_logits_of_one_chunk_are_alive_at_a_time(at_once):
     hidden_QD, linear, targets_QK, wish_QK = parts_of(torch.float32)
     with LogitsAlive() as logits:
-        answer = TargetLogProb(targets_QK, 1.0, slope_of(wish_QK) if at_once else None)
-        loss_of(linear_logp(hidden_QD, linear, answer), wish_QK).backward()
+        reducer = TargetLogProb(targets_QK, 1.0, slope_of(wish_QK) if at_once else None)
+        loss_of(linear_logp(hidden_QD, linear, reducer), wish_QK).backward()
     assert logits.most == 1
 
 

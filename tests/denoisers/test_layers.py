@@ -63,7 +63,7 @@ def networks(name, dtype=None):
             weight.data += 0.2 * torch.randn_like(weight)
     ours = copy.deepcopy(theirs)
     denoiser = Denoiser(ours, mask_id=2, eos_id=1)
-    assert denoiser.asks_last_layer
+    assert denoiser.queries_last_layer
     return theirs, ours
 
 
@@ -143,16 +143,16 @@ def test_half_precision_is_that_of_transformers_or_better():
 )
 def test_gradients_of_norms_in_half_precision_are_those_in_double(x_type, weight_type):
     generator = torch.Generator().manual_seed(5)
-    x, slope = torch.randn(2, 64, 256, generator=generator).to(x_type)
-    x[0] *= 3e4 / x[0].abs().max()  # a massive activation; times its slope it is beyond float16
-    slope = (30 * slope).to(torch.promote_types(x_type, weight_type))
+    x, grad_logp = torch.randn(2, 64, 256, generator=generator).to(x_type)
+    x[0] *= 3e4 / x[0].abs().max()  # a massive activation; times its grad_logp it is beyond float16
+    grad_logp = (30 * grad_logp).to(torch.promote_types(x_type, weight_type))
     weight = torch.rand(256, generator=generator).to(weight_type)
     given = (x.requires_grad_(), weight.requires_grad_())
     exact = tuple(each.detach().double().requires_grad_() for each in given)
     ours = rms_norm(*given, 1e-6)
-    assert ours.dtype == slope.dtype
-    found = torch.autograd.grad(ours, given, slope)
-    expected = torch.autograd.grad(rms_norm(*exact, 1e-6), exact, slope.double())
+    assert ours.dtype == grad_logp.dtype
+    found = torch.autograd.grad(ours, given, grad_logp)
+    expected = torch.autograd.grad(rms_norm(*exact, 1e-6), exact, grad_logp.double())
     for our, true, each in zip(found, expected, given, strict=True):
         assert our.dtype == each.dtype
         assert (our - true).norm() <= 0.01 * true.norm()
@@ -177,7 +177,7 @@ def test_hidden_states_and_gradients_are_those_of_transformers(name, padded):
     theirs, ours = networks(name)
     tokens_FL, attention_FL = canvas()
     attention_FL = attention_FL if padded else None
-    found = hidden(ours, tokens_FL, attention_FL, asked_columns=every_column(tokens_FL))
+    found = hidden(ours, tokens_FL, attention_FL, query_columns=every_column(tokens_FL))
     expected = hidden(theirs, tokens_FL, attention_FL)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)  # norms of transformers are float32
     found, expected = (
@@ -193,12 +193,12 @@ def test_nothing_changes_without_gradient(name):
     """What is written over is not what was given."""
     _, ours = networks(name)
     tokens_FL, _ = canvas()
-    expected = hidden(ours, tokens_FL, None, asked_columns=every_column(tokens_FL)).detach()
+    expected = hidden(ours, tokens_FL, None, query_columns=every_column(tokens_FL)).detach()
     embedded_FLD = ours.get_input_embeddings()(tokens_FL).detach()
     before = embedded_FLD.clone()
     with torch.no_grad():
         found = ours.base_model(
-            inputs_embeds=embedded_FLD, use_cache=False, asked_columns=every_column(tokens_FL)
+            inputs_embeds=embedded_FLD, use_cache=False, query_columns=every_column(tokens_FL)
         ).last_hidden_state
     assert torch.equal(embedded_FLD, before)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-12 if found.dtype == torch.float64 else 1e-5)
@@ -219,18 +219,18 @@ def test_known_layers_run_as_here(monkeypatch):
     for name in CONFIGS:
         ran.clear()
         tokens_FL, _ = canvas()
-        hidden(networks(name)[1], tokens_FL, None, asked_columns=every_column(tokens_FL))
+        hidden(networks(name)[1], tokens_FL, None, query_columns=every_column(tokens_FL))
         assert ran == ([0, 2] if name == "one sliding" else [0, 1, 2])
 
 
 def test_other_attention_and_wrapped_layers_are_left_alone():
     network = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS["llama"]))
     network.config._attn_implementation = "flex_attention"
-    assert not layers.ask_layers(network)
+    assert not layers.use_fast_layers(network)
     network.config._attn_implementation = "sdpa"
     last = network.base_model.layers[-1]
     last.forward = last.forward
-    assert not layers.ask_layers(network)
+    assert not layers.use_fast_layers(network)
 
 
 def test_alike_layers_share_a_class_under_its_own_name():
@@ -245,7 +245,7 @@ def test_autocast_is_that_of_transformers(name):
     theirs, ours = networks(name, torch.float32)
     tokens_FL, attention_FL = canvas()
     results = []
-    for network, options in ((ours, {"asked_columns": every_column(tokens_FL)}), (theirs, {})):
+    for network, options in ((ours, {"query_columns": every_column(tokens_FL)}), (theirs, {})):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found = hidden(network, tokens_FL, attention_FL, **options)
             with torch.inference_mode():
@@ -292,6 +292,6 @@ def test_less_is_kept_for_the_gradient():
 
     tokens_FL, _ = canvas()
     theirs, ours = networks("llama", torch.float32)
-    less = kept(theirs) - kept(ours, asked_columns=every_column(tokens_FL))
+    less = kept(theirs) - kept(ours, query_columns=every_column(tokens_FL))
     floats = tokens_FL.numel() * (2 * SHARED["hidden_size"] + SHARED["intermediate_size"])
     assert less >= 4 * (SHARED["num_hidden_layers"] - 1) * floats

@@ -19,7 +19,7 @@ from transformers import (
 
 from helpers.small import prompts_of, small_denoiser
 from unmask.denoisers.base import Denoiser, mask_of
-from unmask.denoisers.key_values import KeyValues, Part
+from unmask.denoisers.key_values import CacheWindow, KeyValues
 from unmask.errors import UserError
 
 VOCABULARY, LENGTH = 20, 9
@@ -108,11 +108,11 @@ def test_logits_are_those_of_the_whole_model(config):
 @pytest.mark.parametrize("name", KNOWN)
 def test_asked_columns_are_those_of_the_whole_layer(name, block_length):
     denoiser = denoiser_of(KNOWN[name], block_length=block_length)
-    assert denoiser.asks_last_layer
+    assert denoiser.queries_last_layer
     tokens_FL, attention_FL = canvas()
     (asked,) = denoiser(tokens_FL, attention_FL, ASKED_FA, everything)
     ours = torch.autograd.grad(asked.square().sum(), list(denoiser.parameters()))
-    denoiser.asks_last_layer = False
+    denoiser.queries_last_layer = False
     (whole,) = denoiser(tokens_FL, attention_FL, ASKED_FA, everything)
     torch.testing.assert_close(asked, whole, rtol=1e-4, atol=1e-5)
     theirs = torch.autograd.grad(whole.square().sum(), list(denoiser.parameters()))
@@ -123,7 +123,7 @@ def test_asked_columns_are_those_of_the_whole_layer(name, block_length):
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_architectures_run_their_whole_last_layer(name):
     denoiser = denoiser_of(OTHERS[name])
-    assert not denoiser.asks_last_layer
+    assert not denoiser.queries_last_layer
     tokens_FL, attention_FL = canvas()
     (asked,) = denoiser(tokens_FL, attention_FL, ASKED_FA, everything)
     assert asked.shape == (3, 2, VOCABULARY)
@@ -135,18 +135,18 @@ def test_masks_are_the_same_without_a_kernel(name, block_length):
     """transformers' eager attention adds masks, so True would mean 1 and False 0."""
     config = (KNOWN | OTHERS)[name]
     tokens_FL, attention_FL = canvas()
-    answers = []
+    reduced = []
     for kind in ("sdpa", "eager"):
         denoiser = denoiser_of(config, block_length=block_length)
         denoiser.model.set_attn_implementation(kind)
-        answers.append(denoiser(tokens_FL, mask_of(attention_FL), ASKED_FA, everything)[0])
-    torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-5)
+        reduced.append(denoiser(tokens_FL, mask_of(attention_FL), ASKED_FA, everything)[0])
+    torch.testing.assert_close(*reduced, rtol=1e-4, atol=1e-5)
 
 
 def test_copies_and_second_denoisers_ask_it_too():
     denoiser = denoiser_of(KNOWN["llama"])
     again = Denoiser(denoiser.model, mask_id=2, eos_id=1)
-    assert again.asks_last_layer
+    assert again.queries_last_layer
     copied = copy.deepcopy(denoiser)
     with torch.no_grad():
         copied.model.model.layers[-1].mlp.down_proj.weight.mul_(3)
@@ -163,20 +163,20 @@ def test_copies_and_second_denoisers_ask_it_too():
 def test_running_columns_again_changes_nothing(name, columns):
     denoiser = denoiser_of(KNOWN[name])
     tokens_FL, attention_FL = canvas()
-    asked_FA = torch.tensor([[4, 5], [5, 6], [6, 4]])
+    query_FA = torch.tensor([[4, 5], [5, 6], [6, 4]])
     mask, cache = mask_of(attention_FL), KeyValues()
-    whole = Part(cache=cache, columns=slice(0, LENGTH), end=LENGTH)
-    (first,) = denoiser(tokens_FL, mask, asked_FA, everything, part=whole)
-    (plain,) = denoiser(tokens_FL, mask, asked_FA, everything)
-    again = Part(cache=cache, columns=columns, end=LENGTH)
-    (second,) = denoiser(tokens_FL, mask, asked_FA, everything, part=again)
+    whole = CacheWindow(cache=cache, columns=slice(0, LENGTH), end=LENGTH)
+    (first,) = denoiser(tokens_FL, mask, query_FA, everything, part=whole)
+    (plain,) = denoiser(tokens_FL, mask, query_FA, everything)
+    again = CacheWindow(cache=cache, columns=columns, end=LENGTH)
+    (second,) = denoiser(tokens_FL, mask, query_FA, everything, part=again)
     torch.testing.assert_close(first, plain, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(second, plain, rtol=1e-4, atol=1e-5)
     cache.take(torch.tensor([2, 0]))
     pair = torch.tensor([2, 0])
     kept = columns if isinstance(columns, slice) else columns[pair]
-    part = Part(cache=cache, columns=kept, end=LENGTH)
-    (third,) = denoiser(tokens_FL[pair], mask[pair], asked_FA[pair], everything, part=part)
+    part = CacheWindow(cache=cache, columns=kept, end=LENGTH)
+    (third,) = denoiser(tokens_FL[pair], mask[pair], query_FA[pair], everything, part=part)
     torch.testing.assert_close(third, plain[pair], rtol=1e-4, atol=1e-5)
 
 
@@ -185,11 +185,17 @@ def test_what_is_not_run_again_is_as_it_was():
     """A changed token counts where its column is run, and not before."""
     denoiser = small_denoiser()
     tokens_FL = torch.nn.functional.pad(prompts_of([[1, 2, 3]]).tokens_NP, (0, 4), value=9)
-    asked_FA, cache = torch.tensor([[4, 5]]), KeyValues()
-    (before,) = denoiser(tokens_FL, None, asked_FA, everything, part=Part(cache=cache, columns=slice(0, 7), end=7))
+    query_FA, cache = torch.tensor([[4, 5]]), KeyValues()
+    (before,) = denoiser(
+        tokens_FL, None, query_FA, everything, part=CacheWindow(cache=cache, columns=slice(0, 7), end=7)
+    )
     changed_FL = tokens_FL.clone()
     changed_FL[:, 1] = 7
-    (stale,) = denoiser(changed_FL, None, asked_FA, everything, part=Part(cache=cache, columns=slice(3, 7), end=7))
-    (fresh,) = denoiser(changed_FL, None, asked_FA, everything, part=Part(cache=cache, columns=slice(0, 7), end=7))
+    (stale,) = denoiser(
+        changed_FL, None, query_FA, everything, part=CacheWindow(cache=cache, columns=slice(3, 7), end=7)
+    )
+    (fresh,) = denoiser(
+        changed_FL, None, query_FA, everything, part=CacheWindow(cache=cache, columns=slice(0, 7), end=7)
+    )
     torch.testing.assert_close(stale, before, rtol=1e-4, atol=1e-4)
     assert (fresh - before).abs().max() > 0.1

@@ -84,7 +84,7 @@ def test_bf16_weights_say_what_float32_weights_say():
     half, full = (load_denoiser("embedded:sudoku", dtype).eval() for dtype in (torch.bfloat16, torch.float32))
     tokens = torch.arange(24).view(1, 24) % 6
     asked = torch.arange(24)[None]
-    answer = TargetLogProb(tokens.flatten()[:, None])
-    ours, theirs = (denoiser(tokens, tokens >= 0, asked, answer)[0] for denoiser in (half, full))
+    reducer = TargetLogProb(tokens.flatten()[:, None])
+    ours, theirs = (denoiser(tokens, tokens >= 0, asked, reducer)[0] for denoiser in (half, full))
     assert ours.dtype == torch.float32
     assert (ours - theirs).abs().max() < 0.3

@@ -126,7 +126,7 @@ def test_updates_are_the_librarys(example, trainer, updates):
     policy, mask_id, end_id = trainer.policy, rollout.mask_id, trainer.source.examples.eos_id
     tokens_NL, start = rollout.tokens_NL, rollout.prompt_length
     assert bool((tokens_NL == end_id).any())
-    questions = policy.questions(trainer.terms, rollout, [REWARDS_PG], uniforms, updates)
+    update_batches = policy.prepare(trainer.terms, rollout, [REWARDS_PG], uniforms, updates)
     masks = [
         mask_prompt(rollout, METHOD["prompt_mask_prob"], uniforms, update, shared=False)[:, :start]
         for update in range(updates)
@@ -135,15 +135,15 @@ def test_updates_are_the_librarys(example, trainer, updates):
     reference.load_state_dict(policy.reference.model.state_dict())
     advantage_N = example.group_advantages(REWARDS_PG.flatten(), GROUP)
     counted_NC = example.counted_tokens(tokens_NL[:, start:], end_id)
-    for (question,), mask_NP in zip(questions, masks, strict=True):
-        views = question.views
-        assert torch.equal(advantage_N, views.credit_U)
-        assert torch.equal(counted_NC, views.scored_RL[:, start:])
-        answers = ((model, question.term.answers(policy.denoiser, views)), (reference, question.reference_RL))
+    for (update_batch,), mask_NP in zip(update_batches, masks, strict=True):
+        batch = update_batch.batch
+        assert torch.equal(advantage_N, batch.advantage_U)
+        assert torch.equal(counted_NC, batch.scored_RL[:, start:])
+        answers = ((model, update_batch.term.answers(policy.denoiser, batch)), (reference, update_batch.reference_RL))
         for ours, theirs_RL in answers:
             logp_NC = example.one_step_logp(ours, tokens_NL, mask_NP, mask_id)
             torch.testing.assert_close(logp_NC * counted_NC, theirs_RL[:, start:], rtol=1e-5, atol=1e-6)
-    expected = [policy.update(question, LEARNING_RATE) for question in questions]
+    expected = [policy.update(update_batch, LEARNING_RATE) for update_batch in update_batches]
     history = example.learn(
         model,
         reference,

@@ -6,7 +6,7 @@ import torch
 
 from helpers.small import EOS, MASK
 from unmask.objective.masks import through_first_eos
-from unmask.types import Rollout, Views
+from unmask.types import Rollout, ScoringBatch
 
 
 def close(ours, expected):
@@ -89,19 +89,19 @@ def hand_rollout(**changes) -> Rollout:
 SCORED = [[0, 1, 1, 0], [0, 0, 1, 1], [1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
 
 
-def hand_views(scored=SCORED) -> Views:
+def hand_views(scored=SCORED) -> ScoringBatch:
     """Three forwards with 2, 1 and 2 rows."""
     inputs = torch.tensor([[1, MASK, MASK, MASK], [MASK, 2, MASK, 3], [4, MASK, MASK, 5]])
     scored = torch.tensor(scored).bool()
-    return Views(
+    return ScoringBatch(
         inputs_FL=inputs,
         attention_FL=torch.ones_like(inputs).bool(),
         forward_R=torch.tensor([0, 0, 1, 2, 2]),
         targets_RL=torch.tensor([[1, 2, 3, 4], [1, 5, 6, 7], [0, 2, 1, 3], [4, 0, 1, 5], [4, 2, 3, 5]]),
         scored_RL=scored,
-        weight_RL=scored / 2,
+        token_weight_RL=scored / 2,
         unit_R=torch.tensor([0, 0, 1, 2, 3]),
-        credit_U=torch.tensor([1.0, -1.0, 0.0, 2.0]),
+        advantage_U=torch.tensor([1.0, -1.0, 0.0, 2.0]),
         length_U=torch.tensor([4, 2, 1, 0]),
         temperature=0.7,
     )

@@ -1,10 +1,10 @@
-"""For tests against the authors' numbers: how close is equal, and their stored batches as rollouts and views."""
+"""For tests against the authors' numbers: how close is equal, and their stored batches as rollouts and batch."""
 
 import torch
 
 from unmask.objective import advantages
 from unmask.objective.masks import through_first_eos
-from unmask.types import Rollout, Views
+from unmask.types import Rollout, ScoringBatch
 
 MASK, EOS = 255, 254  # of the stored model
 GROUPS = (2, 3)  # prompts, and samples of each, in the stored batches
@@ -67,20 +67,20 @@ def rollout_of(shared, *, pads_attended, step_map=None, block_length=None) -> Ro
     return rollout
 
 
-def d1_views(case) -> Views:
+def d1_views(case) -> ScoringBatch:
     """The stored masked inputs, as d1's code and its descendant wd1 feed them: pads are attended to."""
     tensors, shared = case["tensors"], case["shared"]
     inputs = tensors["masked_input_ids"].long()
     row = torch.arange(len(inputs))
     scored = beside_prompt(shared["completion_mask"].bool(), shared)
-    return Views(
+    return ScoringBatch(
         inputs_FL=inputs,
         attention_FL=torch.ones_like(inputs).bool(),
         forward_R=row,
         targets_RL=torch.cat([shared["prompt_ids"], shared["completion_ids"]], dim=1).long(),
         scored_RL=scored,
-        weight_RL=scored.float(),
+        token_weight_RL=scored.float(),
         unit_R=row,
         length_U=scored.sum(1),
-        credit_U=advantages.centered(shared["rewards"].view(GROUPS)).flatten(),
+        advantage_U=advantages.centered(shared["rewards"].view(GROUPS)).flatten(),
     )

@@ -55,7 +55,7 @@ def settings_of(directory, method, *, shape=None, rollout=None, train=None) -> P
 
 
 class SmallRun:
-    """What a trainer would do with the settings: one rollout, its questions, its updates."""
+    """What a trainer would do with the settings: one rollout, its update_batches, its updates."""
 
     def __init__(self, settings: PlanSettings) -> None:
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -108,7 +108,7 @@ class SmallRun:
             )
 
     def ask(self):
-        """The questions of all updates."""
+        """The update_batches of all updates."""
         shape = (self.settings.rollout.prompts, self.settings.rollout.group_size)
         rewards = []
         for term in self.terms:
@@ -116,9 +116,9 @@ class SmallRun:
             rewards.append(Uniforms().key(torch.arange(torch.Size(shape + extra).numel())).draw().float())
             rewards[-1] = rewards[-1].view(shape + extra)
         uniforms, updates = Uniforms(), self.settings.train.updates
-        self.questions = self.policy.questions(self.terms, self.rollout, rewards, uniforms, updates)
+        self.update_batches = self.policy.prepare(self.terms, self.rollout, rewards, uniforms, updates)
 
     def update(self):
         """The optimizer updates."""
-        for question in self.questions:
-            self.policy.update(question, learning_rate=1e-4)
+        for update_batch in self.update_batches:
+            self.policy.update(update_batch, learning_rate=1e-4)

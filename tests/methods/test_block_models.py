@@ -30,7 +30,7 @@ def views_of(term, rollout):
     if term.record is not None:
         columns = (len(rollout.snapshots) if isinstance(term.record, EveryStep) else term.record.guesses,)
     rewards = Uniforms().key("rewards", torch.arange(len(ROWS) * GROUP * max(1, *columns, 1))).draw().float()
-    return term.views(rollout, rewards.view(len(ROWS), GROUP, *columns), Uniforms(), 0, 1)
+    return term.scoring_batch(rollout, rewards.view(len(ROWS), GROUP, *columns), Uniforms(), 0, 1)
 
 
 @pytest.mark.parametrize("method", [method() for method in METHODS.values()], ids=METHODS)
@@ -39,13 +39,13 @@ def test_losses_are_finite_and_do_not_depend_on_padding(method):
     for width in (6, 9):
         rollout = rollout_of(record_of(terms), width=width)
         for term in terms:
-            views = views_of(term, rollout)
-            assert bool((views.inputs_FL[views.forward_R][views.scored_RL] == MASK).all())
+            batch = views_of(term, rollout)
+            assert bool((batch.inputs_FL[batch.forward_R][batch.scored_RL] == MASK).all())
             with torch.no_grad():
-                old = row_logp(DENOISER, views)
-                views = term.credited(views, term.answers(DENOISER, views), old, torch.mean)
-            now = term.answers(DENOISER, views)
-            loss = term.loss(views, now, old, old, term.normaliser(views).clamp(min=1))[0]
+                old = row_logp(DENOISER, batch)
+                batch = term.with_final_advantages(batch, term.answers(DENOISER, batch), old, torch.mean)
+            now = term.answers(DENOISER, batch)
+            loss = term.loss(batch, now, old, old, term.normalizer(batch).clamp(min=1))[0]
             gradients = torch.autograd.grad(loss, list(DENOISER.parameters()), allow_unused=True)
             losses.append((width, loss.detach(), sum(g.abs().sum() for g in gradients if g is not None)))
     first, again = ([entry[1:] for entry in losses if entry[0] == width] for width in (6, 9))
@@ -58,23 +58,23 @@ def test_losses_are_finite_and_do_not_depend_on_padding(method):
 def test_recorded_guesses_are_scored_as_they_were_drawn():
     """MDPO's states hold masked blocks ahead, which the block at hand does not see."""
     (term,) = METHODS["mdpo"]().terms(EOS)
-    views = views_of(term, rollout_of(record_of((term,))))
-    scored = row_logp(DENOISER, views).detach()
-    torch.testing.assert_close(scored, views.old_RL * views.scored_RL, rtol=1e-4, atol=1e-4)
+    batch = views_of(term, rollout_of(record_of((term,))))
+    scored = row_logp(DENOISER, batch).detach()
+    torch.testing.assert_close(scored, batch.old_RL * batch.scored_RL, rtol=1e-4, atol=1e-4)
 
 
 def test_the_trajectory_is_scored_as_it_was_sampled():
     """Segments of one step: log-probs of the rows are those that the sampler drew from."""
     (term,) = replace(TraceRL(), shrink=1, eos_tokens=-1, lowest=0.0, highest=1.0).terms(EOS)
     rollout = rollout_of()
-    views = views_of(term, rollout)
-    unit_rows = row_logp(DENOISER, views).detach()
-    sample_R = views.unit_R.new_tensor(
+    batch = views_of(term, rollout)
+    unit_rows = row_logp(DENOISER, batch).detach()
+    sample_R = batch.unit_R.new_tensor(
         [
             next(index for index in range(len(rollout.tokens_NL)) if torch.equal(rollout.tokens_NL[index], row))
-            for row in views.targets_RL
+            for row in batch.targets_RL
         ]
     )
-    expected = rollout.sampled_logp_NL[sample_R] * views.scored_RL
+    expected = rollout.sampled_logp_NL[sample_R] * batch.scored_RL
     torch.testing.assert_close(unit_rows, expected, rtol=1e-4, atol=1e-4)
-    assert int(views.scored_RL.sum()) > 0
+    assert int(batch.scored_RL.sum()) > 0

@@ -23,7 +23,7 @@ from unmask.methods import (
     UniGRPO,
 )
 from unmask.methods.dispo import BASES
-from unmask.objective.likelihood import credited_count, row_logp, token_count, unit_count
+from unmask.objective.likelihood import active_unit_count, row_logp, token_count, unit_count
 from unmask.objective.masks import Branches
 from unmask.objective.term import record_of
 from unmask.sampling.records import EveryStep, OneStep
@@ -44,8 +44,8 @@ VARIANTS = {
         if name != "diffu-grpo"
     },
     "wd1-P": WD1(positive_only=True),
-    "unigrpo, independent": UniGRPO(views=3, divergence_to="old"),
-    "spg, one view": SPG(views=1, beta=1.0),
+    "unigrpo, independent": UniGRPO(num_masks=3, divergence_to="old"),
+    "spg, one view": SPG(num_masks=1, beta=1.0),
     "gdpo, to the end": GDPO(nodes=2, empirical=True, through_eos=True),
     "lfpo, recorded": LFPO(recorded_states=True, blend=0.5),
     "just-grpo, fast": JustGRPO(fraction=0.25),
@@ -56,13 +56,13 @@ VARIANTS = {
     "mdpo, through eos": MDPO(steps=3, positions="masked_through_eos", step_choice="random_steps"),
 }
 every_method = pytest.mark.parametrize("method", VARIANTS.values(), ids=VARIANTS)
-# Options change masks and weights, not how views are split or shared: once a method is enough, and quicker.
+# Options change masks and weights, not how batch are split or shared: once a method is enough, and quicker.
 PAPERS = {name: method for name, method in VARIANTS.items() if name in METHODS or name.startswith("dispo on")}
 each_paper = pytest.mark.parametrize("method", PAPERS.values(), ids=PAPERS)
 
 
 def rewards_of(term, rollout, order) -> torch.Tensor:
-    """Random rewards of the shape that the term's credit reads, keyed by sample."""
+    """Random rewards of the shape that the term's advantage reads, keyed by sample."""
     columns = []
     if term.record is not None:
         columns = [len(rollout.snapshots) if isinstance(term.record, EveryStep) else term.record.guesses]
@@ -80,32 +80,34 @@ def scene(method, order=tuple(range(GROUP)), width=6):
     return rollout, [(term, rewards_of(term, rollout, order)) for term in terms]
 
 
-def frozen(term, views, on_policy=False):
+def frozen(term, batch, on_policy=False):
     """Old answers, a neighbour of the reference's, and the reference's; those of now on policy."""
     with torch.no_grad():
-        now, reference = row_logp(DENOISER, views), row_logp(REFERENCE, views)
+        now, reference = row_logp(DENOISER, batch), row_logp(REFERENCE, batch)
     return (now, now) if on_policy else (0.9 * now + 0.1 * reference, reference)
 
 
-def credited(term, views, on_policy=False):
-    """The views with their final credit, which a batch has before it is split."""
-    _, reference = frozen(term, views, on_policy)
+def with_final_advantages(term, batch, on_policy=False):
+    """The batch with their final advantage, which a batch has before it is split."""
+    _, reference = frozen(term, batch, on_policy)
     with torch.no_grad():
-        return term.credited(views, term.answers(DENOISER, views), reference, torch.mean)
+        return term.with_final_advantages(batch, term.answers(DENOISER, batch), reference, torch.mean)
 
 
-def term_loss(term, views, normaliser=None, on_policy=False):
-    """The loss of some views, whose credit is final where the normaliser is given."""
+def term_loss(term, batch, normalizer=None, on_policy=False):
+    """The loss of some batch, whose advantage is final where the normalizer is given."""
     old_denoiser = None if on_policy else REFERENCE
-    if normaliser is None:
-        views, normaliser = credited(term, views, on_policy), term.normaliser(views).clamp(min=1)
-    now = term.answers(DENOISER, views, old_denoiser)
-    return term.loss(views, now, *frozen(term, views, on_policy), normaliser)[0]
+    if normalizer is None:
+        batch, normalizer = with_final_advantages(term, batch, on_policy), term.normalizer(batch).clamp(min=1)
+    now = term.answers(DENOISER, batch, old_denoiser)
+    return term.loss(batch, now, *frozen(term, batch, on_policy), normalizer)[0]
 
 
 def losses(method, update=0, **changes):
     rollout, parts = scene(method, **changes)
-    return [term_loss(term, term.views(rollout, rewards, Uniforms(), update, 2)).detach() for term, rewards in parts]
+    return [
+        term_loss(term, term.scoring_batch(rollout, rewards, Uniforms(), update, 2)).detach() for term, rewards in parts
+    ]
 
 
 def gradients_of(loss):
@@ -114,7 +116,7 @@ def gradients_of(loss):
 
 def views_of(method, update=0):
     rollout, parts = scene(method)
-    return [(term, term.views(rollout, rewards, Uniforms(), update, 2)) for term, rewards in parts]
+    return [(term, term.scoring_batch(rollout, rewards, Uniforms(), update, 2)) for term, rewards in parts]
 
 
 def close(ours, theirs, atol=1e-6):
@@ -155,58 +157,58 @@ def test_one_record_serves_all_terms():
         record_of((*MDPO().terms(EOS), *DiSPO().terms(EOS)))
 
 
-# ---- views ----
+# ---- batch ----
 
 
 @every_method
 def test_scored_targets_are_masked_in_their_input(method):
     for update in (0, 1):
-        for _, views in views_of(method, update):
-            inputs_RL = views.inputs_FL[views.forward_R]
-            assert bool(views.scored_RL.any())
-            assert bool((inputs_RL[views.scored_RL] == MASK).all())
-            assert not bool((views.targets_RL[views.scored_RL] == MASK).any())
-            assert bool(views.attention_FL[views.forward_R][views.scored_RL].all())
-            assert bool((views.weight_RL[~views.scored_RL] == 0).all())
-            assert bool((views.weight_RL[views.scored_RL] != 0).all())
+        for _, batch in views_of(method, update):
+            inputs_RL = batch.inputs_FL[batch.forward_R]
+            assert bool(batch.scored_RL.any())
+            assert bool((inputs_RL[batch.scored_RL] == MASK).all())
+            assert not bool((batch.targets_RL[batch.scored_RL] == MASK).any())
+            assert bool(batch.attention_FL[batch.forward_R][batch.scored_RL].all())
+            assert bool((batch.token_weight_RL[~batch.scored_RL] == 0).all())
+            assert bool((batch.token_weight_RL[batch.scored_RL] != 0).all())
 
 
 @every_method
 def test_counts(method):
-    for _, views in views_of(method):
-        assert token_count(views) == views.length_U.sum()
-        assert unit_count(views) == len(views.credit_U) == len(views.length_U)
-        assert credited_count(views) == ((views.credit_U != 0) & views.scored_U).sum() <= unit_count(views)
-        assert views.scored_U.tolist() == [
-            bool(views.scored_RL[views.unit_R == unit].any()) for unit in range(len(views.credit_U))
+    for _, batch in views_of(method):
+        assert token_count(batch) == batch.length_U.sum()
+        assert unit_count(batch) == len(batch.advantage_U) == len(batch.length_U)
+        assert active_unit_count(batch) == ((batch.advantage_U != 0) & batch.scored_U).sum() <= unit_count(batch)
+        assert batch.scored_U.tolist() == [
+            bool(batch.scored_RL[batch.unit_R == unit].any()) for unit in range(len(batch.advantage_U))
         ]
-        assert sorted(views.unit_R.unique().tolist()) == list(range(len(views.credit_U)))
-        assert sorted(views.forward_R.unique().tolist()) == list(range(len(views.inputs_FL)))
-        assert views.temperature == (SAMPLER.temperature if isinstance(method, MDPO) else 1.0)
+        assert sorted(batch.unit_R.unique().tolist()) == list(range(len(batch.advantage_U)))
+        assert sorted(batch.forward_R.unique().tolist()) == list(range(len(batch.inputs_FL)))
+        assert batch.temperature == (SAMPLER.temperature if isinstance(method, MDPO) else 1.0)
 
 
 @every_method
 def test_taken_units_keep_their_answers(method):
-    for _, views in views_of(method):
-        units = len(views.credit_U)
+    for _, batch in views_of(method):
+        units = len(batch.advantage_U)
         keep = Uniforms().key("keep", torch.arange(units)).draw() < 0.5
-        taken, rows = views.take_units(keep), keep[views.unit_R]
-        assert torch.equal(taken.credit_U, views.credit_U[keep])
-        assert torch.equal(taken.length_U, views.length_U[keep])
-        for name in ("targets_RL", "scored_RL", "weight_RL"):
-            assert torch.equal(getattr(taken, name), getattr(views, name)[rows])
-        assert torch.equal(taken.inputs_FL[taken.forward_R], views.inputs_FL[views.forward_R[rows]])
-        assert len(taken.inputs_FL) == len(views.forward_R[rows].unique())
-        assert torch.equal(taken.credit_U[taken.unit_R], views.credit_U[views.unit_R[rows]])
-        close(row_logp(DENOISER, taken).detach(), row_logp(DENOISER, views).detach()[rows], atol=1e-5)
+        taken, rows = batch.take_units(keep), keep[batch.unit_R]
+        assert torch.equal(taken.advantage_U, batch.advantage_U[keep])
+        assert torch.equal(taken.length_U, batch.length_U[keep])
+        for name in ("targets_RL", "scored_RL", "token_weight_RL"):
+            assert torch.equal(getattr(taken, name), getattr(batch, name)[rows])
+        assert torch.equal(taken.inputs_FL[taken.forward_R], batch.inputs_FL[batch.forward_R[rows]])
+        assert len(taken.inputs_FL) == len(batch.forward_R[rows].unique())
+        assert torch.equal(taken.advantage_U[taken.unit_R], batch.advantage_U[batch.unit_R[rows]])
+        close(row_logp(DENOISER, taken).detach(), row_logp(DENOISER, batch).detach()[rows], atol=1e-5)
 
 
 @every_method
 def test_recorded_log_probs_are_those_of_the_rows(method):
-    for _, views in views_of(method):
-        if views.old_RL is not None:
-            close(row_logp(DENOISER, views).detach(), views.old_RL * views.scored_RL, atol=1e-5)
-    assert (views.old_RL is not None) == isinstance(method, MDPO)
+    for _, batch in views_of(method):
+        if batch.old_RL is not None:
+            close(row_logp(DENOISER, batch).detach(), batch.old_RL * batch.scored_RL, atol=1e-5)
+    assert (batch.old_RL is not None) == isinstance(method, MDPO)
 
 
 @every_method
@@ -227,34 +229,34 @@ def test_equal_rewards_teach_nothing(method, beta):
     rollout, parts = scene(replace(method, step_choice="spread_steps") if isinstance(method, MDPO) else method)
     for term, rewards in parts:
         term = replace(term, penalty=None) if beta == 0.0 else term
-        views = term.views(rollout, torch.full_like(rewards, 0.5), Uniforms(), 0, 2)
+        batch = term.scoring_batch(rollout, torch.full_like(rewards, 0.5), Uniforms(), 0, 2)
         if isinstance(method, WD1) and method.positive_only:
-            assert bool((views.credit_U == 1).all())  # as its authors say
+            assert bool((batch.advantage_U == 1).all())  # as its authors say
             continue
-        assert bool((views.credit_U == 0).all())
+        assert bool((batch.advantage_U == 0).all())
         largest = max(float(g.abs().max()) for g in learned(term, rollout, rewards) if g is not None)
         assert largest > 0
-        for gradient in gradients_of(term_loss(term, views, on_policy=True)):
+        for gradient in gradients_of(term_loss(term, batch, on_policy=True)):
             # LFPO's two gradients cancel, the others are never there.
             assert gradient is None or float(gradient.abs().max()) <= (1e-6 * largest if term.blend else 0)
 
 
 def learned(term, rollout, rewards):
     """Gradients from unequal rewards."""
-    return gradients_of(term_loss(term, term.views(rollout, rewards, Uniforms(), 0, 2), on_policy=True))
+    return gradients_of(term_loss(term, term.scoring_batch(rollout, rewards, Uniforms(), 0, 2), on_policy=True))
 
 
 @every_method
 def test_units_without_credit_are_trained_for_divergence_alone(method):
-    for term, views in views_of(method):
-        views = replace(views, credit_U=views.credit_U.index_fill(0, torch.tensor([0]), 0.0))
-        credited, scored = (views.credit_U != 0).tolist(), views.scored_U.tolist()
+    for term, batch in views_of(method):
+        batch = replace(batch, advantage_U=batch.advantage_U.index_fill(0, torch.tensor([0]), 0.0))
+        credited, scored = (batch.advantage_U != 0).tolist(), batch.scored_U.tolist()
         without = replace(term, penalty=None)
         if not term.surrogate.trains_all:
-            assert without.trained(views).tolist() == [*map(all, zip(credited, scored, strict=True))]
-            assert not bool(without.trained(views)[0])
+            assert without.trained(batch).tolist() == [*map(all, zip(credited, scored, strict=True))]
+            assert not bool(without.trained(batch)[0])
         paid = replace(term, penalty=DiffuGRPO(beta=0.1).terms(EOS)[0].penalty)
-        assert paid.trained(views).tolist() == scored
+        assert paid.trained(batch).tolist() == scored
 
 
 @every_method
@@ -282,15 +284,17 @@ def test_the_global_seed_does_not_matter(method):
 @each_paper
 @pytest.mark.parametrize("forwards", [3])
 def test_micro_batches_add_up(method, forwards):
-    for term, views in views_of(method):
-        normaliser, views = term.normaliser(views), credited(term, views)
-        whole = term_loss(term, views, normaliser)
-        parts = list(views.micro_batches(forwards))
-        assert torch.stack([keep for _, keep in parts]).sum(0).tolist() == [1] * len(views.credit_U)
-        largest_unit = max(len(views.forward_R[views.unit_R == unit].unique()) for unit in range(len(views.credit_U)))
+    for term, batch in views_of(method):
+        normalizer, batch = term.normalizer(batch), with_final_advantages(term, batch)
+        whole = term_loss(term, batch, normalizer)
+        parts = list(batch.micro_batches(forwards))
+        assert torch.stack([keep for _, keep in parts]).sum(0).tolist() == [1] * len(batch.advantage_U)
+        largest_unit = max(
+            len(batch.forward_R[batch.unit_R == unit].unique()) for unit in range(len(batch.advantage_U))
+        )
         assert all(len(part.inputs_FL) < forwards + largest_unit for part, _ in parts)
-        assert all(torch.equal(part.credit_U, views.credit_U[keep]) for part, keep in parts)
-        pieces = [term_loss(term, part, normaliser) for part, _ in parts]
+        assert all(torch.equal(part.advantage_U, batch.advantage_U[keep]) for part, keep in parts)
+        pieces = [term_loss(term, part, normalizer) for part, _ in parts]
         close(sum(pieces).detach(), whole.detach())
         for ours, summed in zip(gradients_of(whole), zip(*map(gradients_of, pieces), strict=True), strict=True):
             close(sum(summed), ours, atol=1e-5 * float(ours.abs().max()) + 1e-7)
@@ -298,14 +302,14 @@ def test_micro_batches_add_up(method, forwards):
 
 @each_paper
 def test_a_shared_forward_equals_one_a_row(method):
-    for term, views in views_of(method):
+    for term, batch in views_of(method):
         apart = replace(
-            views,
-            inputs_FL=views.inputs_FL[views.forward_R],
-            attention_FL=views.attention_FL[views.forward_R],
-            forward_R=torch.arange(len(views.forward_R)),
+            batch,
+            inputs_FL=batch.inputs_FL[batch.forward_R],
+            attention_FL=batch.attention_FL[batch.forward_R],
+            forward_R=torch.arange(len(batch.forward_R)),
         )
-        together, separate = term_loss(term, views), term_loss(term, apart)
+        together, separate = term_loss(term, batch), term_loss(term, apart)
         close(together.detach(), separate.detach())
         for ours, theirs in zip(gradients_of(together), gradients_of(separate), strict=True):
             close(ours, theirs, atol=1e-5 * float(theirs.abs().max()) + 1e-7)
@@ -323,8 +327,8 @@ def test_a_shared_prompt_mask_needs_one_forward_a_group():
 
 def test_the_branch_term_is_weighed_and_clipped_as_its_base():
     base, branch = DiSPO(alpha=0.1, base=DiffuGRPO(epsilon=0.3, beta=0.2)).terms(EOS)
-    assert (base.weight, branch.weight) == (1.0, 0.1)
+    assert (base.coefficient, branch.coefficient) == (1.0, 0.1)
     assert branch.surrogate == base.surrogate
     assert branch.penalty == base.penalty
-    ((_, _), (term, views)) = views_of(DiSPO(alpha=0.1))
-    close(term_loss(replace(term, weight=1.0), views).detach() * 0.1, term_loss(term, views).detach())
+    ((_, _), (term, batch)) = views_of(DiSPO(alpha=0.1))
+    close(term_loss(replace(term, coefficient=1.0), batch).detach() * 0.1, term_loss(term, batch).detach())

@@ -10,13 +10,13 @@ from unmask.denoisers.head.chunks import TargetLogProb
 from unmask.objective.likelihood import elbo, row_logp, weighted_sum
 from unmask.objective.masks import RandomMasks
 from unmask.objective.masks.random import Masks
-from unmask.types import Rollout, Views
+from unmask.types import Rollout, ScoringBatch
 from unmask.uniforms import Uniforms
 
 CASES = reference_cases("methods/llada_log_likelihood")
 
 
-def views_of(case) -> Views:
+def views_of(case) -> ScoringBatch:
     """The stored masked copies of prompt and answer as rows of one sample; weight length / (masked · rows)."""
     prompt, answer = case["tensors"]["prompt"].long(), case["tensors"]["answer"].long()
     tokens = torch.cat([prompt, answer])[None]
@@ -46,29 +46,29 @@ def views_of(case) -> Views:
         rows = masked_1RL.shape[1]
         return Masks(masked_1RL, span_NL.sum() / (masked_1RL.sum(2, keepdim=True).double() * rows))
 
-    views = RandomMasks(law=stored)(rollout, torch.zeros(1, 1), Uniforms(), 0, 1)
-    assert torch.equal(views.inputs_FL, inputs_1RL[0])
-    assert len(views.inputs_FL) == case["mc_num"]
-    return views
+    batch = RandomMasks(distribution=stored)(rollout, torch.zeros(1, 1), Uniforms(), 0, 1)
+    assert torch.equal(batch.inputs_FL, inputs_1RL[0])
+    assert len(batch.inputs_FL) == case["mc_num"]
+    return batch
 
 
-def guided_logp(denoiser, views, case):
+def guided_logp(denoiser, batch, case):
     """As row_logp, under classifier-free guidance."""
-    prompt = torch.arange(views.inputs_FL.shape[1]) < len(case["tensors"]["prompt"])
-    asked = torch.arange(views.inputs_FL.shape[1]).expand_as(views.inputs_FL)
-    guidance = Guidance(scale=case["cfg_scale"], prompt_FL=prompt.expand_as(views.inputs_FL))
-    answer = TargetLogProb(views.targets_RL.reshape(-1, 1))
+    prompt = torch.arange(batch.inputs_FL.shape[1]) < len(case["tensors"]["prompt"])
+    asked = torch.arange(batch.inputs_FL.shape[1]).expand_as(batch.inputs_FL)
+    guidance = Guidance(scale=case["cfg_scale"], prompt_FL=prompt.expand_as(batch.inputs_FL))
+    answer = TargetLogProb(batch.targets_RL.reshape(-1, 1))
     with torch.no_grad():
-        (logp_FL1,) = denoiser(views.inputs_FL, views.attention_FL, asked, answer, guidance)
-    return logp_FL1[..., 0] * views.scored_RL
+        (logp_FL1,) = denoiser(batch.inputs_FL, batch.attention_FL, asked, answer, guidance)
+    return logp_FL1[..., 0] * batch.scored_RL
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_log_likelihood(case, llada_tiny):
-    views = views_of(case)
-    logp = guided_logp(llada_tiny, views, case)
+    batch = views_of(case)
+    logp = guided_logp(llada_tiny, batch, case)
     if not case["cfg_scale"]:
         with torch.no_grad():
-            close(row_logp(llada_tiny, views), logp)
-    close(weighted_sum(logp, views).value_UK, [[case["log_likelihood"]]])
-    close(elbo(logp, views).value_UK, [[case["log_likelihood"] / len(case["tensors"]["answer"])]])
+            close(row_logp(llada_tiny, batch), logp)
+    close(weighted_sum(logp, batch).value_UK, [[case["log_likelihood"]]])
+    close(elbo(logp, batch).value_UK, [[case["log_likelihood"] / len(case["tensors"]["answer"])]])

@@ -20,24 +20,24 @@ from unmask.uniforms import Uniforms
 def test_diffu_grpo(case, exact_llada_tiny):
     tensors, shared = case["tensors"], case["shared"]
     (term,) = DiffuGRPO(beta=case["beta"], epsilon=case["epsilon"]).terms(EOS)
-    views = d1_views(case)
-    close(views.credit_U, shared["advantages"])
-    now = row_logp(exact_llada_tiny, views)
+    batch = d1_views(case)
+    close(batch.advantage_U, shared["advantages"])
+    now = row_logp(exact_llada_tiny, batch)
 
     def stored(name):
-        return beside_prompt(tensors[name], shared) * views.scored_RL
+        return beside_prompt(tensors[name], shared) * batch.scored_RL
 
     close(now.detach(), stored("per_token_logps"), atol=2e-5)  # log-probs near -10 from logits near 10, in float32
     old = stored("old_per_token_logps") if "old_per_token_logps" in tensors else now.detach()
     reference = stored("ref_per_token_logps") if "ref_per_token_logps" in tensors else None
-    loss, sums = term.loss(views, now, old, reference, token_count(views))
+    loss, sums = term.loss(batch, now, old, reference, token_count(batch))
     close(loss.detach(), case["loss"])
     if reference is not None:
-        close(sums["kl"] / sums["weight"], case["kl"])
+        close(sums["kl"] / sums["count"], case["kl"])
     # TRL's clip_ratio counts the tokens outside the range whose gradient is *not* cut off; ours the others.
     outside = ((now - old).exp() - 1).abs() > case["epsilon"]
-    credited = (outside & views.scored_RL & (views.credit_U != 0)[:, None]).sum()
-    close((credited - sums["clip_ratio"]) / sums["weight"], case["clip_ratio"])
+    credited = (outside & batch.scored_RL & (batch.advantage_U != 0)[:, None]).sum()
+    close((credited - sums["clip_ratio"]) / sums["count"], case["clip_ratio"])
     assert_gradients_equal(loss, exact_llada_tiny, tensors, case)
 
 
@@ -47,7 +47,7 @@ MDPO_CASES = reference_cases("methods/mdpo")
 TRAINED = [case for case in MDPO_CASES if "micro_batches" in case]
 
 
-def normalised(score):
+def normalized(score):
     return advantages.z_score(score[None])[0]
 
 
@@ -58,7 +58,7 @@ def test_mdpo_advantages(case):
     # The published 1 + (difference) + (mean) shifts a column, which its normalisation removes.
     shift = tensors["raw_step_advantages"] - raw
     close(shift, shift[:1].expand_as(shift))
-    ours, theirs = normalised(raw), tensors["advantages"]
+    ours, theirs = normalized(raw), tensors["advantages"]
     flat = raw.std(0) < 1e-6  # both are rounding noise there
     close(ours[:, ~flat], theirs[:, ~flat])
     assert ours[:, flat].abs().max() < 5e-3 if bool(flat.any()) else True
@@ -114,22 +114,22 @@ def test_mdpo(case, exact_llada_tiny):
     tensors, rollout = case["tensors"], mdpo_rollout(case)
     start = rollout.prompt_length
     (term,) = MDPO(beta=case["beta"], epsilon=case["epsilon"], steps=case["sample_train_steps"]).terms(EOS)
-    views = term.views(rollout, tensors["rewards"][None], Uniforms(), 0, 1)
-    units = torch.arange(len(views.credit_U)).view(case["num_generations"], -1)
+    batch = term.scoring_batch(rollout, tensors["rewards"][None], Uniforms(), 0, 1)
+    units = torch.arange(len(batch.advantage_U)).view(case["num_generations"], -1)
     for index, (step, expected) in enumerate(zip(case["selected_steps"], case["micro_batches"], strict=True)):
         prefix = f"micro{index}."
         micro = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        keep = torch.zeros(len(views.credit_U), dtype=torch.bool)
+        keep = torch.zeros(len(batch.advantage_U), dtype=torch.bool)
         keep[units[:, index]] = True
-        ours = views.take_units(keep)
+        ours = batch.take_units(keep)
         masked = ours.scored_RL.sum(1)
         assert step == expected["step"]
         assert torch.equal(ours.inputs_FL, micro["input_ids"].long())
         assert torch.equal(ours.targets_RL[ours.scored_RL], micro["target_ids"].long()[ours.scored_RL])
         assert torch.equal(ours.attention_FL, micro["input_mask"].bool())
         assert int(masked.sum()) == expected["masked_tokens"]
-        close(ours.credit_U * masked / case["max_completion_length"], micro["advantages"])
-        close(ours.weight_RL[:, start:] * masked[:, None], micro["conf"] * ours.scored_RL[:, start:])
+        close(ours.advantage_U * masked / case["max_completion_length"], micro["advantages"])
+        close(ours.token_weight_RL[:, start:] * masked[:, None], micro["conf"] * ours.scored_RL[:, start:])
 
         now = row_logp(exact_llada_tiny, ours)
         scored = ours.scored_RL[:, start:]
@@ -142,9 +142,9 @@ def test_mdpo(case, exact_llada_tiny):
         old = stored("old_per_token_logps") if "old_per_token_logps" in micro else now.detach()
         reference = stored("ref_per_token_logps") if "ref_per_token_logps" in micro else None
         # The published lambda is L / (|x| + 1e-4).
-        published = replace(ours, credit_U=ours.credit_U * masked / (masked + 1e-4))
+        published = replace(ours, advantage_U=ours.advantage_U * masked / (masked + 1e-4))
         loss, sums = term.loss(published, now, old, reference, unit_count(published))
         close(loss.detach(), expected["loss"], rtol=2e-5)  # lambda times ratios: float32 log-probs again
         if reference is not None:
-            close(sums["kl"] / sums["weight"], expected["kl"])
+            close(sums["kl"] / sums["count"], expected["kl"])
         assert_gradients_equal(loss, exact_llada_tiny, micro, expected, case["temperature"])

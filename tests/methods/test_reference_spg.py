@@ -10,7 +10,7 @@ from helpers.reference_tools import EOS, GROUPS, MASK, assert_gradients_equal, c
 from unmask.methods import SPG
 from unmask.objective.likelihood import EUBO, Sandwich, masked_mean, row_logp, token_count
 from unmask.objective.masks import BlockRandom
-from unmask.types import Views
+from unmask.types import ScoringBatch
 from unmask.uniforms import Uniforms
 
 CASES = reference_cases("methods/spg")
@@ -22,56 +22,56 @@ def rollout_of_case(case):
     return rollout_of(case["shared"], pads_attended=False, block_length=case["block_length"])
 
 
-def views_of(case, inputs_NRL) -> Views:
+def views_of(case, inputs_NRL) -> ScoringBatch:
     """Masked inputs as the published code scores them: all that is masked, to the end of the sequence."""
     rollout, (samples, rows, _) = rollout_of_case(case), inputs_NRL.shape
     sample, length = torch.arange(samples).repeat_interleave(rows), rollout.completion_NL.sum(1)
     inputs = inputs_NRL.flatten(0, 1)
     scored = (inputs == MASK) & rollout.completion_NL[sample]
-    return Views(
+    return ScoringBatch(
         inputs_FL=inputs,
         attention_FL=rollout.attention_NL[sample],
         forward_R=torch.arange(len(inputs)),
         targets_RL=rollout.tokens_NL[sample],
         scored_RL=scored,
-        weight_RL=scored / (scored.sum(1) / length[sample])[:, None],
+        token_weight_RL=scored / (scored.sum(1) / length[sample])[:, None],
         unit_R=sample,
-        credit_U=case["shared"]["advantages"],
+        advantage_U=case["shared"]["advantages"],
         length_U=length,
     )
 
 
-def stored_views(case) -> Views:
+def stored_views(case) -> ScoringBatch:
     return views_of(case, case["tensors"]["masked_views"].long())
 
 
 @every_case
 def test_bounds(case, llada_tiny):
-    tensors, views = case["tensors"], stored_views(case)
+    tensors, batch = case["tensors"], stored_views(case)
     assert torch.equal(rollout_of_case(case).attention_NL, tensors["model_attention_mask"].bool())
-    now, beta = row_logp(llada_tiny, views).detach(), case["eubo_beta"]
-    close(masked_mean(now, views).value_UK[:, 0], tensors["sequence_elbo"])
-    close(EUBO(beta=beta)(now, views).value_UK[:, 0], tensors["sequence_eubo"])
+    now, beta = row_logp(llada_tiny, batch).detach(), case["eubo_beta"]
+    close(masked_mean(now, batch).value_UK[:, 0], tensors["sequence_elbo"])
+    close(EUBO(beta=beta)(now, batch).value_UK[:, 0], tensors["sequence_eubo"])
     # The stored mixture is every sequence's, so all count as bad here.
-    mixture, bad = Sandwich(beta=beta, mix=case["mix_weight"]), replace(views, credit_U=-torch.ones(6))
+    mixture, bad = Sandwich(beta=beta, mix=case["mix_weight"]), replace(batch, advantage_U=-torch.ones(6))
     close(mixture(now, bad).value_UK[:, 0], tensors["sequence_mix"])
     # By the sign of the advantage. At 0 we score the lower bound, the published code the mixture: neither has a loss.
-    good, credited = tensors["reward_mask"].bool(), views.credit_U != 0
-    assert torch.equal(good, views.credit_U > 0)
+    good, credited = tensors["reward_mask"].bool(), batch.advantage_U != 0
+    assert torch.equal(good, batch.advantage_U > 0)
     expected = torch.where(good, tensors["sequence_elbo"], tensors["sequence_mix"])
-    close(mixture(now, views).value_UK[credited, 0], expected[credited])
+    close(mixture(now, batch).value_UK[credited, 0], expected[credited])
 
 
 @every_case
 @pytest.mark.parametrize("estimator", ["elbo", "eubo", "mix", "zero"])
 def test_loss_and_gradients(case, estimator, exact_llada_tiny):
-    views, tensors = stored_views(case), case["tensors"]
+    batch, tensors = stored_views(case), case["tensors"]
     mix = {"elbo": 0.0, "eubo": 1.0}.get(estimator, case["mix_weight"])
-    (term,) = SPG(views=case["num_t"], beta=case["eubo_beta"], mix=mix).terms(EOS)
-    close(term.credit(case["shared"]["rewards"].view(GROUPS)).flatten(), views.credit_U)
-    if estimator == "zero":  # bad sequences score nothing: no setting of ours, the same as no credit
-        views = replace(views, credit_U=views.credit_U.clamp(min=0))
-    loss, _ = term.loss(views, row_logp(exact_llada_tiny, views), None, None, token_count(views))
+    (term,) = SPG(num_masks=case["num_t"], beta=case["eubo_beta"], mix=mix).terms(EOS)
+    close(term.advantage(case["shared"]["rewards"].view(GROUPS)).flatten(), batch.advantage_U)
+    if estimator == "zero":  # bad sequences score nothing: no setting of ours, the same as no advantage
+        batch = replace(batch, advantage_U=batch.advantage_U.clamp(min=0))
+    loss, _ = term.loss(batch, row_logp(exact_llada_tiny, batch), None, None, token_count(batch))
     close(loss.detach(), case[f"loss_{estimator}"])
     if f"grads_{estimator}" in case:
         slices = {key.removesuffix(f"_{estimator}"): value for key, value in tensors.items()}
@@ -94,17 +94,17 @@ def test_block_random_rows(case):
     """Our rows are scored and weighed as the published ones, and have their form."""
     rollout = rollout_of_case(case)
     prob = case["p_mask_prompt"] if case["use_mask_prompt"] else 0.0
-    (term,) = SPG(views=case["num_t"], prompt_mask_prob=prob).terms(EOS)
+    (term,) = SPG(num_masks=case["num_t"], prompt_mask_prob=prob).terms(EOS)
     assert term.masking == BlockRandom(count=case["num_t"], prompt_mask_prob=prob)
     theirs = stored_views(case)
-    ours = term.views(rollout, case["shared"]["rewards"].view(GROUPS), Uniforms(), 0, 1)
+    ours = term.scoring_batch(rollout, case["shared"]["rewards"].view(GROUPS), Uniforms(), 0, 1)
     again = views_of(case, ours.inputs_FL.unflatten(0, (len(rollout.tokens_NL), -1)))
-    close(ours.weight_RL, again.weight_RL)
+    close(ours.token_weight_RL, again.token_weight_RL)
     for name in ("scored_RL", "length_U", "unit_R", "targets_RL", "attention_FL", "forward_R"):
         assert torch.equal(getattr(ours, name), getattr(again, name))
-    for views in () if prob else (ours, theirs):
-        for inputs, sample in zip(views.inputs_FL, views.unit_R, strict=True):
+    for batch in () if prob else (ours, theirs):
+        for inputs, sample in zip(batch.inputs_FL, batch.unit_R, strict=True):
             assert follows_a_block(inputs, rollout.completion_NL[sample], rollout.block_NL[sample])
-        masked = views.inputs_FL == MASK
+        masked = batch.inputs_FL == MASK
         between = ~masked & (masked.cumsum(1) > 0) & rollout.region_L
         assert bool(between.any())  # some block is masked in part

@@ -29,40 +29,40 @@ def published_weights(case):
 @every_case
 def test_weights(case):
     term, shared, weights = term_of(case), case["shared"], published_weights(case)
-    assert term.credit is WEIGHTS[case["trainer"]]
+    assert term.advantage is WEIGHTS[case["trainer"]]
     centered = advantages.centered(shared["rewards"].view(GROUPS))
     close(centered.flatten(), shared["advantages"])
     # The published advantages are centered per group, then share one softmax: as one group they are our rewards.
-    close(term.credit(centered.view(1, -1))[0], weights.numel() * weights)
+    close(term.advantage(centered.view(1, -1))[0], weights.numel() * weights)
 
 
 @every_case
 def test_weights_are_those_of_the_group(case):
-    """Ours are the published ones, each softmax renormalised within its group."""
+    """Ours are the published ones, each softmax renormalized within its group."""
 
-    def renormalised(weights):
+    def renormalized(weights):
         weights = torch.tensor(weights).view(GROUPS)
         return weights / weights.sum(1, keepdim=True)
 
-    expected = renormalised(case["weights_positive"])
+    expected = renormalized(case["weights_positive"])
     if case["weights_negative"]:
-        expected = expected - renormalised(case["weights_negative"])
-    close(term_of(case).credit(case["shared"]["rewards"].view(GROUPS)), GROUPS[1] * expected)
+        expected = expected - renormalized(case["weights_negative"])
+    close(term_of(case).advantage(case["shared"]["rewards"].view(GROUPS)), GROUPS[1] * expected)
 
 
 @every_case
 def test_loss_and_gradients(case, exact_llada_tiny):
     tensors, shared = case["tensors"], case["shared"]
-    term, views = term_of(case), d1_views(case)
-    ours = term.views(rollout_of(shared, pads_attended=True), shared["rewards"].view(GROUPS), Uniforms(), 0, 1)
-    for name in ("targets_RL", "scored_RL", "weight_RL", "unit_R", "length_U", "attention_FL"):
-        assert torch.equal(getattr(ours, name), getattr(views, name))
+    term, batch = term_of(case), d1_views(case)
+    ours = term.scoring_batch(rollout_of(shared, pads_attended=True), shared["rewards"].view(GROUPS), Uniforms(), 0, 1)
+    for name in ("targets_RL", "scored_RL", "token_weight_RL", "unit_R", "length_U", "attention_FL"):
+        assert torch.equal(getattr(ours, name), getattr(batch, name))
 
-    now = row_logp(exact_llada_tiny, views)
+    now = row_logp(exact_llada_tiny, batch)
     # 2e-5: log-probs near -10 from logits near 10, in float32.
-    close(now.detach(), beside_prompt(tensors["per_token_logps"], shared) * views.scored_RL, atol=2e-5)
+    close(now.detach(), beside_prompt(tensors["per_token_logps"], shared) * batch.scored_RL, atol=2e-5)
     # The published loss is a sum over the batch and its one softmax, with no mean: one group in our mean over groups.
-    views = replace(views, credit_U=len(now) * published_weights(case))
-    loss, _ = term.loss(views, now, None, None, unit_count(views))
+    batch = replace(batch, advantage_U=len(now) * published_weights(case))
+    loss, _ = term.loss(batch, now, None, None, unit_count(batch))
     close(loss.detach(), case["loss"])
     assert_gradients_equal(loss, exact_llada_tiny, tensors, case)

@@ -1,4 +1,4 @@
-"""Credit, on groups worked out by hand."""
+"""Advantage, on groups worked out by hand."""
 
 import pytest
 import torch

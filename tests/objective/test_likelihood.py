@@ -1,4 +1,4 @@
-"""Views and the scores of their rows, against formulas written out as loops."""
+"""ScoringBatch and the scores of their rows, against formulas written out as loops."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -12,7 +12,7 @@ from unmask.denoisers.head.chunks import TargetLogProb
 from unmask.objective.likelihood import (
     EUBO,
     Sandwich,
-    credited_count,
+    active_unit_count,
     elbo,
     masked_mean,
     per_token,
@@ -23,25 +23,25 @@ from unmask.objective.likelihood import (
     unit_count,
     weighted_sum,
 )
-from unmask.types import Views
+from unmask.types import ScoringBatch
 from unmask.uniforms import Uniforms
 
 DENOISER = small_denoiser()
 
 
 def test_row_logp_equals_one_forward_a_row():
-    views = hand_views()
-    ours = row_logp(DENOISER, views)
+    batch = hand_views()
+    ours = row_logp(DENOISER, batch)
     for row in range(5):
-        forward = views.forward_R[row]
+        forward = batch.forward_R[row]
         (logits,) = DENOISER(
-            views.inputs_FL[forward][None],
-            views.attention_FL[forward][None],
+            batch.inputs_FL[forward][None],
+            batch.attention_FL[forward][None],
             torch.arange(4)[None],
             lambda logits_CV, chunk: (logits_CV,),
         )
-        logp = (logits[0] / 0.7).log_softmax(1).gather(1, views.targets_RL[row][:, None])[:, 0]
-        close(ours[row].detach(), (logp * views.scored_RL[row]).detach())
+        logp = (logits[0] / 0.7).log_softmax(1).gather(1, batch.targets_RL[row][:, None])[:, 0]
+        close(ours[row].detach(), (logp * batch.scored_RL[row]).detach())
 
 
 def test_row_logp_of_views_without_scored_positions():
@@ -52,19 +52,19 @@ def test_only_scored_columns_are_asked():
     widths, answered, targets = [], [], []
 
     class Asked(type(DENOISER)):
-        def forward(self, tokens_FL, attention_FL, asked_FA, answer, places_Q=None):
-            widths.append(asked_FA.tolist())
-            answered.append(len(places_Q))
+        def forward(self, tokens_FL, attention_FL, query_FA, answer, selected_Q=None):
+            widths.append(query_FA.tolist())
+            answered.append(len(selected_Q))
             targets.append(answer.targets_QK.shape)
-            return super().forward(tokens_FL, attention_FL, asked_FA, answer, places_Q=places_Q)
+            return super().forward(tokens_FL, attention_FL, query_FA, answer, selected_Q=selected_Q)
 
     asked = Asked(DENOISER.model, mask_id=MASK, eos_id=EOS)
     row_logp(asked, hand_views())
     assert [set(columns) for columns in widths[0]] == [{1, 2, 3}, {0, 1, 2}, {0, 1, 2}]
     row_logp(asked, hand_views([[0] * 4] * 5))
     assert [len(columns) for columns in widths[1]] == [1, 1, 1]
-    views = hand_views()
-    scored = {(int(views.forward_R[row]), int(column)) for row, column in views.scored_RL.nonzero()}
+    batch = hand_views()
+    scored = {(int(batch.forward_R[row]), int(column)) for row, column in batch.scored_RL.nonzero()}
     assert answered == [len(scored), 0]  # no head for positions that fill up a forward
     assert [shape[1] for shape in targets] == [2, 2]  # as many as the rows of the fullest forward
 
@@ -80,27 +80,27 @@ def test_target_log_prob_is_in_float32_at_least():
 
 
 def test_scores_of_tokens():
-    views = hand_views()
+    batch = hand_views()
     logp = torch.arange(20.0).view(5, 4)
-    scores = per_token(logp, views)
+    scores = per_token(logp, batch)
     assert torch.equal(scores.value_UK, logp)
-    assert torch.equal(scores.weight_UK, views.weight_RL)
+    assert torch.equal(scores.loss_weight_UK, batch.token_weight_RL)
 
 
 def test_take_units_and_micro_batches():
-    views = hand_views()
-    taken = views.take_units(torch.tensor([True, False, False, True]))
-    assert taken.inputs_FL.tolist() == views.inputs_FL[[0, 2]].tolist()
+    batch = hand_views()
+    taken = batch.take_units(torch.tensor([True, False, False, True]))
+    assert taken.inputs_FL.tolist() == batch.inputs_FL[[0, 2]].tolist()
     assert taken.forward_R.tolist() == [0, 0, 1]
     assert taken.unit_R.tolist() == [0, 0, 1]
-    assert taken.targets_RL.tolist() == views.targets_RL[[0, 1, 4]].tolist()
-    assert taken.credit_U.tolist() == [1.0, 2.0]
+    assert taken.targets_RL.tolist() == batch.targets_RL[[0, 1, 4]].tolist()
+    assert taken.advantage_U.tolist() == [1.0, 2.0]
     assert taken.length_U.tolist() == [4, 0]
     assert taken.scored_U.tolist() == [True, False]
-    assert views.scored_U.tolist() == [True, True, True, False]
-    parts = [keep.tolist() for _, keep in views.micro_batches(2)]
+    assert batch.scored_U.tolist() == [True, True, True, False]
+    parts = [keep.tolist() for _, keep in batch.micro_batches(2)]
     assert parts == [[True, True, False, False], [False, False, True, True]]
-    recorded = replace(views, old_RL=torch.arange(20.0).view(5, 4)).take_units(torch.tensor([False, True, True, False]))
+    recorded = replace(batch, old_RL=torch.arange(20.0).view(5, 4)).take_units(torch.tensor([False, True, True, False]))
     assert recorded.old_RL.tolist() == [[8.0, 9.0, 10.0, 11.0], [12.0, 13.0, 14.0, 15.0]]
 
 
@@ -108,9 +108,9 @@ def test_take_units_and_micro_batches():
 
 
 def test_counts():
-    views = hand_views()
-    assert (token_count(views), unit_count(views), credited_count(views)) == (7.0, 4.0, 2.0)
-    assert token_count(views).dtype == unit_count(views).dtype == credited_count(views).dtype == torch.float32
+    batch = hand_views()
+    assert (token_count(batch), unit_count(batch), active_unit_count(batch)) == (7.0, 4.0, 2.0)
+    assert token_count(batch).dtype == unit_count(batch).dtype == active_unit_count(batch).dtype == torch.float32
 
 
 # ---- scores of units: against loops ----
@@ -121,26 +121,26 @@ UNIT_SCORED = [[1, 1, 0, 0], [0, 1, 1, 1], [0, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0,
 LENGTH_U = [3, 4, 2, 0]
 
 
-def unit_views(credit=(1.0, -1.0, 0.0, -2.0)) -> Views:
+def unit_views(advantage=(1.0, -1.0, 0.0, -2.0)) -> ScoringBatch:
     scored = torch.tensor(UNIT_SCORED).bool()
     weight = 1 + 3 * Uniforms().key("weight", torch.arange(28)).draw().view(7, 4)
-    return Views(
+    return ScoringBatch(
         inputs_FL=torch.full((7, 4), MASK),
         attention_FL=torch.ones(7, 4, dtype=torch.bool),
         forward_R=torch.arange(7),
         targets_RL=torch.arange(28).view(7, 4) % 7,
         scored_RL=scored,
-        weight_RL=weight * scored,
+        token_weight_RL=weight * scored,
         unit_R=torch.tensor(UNIT_R),
-        credit_U=torch.tensor(credit, dtype=torch.float64),
+        advantage_U=torch.tensor(advantage, dtype=torch.float64),
         length_U=torch.tensor(LENGTH_U),
     )
 
 
-def answers(views) -> tuple[torch.Tensor, torch.Tensor]:
+def answers(batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs as `row_logp` gives them, 0 where not scored, and the leaf that they come from."""
     leaf = (-3 * Uniforms().key("logp", torch.arange(28)).draw().view(7, 4)).requires_grad_()
-    return leaf * views.scored_RL, leaf
+    return leaf * batch.scored_RL, leaf
 
 
 def rows_of(unit):
@@ -176,7 +176,7 @@ def upper_bound(logp, weight, beta):
 def assert_same(scores, expected, leaf, weight=None):
     """Values, gradients and weights of scores with one number a unit."""
     exact(scores.value_UK.detach(), expected.detach()[:, None])
-    exact(scores.weight_UK, torch.ones(4, 1) if weight is None else torch.tensor(weight)[:, None])
+    exact(scores.loss_weight_UK, torch.ones(4, 1) if weight is None else torch.tensor(weight)[:, None])
     factor = torch.tensor([1.0, -2.0, 3.0, 0.5], dtype=torch.float64)
     ours, theirs = (
         torch.autograd.grad((factor * value).sum(), leaf, retain_graph=True)[0]
@@ -186,56 +186,56 @@ def assert_same(scores, expected, leaf, weight=None):
 
 
 def test_weighted_sum_and_elbo():
-    views = unit_views()
-    (logp, leaf), weight = answers(views), views.weight_RL
+    batch = unit_views()
+    (logp, leaf), weight = answers(batch), batch.token_weight_RL
     sums = looped(lambda rows: sum((weight[row] * logp[row]).sum() for row, _ in rows))
-    assert_same(weighted_sum(logp, views), sums, leaf)
-    assert_same(elbo(logp, views), sums / torch.tensor([3.0, 4.0, 2.0, 1.0]), leaf)
+    assert_same(weighted_sum(logp, batch), sums, leaf)
+    assert_same(elbo(logp, batch), sums / torch.tensor([3.0, 4.0, 2.0, 1.0]), leaf)
 
 
 def test_masked_mean():
-    views = unit_views()
-    logp, leaf = answers(views)
-    assert_same(masked_mean(logp, views), looped(mean_score(logp)), leaf)
-    two = torch.stack([logp, 2 * logp - 1.0 * views.scored_RL], dim=2)
-    scores = masked_mean(two, views)
+    batch = unit_views()
+    logp, leaf = answers(batch)
+    assert_same(masked_mean(logp, batch), looped(mean_score(logp)), leaf)
+    two = torch.stack([logp, 2 * logp - 1.0 * batch.scored_RL], dim=2)
+    scores = masked_mean(two, batch)
     exact(scores.value_UK.detach(), torch.stack([looped(mean_score(two[..., k].detach())) for k in (0, 1)], dim=1))
-    assert torch.equal(scores.weight_UK, torch.ones(4, 2))
+    assert torch.equal(scores.loss_weight_UK, torch.ones(4, 2))
 
 
 def test_per_token_over_rows():
-    views = unit_views()
-    logp, weight = answers(views)[0].detach(), views.weight_RL
-    scores = per_token_over_rows(logp, views)
+    batch = unit_views()
+    logp, weight = answers(batch)[0].detach(), batch.token_weight_RL
+    scores = per_token_over_rows(logp, batch)
     for unit in range(4):
         rows = rows_of(unit)
         exact(scores.value_UK[unit], sum(weight[row] * logp[row] for row in rows))
-        assert scores.weight_UK[unit].tolist() == [max(UNIT_SCORED[row][k] for row in rows) for k in range(4)]
+        assert scores.loss_weight_UK[unit].tolist() == [max(UNIT_SCORED[row][k] for row in rows) for k in range(4)]
 
 
 @pytest.mark.parametrize("beta", [1.0, 1.5, 4.0])
 def test_upper_bound(beta):
-    views = unit_views()
-    logp, leaf = answers(views)
-    assert_same(EUBO(beta=beta)(logp, views), looped(upper_bound(logp, views.weight_RL, beta)), leaf)
+    batch = unit_views()
+    logp, leaf = answers(batch)
+    assert_same(EUBO(beta=beta)(logp, batch), looped(upper_bound(logp, batch.token_weight_RL, beta)), leaf)
 
 
 def test_upper_bound_of_very_unlikely_tokens():
-    views = unit_views()
-    logp = answers(views)[0].detach()
-    far = logp - 2000 * views.scored_RL
-    near = EUBO(beta=1.5)(logp, views).value_UK
+    batch = unit_views()
+    logp = answers(batch)[0].detach()
+    far = logp - 2000 * batch.scored_RL
+    near = EUBO(beta=1.5)(logp, batch).value_UK
     shift = torch.tensor([2000.0, 2000.0, 2000.0, 0.0])[:, None]
-    torch.testing.assert_close(EUBO(beta=1.5)(far, views).value_UK, near - shift, rtol=0, atol=1e-9)
+    torch.testing.assert_close(EUBO(beta=1.5)(far, batch).value_UK, near - shift, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("credit", [(1.0, -1.0, 0.0, -2.0), (-1.0, 1.0, -1.0, 0.0), (0.0, 0.0, -0.5, 0.5)])
-def test_sandwich(credit):
-    views = unit_views(credit)
-    logp, leaf = answers(views)
-    lower, upper = looped(mean_score(logp)), looped(upper_bound(logp, views.weight_RL, 1.5))
-    mixed = [0.3 * upper[u] + 0.7 * lower[u] if credit[u] < 0 else lower[u] for u in range(4)]
-    assert_same(Sandwich(beta=1.5, mix=0.3)(logp, views), torch.stack(mixed), leaf, LENGTH_U)
+@pytest.mark.parametrize("advantage", [(1.0, -1.0, 0.0, -2.0), (-1.0, 1.0, -1.0, 0.0), (0.0, 0.0, -0.5, 0.5)])
+def test_sandwich(advantage):
+    batch = unit_views(advantage)
+    logp, leaf = answers(batch)
+    lower, upper = looped(mean_score(logp)), looped(upper_bound(logp, batch.token_weight_RL, 1.5))
+    mixed = [0.3 * upper[u] + 0.7 * lower[u] if advantage[u] < 0 else lower[u] for u in range(4)]
+    assert_same(Sandwich(beta=1.5, mix=0.3)(logp, batch), torch.stack(mixed), leaf, LENGTH_U)
 
 
 # ---- contrast of two denoisers ----
@@ -244,23 +244,23 @@ OLD = small_denoiser(seed=1)
 CONTRAST_SCORED = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1], [0, 1, 0, 0]]).bool()
 
 
-def contrast_views(scored=CONTRAST_SCORED) -> Views:
-    views, row = hand_views(), torch.arange(3)
+def contrast_views(scored=CONTRAST_SCORED) -> ScoringBatch:
+    batch, row = hand_views(), torch.arange(3)
     return replace(
-        views,
+        batch,
         forward_R=row,
-        targets_RL=views.targets_RL[[0, 2, 4]],
+        targets_RL=batch.targets_RL[[0, 2, 4]],
         scored_RL=scored,
-        weight_RL=scored.float(),
+        token_weight_RL=scored.float(),
         unit_R=row,
-        credit_U=torch.ones(3),
+        advantage_U=torch.ones(3),
         length_U=scored.sum(1),
     )
 
 
-def logits_of(denoiser, views):
+def logits_of(denoiser, batch):
     columns = torch.arange(4).expand(3, -1)
-    return denoiser(views.inputs_FL, views.attention_FL, columns, lambda logits_CV, chunk: (logits_CV,))[0]
+    return denoiser(batch.inputs_FL, batch.attention_FL, columns, lambda logits_CV, chunk: (logits_CV,))[0]
 
 
 def gradients(value):
@@ -268,13 +268,13 @@ def gradients(value):
 
 
 @pytest.mark.parametrize("blend", [0.5, 1.0])
-@pytest.mark.parametrize("beside", [OLD, DENOISER, None])
-def test_row_contrast(blend, beside):
-    views = contrast_views()
-    ours = row_contrast(DENOISER, views, beside, blend)
-    now, old = logits_of(DENOISER, views), logits_of(beside or DENOISER, views).detach()
+@pytest.mark.parametrize("other_model", [OLD, DENOISER, None])
+def test_row_contrast(blend, other_model):
+    batch = contrast_views()
+    ours = row_contrast(DENOISER, batch, other_model, blend)
+    now, old = logits_of(DENOISER, batch), logits_of(other_model or DENOISER, batch).detach()
     mixtures = ((1 - blend) * old + blend * now, (1 + blend) * old - blend * now)
-    logps = [mixed.log_softmax(2).gather(2, views.targets_RL[..., None])[..., 0] for mixed in mixtures]
+    logps = [mixed.log_softmax(2).gather(2, batch.targets_RL[..., None])[..., 0] for mixed in mixtures]
     expected = torch.stack(logps, dim=2) * CONTRAST_SCORED[..., None]
     assert ours.shape == (3, 4, 2)
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)  # logits near 100 in float32
@@ -284,12 +284,12 @@ def test_row_contrast(blend, beside):
 
 
 def test_row_contrast_without_an_old_policy_is_with_a_copy():
-    views = contrast_views()
-    ours, copied = (row_contrast(DENOISER, views, old, 0.5) for old in (None, deepcopy(DENOISER)))
+    batch = contrast_views()
+    ours, copied = (row_contrast(DENOISER, batch, old, 0.5) for old in (None, deepcopy(DENOISER)))
     assert torch.equal(ours, copied)
     assert all(map(torch.equal, gradients(ours.square().sum()), gradients(copied.square().sum())))
 
 
 def test_row_contrast_of_views_without_scored_positions():
-    views = contrast_views(torch.zeros(3, 4, dtype=torch.bool))
-    assert not bool(row_contrast(DENOISER, views, OLD, 1.0).any())
+    batch = contrast_views(torch.zeros(3, 4, dtype=torch.bool))
+    assert not bool(row_contrast(DENOISER, batch, OLD, 1.0).any())

@@ -10,11 +10,11 @@ from helpers.by_hand import close, exact, hand_views
 from helpers.small import EOS
 from unmask.methods import DiffuGRPO
 from unmask.objective.divergences import Penalty, k1, k2, k3, penalty
-from unmask.objective.losses import Clipped, Contrastive, Preference, RelativeScore, WeightedLikelihood
+from unmask.objective.losses import CenteredRegression, ClippedSurrogate, Contrastive, PolicyGradient, Preference
 
 RATIOS = torch.tensor([[0.5, 1.0, 1.5], [0.5, 1.0, 1.5], [0.5, 1.2, 2.0]])
 CREDIT = torch.tensor([2.0, -1.0, 0.0])
-CLIP = Clipped(epsilon=0.25)
+CLIP = ClippedSurrogate(epsilon=0.25)
 
 
 def test_clipped_token_by_hand():
@@ -30,7 +30,7 @@ def test_clipped_token_by_hand():
         [True, False, False],
         [False] * 3,
     ]
-    assert not bool(Clipped(epsilon=0.0).clipped(old, old, CREDIT).any())
+    assert not bool(ClippedSurrogate(epsilon=0.0).clipped(old, old, CREDIT).any())
 
 
 def test_divergences_by_hand():
@@ -75,7 +75,7 @@ def gradient(loss, now):
 def test_weighted_likelihood_by_hand():
     now = scores([-1.0, -2.0], [-3.0, -4.0], [-0.5, -1.0], [-1.0, -1.0]).requires_grad_()
     weight = scores([1.0, 2.0], [1.0, 0.5], [0.0, 4.0], [0.0, 0.0])
-    loss = WeightedLikelihood()(now, None, CREDITS, weight, NORMALISER)
+    loss = PolicyGradient()(now, None, CREDITS, weight, NORMALISER)
     exact(loss.detach(), -(0.5 * (-1 - 4) - (-3 - 2) + 0.25 * -4) / 3)
     exact(gradient(loss, now), -weight * CREDITS[:, None] / 3)
 
@@ -85,12 +85,12 @@ def test_weighted_likelihood_by_hand():
 def test_relative_score_is_a_regression_onto_advantages(strength, detached):
     now = scores([-1.0], [-2.5], [-0.5], [-4.0]).requires_grad_()
     reference = scores([-2.0], [-2.0], [-1.0], [-1.0])
-    surrogate = RelativeScore(strength=strength)
-    credit = surrogate.credit(now, reference, CREDITS, torch.mean)
-    assert not credit.requires_grad
-    exact(credit, CREDITS - strength * scores(1.5, 0.0, 1.0, -2.5))
+    surrogate = CenteredRegression(strength=strength)
+    advantage = surrogate.advantage(now, reference, CREDITS, torch.mean)
+    assert not advantage.requires_grad
+    exact(advantage, CREDITS - strength * scores(1.5, 0.0, 1.0, -2.5))
     ones = torch.ones(4, 1, dtype=torch.float64)
-    ours = gradient(surrogate(now, reference, credit, ones, scores(4.0)[0]), now)
+    ours = gradient(surrogate(now, reference, advantage, ones, scores(4.0)[0]), now)
     difference = (now - reference)[:, 0]
     mean = difference.mean()
     # Advantages of mean zero: the gradient through the mean vanishes.
@@ -99,8 +99,10 @@ def test_relative_score_is_a_regression_onto_advantages(strength, detached):
 
 
 def test_relative_score_takes_the_mean_that_it_is_given():
-    credit = RelativeScore(strength=2.0).credit(scores([1.0], [3.0]), scores([0.0], [1.0]), scores(1.0, 1.0), torch.sum)
-    exact(credit, [1 - 2 * (1 - 3), 1 - 2 * (2 - 3)])
+    advantage = CenteredRegression(strength=2.0).advantage(
+        scores([1.0], [3.0]), scores([0.0], [1.0]), scores(1.0, 1.0), torch.sum
+    )
+    exact(advantage, [1 - 2 * (1 - 3), 1 - 2 * (2 - 3)])
 
 
 def test_contrastive_by_hand():
@@ -115,19 +117,19 @@ def test_contrastive_by_hand():
 
 def test_preference_by_hand():
     margin, reference = scores([2.0], [-1.0], [0.0], [5.0]).requires_grad_(), scores([0.5], [0.5], [0.0], [1.0])
-    weight, credit = scores([1.0], [2.0], [1.0], [1.0]), scores(1.0, 1.0, 1.0, 0.0)
-    loss = Preference(beta=0.2)(margin, reference, credit, weight, NORMALISER)
+    weight, advantage = scores([1.0], [2.0], [1.0], [1.0]), scores(1.0, 1.0, 1.0, 0.0)
+    loss = Preference(beta=0.2)(margin, reference, advantage, weight, NORMALISER)
     gains = [-math.log(1 + math.exp(-0.2 * difference)) for difference in (1.5, -1.5, 0.0)]
     exact(loss.detach(), -(gains[0] + 2 * gains[1] + gains[2]) / 3)
-    slope = [-0.2 / (1 + math.exp(0.2 * difference)) / 3 for difference in (1.5, -1.5, 0.0)]
-    exact(gradient(loss, margin), [[slope[0]], [2 * slope[1]], [slope[2]], [0.0]])
+    grad_logp = [-0.2 / (1 + math.exp(0.2 * difference)) / 3 for difference in (1.5, -1.5, 0.0)]
+    exact(gradient(loss, margin), [[grad_logp[0]], [2 * grad_logp[1]], [grad_logp[2]], [0.0]])
 
 
 def test_what_surrogates_read():
     table = {
-        Clipped: ("old", False),
-        WeightedLikelihood: (None, False),
-        RelativeScore: ("reference", True),
+        ClippedSurrogate: ("old", False),
+        PolicyGradient: (None, False),
+        CenteredRegression: ("reference", True),
         Contrastive: (None, True),
         Preference: ("reference", False),
     }
@@ -139,18 +141,21 @@ def test_what_surrogates_read():
 
 def test_a_term_adds_its_parts_and_reports_sums():
     (term,) = DiffuGRPO(epsilon=0.25, beta=0.5).terms(EOS)
-    views = hand_views()
+    batch = hand_views()
     old = torch.full((5, 4), -1.0)
     now, reference = old + 0.5, old - 0.25
     rows = replace(
-        views, unit_R=torch.arange(5), credit_U=torch.tensor([1.0, -1.0, 0.0, 2.0, 1.0]), length_U=torch.ones(5).long()
+        batch,
+        unit_R=torch.arange(5),
+        advantage_U=torch.tensor([1.0, -1.0, 0.0, 2.0, 1.0]),
+        length_U=torch.ones(5).long(),
     )
     loss, sums = term.loss(rows, now, old, reference, torch.tensor(2.0))
     ratio, k3_now = 0.5 * 2.71828183**0.5, 2.71828183**-0.75 + 0.75 - 1
     policy = -(0.5 * 2 * 1.25 - 2 * ratio + 0.5 * 1 * 2 * 1.25) / 2
     close(loss, policy + 0.5 * 0.5 * 7 * k3_now / 2)
-    close(replace(term, weight=0.1).loss(rows, now, old, reference, torch.tensor(2.0))[0], 0.1 * loss)
-    assert (sums["weight"], sums["clip_ratio"]) == (7.0, 3.0)
+    close(replace(term, coefficient=0.1).loss(rows, now, old, reference, torch.tensor(2.0))[0], 0.1 * loss)
+    assert (sums["count"], sums["clip_ratio"]) == (7.0, 3.0)
     close(sums["approx_kl"], 7 * (2.71828183**-0.5 + 0.5 - 1))
     close(sums["kl"], 7 * k3_now)
     alone, sums = term.loss(rows, now, old, None, torch.tensor(2.0))

@@ -12,12 +12,12 @@ from helpers.small import EOS, MASK, few
 from unmask.objective.masks import (
     EosTokens,
     FullyMasked,
+    all_completion,
     mask_prompt,
     through_eos,
     through_first_eos,
-    whole_region,
 )
-from unmask.objective.masks.base import position_draws, row_draws, sample_views, single_rows, smallest
+from unmask.objective.masks.base import position_draws, row_draws, sample_rows, single_rows, smallest
 from unmask.uniforms import Uniforms
 
 M, E = MASK, EOS
@@ -33,7 +33,7 @@ def test_spans_by_hand():
         return span(rollout)[:, 2:].int().tolist()
 
     assert at(through_eos) == [[1, 1, 0, 0, 0], [1] * 5]
-    assert at(whole_region) == [[1] * 5] * 2
+    assert at(all_completion) == [[1] * 5] * 2
     assert at(EosTokens(eos_id=EOS, count=0)) == [[1, 0, 1, 0, 0], [1] * 5]
     assert at(EosTokens(eos_id=EOS, count=1)) == [[1, 1, 1, 0, 0], [1] * 5]
     assert at(EosTokens(eos_id=EOS, count=2)) == [[1, 1, 1, 1, 0], [1] * 5]
@@ -76,26 +76,26 @@ def test_prompt_masks():
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_fully_masked(shared):
-    views = FullyMasked(prompt_mask_prob=0.5, shared=shared)(ROLLOUT, REWARDS, Uniforms(), 3, 4)
+    batch = FullyMasked(prompt_mask_prob=0.5, shared=shared)(ROLLOUT, REWARDS, Uniforms(), 3, 4)
     hidden = mask_prompt(ROLLOUT, 0.5, Uniforms(), 3, shared=shared)
     rows = [0, 2] if shared else [0, 1, 2, 3]
     for forward, row in enumerate(rows):
         prompt = [M if hide else token for hide, token in zip(hidden[row, :3].tolist(), TOKENS[row][:3], strict=True)]
-        assert views.inputs_FL[forward].tolist() == [*prompt, M, M, M, M]
-    assert views.attention_FL.tolist() == ROLLOUT.attention_NL[rows].tolist()
-    assert views.forward_R.tolist() == ([0, 0, 1, 1] if shared else [0, 1, 2, 3])
-    assert views.unit_R.tolist() == [0, 1, 2, 3]
-    assert views.credit_U.tolist() == [1.0, -1.0, 0.5, -0.5]
-    assert views.targets_RL.tolist() == TOKENS
-    assert views.scored_RL[:, PROMPT:].int().tolist() == [
+        assert batch.inputs_FL[forward].tolist() == [*prompt, M, M, M, M]
+    assert batch.attention_FL.tolist() == ROLLOUT.attention_NL[rows].tolist()
+    assert batch.forward_R.tolist() == ([0, 0, 1, 1] if shared else [0, 1, 2, 3])
+    assert batch.unit_R.tolist() == [0, 1, 2, 3]
+    assert batch.advantage_U.tolist() == [1.0, -1.0, 0.5, -0.5]
+    assert batch.targets_RL.tolist() == TOKENS
+    assert batch.scored_RL[:, PROMPT:].int().tolist() == [
         [1, 1, 1, 0],
         [1, 1, 1, 1],
         [1, 0, 0, 0],
         [1, 1, 1, 1],
     ]
-    assert torch.equal(views.weight_RL, views.scored_RL.float())
-    assert views.temperature == 1.0
-    assert views.old_RL is None
+    assert torch.equal(batch.token_weight_RL, batch.scored_RL.float())
+    assert batch.temperature == 1.0
+    assert batch.old_RL is None
 
 
 def test_draws_are_keyed_by_prompt_sample_row_and_position():
@@ -126,19 +126,19 @@ def test_sample_views_by_hand():
     weight = torch.arange(56.0).view(4, 2, 7).double()
     scored = masked & ROLLOUT.region_L
     length = torch.tensor([3, 4, 1, 4])
-    views = sample_views(
-        ROLLOUT, masked_NRL=masked, scored_NRL=scored, weight_NRL=weight, length_N=length, credit=REWARDS
+    batch = sample_rows(
+        ROLLOUT, masked_NRL=masked, scored_NRL=scored, token_weight_NRL=weight, length_N=length, advantage=REWARDS
     )
-    assert views.inputs_FL[0].tolist() == [1, 2, 3, 4, MASK, MASK, MASK]
-    assert views.inputs_FL[4:6].tolist() == [[0, 5, 6, EOS, MASK, MASK, MASK], [0, MASK, 6, EOS, 1, EOS, 2]]
-    assert views.targets_RL.tolist() == [row for row in TOKENS for _ in range(2)]
-    assert views.attention_FL[:, 0].tolist() == [True] * 4 + [False] * 4
-    assert views.forward_R.tolist() == list(range(8))
-    assert views.unit_R.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert torch.equal(views.scored_RL.view(4, 2, 7), scored)
-    assert torch.equal(views.weight_RL, weight.float().view(8, 7))
-    assert views.credit_U.tolist() == [1.0, -1.0, 0.5, -0.5]
-    assert views.length_U.tolist() == [3, 4, 1, 4]
+    assert batch.inputs_FL[0].tolist() == [1, 2, 3, 4, MASK, MASK, MASK]
+    assert batch.inputs_FL[4:6].tolist() == [[0, 5, 6, EOS, MASK, MASK, MASK], [0, MASK, 6, EOS, 1, EOS, 2]]
+    assert batch.targets_RL.tolist() == [row for row in TOKENS for _ in range(2)]
+    assert batch.attention_FL[:, 0].tolist() == [True] * 4 + [False] * 4
+    assert batch.forward_R.tolist() == list(range(8))
+    assert batch.unit_R.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert torch.equal(batch.scored_RL.view(4, 2, 7), scored)
+    assert torch.equal(batch.token_weight_RL, weight.float().view(8, 7))
+    assert batch.advantage_U.tolist() == [1.0, -1.0, 0.5, -0.5]
+    assert batch.length_U.tolist() == [3, 4, 1, 4]
 
 
 def test_single_rows_by_hand():
@@ -147,12 +147,12 @@ def test_single_rows_by_hand():
     masked[1:, 5:] = True
     weight = torch.arange(35.0).view(5, 7).double()
     scored = masked & (torch.arange(7) > 5)
-    views = single_rows(ROLLOUT, sample, masked_RL=masked, scored_RL=scored, weight_RL=weight, credit=REWARDS)
-    assert views.inputs_FL[:3].tolist() == [TOKENS[0], [1, 2, 3, 4, 5, M, M], [0, 5, 6, E, 1, M, M]]
-    assert views.targets_RL.tolist() == [TOKENS[index] for index in sample]
-    assert torch.equal(views.attention_FL, ROLLOUT.attention_NL[sample])
-    assert torch.equal(views.scored_RL, scored)
-    assert torch.equal(views.weight_RL, weight.float())
-    assert views.forward_R.tolist() == views.unit_R.tolist() == list(range(5))
-    assert views.credit_U.tolist() == [1.0, 1.0, 0.5, -0.5, -0.5]
-    assert views.length_U.tolist() == [0, 1, 1, 1, 1]
+    batch = single_rows(ROLLOUT, sample, masked_RL=masked, scored_RL=scored, token_weight_RL=weight, advantage=REWARDS)
+    assert batch.inputs_FL[:3].tolist() == [TOKENS[0], [1, 2, 3, 4, 5, M, M], [0, 5, 6, E, 1, M, M]]
+    assert batch.targets_RL.tolist() == [TOKENS[index] for index in sample]
+    assert torch.equal(batch.attention_FL, ROLLOUT.attention_NL[sample])
+    assert torch.equal(batch.scored_RL, scored)
+    assert torch.equal(batch.token_weight_RL, weight.float())
+    assert batch.forward_R.tolist() == batch.unit_R.tolist() == list(range(5))
+    assert batch.advantage_U.tolist() == [1.0, 1.0, 0.5, -0.5, -0.5]
+    assert batch.length_U.tolist() == [0, 1, 1, 1, 1]

@@ -23,8 +23,8 @@ from unmask.objective.masks import (
     SpacedTime,
     StratifiedTimes,
     UniformCounts,
+    all_completion,
     through_eos,
-    whole_region,
 )
 from unmask.objective.masks.random import QUADRATURE
 from unmask.uniforms import Uniforms
@@ -42,7 +42,7 @@ LAWS = {
     "coupled": CoupledCounts(),
     "full and pair": FullAndPair(),
 }
-every_law = pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+every_law = pytest.mark.parametrize("distribution", LAWS.values(), ids=LAWS)
 
 
 def drawn(law, rollout, update=0, updates=1, seed=0):
@@ -58,31 +58,33 @@ def assert_law(counts, probabilities):
 
 @every_law
 @pytest.mark.parametrize("update", [0, 1])
-def test_padding_and_order_do_not_matter(law, update):
-    views = RandomMasks(law=law)(ROLLOUT, REWARDS, Uniforms(), update, 3)
-    wider = RandomMasks(law=law)(padded(ROLLOUT, 4), REWARDS, Uniforms(), update, 3)
-    turned = RandomMasks(law=law)(taken_samples(ROLLOUT, [3, 2, 1, 0], 2), REWARDS, Uniforms(), update, 3)
-    for name in ("inputs_FL", "scored_RL", "weight_RL"):
-        ours = getattr(views, name)
+def test_padding_and_order_do_not_matter(distribution, update):
+    batch = RandomMasks(distribution=distribution)(ROLLOUT, REWARDS, Uniforms(), update, 3)
+    wider = RandomMasks(distribution=distribution)(padded(ROLLOUT, 4), REWARDS, Uniforms(), update, 3)
+    turned = RandomMasks(distribution=distribution)(
+        taken_samples(ROLLOUT, [3, 2, 1, 0], 2), REWARDS, Uniforms(), update, 3
+    )
+    for name in ("inputs_FL", "scored_RL", "token_weight_RL"):
+        ours = getattr(batch, name)
         assert torch.equal(getattr(wider, name)[:, 4:], ours)
         assert torch.equal(getattr(turned, name).view(4, -1, 7), ours.view(4, -1, 7).flip(0))
 
 
 @every_law
-@pytest.mark.parametrize("span", [through_eos, whole_region, EosTokens(eos_id=EOS, count=1)])
-def test_what_follows_the_span_is_masked_but_not_scored(law, span):
-    views = RandomMasks(law=law, span=span)(ROLLOUT, REWARDS, Uniforms(), 0, 1)
-    masks = law(ROLLOUT, span(ROLLOUT), Uniforms(), 0, 1)
+@pytest.mark.parametrize("span", [through_eos, all_completion, EosTokens(eos_id=EOS, count=1)])
+def test_what_follows_the_span_is_masked_but_not_scored(distribution, span):
+    batch = RandomMasks(distribution=distribution, span=span)(ROLLOUT, REWARDS, Uniforms(), 0, 1)
+    masks = distribution(ROLLOUT, span(ROLLOUT), Uniforms(), 0, 1)
     rows = masks.masked_NRL.shape[1]
     inside = span(ROLLOUT).repeat_interleave(rows, 0)
-    assert torch.equal(views.scored_RL, masks.masked_NRL.flatten(0, 1))
-    assert not bool((views.scored_RL & ~inside).any())
-    masked = views.scored_RL | (ROLLOUT.region_L & ~inside)
-    assert torch.equal(views.inputs_FL, views.targets_RL.masked_fill(masked, MASK))
-    weight = (masks.weight_NRL * torch.ones(7)).flatten(0, 1).float()
-    assert torch.equal(views.weight_RL, torch.where(views.scored_RL, weight, 0.0))
-    assert views.length_U.tolist() == span(ROLLOUT).sum(1).tolist()
-    assert torch.equal(views.credit_U, REWARDS.flatten())
+    assert torch.equal(batch.scored_RL, masks.masked_NRL.flatten(0, 1))
+    assert not bool((batch.scored_RL & ~inside).any())
+    masked = batch.scored_RL | (ROLLOUT.region_L & ~inside)
+    assert torch.equal(batch.inputs_FL, batch.targets_RL.masked_fill(masked, MASK))
+    weight = (masks.token_weight_NRL * torch.ones(7)).flatten(0, 1).float()
+    assert torch.equal(batch.token_weight_RL, torch.where(batch.scored_RL, weight, 0.0))
+    assert batch.length_U.tolist() == span(ROLLOUT).sum(1).tolist()
+    assert torch.equal(batch.advantage_U, REWARDS.flatten())
 
 
 # ---- times: every position masked with probability t, one at least ----
@@ -102,7 +104,7 @@ def count_law(length, low, high):
 
 
 @pytest.mark.parametrize(
-    ("law", "update", "updates", "times"),
+    ("distribution", "update", "updates", "times"),
     [
         (SpacedTime(), 0, 1, [(0, 1)]),
         (SpacedTime(), 0, 3, [(0, 1)]),
@@ -113,9 +115,9 @@ def count_law(length, low, high):
         (StratifiedTimes(count=3), 1, 2, [(0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1)]),
     ],
 )
-def test_counts_at_random_times(law, update, updates, times):
+def test_counts_at_random_times(distribution, update, updates, times):
     rollout = ended_rollout([5] * MANY, width=6)
-    masked, weight = drawn(law, rollout, update, updates)
+    masked, weight = drawn(distribution, rollout, update, updates)
     assert masked.shape == (MANY, len(times), 8)
     assert bool((weight == 1).all())
     assert not bool(masked[..., :2].any() | masked[..., 7].any())
@@ -211,10 +213,10 @@ def test_quadrature_counts_and_weights(nodes):
     empirical = drawn(QuadratureNodes(nodes=nodes, empirical=True), rollout)
     assert published.masked_NRL.sum(2).tolist() == empirical.masked_NRL.sum(2).tolist() == counts
     shape = torch.zeros(5, nodes, 1)
-    exact(published.weight_NRL + shape, [[[w / t] for t, w in zip(node, weight, strict=True)]] * 5)
+    exact(published.token_weight_NRL + shape, [[[w / t] for t, w in zip(node, weight, strict=True)]] * 5)
     for sample, length in enumerate(lengths):
         expected = [w * length / count for w, count in zip(weight, counts[sample], strict=True)]
-        exact(empirical.weight_NRL[sample, :, 0], expected)
+        exact(empirical.token_weight_NRL[sample, :, 0], expected)
     assert QuadratureNodes() == QuadratureNodes(nodes=3, empirical=False)
 
 
@@ -229,14 +231,14 @@ def test_coupled_rows_are_complements(pairs):
     assert masked.shape[1] == 2 * pairs
     assert torch.equal(masked[:, 0::2] | masked[:, 1::2], span[:, None].expand(-1, pairs, -1))
     assert not bool((masked[:, 0::2] & masked[:, 1::2]).any())
-    views = RandomMasks(law=CoupledCounts(pairs=pairs))(rollout, torch.zeros(20, 4), Uniforms().key(0), 0, 1)
-    count = views.scored_RL.sum(1)
+    batch = RandomMasks(distribution=CoupledCounts(pairs=pairs))(rollout, torch.zeros(20, 4), Uniforms().key(0), 0, 1)
+    count = batch.scored_RL.sum(1)
     assert int(count.min()) == 0
     length = span.sum(1).repeat_interleave(2 * pairs)
     total = torch.where(count > 0, (length + 1) / (2.0 * pairs), 0.0)
-    torch.testing.assert_close(views.weight_RL.sum(1), total)
+    torch.testing.assert_close(batch.token_weight_RL.sum(1), total)
     for row in range(len(count)):
-        assert len(views.weight_RL[row][views.scored_RL[row]].unique()) == min(1, int(count[row]))
+        assert len(batch.token_weight_RL[row][batch.scored_RL[row]].unique()) == min(1, int(count[row]))
     assert CoupledCounts() == CoupledCounts(pairs=2)
 
 
@@ -268,14 +270,14 @@ def test_full_and_pair_weights():
 
 
 @pytest.mark.parametrize(
-    ("law", "low", "high"), [(FullAndPair(), 0.2, 0.8), (FullAndPair(low=0.1, high=0.3), 0.1, 0.3)]
+    ("distribution", "low", "high"), [(FullAndPair(), 0.2, 0.8), (FullAndPair(low=0.1, high=0.3), 0.1, 0.3)]
 )
-def test_full_and_pair_draw_one_time_an_update(law, low, high):
+def test_full_and_pair_draw_one_time_an_update(distribution, low, high):
     rollout = ended_rollout([2], width=2)
-    weights = [drawn(law, rollout, update, 300).weight_NRL for update in range(300)]
+    weights = [drawn(distribution, rollout, update, 300).token_weight_NRL for update in range(300)]
     times = torch.stack([0.5 / weight[0, 1, 0] for weight in weights])
     assert bool(((times > low) & (times < high)).all())
-    assert len(drawn(law, ROLLOUT).weight_NRL[:, 1].unique()) == 1
+    assert len(drawn(distribution, ROLLOUT).token_weight_NRL[:, 1].unique()) == 1
     assert_law(((times - low) / (high - low) * 5).long(), [0.2] * 5)
 
 
@@ -285,20 +287,22 @@ def test_full_and_pair_draw_one_time_an_update(law, low, high):
 def test_best_and_worst_by_hand():
     rollout = ended_rollout([1, 2, 3, 4, 5, 6, 2, 3, 4], width=6, group_size=3)
     rewards = torch.tensor([[0.5, 0.0, 1.0], [1.0, 1.0, 1.0], [2.0, 2.0, -1.0]])
-    masks = RandomMasks(law=UniformCounts(count=2))
+    masks = RandomMasks(distribution=UniformCounts(count=2))
     every = masks(rollout, rewards, Uniforms(), 1, 2)
-    views = BestAndWorst(masks=masks)(rollout, rewards, Uniforms(), 1, 2)
+    batch = BestAndWorst(masks=masks)(rollout, rewards, Uniforms(), 1, 2)
     samples, signs = [1, 2, 3, 6, 8], [-1, 1, 1, 1, -1]
     rows = [2 * sample + row for sample in samples for row in range(2)]
-    assert torch.equal(views.inputs_FL, every.inputs_FL[rows])
-    assert torch.equal(views.targets_RL, every.targets_RL[rows])
-    assert torch.equal(views.scored_RL, every.scored_RL[rows])
-    assert torch.equal(views.weight_RL, every.weight_RL[rows] * torch.tensor(signs).repeat_interleave(2)[:, None])
-    assert views.forward_R.tolist() == list(range(10))
-    assert views.unit_R.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 2, 2]
-    assert views.credit_U.tolist() == [1.0, 0.0, 1.0]
-    assert views.length_U.tolist() == [5, 4, 6]
+    assert torch.equal(batch.inputs_FL, every.inputs_FL[rows])
+    assert torch.equal(batch.targets_RL, every.targets_RL[rows])
+    assert torch.equal(batch.scored_RL, every.scored_RL[rows])
+    assert torch.equal(
+        batch.token_weight_RL, every.token_weight_RL[rows] * torch.tensor(signs).repeat_interleave(2)[:, None]
+    )
+    assert batch.forward_R.tolist() == list(range(10))
+    assert batch.unit_R.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 2, 2]
+    assert batch.advantage_U.tolist() == [1.0, 0.0, 1.0]
+    assert batch.length_U.tolist() == [5, 4, 6]
     logp = -torch.arange(len(every.forward_R) * 8).view(-1, 8) / 100 * every.scored_RL
     scores = weighted_sum(logp, every).value_UK[:, 0]
-    margin = weighted_sum(logp[rows], views).value_UK[:, 0]
+    margin = weighted_sum(logp[rows], batch).value_UK[:, 0]
     torch.testing.assert_close(margin, torch.stack([scores[2] - scores[1], scores[3], scores[6] - scores[8]]))

@@ -76,26 +76,26 @@ def test_branches():
     snapshot = replace(ROLLOUT.snapshots[1], guesses_ZNL=fills, logp_ZNL=numbers, confidence_ZNL=numbers)
     rollout = replace(ROLLOUT, snapshots=(snapshot,))
     rewards = torch.arange(12.0).view(2, 2, 3)
-    views = Branches(eos_id=E, prompt_mask_prob=1.0)(rollout, rewards, Uniforms(), 0, 1)
-    assert views.inputs_FL.tolist() == [
+    batch = Branches(eos_id=E, prompt_mask_prob=1.0)(rollout, rewards, Uniforms(), 0, 1)
+    assert batch.inputs_FL.tolist() == [
         [M, M, M, 4, M, M, M],
         [M, M, M, M, M, 7, M],
         [0, M, M, E, 1, M, M],
         [0, M, M, M, M, M, E],
     ]
-    assert torch.equal(views.attention_FL, ROLLOUT.attention_NL)
-    assert views.forward_R.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
-    assert views.unit_R.tolist() == list(range(12))
-    assert views.credit_U.tolist() == list(range(12))
-    assert torch.equal(views.targets_RL, fills.transpose(0, 1).flatten(0, 1))
-    assert views.scored_RL[:, PROMPT:].int().tolist() == [
+    assert torch.equal(batch.attention_FL, ROLLOUT.attention_NL)
+    assert batch.forward_R.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert batch.unit_R.tolist() == list(range(12))
+    assert batch.advantage_U.tolist() == list(range(12))
+    assert torch.equal(batch.targets_RL, fills.transpose(0, 1).flatten(0, 1))
+    assert batch.scored_RL[:, PROMPT:].int().tolist() == [
         *([0, 1, 1, 1], [0, 1, 0, 0], [0, 1, 1, 1]),
         *([1, 1, 0, 1], [1, 0, 0, 0], [1, 1, 0, 1]),
         *([0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]),
         *([1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 0]),
     ]
-    assert not bool(views.scored_RL[:, :PROMPT].any())
-    assert torch.equal(views.weight_RL, views.scored_RL.float())
+    assert not bool(batch.scored_RL[:, :PROMPT].any())
+    assert torch.equal(batch.token_weight_RL, batch.scored_RL.float())
     plain = Branches(eos_id=E)(rollout, rewards, Uniforms(), 0, 1)
     assert torch.equal(plain.inputs_FL, canvas)
     shared = Branches(eos_id=E, prompt_mask_prob=0.5, shared=True)(rollout, rewards, Uniforms(), 2, 1)
@@ -140,36 +140,36 @@ def test_positions():
 def test_own_guesses():
     advantages = torch.tensor([[[0.0, 1.0, 2.0], [0.0, -1.0, -2.0]], [[3.0, 0.0, 1.0], [-3.0, 0.0, 1.0]]])
     rollout = replace(ROLLOUT, exact=True)
-    views = OwnGuesses(eos_id=E, steps=2)(rollout, advantages, Uniforms(), 0, 1)
+    batch = OwnGuesses(eos_id=E, steps=2)(rollout, advantages, Uniforms(), 0, 1)
     rows = [(0, 2), (0, 1), (1, 2), (1, 1), (2, 0), (2, 2), (3, 0), (3, 2)]  # (sample, step)
     for row, (sample, step) in enumerate(rows):
         state = ROLLOUT.snapshots[step]
         masked = state.canvas_NL[sample] == M
         count = int(masked.sum())
-        assert torch.equal(views.inputs_FL[row], state.canvas_NL[sample])
-        assert torch.equal(views.targets_RL[row], state.guesses_ZNL[0, sample])
-        assert torch.equal(views.attention_FL[row], ROLLOUT.attention_NL[sample])
-        assert torch.equal(views.scored_RL[row], masked)
-        close(views.weight_RL[row], state.confidence_ZNL[0, sample] / count)
-        close(views.credit_U[row], float(advantages[sample // 2, sample % 2, step]) * 4 / count)
-        assert torch.equal(views.old_RL[row], state.logp_ZNL[0, sample])
+        assert torch.equal(batch.inputs_FL[row], state.canvas_NL[sample])
+        assert torch.equal(batch.targets_RL[row], state.guesses_ZNL[0, sample])
+        assert torch.equal(batch.attention_FL[row], ROLLOUT.attention_NL[sample])
+        assert torch.equal(batch.scored_RL[row], masked)
+        close(batch.token_weight_RL[row], state.confidence_ZNL[0, sample] / count)
+        close(batch.advantage_U[row], float(advantages[sample // 2, sample % 2, step]) * 4 / count)
+        assert torch.equal(batch.old_RL[row], state.logp_ZNL[0, sample])
     guided = OwnGuesses(eos_id=E, steps=2)(replace(ROLLOUT, exact=False), advantages, Uniforms(), 0, 1)
     assert guided.old_RL is None  # what was recorded is not what scoring gives
-    assert views.forward_R.tolist() == views.unit_R.tolist() == list(range(8))
-    assert views.temperature == 0.5
+    assert batch.forward_R.tolist() == batch.unit_R.tolist() == list(range(8))
+    assert batch.temperature == 0.5
     greedy = OwnGuesses(eos_id=E, steps=9)(replace(ROLLOUT, temperature=0.0), advantages, Uniforms(), 0, 1)
     assert greedy.temperature == 1.0
-    assert len(greedy.credit_U) == 12
+    assert len(greedy.advantage_U) == 12
 
 
 def test_own_guesses_without_weights_or_positions():
     advantages = torch.ones(2, 2, 3)
     own = OwnGuesses(eos_id=E, steps=3, choose=spread_steps, confidence_weight=False, length_weight=False)
-    views = own(ROLLOUT, advantages, Uniforms(), 0, 1)
-    close(views.weight_RL.sum(1), torch.ones(12))
-    close(views.credit_U, torch.ones(12))
+    batch = own(ROLLOUT, advantages, Uniforms(), 0, 1)
+    close(batch.token_weight_RL.sum(1), torch.ones(12))
+    close(batch.advantage_U, torch.ones(12))
     ended = replace(own, positions=masked_through_eos, length_weight=True)(ROLLOUT, advantages, Uniforms(), 0, 1)
     counts = ended.scored_RL.sum(1)
     assert counts.tolist() == [4, 2, 1, 4, 1, 2, 1, 0, 0, 2, 3, 2]
-    close(ended.weight_RL.sum(1), (counts > 0).float())
-    close(ended.credit_U, 4 / counts.clamp(min=1))
+    close(ended.token_weight_RL.sum(1), (counts > 0).float())
+    close(ended.advantage_U, 4 / counts.clamp(min=1))

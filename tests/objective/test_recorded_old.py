@@ -41,21 +41,21 @@ def last_views(method, rule, **changes):
     term = terms[-1]
     columns = () if term.record is None else (term.record.guesses,)
     rewards = Uniforms().key("rewards", torch.arange(len(ROWS) * GROUP * max(1, *columns, 1))).draw().float()
-    return denoiser, term.views(rollout, rewards.view(len(ROWS), GROUP, *columns), Uniforms(), 0, 2)
+    return denoiser, term.scoring_batch(rollout, rewards.view(len(ROWS), GROUP, *columns), Uniforms(), 0, 2)
 
 
 @pytest.mark.parametrize(("method", "rule"), METHODS.values(), ids=METHODS)
 def test_recorded_log_probs_are_those_of_scoring(method, rule):
-    denoiser, views = last_views(method, rule)
-    scored = row_logp(denoiser, views).detach()
-    torch.testing.assert_close(views.old_RL * views.scored_RL, scored, rtol=1e-5, atol=1e-5)
-    assert int(views.scored_RL.sum()) > 8
+    denoiser, batch = last_views(method, rule)
+    scored = row_logp(denoiser, batch).detach()
+    torch.testing.assert_close(batch.old_RL * batch.scored_RL, scored, rtol=1e-5, atol=1e-5)
+    assert int(batch.scored_RL.sum()) > 8
 
 
 @pytest.mark.parametrize(("method", "rule"), OTHERWISE.values(), ids=OTHERWISE)
 def test_rows_that_the_sampler_did_not_see_are_scored_again(method, rule):
-    _, views = last_views(method, rule)
-    assert views.old_RL is None
+    _, batch = last_views(method, rule)
+    assert batch.old_RL is None
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_rows_that_the_sampler_did_not_see_are_scored_again(method, rule):
 )
 def test_other_laws_than_the_scored_one_are_scored_again(changes):
     for name, (method, rule) in METHODS.items():
-        _, views = last_views(method, rule, **changes)
-        assert views.old_RL is None, name
+        _, batch = last_views(method, rule, **changes)
+        assert batch.old_RL is None, name
 
 
 def test_what_was_filled_up_is_scored_again():
@@ -75,6 +75,6 @@ def test_what_was_filled_up_is_scored_again():
     sampler = Sampler(max_new_tokens=16, block_length=4, steps=16, temperature=1.0, stop_at_end=True)
     rollout = sampler(denoiser, prompts_of(ROWS, samples=range(GROUP)), Uniforms(), group_size=GROUP)
     assert not rollout.exact
-    views = term.views(rollout, torch.rand(len(ROWS), GROUP), Uniforms(), 0, 2)
-    assert views.old_RL is None
+    batch = term.scoring_batch(rollout, torch.rand(len(ROWS), GROUP), Uniforms(), 0, 2)
+    assert batch.old_RL is None
     assert isinstance(term.masking, masks.Segments)

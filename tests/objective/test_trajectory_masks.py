@@ -16,8 +16,8 @@ from unmask.objective.masks import (
     RecordedTimes,
     Segments,
     ShrunkSteps,
+    all_completion,
     through_eos,
-    whole_region,
 )
 from unmask.uniforms import Uniforms
 
@@ -49,9 +49,9 @@ SEGMENTS = Segments(grouping=ShrunkSteps(shrink=2), span=through_eos, per_row=Tr
 MASKINGS = {
     "blocks": BlockRandom(),
     "segments": SEGMENTS,
-    "equal segments": Segments(grouping=EqualSegments(count=3), span=whole_region, per_row=False),
+    "equal segments": Segments(grouping=EqualSegments(count=3), span=all_completion, per_row=False),
     "prefixes": Prefixes(fraction=0.5),
-    "recorded": RandomMasks(law=RecordedTimes(count=2)),
+    "recorded": RandomMasks(distribution=RecordedTimes(count=2)),
 }
 
 
@@ -62,12 +62,12 @@ def assert_law(values, probabilities):
 
 @pytest.mark.parametrize("masking", MASKINGS.values(), ids=MASKINGS)
 def test_padding_and_order_do_not_matter(masking):
-    views = masking(ROLLOUT, REWARDS, Uniforms(), 1, 2)
+    batch = masking(ROLLOUT, REWARDS, Uniforms(), 1, 2)
     wider = masking(padded(ROLLOUT, 4), REWARDS, Uniforms(), 1, 2)
     turned = masking(taken_samples(ROLLOUT, [3, 2, 1, 0], 2), REWARDS.flip(0, 1), Uniforms(), 1, 2)
-    assert torch.equal(turned.credit_U.view(4, -1), views.credit_U.view(4, -1).flip(0))
-    for name in ("inputs_FL", "targets_RL", "scored_RL", "weight_RL"):
-        ours = getattr(views, name)
+    assert torch.equal(turned.advantage_U.view(4, -1), batch.advantage_U.view(4, -1).flip(0))
+    for name in ("inputs_FL", "targets_RL", "scored_RL", "token_weight_RL"):
+        ours = getattr(batch, name)
         assert torch.equal(getattr(wider, name)[:, 4:], ours)
         assert torch.equal(getattr(turned, name).view(4, -1, 8), ours.view(4, -1, 8).flip(0))
 
@@ -89,18 +89,18 @@ def block_views(rollout, **settings):
 def test_block_random_rows():
     lengths = torch.tensor([1, 2, 3, 5, 7, 9] * 20)
     rollout = ended_rollout(lengths, width=9, block_length=3)
-    views = block_views(rollout, count=3)
+    batch = block_views(rollout, count=3)
     block_RL, span_RL = rollout.block_NL.repeat_interleave(3, 0), rollout.completion_NL.repeat_interleave(3, 0)
-    partial_R1 = blocks_of(rollout, views.scored_RL).amin(1, keepdim=True)
-    masked = views.inputs_FL == MASK
+    partial_R1 = blocks_of(rollout, batch.scored_RL).amin(1, keepdim=True)
+    masked = batch.inputs_FL == MASK
     assert bool(masked[(block_RL > partial_R1) | (rollout.region_L & ~span_RL)].all())
     assert not bool(masked[(block_RL < partial_R1) & span_RL].any() | masked[:, :2].any())
-    assert torch.equal(views.scored_RL, masked & span_RL)
-    assert torch.equal(views.inputs_FL, views.targets_RL.masked_fill(masked, MASK))
+    assert torch.equal(batch.scored_RL, masked & span_RL)
+    assert torch.equal(batch.inputs_FL, batch.targets_RL.masked_fill(masked, MASK))
     length_R1 = lengths.repeat_interleave(3)[:, None]
-    weight = length_R1 / views.scored_RL.sum(1, keepdim=True)
-    torch.testing.assert_close(views.weight_RL, torch.where(views.scored_RL, weight, 0.0))
-    assert views.length_U.tolist() == lengths.tolist()
+    weight = length_R1 / batch.scored_RL.sum(1, keepdim=True)
+    torch.testing.assert_close(batch.token_weight_RL, torch.where(batch.scored_RL, weight, 0.0))
+    assert batch.length_U.tolist() == lengths.tolist()
     assert BlockRandom() == BlockRandom(count=2, prompt_mask_prob=0.15)
 
 
@@ -131,13 +131,13 @@ def test_clean_tokens_are_masked_at_random():
     block_RL = rollout.block_NL.repeat_interleave(2, 0)
     clean_RL = (block_RL < blocks_of(rollout, plain.scored_RL).amin(1, keepdim=True)) & plain.attention_FL
     for prob in (0.0, 0.3, 1.0):
-        views = block_views(rollout, prompt_mask_prob=prob)
-        masked = views.inputs_FL == MASK
+        batch = block_views(rollout, prompt_mask_prob=prob)
+        masked = batch.inputs_FL == MASK
         assert torch.equal(masked[~clean_RL], (plain.inputs_FL == MASK)[~clean_RL])
         assert abs(masked[clean_RL].float().mean() - prob) <= (0.015 if prob == 0.3 else 0)
-        assert torch.equal(views.scored_RL, masked & rollout.completion_NL.repeat_interleave(2, 0))
+        assert torch.equal(batch.scored_RL, masked & rollout.completion_NL.repeat_interleave(2, 0))
         # Scored tokens count 1 / (share of the length that they make): together the length.
-        torch.testing.assert_close(views.weight_RL.sum(1), torch.full((2 * MANY,), 5.0))
+        torch.testing.assert_close(batch.token_weight_RL.sum(1), torch.full((2 * MANY,), 5.0))
         prompt = masked[:, 1:3].float()
         assert abs((prompt[:, 0] * prompt[:, 1]).mean() - prob**2) < 0.02
 
@@ -173,11 +173,11 @@ def test_equal_segments():
     assert EqualSegments() == EqualSegments(count=8)
 
 
-@pytest.mark.parametrize("span", [through_eos, whole_region, EosTokens(eos_id=EOS, count=0)])
+@pytest.mark.parametrize("span", [through_eos, all_completion, EosTokens(eos_id=EOS, count=0)])
 @pytest.mark.parametrize("grouping", [ShrunkSteps(shrink=3), EqualSegments(count=3)])
 @pytest.mark.parametrize("per_row", [True, False])
 def test_segments_score_every_token_once(span, grouping, per_row):
-    views = Segments(grouping=grouping, span=span, per_row=per_row)(ROLLOUT, REWARDS, Uniforms(), 0, 1)
+    batch = Segments(grouping=grouping, span=span, per_row=per_row)(ROLLOUT, REWARDS, Uniforms(), 0, 1)
     segment, count = grouping(ROLLOUT)
     assert count == 3
     for row in range(12):
@@ -185,16 +185,16 @@ def test_segments_score_every_token_once(span, grouping, per_row):
         inside = ROLLOUT.region_L & (segment[sample] >= index)
         scored = span(ROLLOUT)[sample] & (segment[sample] == index)
         tokens = ROLLOUT.tokens_NL[sample]
-        assert torch.equal(views.inputs_FL[row], tokens.masked_fill(inside, MASK))
-        assert torch.equal(views.targets_RL[row], tokens)
-        assert torch.equal(views.scored_RL[row], scored)
+        assert torch.equal(batch.inputs_FL[row], tokens.masked_fill(inside, MASK))
+        assert torch.equal(batch.targets_RL[row], tokens)
+        assert torch.equal(batch.scored_RL[row], scored)
         weight = 1 / max(1, int(scored.sum())) if per_row else 3 / WIDTH
-        torch.testing.assert_close(views.weight_RL[row], scored * torch.tensor(weight))
-        assert views.credit_U[row] == REWARDS.flatten()[sample]
-        assert views.length_U[row] == scored.sum()
-    assert torch.equal(views.scored_RL.view(4, 3, 8).sum(1), span(ROLLOUT).long())
-    assert views.forward_R.tolist() == views.unit_R.tolist() == list(range(12))
-    assert torch.equal(views.attention_FL, ROLLOUT.attention_NL.repeat_interleave(3, 0))
+        torch.testing.assert_close(batch.token_weight_RL[row], scored * torch.tensor(weight))
+        assert batch.advantage_U[row] == REWARDS.flatten()[sample]
+        assert batch.length_U[row] == scored.sum()
+    assert torch.equal(batch.scored_RL.view(4, 3, 8).sum(1), span(ROLLOUT).long())
+    assert batch.forward_R.tolist() == batch.unit_R.tolist() == list(range(12))
+    assert torch.equal(batch.attention_FL, ROLLOUT.attention_NL.repeat_interleave(3, 0))
 
 
 def test_a_remasking_sampler_leaves_no_trajectory():
@@ -219,17 +219,17 @@ def test_a_remasking_sampler_leaves_no_trajectory():
 )
 def test_prefixes(fraction, positions):
     rollout = replace(ROLLOUT, attention_NL=ROLLOUT.attention_NL & (torch.arange(8) > 0))
-    views = Prefixes(fraction=fraction)(rollout, REWARDS, Uniforms(), 0, 1)
+    batch = Prefixes(fraction=fraction)(rollout, REWARDS, Uniforms(), 0, 1)
     rows = [(sample, position + PROMPT) for sample, chosen in enumerate(positions) for position in chosen]
     for row, (sample, column) in enumerate(rows):
-        assert views.inputs_FL[row].tolist() == TOKENS[sample][:column] + [MASK] * (8 - column)
-        assert views.scored_RL[row].nonzero().flatten().tolist() == [column]
-        assert views.targets_RL[row].tolist() == TOKENS[sample]
-        assert views.credit_U[row] == REWARDS.flatten()[sample]
-    assert torch.equal(views.weight_RL, views.scored_RL.float())
-    assert views.forward_R.tolist() == views.unit_R.tolist() == list(range(len(rows)))
-    assert views.length_U.tolist() == [1] * len(rows)
-    assert torch.equal(views.attention_FL, views.attention_FL.new_ones(len(rows), 8) & (torch.arange(8) > 0))
+        assert batch.inputs_FL[row].tolist() == TOKENS[sample][:column] + [MASK] * (8 - column)
+        assert batch.scored_RL[row].nonzero().flatten().tolist() == [column]
+        assert batch.targets_RL[row].tolist() == TOKENS[sample]
+        assert batch.advantage_U[row] == REWARDS.flatten()[sample]
+    assert torch.equal(batch.token_weight_RL, batch.scored_RL.float())
+    assert batch.forward_R.tolist() == batch.unit_R.tolist() == list(range(len(rows)))
+    assert batch.length_U.tolist() == [1] * len(rows)
+    assert torch.equal(batch.attention_FL, batch.attention_FL.new_ones(len(rows), 8) & (torch.arange(8) > 0))
     assert Prefixes() == Prefixes(fraction=1.0)
 
 

@@ -93,26 +93,26 @@ def test_the_published_beta_is_no_upper_bound():
 @cache
 def drawn(law):
     rollout = many_rollouts(2000)
-    credit = torch.ones(len(COMPLETIONS), 2000, dtype=torch.float64)
-    return RandomMasks(law=law)(rollout, credit, Uniforms(), 0, 1)
+    advantage = torch.ones(len(COMPLETIONS), 2000, dtype=torch.float64)
+    return RandomMasks(distribution=law)(rollout, advantage, Uniforms(), 0, 1)
 
 
-def patterns(views):
+def patterns(batch):
     """Masked completion positions of each row, as tuples."""
-    return [tuple(row) for row in (views.scored_RL[:, PROMPT:]).tolist()]
+    return [tuple(row) for row in (batch.scored_RL[:, PROMPT:]).tolist()]
 
 
 def expectation(toy, weight_of, probability_of):
     """sum over masks of p(mask) · weight · sum of logp over it, for every completion."""
-    views = every_mask({mask: weight_of[mask] * probability_of(mask) for mask in MASKS})
-    return weighted_sum(row_logp(toy, views), views).value_UK[:, 0].detach()
+    batch = every_mask({mask: weight_of[mask] * probability_of(mask) for mask in MASKS})
+    return weighted_sum(row_logp(toy, batch), batch).value_UK[:, 0].detach()
 
 
 def test_uniform_counts_have_the_exact_elbo_as_their_mean():
-    views = drawn(UniformCounts(count=1))
-    seen = patterns(views)
+    batch = drawn(UniformCounts(count=1))
+    seen = patterns(batch)
     weight_of = {}
-    for mask, weight in zip(seen, views.weight_RL.amax(1).tolist(), strict=True):
+    for mask, weight in zip(seen, batch.token_weight_RL.amax(1).tolist(), strict=True):
         assert weight_of.setdefault(mask, weight) == weight
     counts = torch.tensor([seen.count(mask) for mask in MASKS])
     assert surprise(counts, [mask_probability(mask) for mask in MASKS]) < 4
@@ -120,8 +120,8 @@ def test_uniform_counts_have_the_exact_elbo_as_their_mean():
 
 
 def test_coupled_counts_have_the_exact_elbo_as_their_mean():
-    views = drawn(CoupledCounts(pairs=1))
-    seen = patterns(views)
+    batch = drawn(CoupledCounts(pairs=1))
+    seen = patterns(batch)
     subset, rest = seen[::2], seen[1::2]
     assert rest == [tuple(not masked for masked in mask) for mask in subset]
     every = list(product((False, True), repeat=LENGTH))
@@ -130,7 +130,7 @@ def test_coupled_counts_have_the_exact_elbo_as_their_mean():
     # Stratified over the group, so less spread than independent draws: only too much of it would be wrong.
     assert surprise(counts, list(law.values())) < 4
     weight_of = dict.fromkeys(MASKS, 0.0)
-    for mask, weight in zip(seen, views.weight_RL.amax(1).tolist(), strict=True):
+    for mask, weight in zip(seen, batch.token_weight_RL.amax(1).tolist(), strict=True):
         if any(mask):
             assert weight_of[mask] in (0.0, weight)
             weight_of[mask] = weight
@@ -142,17 +142,17 @@ def test_inverse_times_have_the_exact_elbo_as_their_mean():
     """E[1/t 1[S]] is the integral of t^(|S|-1) (1-t)^(L-|S|): a beta function."""
     beta = {mask: factorial(sum(mask) - 1) * factorial(LENGTH - sum(mask)) / factorial(LENGTH) for mask in MASKS}
     close(expectation(Toy(), beta, lambda mask: 1.0), exact_elbo(Toy()))
-    views = drawn(InverseTimes(count=1))
-    seen = torch.tensor([[float(row == mask) for mask in MASKS] for row in patterns(views)])
-    observed = seen.double() * views.weight_RL.amax(1)[:, None]
+    batch = drawn(InverseTimes(count=1))
+    seen = torch.tensor([[float(row == mask) for mask in MASKS] for row in patterns(batch)])
+    observed = seen.double() * batch.token_weight_RL.amax(1)[:, None]
     errors = (observed.mean(0) - torch.tensor(list(beta.values())).double()) / (observed.std(0) / len(observed) ** 0.5)
     assert errors.abs().max() < 4
 
 
 def test_left_to_right_likelihoods_sum_to_one():
     rollout = many_rollouts(1)
-    views = Prefixes()(rollout, torch.ones(len(COMPLETIONS), 1, dtype=torch.float64), Uniforms(), 0, 1)
-    value_UK, _ = per_token(row_logp(Toy(), views), views)
+    batch = Prefixes()(rollout, torch.ones(len(COMPLETIONS), 1, dtype=torch.float64), Uniforms(), 0, 1)
+    value_UK, _ = per_token(row_logp(Toy(), batch), batch)
     logp_N = value_UK.sum(1).view(len(COMPLETIONS), LENGTH).sum(1)
     close(logp_N.exp().sum().detach(), torch.tensor(1.0).double())
 
@@ -170,6 +170,6 @@ def test_the_table_of_estimates_shows_the_biases():
 
 
 def test_masks_hide_what_they_score():
-    views = every_mask(dict.fromkeys(MASKS, 1.0))
-    assert bool((views.inputs_FL[views.scored_RL] == MASK).all())
-    close(elbo(row_logp(Toy(), views), views).value_UK * LENGTH, weighted_sum(row_logp(Toy(), views), views).value_UK)
+    batch = every_mask(dict.fromkeys(MASKS, 1.0))
+    assert bool((batch.inputs_FL[batch.scored_RL] == MASK).all())
+    close(elbo(row_logp(Toy(), batch), batch).value_UK * LENGTH, weighted_sum(row_logp(Toy(), batch), batch).value_UK)

@@ -9,7 +9,7 @@ import torch
 from helpers.small import surprise
 from unmask.objective.advantages import centered, centered_per_state, difference_and_future, z_score
 from unmask.objective.likelihood import per_token, row_logp
-from unmask.objective.losses import Clipped
+from unmask.objective.losses import ClippedSurrogate
 from unmask.objective.masks import Branches
 from unmask.oracle.toy import (
     COMPLETIONS,
@@ -24,10 +24,10 @@ from unmask.oracle.toy import (
     with_prompt,
 )
 from unmask.sampling.sampler import Sampler
-from unmask.types import Rollout, Snapshot, Views
+from unmask.types import Rollout, ScoringBatch, Snapshot
 from unmask.uniforms import Uniforms
 
-UNCLIPPED = Clipped(epsilon=1e9)
+UNCLIPPED = ClippedSurrogate(epsilon=1e9)
 ONE = torch.tensor(1.0)
 ENUMERATED = tuple(SAMPLERS)
 
@@ -96,7 +96,7 @@ def test_the_sampler_draws_the_enumerated_law(name):
     assert surprise(torch.cat([observed, rest]), torch.cat([law, 1 - law.sum()[None]])) < 4
 
 
-def trajectory_views(trajectories) -> Views:
+def trajectory_views(trajectories) -> ScoringBatch:
     """One row a (trajectory, step): what was proposed there, weighted by the trajectory's probability."""
     steps = [(trajectory, step) for trajectory in trajectories for step in range(LENGTH)]
     inputs = with_prompt([trajectory.canvases[step] for trajectory, step in steps])
@@ -105,16 +105,16 @@ def trajectory_views(trajectories) -> Views:
         for position, token in trajectory.proposals[step].items():
             targets[row, PROMPT + position] = token
             weight[row, PROMPT + position] = trajectory.logp.exp().item()
-    return Views(
+    return ScoringBatch(
         inputs_FL=inputs,
         attention_FL=torch.ones_like(inputs).bool(),
         forward_R=torch.arange(len(steps)),
         targets_RL=targets,
         scored_RL=weight > 0,
-        weight_RL=weight,
+        token_weight_RL=weight,
         unit_R=torch.arange(len(steps)),
         length_U=torch.ones(len(steps)).long(),
-        credit_U=torch.tensor([reward(trajectory.completion) for trajectory, _ in steps], dtype=torch.float64),
+        advantage_U=torch.tensor([reward(trajectory.completion) for trajectory, _ in steps], dtype=torch.float64),
     )
 
 
@@ -123,9 +123,9 @@ def test_trajectory_policy_gradient_is_the_gradient_of_expected_reward(name):
     toy, trajectories = enumerated(name)
     expected_reward = sum(trajectory.logp.exp() * reward(trajectory.completion) for trajectory in trajectories)
     (exact,) = torch.autograd.grad(expected_reward, toy.table, retain_graph=True)
-    views = trajectory_views(trajectories)
-    now = row_logp(toy, views)
-    loss = UNCLIPPED(now, now.detach(), views.credit_U, views.weight_RL, ONE)
+    batch = trajectory_views(trajectories)
+    now = row_logp(toy, batch)
+    loss = UNCLIPPED(now, now.detach(), batch.advantage_U, batch.token_weight_RL, ONE)
     (ours,) = torch.autograd.grad(-loss, toy.table)
     assert exact.abs().max() > 1e-3
     close(ours, exact)
@@ -175,14 +175,14 @@ def step_gradient(now, old, guesses, credit_of, sequence):
             confidence_ZNL=zeros,
         )
         rollout = rollout_of([fills[0]] * len(tuple_NZ), [(0,) * LENGTH] * len(tuple_NZ), [snapshot])
-        views = Branches(eos_id=-1)(rollout, credit_of(rewards[tuple_NZ][None]), Uniforms(), 0, 1)
+        batch = Branches(eos_id=-1)(rollout, credit_of(rewards[tuple_NZ][None]), Uniforms(), 0, 1)
         probability_U1 = (state_probability * law[tuple_NZ].prod(1) / guesses).repeat_interleave(guesses)[:, None]
-        now_scores, old_scores = (per_token(row_logp(model, views), views) for model in (now, old))
+        now_scores, old_scores = (per_token(row_logp(model, batch), batch) for model in (now, old))
         values = [now_scores.value_UK, old_scores.value_UK.detach()]
-        weight = now_scores.weight_UK * probability_U1
+        weight = now_scores.loss_weight_UK * probability_U1
         if sequence:
             values, weight = [value.sum(1, keepdim=True) for value in values], probability_U1
-        loss = UNCLIPPED(*values, views.credit_U, weight, ONE)
+        loss = UNCLIPPED(*values, batch.advantage_U, weight, ONE)
         gradient -= torch.autograd.grad(loss, now.table)[0]
     return gradient, torch.autograd.grad(expected_reward, now.table)[0]
 
@@ -218,7 +218,7 @@ def test_leaving_one_out_removes_the_factor(guesses):
     close(ours, exact)
 
 
-# ---- credit by hand ----
+# ---- advantage by hand ----
 
 
 def test_mdpo_advantages_by_hand():

@@ -70,8 +70,8 @@ def test_peak_of_rollout_and_of_update(method, train, shape, tmp_path):
     run.ask()
 
     def backward():
-        for question in run.questions[0]:
-            run.policy.backward(question)
+        for update_batch in run.update_batches[0]:
+            run.policy.backward(update_batch)
 
     planned = memory.update + (memory.gradients if memory.accumulates else 0)
     assert planned == pytest.approx(peak(backward), rel=0.05)

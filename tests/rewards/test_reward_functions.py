@@ -15,7 +15,7 @@ from unmask.errors import UserError
 from unmask.rewards import RewardFunction, Rewards, cached
 
 ITEMS = [Example(prompt=f"prompt {name}", solution="", columns={"answer": name * 2}) for name in "abc"]
-EXAMPLES = Examples(items=ITEMS, prompt_ids=[[0]] * 3, eos_id=0, prefills=[""] * 3, given_ids=[])
+EXAMPLES = Examples(items=ITEMS, prompt_ids=[[0]] * 3, eos_id=0, prefills=[""] * 3, ranked_ids=[])
 
 
 def rewards_of(*calls, weights=None, **settings) -> Rewards:

@@ -83,8 +83,8 @@ def test_guesses_are_rewarded_by_the_same_functions_and_asked_once(spec):
     first = trainer.source.scored(rollout, indices, uniforms)
     again = trainer.source.scored(rollout, indices, uniforms)
     assert len(calls) == 2
-    assert all(one.equal(other) for one, other in zip(first.read, again.read, strict=True))
-    assert first.read[0].shape == (2, 4, rollout.steps)
+    assert all(one.equal(other) for one, other in zip(first.term_rewards, again.term_rewards, strict=True))
+    assert first.term_rewards[0].shape == (2, 4, rollout.steps)
 
 
 def test_a_run_with_two_functions_goes_on_to_the_same_metrics(spec, tmp_path):

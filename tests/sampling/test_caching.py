@@ -12,7 +12,7 @@ from unmask.sampling.caching import CACHINGS
 from unmask.sampling.records import EveryStep, OneStep
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.unmasking import LowConfidence, RunningConfidence, Threshold
-from unmask.training.mismatch import sampling_gap, step_logps
+from unmask.training.mismatch import sampling_mismatch, step_logps
 from unmask.uniforms import Uniforms
 
 ROWS = [[1, 2, 3], [4, 5], [6, 7, 1, 2, 3]]
@@ -88,7 +88,7 @@ def test_of_two_layers_they_are_approximations_and_the_gap_says_so():
     gaps = {}
     for name, caching in CACHINGS.items():
         rollout = sampler_of(caching, stop_at_end=False)(denoiser, prompts, Uniforms(), group_size=8)
-        gaps[name] = sampling_gap(denoiser, rollout, Uniforms(), accelerator)["sampling/logp_gap"]
+        gaps[name] = sampling_mismatch(denoiser, rollout, Uniforms(), accelerator)["sampling/logp_gap"]
     assert gaps.pop("none") < 1e-4
     assert all(gap > 1e-3 for gap in gaps.values())
 

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 from helpers.small import surprise
 from unmask.denoisers.head import vocabulary as slices
 from unmask.denoisers.head.chunks import Workspace
-from unmask.denoisers.head.vocabulary import GivenLogits, HeadLogits, answer_by_slices
+from unmask.denoisers.head.vocabulary import GivenLogits, HeadLogits, reduce_by_slices
 from unmask.sampling.proposals import Propose, draw, greedy
 from unmask.sampling.unmasking import probability
 from unmask.uniforms import Uniforms
@@ -41,7 +41,7 @@ def binned(tokens, law_V):
 
 
 def drawn(logits_1V, draws=DRAWS, temperature=1.0):
-    uniform_QZ = Uniforms().key("law", torch.arange(draws)[None]).draw()
+    uniform_QZ = Uniforms().key("distribution", torch.arange(draws)[None]).draw()
     answer = Propose(
         temperature=temperature, mask_id=MASK, measure=probability, uniform_QZ=uniform_QZ, draws=draws, stride=draws
     )
@@ -91,7 +91,7 @@ def head_of(vocabulary=VOCABULARY, positions=1, dtype=torch.bfloat16, width=16):
 def test_draws_from_a_head_follow_the_exact_law(temperature, cast):
     """Slice by slice in bf16, the fold that a draw falls into made once more; or a float32 head, cast as a whole."""
     hidden_1D, weight_VD = head_of(dtype=torch.float32 if cast else torch.bfloat16)
-    uniform_1Z = Uniforms().key("law", torch.arange(DRAWS)[None]).draw()
+    uniform_1Z = Uniforms().key("distribution", torch.arange(DRAWS)[None]).draw()
     with torch.autocast("cpu", torch.bfloat16, enabled=cast):
         proposed = draw(HeadLogits(hidden_1D, weight_VD, MASK, Workspace()), uniform_1Z, temperature)
     logits_1V = (hidden_1D.bfloat16() @ weight_VD.bfloat16().t()).float() / temperature
@@ -116,7 +116,7 @@ def test_slices_are_the_whole(vocabulary, mask_id, width, monkeypatch):
     monkeypatch.setattr(slices, "_LONG", width // 2)
     hidden_CD, weight_VD = head_of(vocabulary, positions=5, dtype=torch.float32)
     logits_CV = hidden_CD @ weight_VD.t()
-    normaliser_C, kept_CV = logits_CV.logsumexp(1), logits_CV.index_fill(1, torch.tensor([mask_id]), -float("inf"))
+    normalizer_C, kept_CV = logits_CV.logsumexp(1), logits_CV.index_fill(1, torch.tensor([mask_id]), -float("inf"))
     uniform_CZ = torch.rand((5, 400), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for make in (
         lambda: HeadLogits(hidden_CD, weight_VD, mask_id, Workspace()),
@@ -134,7 +134,7 @@ def test_slices_are_the_whole(vocabulary, mask_id, width, monkeypatch):
             logp_CZ = (logits_CV / temperature).log_softmax(1).gather(1, proposed.tokens_CZ)
             torch.testing.assert_close(proposed.logp_CZ, logp_CZ, atol=5e-6, rtol=5e-6)
             torch.testing.assert_close(proposed.logits_CZ, logits_CV.gather(1, proposed.tokens_CZ), atol=5e-6, rtol=0.0)
-            torch.testing.assert_close(proposed.normaliser_C, normaliser_C, atol=2e-6, rtol=2e-6)
+            torch.testing.assert_close(proposed.normalizer_C, normalizer_C, atol=2e-6, rtol=2e-6)
 
 
 @pytest.mark.parametrize("width", [64, 4096])
@@ -168,5 +168,5 @@ def test_logits_of_a_step_are_never_all_there(temperature):
     uniform_QZ = torch.rand((positions, 1), dtype=torch.float64) if temperature else None
     answer = Propose(temperature=temperature, mask_id=MASK, measure=probability, uniform_QZ=uniform_QZ)
     with Largest() as largest:
-        answer_by_slices(answer, hidden_CD, weight_VD, Workspace())
+        reduce_by_slices(answer, hidden_CD, weight_VD, Workspace())
     assert positions * 1000 < largest.most < positions * VOCABULARY / 20

@@ -20,10 +20,10 @@ def denoiser_of(block_length=None):
     return denoiser
 
 
-def rollout_of(denoiser, *, record=None, finished=None, **changes):
+def rollout_of(denoiser, *, record=None, on_finished=None, **changes):
     settings = {"max_new_tokens": 16, "block_length": 4, "steps": 8, "temperature": 1.0, "stop_at_end": True}
     prompts = prompts_of(ROWS, samples=range(3))
-    return Sampler(**(settings | changes))(denoiser, prompts, Uniforms(), record, group_size=3, finished=finished)
+    return Sampler(**(settings | changes))(denoiser, prompts, Uniforms(), record, group_size=3, on_finished=on_finished)
 
 
 def assert_same(ours, theirs):
@@ -123,12 +123,12 @@ def test_numbers_of_samples_are_few(monkeypatch):
 def test_those_that_are_done_are_told_once(batch):
     told = {}
 
-    def finished(rows, completions_NEC):
+    def on_finished(rows, completions_NEC):
         assert completions_NEC.shape == (len(rows), 1, 16)
         assert not set(rows) & set(told)
         told.update(zip(rows, completions_NEC[:, 0].tolist(), strict=True))
 
-    rollout = rollout_of(denoiser_of(), batch=batch, finished=finished)
+    rollout = rollout_of(denoiser_of(), batch=batch, on_finished=on_finished)
     assert [told[row] for row in range(12)] == rollout.tokens_NL[:, 5:].tolist()
     assert not any(MASK in row for row in told.values())
 
@@ -136,10 +136,10 @@ def test_those_that_are_done_are_told_once(batch):
 def test_guesses_are_told_when_they_are_recorded():
     guesses = {}
 
-    def finished(rows, completions_NEC):
+    def on_finished(rows, completions_NEC):
         if completions_NEC.shape[1] == 2:
             guesses.update(zip(rows, completions_NEC.tolist(), strict=True))
 
-    rollout = rollout_of(denoiser_of(), record=OneStep(degree=0.0), finished=finished)
+    rollout = rollout_of(denoiser_of(), record=OneStep(degree=0.0), on_finished=on_finished)
     (state,) = rollout.snapshots
     assert [guesses[row] for row in range(12)] == state.guesses_ZNL[..., 5:].transpose(0, 1).tolist()

@@ -12,18 +12,18 @@ from unmask.sampling.unmasking import (
     Factor,
     LeftToRight,
     LowConfidence,
+    Observation,
     Random,
     RunningConfidence,
-    Seen,
     Threshold,
     TopKMargin,
 )
 from unmask.uniforms import Uniforms
 
 
-def seen(confidence, masked=None, *, running=None, count=1, remaining=0, uniforms=None) -> Seen:
+def seen(confidence, masked=None, *, running=None, count=1, remaining=0, uniforms=None) -> Observation:
     confidence = torch.tensor(confidence)
-    return Seen(
+    return Observation(
         masked_NC=torch.ones_like(confidence).bool() if masked is None else torch.tensor(masked).bool(),
         confidence_NC=confidence,
         running_NC=confidence if running is None else torch.tensor(running),
@@ -41,11 +41,11 @@ MASKED = [[1, 0, 1, 1], [1, 1, 1, 0]]
 def test_measures_by_hand():
     logits = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]).log() + 3.0  # any shift
     tokens = torch.tensor([[1, 0], [2, 0]])
-    normaliser = logits.logsumexp(1)
-    close(MEASURES["probability"](logits, normaliser, tokens), [[0.3, 0.5], [0.8, 0.1]])
-    close(MEASURES["margin"](logits, normaliser, tokens), [[0.2, 0.2], [0.7, 0.7]])
+    normalizer = logits.logsumexp(1)
+    close(MEASURES["probability"](logits, normalizer, tokens), [[0.3, 0.5], [0.8, 0.1]])
+    close(MEASURES["margin"](logits, normalizer, tokens), [[0.2, 0.2], [0.7, 0.7]])
     entropy = -(torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]) * (logits - 3.0)).sum(1)
-    close(MEASURES["entropy"](logits, normaliser, tokens), torch.stack([-entropy, -entropy], dim=1))
+    close(MEASURES["entropy"](logits, normalizer, tokens), torch.stack([-entropy, -entropy], dim=1))
 
 
 @pytest.mark.parametrize("rule", [LowConfidence(), TopKMargin(), Entropy()], ids=lambda rule: rule.name)

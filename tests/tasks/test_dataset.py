@@ -269,7 +269,7 @@ def test_pairs_plain_and_as_whole_conversations(tmp_path):
         },
     ]
     examples = Pairs(test_data=written(tmp_path / "rows.jsonl", rows)).examples("test", 9, 0)
-    assert [example.given for example in examples] == [("4", "5")] * 3
+    assert [example.ranked for example in examples] == [("4", "5")] * 3
     assert [example.messages for example in examples] == [(), tuple(TURNS), tuple(TURNS)]
     assert {example.prompt for example in examples} == {"Two and two?"}
 

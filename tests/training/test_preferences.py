@@ -14,7 +14,7 @@ from unmask.settings.reader import build
 from unmask.settings.recipe import Recipe
 from unmask.tasks import Sudoku
 from unmask.training.build import build_trainer
-from unmask.training.preferences import given_rollout
+from unmask.training.preferences import preference_rollout
 
 ITEMS = Sudoku().examples("train", 24, 0)
 LENGTH = Sudoku().max_new_tokens
@@ -38,17 +38,17 @@ def document(tmp_path):
     }
     return {
         "task": {"name": "pairs", "max_new_tokens": LENGTH, **files},
-        "method": {"name": "vrpo", "views": 2},
+        "method": {"name": "vrpo", "num_masks": 2},
         "rollout": {"prompts": 10},
         "train": {"steps": 4, "learning_rate": 1e-3, "warmup_steps": 0, "threads": 1},
         "evaluation": {"batch": 3},
     }
 
 
-def question(trainer, indices):
+def update_batch(trainer, indices):
     given = trainer.source(trainer.policy, indices, trainer.uniforms)
-    ((question,),) = trainer.policy.questions(trainer.terms, given.rollout, given.read, trainer.uniforms, 1)
-    return given.rollout, question
+    ((update_batch,),) = trainer.policy.prepare(trainer.terms, given.rollout, given.term_rewards, trainer.uniforms, 1)
+    return given.rollout, update_batch
 
 
 def moved(trainer):
@@ -90,7 +90,7 @@ def test_the_loss_of_one_token_is_that_of_dpo_by_hand(document, tmp_path):
     document["evaluation"] = {"greedy_steps": 1}
     trainer = build_trainer(build(Recipe, document))
     moved(trainer)
-    _, asked = question(trainer, [0])
+    _, asked = update_batch(trainer, [0])
     loss = trainer.policy.update([asked], 0.0)["loss"]
     made, policy = trainer.tokenizer, trainer.policy
     ids = encode(made, [ITEMS[0].prompt, *ITEMS[0].solution[:2]])
@@ -107,14 +107,14 @@ def test_the_loss_of_one_token_is_that_of_dpo_by_hand(document, tmp_path):
 def test_the_loss_of_a_pair_is_that_of_dpo_on_its_masks(document):
     trainer = build_trainer(build(Recipe, document))
     moved(trainer)
-    rollout, asked = question(trainer, [7])
-    views, mask = asked.views, trainer.policy.denoiser.mask_id
+    rollout, asked = update_batch(trainer, [7])
+    batch, mask = asked.batch, trainer.policy.denoiser.mask_id
     bounds = {}
     for name, model in (("now", trainer.policy.denoiser), ("reference", trainer.policy.reference)):
-        masked = views.inputs_FL == mask
-        sums = (logp(model, views.inputs_FL, views.targets_RL) * masked).sum(1) * LENGTH / masked.sum(1)
-        bounds[name] = sums.view(2, 2).mean(1)  # two completions, two views each
-    assert torch.equal(views.targets_RL[::2], rollout.tokens_NL)
+        masked = batch.inputs_FL == mask
+        sums = (logp(model, batch.inputs_FL, batch.targets_RL) * masked).sum(1) * LENGTH / masked.sum(1)
+        bounds[name] = sums.view(2, 2).mean(1)  # two completions, two batch each
+    assert torch.equal(batch.targets_RL[::2], rollout.tokens_NL)
     ratio = bounds["now"] - bounds["reference"]
     by_hand = -torch.nn.functional.logsigmoid(0.2 * (ratio[0] - ratio[1]))
     assert trainer.policy.update([asked], 0.0)["loss"] == pytest.approx(by_hand.item(), rel=1e-4)
@@ -123,12 +123,12 @@ def test_the_loss_of_a_pair_is_that_of_dpo_on_its_masks(document):
 def test_a_given_rollout_holds_the_texts_and_no_trajectory(document):
     trainer = build_trainer(build(Recipe, document))
     examples = trainer.source.examples
-    short = replace(examples, given_ids=[(ids[0][:5], ids[1]) for ids in examples.given_ids])
-    rollout = given_rollout(short, [3, 1], LENGTH, trainer.policy.denoiser.mask_id)
+    short = replace(examples, ranked_ids=[(ids[0][:5], ids[1]) for ids in examples.ranked_ids])
+    rollout = preference_rollout(short, [3, 1], LENGTH, trainer.policy.denoiser.mask_id)
     assert rollout.group_size == 2
     assert rollout.prompt_N.tolist() == [3, 3, 1, 1]
     assert rollout.completion_NL.sum(1).tolist() == [6, LENGTH, 6, LENGTH]  # with the first end token
-    assert rollout.tokens_NL[0, rollout.prompt_length :].tolist() == [*short.given_ids[3][0], *[examples.eos_id] * 11]
+    assert rollout.tokens_NL[0, rollout.prompt_length :].tolist() == [*short.ranked_ids[3][0], *[examples.eos_id] * 11]
     assert not bool((rollout.tokens_NL == rollout.mask_id).any())
     with pytest.raises(ValueError, match="recorded snapshots"):
         rollout.canvas(0)

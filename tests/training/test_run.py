@@ -106,7 +106,7 @@ def test_trained_checkpoint_is_a_model_for_the_other_commands(tmp_path, capsys):
 
 
 def document_of(method: str, **train) -> dict:
-    """Settings for a step of the method, a unit in each of whose groups has credit."""
+    """Settings for a step of the method, a unit in each of whose groups has advantage."""
     document = SMALL | {"method": {"name": method}, "train": SMALL["train"] | train}
     if method == "just-grpo":
         document["rollout"] = SMALL["rollout"] | {"steps": 16, "unmasking": {"name": "left_to_right"}}
@@ -176,17 +176,17 @@ def test_equal_rewards_without_divergence_move_nothing(monkeypatch):
 
 @pytest.mark.parametrize("method", ["diffu-grpo", "gdpo"])
 def test_a_nan_is_reported_and_never_stepped_on(method):
-    """Where the head's gradient is made with its logits, of a loss whose slope is known token by token or not."""
+    """Where the head's gradient is made with its logits, of a loss whose grad_logp is known token by token or not."""
     trainer = build_trainer(recipe(method={"name": method}))
     policy, uniforms = trainer.policy, trainer.uniforms
     rollout = trainer.source(policy, [0, 1], uniforms).rollout
-    rewards = torch.arange(8.0).view(2, 4)  # so that every completion has credit
-    (questions,) = policy.questions(trainer.terms, rollout, [rewards], uniforms, 1)
-    assert [question.term.is_separable(old_is_now=True) for question in questions] == [True]
+    rewards = torch.arange(8.0).view(2, 4)  # so that every completion has advantage
+    (update_batches,) = policy.prepare(trainer.terms, rollout, [rewards], uniforms, 1)
+    assert [update_batch.term.is_separable(old_is_now=True) for update_batch in update_batches] == [True]
     with torch.no_grad():
         policy.denoiser.model.get_input_embeddings().weight[policy.denoiser.mask_id] = math.nan
     before = weights(trainer)
-    metrics = policy.update(questions, 1e-4)
+    metrics = policy.update(update_batches, 1e-4)
     assert math.isnan(metrics["loss"])
     assert "loss is nan" in CollapseMonitor().update(metrics)[0]
     torch.testing.assert_close(weights(trainer), before, rtol=0, atol=0, equal_nan=True)

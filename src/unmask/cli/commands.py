@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unmask.errors import UserError
-from unmask.validation import perhaps
+from unmask.validation import did_you_mean
 
 if TYPE_CHECKING:
     from unmask.settings.commands import (
@@ -123,7 +123,7 @@ def methods(settings: object, options: Namespace) -> None:
     from unmask.methods import METHODS
 
     if options.name is not None and options.name not in METHODS:
-        raise UserError(f"unknown method {options.name!r}{perhaps(options.name, list(METHODS))}")
+        raise UserError(f"unknown method {options.name!r}{did_you_mean(options.name, list(METHODS))}")
     from unmask.report.methods_page import document, print_method, print_methods, section
 
     method = METHODS[options.name]() if options.name is not None else None

@@ -20,7 +20,7 @@ from unmask.settings.commands import (
 )
 from unmask.settings.reader import Document, Leaf, build, leaves, override, read_recipe, recipe_names
 from unmask.settings.recipe import Recipe
-from unmask.validation import perhaps
+from unmask.validation import did_you_mean
 
 _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130
@@ -153,7 +153,7 @@ def _dispatch(words: list[str]) -> int:
     if words[0].startswith("-"):
         parser.parse_args(words)
     if words[0] not in COMMANDS:
-        raise UserError(f"unknown command {words[0]!r}{perhaps(words[0], list(COMMANDS))}")
+        raise UserError(f"unknown command {words[0]!r}{did_you_mean(words[0], list(COMMANDS))}")
     command = COMMANDS[words[0]]
     settings, options = parse(words[0], command, words[1:])
     command.run(settings, options)
@@ -175,7 +175,7 @@ def parse(name: str, command: Command, words: list[str]) -> tuple[Any, argparse.
     if unknown:
         flags = [flag for flag, _ in (*command.arguments, *command.switches) if flag.startswith("-")]
         flags += [_flag(leaf) for leaf in known]
-        raise UserError(f"unknown argument {unknown[0]!r}{perhaps(unknown[0].split('=')[0], flags)}")
+        raise UserError(f"unknown argument {unknown[0]!r}{did_you_mean(unknown[0].split('=')[0], flags)}")
     for leaf in known:
         if leaf.kind != "name" and leaf.path in options:
             override(document, leaf, getattr(options, leaf.path))

@@ -29,28 +29,28 @@ PLAIN = ChatSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Worded:
+class RenderedPrompt:
     """The text that the model reads, and the part of the completion that it ends with."""
 
     text: str
     prefill: str
 
 
-def worded(tokenizer: Any, example: Example, chat: ChatSettings) -> Worded:
+def render_prompt(tokenizer: Any, example: Example, chat: ChatSettings) -> RenderedPrompt:
     """The example's prompt for the model. An assistant's message at its end is prefilled, like `chat.prefill`.
 
     Raises UserError where the prompt needs a chat template that there is not, or that refuses it.
     """
     turns, prefill = _turns(example, chat)
     if _uses_template(tokenizer, chat):
-        return Worded(text=_rendered(tokenizer, turns, answers=True) + prefill, prefill=prefill)
+        return RenderedPrompt(text=_rendered(tokenizer, turns, answers=True) + prefill, prefill=prefill)
     if len(turns) > 1:
         why = "chat.template is never" if chat.template == "never" else "the tokenizer has no chat template"
         raise UserError(
             f"prompt {example.prompt[:40]!r} has {len(turns)} messages and {why}: "
             "give one user's message and no chat.system, or a tokenizer with a chat template"
         )
-    return Worded(text=turns[0]["content"] + prefill, prefill=prefill)
+    return RenderedPrompt(text=turns[0]["content"] + prefill, prefill=prefill)
 
 
 def continuation(tokenizer: Any, example: Example, completion: str, chat: ChatSettings) -> str:
@@ -58,7 +58,7 @@ def continuation(tokenizer: Any, example: Example, completion: str, chat: ChatSe
 
     Raises UserError where the chat template words the prompt otherwise once it is answered.
     """
-    start = worded(tokenizer, example, chat)
+    start = render_prompt(tokenizer, example, chat)
     rest = completion.removeprefix(start.prefill)
     if not _uses_template(tokenizer, chat):
         return rest

@@ -16,14 +16,14 @@ class Example:
 
     `solution` is for supervised training (empty where none is known); other completions may be right too.
     `messages` is the prompt as a conversation, where the data give it as one; `prompt` is then its text.
-    `given`: completions to learn from in place of sampled ones, the best first.
+    `ranked`: completions to learn from in place of sampled ones, the best first.
     """
 
     prompt: str
     solution: str
     columns: Mapping[str, object]
     messages: tuple[Mapping[str, str], ...] = ()
-    given: tuple[str, ...] = ()
+    ranked: tuple[str, ...] = ()
 
 
 def prompt_key(example: Example) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from unmask.data.chat import PLAIN, ChatSettings, continuation, worded
+from unmask.data.chat import PLAIN, ChatSettings, continuation, render_prompt
 from unmask.data.example import Example
 from unmask.data.tokenization import completion_texts, encode, left_pad
 from unmask.errors import UserError
@@ -28,7 +28,7 @@ class Examples:
     prompt_ids: Sequence[Sequence[int]]
     eos_id: int
     prefills: Sequence[str]  # texts at the end of the prompts that belong to the completions
-    given_ids: Sequence[Sequence[Sequence[int]]]  # of each example, the completions to learn from; none: sampled ones
+    ranked_ids: Sequence[Sequence[Sequence[int]]]  # of each example, the completions to learn from; none: sampled ones
 
     @staticmethod
     def of(
@@ -42,7 +42,7 @@ class Examples:
 
         Raises UserError where a prompt is longer than the `room` (tokens) that the model leaves.
         """
-        prompts = [worded(tokenizer, item, chat) for item in items]
+        prompts = [render_prompt(tokenizer, item, chat) for item in items]
         prompt_ids = encode(tokenizer, [prompt.text for prompt in prompts])
         for item, ids in zip(items, prompt_ids, strict=True):
             if len(ids) > room:
@@ -55,10 +55,10 @@ class Examples:
             prompt_ids=prompt_ids,
             eos_id=eos_id,
             prefills=[prompt.prefill for prompt in prompts],
-            given_ids=[
-                encode_completions(tokenizer, [item] * len(item.given), item.given, chat)
+            ranked_ids=[
+                encode_completions(tokenizer, [item] * len(item.ranked), item.ranked, chat)
                 for item in items
-                if item.given
+                if item.ranked
             ],
         )
 

@@ -52,11 +52,11 @@ class AdaptersOff(nn.Module):
         try:
             for layer in layers:
                 layer.enable_adapters(enabled=False)
-            answers: tuple[Tensor, ...] = denoiser(*arguments, **options)
+            reduced: tuple[Tensor, ...] = denoiser(*arguments, **options)
         finally:
             for layer in layers:
                 layer.enable_adapters(enabled=True)
-        return answers
+        return reduced
 
 
 def has_adapters(denoiser: Denoiser) -> bool:

@@ -11,16 +11,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unmask.denoisers.head.chunks import (
-    Answer,
+    LogitsReducer,
     TargetLogProb,
     Workspace,
     is_plain,
     linear_logp,
     reduce_chunks,
 )
-from unmask.denoisers.head.vocabulary import answer_by_slices, reads_slices
-from unmask.denoisers.key_values import Part
-from unmask.denoisers.layers.fast import ask_layers
+from unmask.denoisers.head.vocabulary import reads_slices, reduce_by_slices
+from unmask.denoisers.key_values import CacheWindow
+from unmask.denoisers.layers.fast import use_fast_layers
 from unmask.errors import UserError
 
 # False at pads; or the block of each position, -1 at pads; or None where there are no pads. As `mask_of` makes it, no
@@ -66,7 +66,7 @@ class Denoiser(nn.Module):
         self.eos_id = eos_id
         self.shift = shift
         self.block_length = block_length
-        self.asks_last_layer = ask_layers(model)
+        self.queries_last_layer = use_fast_layers(model)
         self.workspace = Workspace()
 
     @property
@@ -78,79 +78,79 @@ class Denoiser(nn.Module):
         self,
         tokens_FL: Int[Tensor, "F L"],
         attention_FL: Attention,
-        asked_FA: Int[Tensor, "F A"],
-        answer: Answer,
+        query_FA: Int[Tensor, "F A"],
+        reducer: LogitsReducer,
         guidance: Guidance | None = None,
-        beside: Denoiser | None = None,
-        part: Part | None = None,
-        places_Q: Int[Tensor, "Q"] | None = None,
+        other_model: Denoiser | None = None,
+        part: CacheWindow | None = None,
+        selected_Q: Int[Tensor, "Q"] | None = None,
     ) -> tuple[Tensor, ...]:
-        """What `answer` makes of the logits at columns `asked_FA`: tensors [F, A, ...].
+        """What `reducer` makes of the logits at columns `query_FA`: tensors [F, A, ...].
 
-        Logits exist there only, chunk by chunk; of `places_Q`, places among the F times A, alone: tensors [Q, ...].
+        Logits exist there only, chunk by chunk; of `selected_Q`, places among the F times A, alone: tensors [Q, ...].
         Blocks given as `attention_FL` go before the denoiser's own.
         `part`: run its columns alone, which hold all that is asked.
-        `beside`: its logits, without gradient, are a further argument of `answer`; this denoiser itself stands for a
+        `other_model`: its logits, without gradient, are the reducer's third argument; this denoiser itself stands for a
         copy of it.
         """
-        shape: tuple[int, ...] = asked_FA.shape if places_Q is None else (-1,)
-        hidden_QD = _at(self._hidden(tokens_FL, attention_FL, asked_FA, part), places_Q)
+        shape: tuple[int, ...] = query_FA.shape if selected_Q is None else (-1,)
+        hidden_QD = _at(self._hidden(tokens_FL, attention_FL, query_FA, part), selected_Q)
         head = self.model.get_output_embeddings()
-        if guidance is None and beside is None and is_plain(head):
-            if isinstance(answer, TargetLogProb):
-                return (torch.unflatten(linear_logp(hidden_QD, head, answer, self.workspace), 0, shape),)
-            if reads_slices(answer):
-                answers = answer_by_slices(answer, hidden_QD, head.weight, self.workspace)
-                return tuple(torch.unflatten(each, 0, shape) for each in answers)
-        blank_QD = beside_QD = None
-        if beside is not None and beside is not self:
+        if guidance is None and other_model is None and is_plain(head):
+            if isinstance(reducer, TargetLogProb):
+                return (torch.unflatten(linear_logp(hidden_QD, head, reducer, self.workspace), 0, shape),)
+            if reads_slices(reducer):
+                reduced = reduce_by_slices(reducer, hidden_QD, head.weight, self.workspace)
+                return tuple(torch.unflatten(each, 0, shape) for each in reduced)
+        blank_QD = other_QD = None
+        if other_model is not None and other_model is not self:
             with torch.no_grad():
-                beside_QD = _at(beside._hidden(tokens_FL, attention_FL, asked_FA), places_Q)
+                other_QD = _at(other_model._hidden(tokens_FL, attention_FL, query_FA), selected_Q)
         if guidance is not None:
             blank_FL = torch.where(guidance.prompt_FL, self.mask_id, tokens_FL)
-            blank_QD = _at(self._hidden(blank_FL, attention_FL, asked_FA), places_Q)
+            blank_QD = _at(self._hidden(blank_FL, attention_FL, query_FA), selected_Q)
         scale = 0.0 if guidance is None else guidance.scale
-        reduce = partial(self._reduce, answer, hidden_QD, blank_QD, scale, beside, beside_QD)
-        answers = reduce_chunks(reduce, len(hidden_QD), int(self.model.config.vocab_size))
-        return tuple(torch.unflatten(each, 0, shape) for each in answers)
+        reduce = partial(self._reduce, reducer, hidden_QD, blank_QD, scale, other_model, other_QD)
+        reduced = reduce_chunks(reduce, len(hidden_QD), int(self.model.config.vocab_size))
+        return tuple(torch.unflatten(each, 0, shape) for each in reduced)
 
     def _reduce(
         self,
-        answer: Answer,
+        reducer: LogitsReducer,
         hidden_QD: Float[Tensor, "Q D"],
         blank_QD: Float[Tensor, "Q D"] | None,
         scale: float,
-        beside: Denoiser | None,
-        beside_QD: Float[Tensor, "Q D"] | None,
+        other_model: Denoiser | None,
+        other_QD: Float[Tensor, "Q D"] | None,
         chunk: slice,
     ) -> tuple[Tensor, ...]:
-        """`answer` to one chunk of positions: guided from `blank_QD`, beside the logits of another denoiser."""
+        """`reducer` to one chunk of positions: guided from `blank_QD`, beside the logits of another denoiser."""
         logits_CV = self._head(hidden_QD[chunk])
         if blank_QD is not None:
             blank_CV = self._head(blank_QD[chunk])
             logits_CV = blank_CV + (scale + 1) * (logits_CV - blank_CV)
-        if beside is None:
-            return answer(logits_CV, chunk)
+        if other_model is None:
+            return reducer(logits_CV, chunk)
         with torch.no_grad():
-            beside_CV = logits_CV.detach() if beside_QD is None else beside._head(beside_QD[chunk])
-        return answer(logits_CV, chunk, beside_CV)
+            other_CV = logits_CV.detach() if other_QD is None else other_model._head(other_QD[chunk])
+        return reducer(logits_CV, chunk, other_CV)
 
     def _hidden(
         self,
         tokens_FL: Int[Tensor, "F L"],
         attention_FL: Attention,
-        asked_FA: Int[Tensor, "F A"],
-        part: Part | None = None,
+        query_FA: Int[Tensor, "F A"],
+        part: CacheWindow | None = None,
     ) -> Float[Tensor, "Q D"]:
         """Last hidden states at the asked positions, flattened over F and A."""
         real_FL, mask = _real_and_mask(tokens_FL, attention_FL)
         position_FL = (real_FL.long().cumsum(1) - 1).clamp(min=0)
         if self.block_length is not None and (attention_FL is None or attention_FL.dtype == torch.bool):
             mask = _block_causal(torch.where(real_FL, position_FL // self.block_length, -1))
-        columns_FA = asked_FA
+        columns_FA = query_FA
         if self.shift:  # a row's first token has no predecessor but a pad: it keeps its own column, padded or not
-            before_FA = (asked_FA - 1).clamp(min=0)
-            columns_FA = torch.where(real_FL.gather(1, before_FA), before_FA, asked_FA)
+            before_FA = (query_FA - 1).clamp(min=0)
+            columns_FA = torch.where(real_FL.gather(1, before_FA), before_FA, query_FA)
         options: dict[str, Any] = {"use_cache": False}
         if part is not None:
             part.cache.begin(part.columns, tokens_FL.shape[1], part.end)
@@ -159,12 +159,12 @@ class Denoiser(nn.Module):
             options["cache"] = part.cache
         if mask is not None and mask.ndim == 4 and self.model.config._attn_implementation == "eager":
             mask = torch.zeros_like(mask, dtype=self.model.dtype).masked_fill(~mask, torch.finfo(self.model.dtype).min)
-        if self.asks_last_layer:
-            options["asked_columns"] = columns_FA
+        if self.queries_last_layer:
+            options["query_columns"] = columns_FA
         hidden_FLD: Tensor = self.model.base_model(
             input_ids=tokens_FL, attention_mask=mask, position_ids=position_FL, **options
         ).last_hidden_state
-        if not self.asks_last_layer:
+        if not self.queries_last_layer:
             hidden_FLD = hidden_FLD.gather(1, columns_FA[..., None].expand(-1, -1, hidden_FLD.shape[-1]))
         return hidden_FLD.flatten(0, 1)
 
@@ -176,7 +176,7 @@ class Denoiser(nn.Module):
 
 
 def _check_logits(config: Any) -> None:
-    """Raise UserError where logits are more than the head's answer, which alone is read here."""
+    """Raise UserError where logits are more than the head's reducer, which alone is read here."""
     config = config.get_text_config()
     for name in _SCALES:
         if getattr(config, name, None) not in (None, 1):
@@ -192,8 +192,8 @@ def _check_logits(config: Any) -> None:
             )
 
 
-def _at(hidden_QD: Tensor, places_Q: Tensor | None) -> Tensor:
-    return hidden_QD if places_Q is None else hidden_QD[places_Q]
+def _at(hidden_QD: Tensor, selected_Q: Tensor | None) -> Tensor:
+    return hidden_QD if selected_Q is None else hidden_QD[selected_Q]
 
 
 def mask_of(attention_FL: Bool[Tensor, "F L"]) -> Attention:

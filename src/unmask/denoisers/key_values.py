@@ -59,7 +59,7 @@ class KeyValues:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class CacheWindow:
     """Run some columns alone; the keys and values of the others, before `end`, are as `cache` has them.
 
     Exact where nothing that those columns attend to has changed since: tokens of earlier blocks, for denoisers that

@@ -24,7 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from unmask.denoisers.adapters import merged_state
 from unmask.denoisers.base import Denoiser
-from unmask.denoisers.formats.base import Layout
+from unmask.denoisers.formats.base import CheckpointFormat
 from unmask.denoisers.formats.dream import DREAM
 from unmask.denoisers.formats.llada import LLADA
 from unmask.denoisers.formats.llada2 import LLADA2
@@ -39,7 +39,7 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
 
 # The first that matches: LLaDA-MoE's model_type may be LLaDA's.
-LAYOUTS = (DREAM, LLADA_MOE, LLADA2, LLADA)
+FORMATS = (DREAM, LLADA_MOE, LLADA2, LLADA)
 
 
 def resolve(model: str) -> Path:
@@ -99,7 +99,7 @@ def load_denoiser(
         raise UserError(
             f"model {model!r} names no end-of-sequence token: add eos_token_id (one integer) to its config.json"
         )
-    layout = next((layout for layout in LAYOUTS if layout.matches(published)), None)
+    layout = next((layout for layout in FORMATS if layout.matches(published)), None)
     block_length = published.get("block_length", layout.block_length if layout is not None else None)
     network = _load_network(directory, published, layout, dtype, four_bit)
     if not 0 <= mask_id < network.config.vocab_size:
@@ -138,7 +138,7 @@ def _token_id(directory: Path, published: dict[str, Any], name: str) -> int | No
 
 
 def _load_network(
-    directory: Path, published: dict[str, Any], layout: Layout | None, dtype: torch.dtype, four_bit: bool
+    directory: Path, published: dict[str, Any], layout: CheckpointFormat | None, dtype: torch.dtype, four_bit: bool
 ) -> Any:
     """The network of a checkpoint, every tensor in its place; a layout's remembers the files that it came with."""
     # Misfits are reported below, with the mend.
@@ -169,7 +169,7 @@ def _load_network(
 def _load_plain(directory: Path, published: dict[str, Any], **options: Any) -> Any:
     """A checkpoint in transformers' own layout; code beside it is never run."""
     if published.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        known = ", ".join(layout.name for layout in LAYOUTS)
+        known = ", ".join(layout.name for layout in FORMATS)
         raise UserError(
             f"model {directory.name!r} has model_type {published.get('model_type')!r}: use a causal language model "
             f"of transformers (with is_causal = false), or a checkpoint of {known}"

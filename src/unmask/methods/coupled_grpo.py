@@ -4,7 +4,7 @@
     logp_i = (logp_i(all) + w_i logp_i(S or complement)) / 2,  w = 1/t on S, 1/(1-t) off S
     L = token mean of [ -min(rho_i A, clip(rho_i, 1 ± epsilon) A) + beta k3(reference) ];  A = leave-one-out
 
-E[w] = 2, so a token weighs 3/2 in expectation: as published, not renormalised. The published reference is synced:
+E[w] = 2, so a token weighs 3/2 in expectation: as published, not renormalized. The published reference is synced:
 `train.reference_sync_steps`.
 """
 
@@ -32,11 +32,11 @@ class CoupledGRPO:
 
         return (
             Term(
-                masking=masks.RandomMasks(law=masks.FullAndPair()),
-                credit=advantages.leave_one_out,
+                masking=masks.RandomMasks(distribution=masks.FullAndPair()),
+                advantage=advantages.leave_one_out,
                 likelihood=likelihood.per_token_over_rows,
-                surrogate=losses.Clipped(epsilon=self.epsilon),
-                normaliser=likelihood.token_count,
+                surrogate=losses.ClippedSurrogate(epsilon=self.epsilon),
+                normalizer=likelihood.token_count,
                 penalty=divergences.penalty(divergences.k3, self.beta),
             ),
         )

@@ -36,10 +36,10 @@ class StepMerge:
                 masking=masks.Segments(
                     grouping=masks.EqualSegments(count=self.segments), span=masks.through_eos, per_row=False
                 ),
-                credit=advantages.z_score,
+                advantage=advantages.z_score,
                 likelihood=likelihood.per_token,
-                surrogate=losses.Clipped(epsilon=self.epsilon),
-                normaliser=likelihood.unit_count,
+                surrogate=losses.ClippedSurrogate(epsilon=self.epsilon),
+                normalizer=likelihood.unit_count,
                 penalty=divergences.penalty(divergences.k3, self.beta),
             ),
         )

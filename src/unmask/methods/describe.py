@@ -13,7 +13,7 @@ from unmask.methods.base import Method
 from unmask.objective.divergences import Penalty
 from unmask.objective.term import Term, record_of
 from unmask.sampling.records import Record
-from unmask.types import Rollout, Snapshot, Views
+from unmask.types import Rollout, ScoringBatch, Snapshot
 from unmask.uniforms import Uniforms
 
 # The dry rollout whose questions are counted, and the tokens that it is made of.
@@ -34,9 +34,9 @@ class DryShape:
 
 LEGEND = {
     "rows asked": "the questions: how likely are these tokens at these positions of this partly masked canvas?",
-    "unit": "the rows that are scored together, with one credit",
+    "unit": "the rows that are scored together, with one advantage",
     "score": "what becomes of the answers",
-    "credit": "what becomes of the rewards",
+    "advantage": "what becomes of the rewards",
     "surrogate": "what is minimised, and the divergence that is paid",
     "forwards": f"a completion and update, at {LENGTH} tokens in {BLOCKS} blocks, {STEPS} steps, groups of {GROUP}: "
     "with gradient, and without (in a run of one update a batch of rollouts; in later updates where that differs)",
@@ -53,7 +53,7 @@ class Row:
     rows: str
     unit: str
     score: str
-    credit: str
+    advantage: str
     surrogate: str
     with_gradient: float
     without_gradient: tuple[float, float]  # in a run of one update a batch of rollouts, in later updates
@@ -76,7 +76,7 @@ class Row:
             "rows asked": self.rows,
             "unit": self.unit,
             "score": self.score,
-            "credit": self.credit,
+            "advantage": self.advantage,
             "surrogate": self.surrogate,
             "forwards with gradient": with_gradient,
             "without gradient": without_gradient,
@@ -94,20 +94,20 @@ def method_rows(method: Method) -> list[Row]:
 
 
 def _row(method: Method, term: Term, rollout: Rollout, *, follows: bool) -> Row:
-    views = term.views(rollout, dry_rewards(term, rollout), Uniforms(), update=0, updates=2)
-    forwards = len(views.inputs_FL) / GROUP
-    first, later = passes_without_gradient(term, views)
+    batch = term.scoring_batch(rollout, dry_rewards(term, rollout), Uniforms(), update=0, updates=2)
+    forwards = len(batch.inputs_FL) / GROUP
+    first, later = passes_without_gradient(term, batch)
     masking: Any = term.masking
     return Row(
         method=f"{method.name} + {masking.unit}" if follows else _name(method),
         rows=_with_details(masking.rows, masking),
         unit=masking.unit,
         score=words(term.likelihood),
-        credit=words(term.credit),
+        advantage=words(term.advantage),
         surrogate=_minimised(term),
         with_gradient=forwards,
         without_gradient=(first * forwards, later * forwards),
-        frozen=_frozen(term, views),
+        frozen=_frozen(term, batch),
         paper=method.paper,
         provenance=method.provenance,
     )
@@ -117,7 +117,7 @@ def _row(method: Method, term: Term, rollout: Rollout, *, follows: bool) -> Row:
 
 
 def words(piece: Any) -> str:
-    """A function or an instance of a dataclass in words: `Clipped(epsilon=0.2)` is "clipped 0.2"."""
+    """A function or an instance of a dataclass in words: `ClippedSurrogate(epsilon=0.2)` is "clipped surrogate 0.2"."""
     if not is_dataclass(piece):
         return str(piece.__name__).replace("_", " ")
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", type(piece).__name__)
@@ -156,7 +156,7 @@ def _minimised(term: Term) -> str:
         text += f", blend {term.blend:g}"
     if term.penalty is not None:
         text += f" + {_penalty(term.penalty)}"
-    return text if term.weight == 1 else f"{term.weight:g} × ({text})"
+    return text if term.coefficient == 1 else f"{term.coefficient:g} × ({text})"
 
 
 def _penalty(penalty: Penalty) -> str:
@@ -164,8 +164,8 @@ def _penalty(penalty: Penalty) -> str:
     return f"{penalty.coefficient:g} {words(penalty.estimate)} to {penalty.against}{times}"
 
 
-def _frozen(term: Term, views: Views) -> str:
-    old = "old answers" if views.old_RL is None else "recorded old answers"
+def _frozen(term: Term, batch: ScoringBatch) -> str:
+    old = "old answers" if batch.old_RL is None else "recorded old answers"
     needs = {old: term.reads("old"), "reference": term.reads("reference"), "old model copy": term.blend is not None}
     return ", ".join(name for name, needed in needs.items() if needed) or "none"
 
@@ -173,14 +173,14 @@ def _frozen(term: Term, views: Views) -> str:
 # ---- forwards ----
 
 
-def passes_without_gradient(term: Term, views: Views) -> tuple[int, int]:
+def passes_without_gradient(term: Term, batch: ScoringBatch) -> tuple[int, int]:
     """Passes over the rows beside the trained one: in a run of one update a batch, and in later updates.
 
-    The reference's, and another of now for credit that depends on scores; later that of the old policy too, unless the
+    The reference's, and another of now for advantages that read scores; later that of the old policy too, unless the
     sampler recorded its answers.
     """
     first = int(term.reads("reference"))
-    asks_old = (term.reads("old") and views.old_RL is None) or term.blend is not None
+    asks_old = (term.reads("old") and batch.old_RL is None) or term.blend is not None
     return first, first + int(asks_old)
 
 
@@ -228,7 +228,7 @@ def _snapshot(rollout: Rollout, step_N: torch.Tensor, guesses: int) -> Snapshot:
 
 
 def dry_rewards(term: Term, rollout: Rollout) -> torch.Tensor:
-    """Unequal rewards of the shape that the term's credit reads: [1, G], or [1, G, guesses]."""
+    """Unequal rewards of the shape that the term's advantage reads: [1, G], or [1, G, guesses]."""
     group = rollout.group_size
     shape = (1, group) if term.record is None else (1, group, len(rollout.snapshots) * term.record.guesses)
     return Uniforms().key(torch.arange(torch.Size(shape).numel())).draw().float().view(shape)

@@ -35,10 +35,10 @@ class DiffuGRPO:
         return (
             Term(
                 masking=masks.FullyMasked(prompt_mask_prob=self.prompt_mask_prob, shared=self.shared_prompt_mask),
-                credit=advantages.centered,
+                advantage=advantages.centered,
                 likelihood=likelihood.per_token,
-                surrogate=losses.Clipped(epsilon=self.epsilon),
-                normaliser=likelihood.token_count,
+                surrogate=losses.ClippedSurrogate(epsilon=self.epsilon),
+                normalizer=likelihood.token_count,
                 penalty=divergences.penalty(divergences.k3, self.beta),
             ),
         )

@@ -50,11 +50,11 @@ class DiSPO:
             first,
             record=OneStep(guesses=self.branches, degree=self.degree, shared=self.shared_step),
             masking=masks.Branches(eos_id=eos_id, prompt_mask_prob=prob, shared=shared),
-            credit=advantages.centered_per_state,
+            advantage=advantages.centered_per_state,
             likelihood=likelihood.per_token,
-            surrogate=first.surrogate if clips else losses.Clipped(epsilon=0.5),
-            normaliser=likelihood.token_count,
+            surrogate=first.surrogate if clips else losses.ClippedSurrogate(epsilon=0.5),
+            normalizer=likelihood.token_count,
             penalty=first.penalty if clips else None,
-            weight=self.alpha,
+            coefficient=self.alpha,
         )
         return (first, *others, branch)

@@ -35,11 +35,13 @@ class ESPO:
 
         return (
             Term(
-                masking=masks.RandomMasks(law=masks.CoupledCounts(pairs=self.pairs), span=masks.whole_region),
-                credit=advantages.leave_one_out,
+                masking=masks.RandomMasks(
+                    distribution=masks.CoupledCounts(pairs=self.pairs), span=masks.all_completion
+                ),
+                advantage=advantages.leave_one_out,
                 likelihood=likelihood.elbo,
-                surrogate=losses.Clipped(epsilon=self.epsilon),
-                normaliser=likelihood.unit_count,
+                surrogate=losses.ClippedSurrogate(epsilon=self.epsilon),
+                normalizer=likelihood.unit_count,
                 penalty=divergences.penalty(divergences.k2, self.beta, per_unit=True),
             ),
         )

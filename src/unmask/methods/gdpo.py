@@ -41,12 +41,12 @@ class GDPO:
         return (
             Term(
                 masking=masks.RandomMasks(
-                    law=masks.QuadratureNodes(nodes=self.nodes, empirical=self.empirical),
-                    span=masks.through_eos if self.through_eos else masks.whole_region,
+                    distribution=masks.QuadratureNodes(nodes=self.nodes, empirical=self.empirical),
+                    span=masks.through_eos if self.through_eos else masks.all_completion,
                 ),
-                credit=advantages.centered,
+                advantage=advantages.centered,
                 likelihood=likelihood.elbo,
-                surrogate=losses.Clipped(epsilon=self.epsilon),
-                normaliser=likelihood.unit_count,
+                surrogate=losses.ClippedSurrogate(epsilon=self.epsilon),
+                normalizer=likelihood.unit_count,
             ),
         )

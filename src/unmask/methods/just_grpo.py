@@ -40,9 +40,9 @@ class JustGRPO:
         return (
             Term(
                 masking=masks.Prefixes(fraction=self.fraction),
-                credit=advantages.z_score,
+                advantage=advantages.z_score,
                 likelihood=likelihood.per_token,
-                surrogate=losses.Clipped(epsilon=self.epsilon),
-                normaliser=likelihood.credited_count,
+                surrogate=losses.ClippedSurrogate(epsilon=self.epsilon),
+                normalizer=likelihood.active_unit_count,
             ),
         )

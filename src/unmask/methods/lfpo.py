@@ -25,7 +25,7 @@ class LFPO:
     name: ClassVar[str] = "lfpo"
     paper: ClassVar[str] = "2603.01563"
     provenance: ClassVar[str] = "reconstructed"
-    views: int = 4  # rows a sample
+    num_masks: int = 4  # rows a sample
     blend: float = 1.0  # b
     recorded_states: bool = False  # states of the sample's own trajectory instead of random masks
 
@@ -35,12 +35,14 @@ class LFPO:
         return (
             Term(
                 masking=masks.RandomMasks(
-                    law=(masks.RecordedTimes if self.recorded_states else masks.StratifiedTimes)(count=self.views)
+                    distribution=(masks.RecordedTimes if self.recorded_states else masks.StratifiedTimes)(
+                        count=self.num_masks
+                    )
                 ),
-                credit=advantages.bounded_z_score,
+                advantage=advantages.bounded_z_score,
                 likelihood=likelihood.masked_mean,
                 surrogate=losses.Contrastive(),
-                normaliser=likelihood.unit_count,
+                normalizer=likelihood.unit_count,
                 blend=self.blend,
             ),
         )

@@ -27,7 +27,7 @@ class MDPO:
     paper: ClassVar[str] = "2508.13148"
     provenance: ClassVar[str] = "code"
     steps: int = 8  # denoising steps trained of each trajectory
-    advantage: str = "difference_and_future"  # credit of a step, before its z-score over the group
+    advantage: str = "difference_and_future"  # advantage of a step, before its z-score over the group
     step_choice: str = "largest_advantages"  # which steps are trained
     positions: str = "all_masked"  # which positions of a trained state are scored
     length_weight: bool = True  # lambda = L / |x_s|, else 1
@@ -51,10 +51,10 @@ class MDPO:
             Term(
                 record=records.EveryStep(),
                 masking=masks.OwnGuesses(eos_id=eos_id, steps=self.steps, choose=choose, positions=where, **flags),
-                credit=advantages.ZScoreOf(score=getattr(advantages, self.advantage)),
+                advantage=advantages.ZScoreOf(score=getattr(advantages, self.advantage)),
                 likelihood=likelihood.per_token,
-                surrogate=losses.Clipped(epsilon=self.epsilon),
-                normaliser=likelihood.unit_count,
+                surrogate=losses.ClippedSurrogate(epsilon=self.epsilon),
+                normalizer=likelihood.unit_count,
                 penalty=divergences.penalty(divergences.k2, self.beta),
             ),
         )

@@ -24,7 +24,7 @@ class RSPO:
     name: ClassVar[str] = "rspo"
     paper: ClassVar[str] = "2605.10218"
     provenance: ClassVar[str] = "port"
-    views: int = 2  # rows a sample
+    num_masks: int = 2  # rows a sample
     random_times: bool = False  # masks by a random ratio instead of a random count
     strength: float = 0.01  # lambda: pull of the log-ratio towards A / lambda
 
@@ -34,11 +34,13 @@ class RSPO:
         return (
             Term(
                 masking=masks.RandomMasks(
-                    law=(masks.InverseTimes if self.random_times else masks.UniformCounts)(count=self.views)
+                    distribution=(masks.InverseTimes if self.random_times else masks.UniformCounts)(
+                        count=self.num_masks
+                    )
                 ),
-                credit=advantages.z_score,
+                advantage=advantages.z_score,
                 likelihood=likelihood.elbo,
-                surrogate=losses.RelativeScore(strength=self.strength),
-                normaliser=likelihood.unit_count,
+                surrogate=losses.CenteredRegression(strength=self.strength),
+                normalizer=likelihood.unit_count,
             ),
         )

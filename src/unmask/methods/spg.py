@@ -26,7 +26,7 @@ class SPG:
     name: ClassVar[str] = "spg"
     paper: ClassVar[str] = "2510.09541"
     provenance: ClassVar[str] = "code"
-    views: int = 2  # rows a completion
+    num_masks: int = 2  # rows a completion
     prompt_mask_prob: float = 0.15  # probability that a clean token is masked
     beta: float = 1.5  # order of the upper bound
     mix: float = 0.5  # share of the upper bound in the score of bad samples
@@ -36,10 +36,10 @@ class SPG:
 
         return (
             Term(
-                masking=masks.BlockRandom(count=self.views, prompt_mask_prob=self.prompt_mask_prob),
-                credit=advantages.centered,
+                masking=masks.BlockRandom(count=self.num_masks, prompt_mask_prob=self.prompt_mask_prob),
+                advantage=advantages.centered,
                 likelihood=likelihood.Sandwich(beta=self.beta, mix=self.mix),
-                surrogate=losses.WeightedLikelihood(),
-                normaliser=likelihood.token_count,
+                surrogate=losses.PolicyGradient(),
+                normalizer=likelihood.token_count,
             ),
         )

@@ -6,7 +6,7 @@
 
 Every token is scored in exactly one row. `eos_tokens`: how many end-of-sequence tokens are scored, -1 for all.
 Deviations: the published rule that completions near the length limit count as wrong is left to the reward; samples
-without credit are no rows (with rewards 0 and 1 there are none in a group that is kept).
+without advantage are no rows (with rewards 0 and 1 there are none in a group that is kept).
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class TraceRL:
         from unmask.objective import Term, advantages, divergences, likelihood, losses, masks
 
         estimate = {"k1": divergences.k1, "k3": divergences.k3}[self.estimate]
-        span = masks.whole_region if self.eos_tokens < 0 else masks.EosTokens(eos_id=eos_id, count=self.eos_tokens)
+        span = masks.all_completion if self.eos_tokens < 0 else masks.EosTokens(eos_id=eos_id, count=self.eos_tokens)
         return (
             Term(
                 masking=masks.Segments(grouping=masks.ShrunkSteps(shrink=self.shrink), span=span, per_row=True),
-                credit=advantages.PopulationZScore(lowest=self.lowest, highest=self.highest),
+                advantage=advantages.PopulationZScore(lowest=self.lowest, highest=self.highest),
                 likelihood=likelihood.per_token,
-                surrogate=losses.Clipped(epsilon=self.epsilon),
-                normaliser=likelihood.credited_count,
+                surrogate=losses.ClippedSurrogate(epsilon=self.epsilon),
+                normalizer=likelihood.active_unit_count,
                 penalty=divergences.penalty(estimate, self.beta, against="old", per_unit=True),
             ),
         )

@@ -6,7 +6,7 @@
     A = z-score over the group
 
 Deviations: none known to the paper. Reconstructed: beta; with one update t = t_1; one token at least is masked.
-The port: `views` rows a sample with t ~ U(0.1, 0.9) (35 there), beta 0.01 to the old policy.
+The port: `num_masks` rows a sample with t ~ U(0.1, 0.9) (35 there), beta 0.01 to the old policy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class UniGRPO:
     name: ClassVar[str] = "unigrpo"
     paper: ClassVar[str] = "2505.15809"
     provenance: ClassVar[str] = "paper"
-    views: int = 0  # 0: one row at the spaced ratio; else rows at independent ratios in (0.1, 0.9)
+    num_masks: int = 0  # 0: one row at the spaced ratio; else rows at independent ratios in (0.1, 0.9)
     epsilon: float = 0.2  # clip range of the sequence ratio
     beta: float = 0.01  # weight of k3
     divergence_to: str = "reference"  # policy that k3 is to: reference or old
@@ -41,12 +41,14 @@ class UniGRPO:
         return (
             Term(
                 masking=masks.RandomMasks(
-                    law=masks.RandomTimes(count=self.views, low=0.1, high=0.9) if self.views else masks.SpacedTime()
+                    distribution=masks.RandomTimes(count=self.num_masks, low=0.1, high=0.9)
+                    if self.num_masks
+                    else masks.SpacedTime()
                 ),
-                credit=advantages.z_score,
+                advantage=advantages.z_score,
                 likelihood=likelihood.masked_mean,
-                surrogate=losses.Clipped(epsilon=self.epsilon),
-                normaliser=likelihood.unit_count,
+                surrogate=losses.ClippedSurrogate(epsilon=self.epsilon),
+                normalizer=likelihood.unit_count,
                 penalty=divergences.penalty(divergences.k3, self.beta, against=self.divergence_to),
             ),
         )

@@ -1,7 +1,7 @@
 """VRPO (LLaDA 1.5, arXiv 2505.19223). Provenance: paper, port.
 
     L = mean over pairs of -log sigmoid(beta [ (B(y+) - Bref(y+)) - (B(y-) - Bref(y-)) ])
-    B = mean over `views` draws of (len/l) sum of logp over l masked tokens, l ~ U{1..len}: the ELBO in nats
+    B = mean over `num_masks` draws of (len/l) sum of logp over l masked tokens, l ~ U{1..len}: the ELBO in nats
 
 The same masks serve now and reference. Pairs: the best and the worst completion of each group; preference data are a
 given rollout of groups of two with rewards 1 and 0. Groups of equal rewards have no pair.
@@ -23,7 +23,7 @@ class VRPO:
     name: ClassVar[str] = "vrpo"
     paper: ClassVar[str] = "2505.19223"
     provenance: ClassVar[str] = "paper, port"
-    views: int = 4  # rows a completion
+    num_masks: int = 4  # rows a completion
     beta: float = 0.2  # inverse temperature of the preference
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
@@ -31,10 +31,12 @@ class VRPO:
 
         return (
             Term(
-                masking=masks.BestAndWorst(masks=masks.RandomMasks(law=masks.UniformCounts(count=self.views))),
-                credit=advantages.as_given,
+                masking=masks.BestAndWorst(
+                    masks=masks.RandomMasks(distribution=masks.UniformCounts(count=self.num_masks))
+                ),
+                advantage=advantages.as_given,
                 likelihood=likelihood.weighted_sum,
                 surrogate=losses.Preference(beta=self.beta),
-                normaliser=likelihood.unit_count,
+                normalizer=likelihood.unit_count,
             ),
         )

@@ -34,9 +34,9 @@ class WD1:
         return (
             Term(
                 masking=masks.FullyMasked(prompt_mask_prob=self.prompt_mask_prob, shared=self.shared_prompt_mask),
-                credit=advantages.softmax_positive if self.positive_only else advantages.softmax_pair,
+                advantage=advantages.softmax_positive if self.positive_only else advantages.softmax_pair,
                 likelihood=likelihood.weighted_sum,
-                surrogate=losses.WeightedLikelihood(),
-                normaliser=likelihood.unit_count,
+                surrogate=losses.PolicyGradient(),
+                normalizer=likelihood.unit_count,
             ),
         )

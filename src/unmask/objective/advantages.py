@@ -1,4 +1,4 @@
-"""Credit: from rewards to advantages of the same shape. Groups lie along dimension 1 (G); nothing crosses prompts."""
+"""From rewards to advantages of the same shape. Groups lie along dimension 1 (G); nothing crosses prompts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STD_EPSILON = 1e-4
 
 
 def _centered(rewards: Tensor, dim: int) -> Tensor:
-    # A rounded mean of equal rewards would leave credit, and forwards, to noise.
+    # A rounded mean of equal rewards would leave advantage, and forwards, to noise.
     varied = rewards.amax(dim, keepdim=True) > rewards.amin(dim, keepdim=True)
     return torch.where(varied, rewards - rewards.mean(dim, keepdim=True), 0.0)
 

@@ -28,7 +28,7 @@ def k3(now_UK: Float[Tensor, "U K"], other_UK: Float[Tensor, "U K"]) -> Float[Te
 
 @dataclass(frozen=True, kw_only=True)
 class Penalty:
-    """coefficient · sum_uk w estimate(now, other) / normaliser; `against` the reference or the old policy.
+    """coefficient · sum_uk w estimate(now, other) / normalizer; `against` the reference or the old policy.
 
     `per_unit`: times the unit's length, for the divergence of whole sequences (ESPO) or rows (TraceRL) where the score
     or its weight is per token.
@@ -43,13 +43,13 @@ class Penalty:
         self,
         now_UK: Float[Tensor, "U K"],
         other_UK: Float[Tensor, "U K"],
-        weight_UK: Float[Tensor, "U K"],
+        loss_weight_UK: Float[Tensor, "U K"],
         length_U: Int[Tensor, "U"],
-        normaliser: Float[Tensor, ""],
+        normalizer: Float[Tensor, ""],
     ) -> Float[Tensor, ""]:
         if self.per_unit:
-            weight_UK = weight_UK * length_U[:, None]
-        return self.coefficient * (weight_UK * self.estimate(now_UK, other_UK)).sum() / normaliser
+            loss_weight_UK = loss_weight_UK * length_U[:, None]
+        return self.coefficient * (loss_weight_UK * self.estimate(now_UK, other_UK)).sum() / normalizer
 
 
 def penalty(

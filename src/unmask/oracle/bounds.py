@@ -13,7 +13,7 @@ from unmask.methods.base import Method
 from unmask.objective.likelihood import EUBO, row_logp, weighted_sum
 from unmask.objective.term import Term
 from unmask.oracle.toy import COMPLETIONS, LENGTH, MASK, PROMPT, Toy, with_prompt
-from unmask.types import Rollout, Views
+from unmask.types import Rollout, ScoringBatch
 from unmask.uniforms import Uniforms
 
 MASKS = [mask for mask in product((False, True), repeat=LENGTH) if any(mask)]
@@ -24,43 +24,43 @@ def mask_probability(mask: tuple[bool, ...]) -> float:
     return 1 / (LENGTH * comb(LENGTH, sum(mask)))
 
 
-def every_mask(rows_weight: dict[tuple[bool, ...], float]) -> Views:
+def every_mask(rows_weight: dict[tuple[bool, ...], float]) -> ScoringBatch:
     """A unit a completion, a row a mask, weighted as given."""
     completions = with_prompt(COMPLETIONS)
     masked_RL = torch.nn.functional.pad(torch.tensor(list(rows_weight)), (PROMPT, 0)).repeat(len(completions), 1)
     weight_R1 = torch.tensor(list(rows_weight.values()), dtype=torch.float64).repeat(len(completions))[:, None]
     tokens_RL = completions.repeat_interleave(len(rows_weight), dim=0)
     row_R = torch.arange(len(tokens_RL))
-    return Views(
+    return ScoringBatch(
         inputs_FL=tokens_RL.masked_fill(masked_RL, MASK),
         attention_FL=torch.ones_like(masked_RL),
         forward_R=row_R,
         targets_RL=tokens_RL,
         scored_RL=masked_RL,
-        weight_RL=masked_RL * weight_R1,
+        token_weight_RL=masked_RL * weight_R1,
         unit_R=row_R // len(rows_weight),
-        credit_U=torch.ones(len(completions), dtype=torch.float64),
+        advantage_U=torch.ones(len(completions), dtype=torch.float64),
         length_U=torch.full((len(completions),), LENGTH),
     )
 
 
 def exact_elbo(toy: Toy) -> Tensor:
     """ELBO of every completion [27]: sum over masks of p(mask) · L / |mask| · sum of logp over it."""
-    views = every_mask({mask: mask_probability(mask) * LENGTH / sum(mask) for mask in MASKS})
-    return weighted_sum(row_logp(toy, views), views).value_UK[:, 0].detach()
+    batch = every_mask({mask: mask_probability(mask) * LENGTH / sum(mask) for mask in MASKS})
+    return weighted_sum(row_logp(toy, batch), batch).value_UK[:, 0].detach()
 
 
 def exact_eubo(toy: Toy, beta: float) -> Tensor:
     """EUBO of every completion [27]: 1/beta · sum_k log E over masks of L / |mask| 1[k masked] p_k^beta (SPG)."""
     rows = {mask: len(MASKS) * mask_probability(mask) * LENGTH / sum(mask) for mask in MASKS}
-    views = every_mask(rows)
-    return LENGTH * EUBO(beta=beta)(row_logp(toy, views), views).value_UK[:, 0].detach()
+    batch = every_mask(rows)
+    return LENGTH * EUBO(beta=beta)(row_logp(toy, batch), batch).value_UK[:, 0].detach()
 
 
 def exact_logp(toy: Toy) -> Tensor:
     """log p of every completion [27] under random order, one token a step."""
-    views = every_mask(dict.fromkeys(MASKS, 1.0))
-    logp_UML = row_logp(toy, views).detach().view(len(COMPLETIONS), len(MASKS), -1)
+    batch = every_mask(dict.fromkeys(MASKS, 1.0))
+    logp_UML = row_logp(toy, batch).detach().view(len(COMPLETIONS), len(MASKS), -1)
     orders = list(permutations(range(LENGTH)))
     by_order = []
     for order in orders:
@@ -106,12 +106,12 @@ class Estimate:
 
 
 def estimated_logp(toy: Toy, term: Term, copies: int, seed: int, sign: float = 1.0) -> Tensor:
-    """Estimates [27, copies] of a term's likelihood, summed over tokens; `sign`: of the credit, which SPG reads."""
+    """Estimates [27, copies] of a term's likelihood, summed over tokens; `sign`: of the advantage, which SPG reads."""
     rollout = many_rollouts(copies)
-    credit = torch.full((len(COMPLETIONS), copies), sign, dtype=torch.float64)
-    views = term.masking(rollout, credit, Uniforms().key("estimate", seed), 0, 1)
+    advantage = torch.full((len(COMPLETIONS), copies), sign, dtype=torch.float64)
+    batch = term.masking(rollout, advantage, Uniforms().key("estimate", seed), 0, 1)
     with torch.no_grad():
-        value_UK = term.likelihood(row_logp(toy, views), views).value_UK
+        value_UK = term.likelihood(row_logp(toy, batch), batch).value_UK
     per_unit_U = value_UK.sum(1)
     if term.likelihood is not weighted_sum and value_UK.shape[1] == 1:  # a mean per token
         per_unit_U = per_unit_U * LENGTH

@@ -51,14 +51,14 @@ def _term_gradient(toy: Toy, term: Term, rollout: Rollout, uniforms: Uniforms) -
     guesses = [rewards_of(state.guesses_ZNL) for state in rollout.snapshots]
     scored = rewards_of(rollout.tokens_NL) if term.record is None else torch.cat(guesses).T
     rewards = scored.reshape(len(rollout.tokens_NL) // rollout.group_size, rollout.group_size, *scored.shape[1:])
-    views = term.views(rollout, rewards, uniforms, 0, 1)
-    now = term.answers(toy, views)
+    batch = term.scoring_batch(rollout, rewards, uniforms, 0, 1)
+    now = term.answers(toy, batch)
     frozen = now.detach()
-    views = term.credited(views, frozen, frozen, torch.mean)
+    batch = term.with_final_advantages(batch, frozen, frozen, torch.mean)
     old, reference = [frozen if term.reads(policy) else None for policy in ("old", "reference")]
-    loss, _ = term.loss(views, now, old, reference, term.normaliser(views).clamp(min=1))
+    loss, _ = term.loss(batch, now, old, reference, term.normalizer(batch).clamp(min=1))
     (gradient,) = torch.autograd.grad(-loss, toy.table)
-    return gradient.flatten(), len(views.inputs_FL)
+    return gradient.flatten(), len(batch.inputs_FL)
 
 
 def gradient_batches(
@@ -122,7 +122,7 @@ def biases(
 
 
 def oracle_methods() -> dict[str, Method]:
-    """Every method with its paper's settings, fitted to three tokens in three steps; bases of DiSPO beside."""
+    """Every method with its paper's settings, fitted to three tokens in three steps; bases of DiSPO other_model."""
     from unmask.methods import MDPO, METHODS, DiSPO, JustGRPO, TraceRL
     from unmask.methods.dispo import BASES
 

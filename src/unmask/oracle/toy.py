@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from unmask.denoisers.base import Attention, Denoiser
-from unmask.denoisers.head.chunks import Answer
-from unmask.sampling.unmasking import LeftToRight, LowConfidence, Random, Seen, Unmasking
+from unmask.denoisers.head.chunks import LogitsReducer
+from unmask.sampling.unmasking import LeftToRight, LowConfidence, Observation, Random, Unmasking
 from unmask.types import Prompts
 from unmask.uniforms import Uniforms
 
@@ -44,25 +44,25 @@ class Toy(Denoiser):
         self,
         tokens_FL: Tensor,
         attention_FL: Attention,
-        asked_FA: Tensor,
-        answer: Answer,
+        query_FA: Tensor,
+        reducer: LogitsReducer,
         guidance: Any = None,
-        beside: Denoiser | None = None,
+        other_model: Denoiser | None = None,
         part: Any = None,
-        places_Q: Tensor | None = None,
+        selected_Q: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """As any denoiser answers; no guidance, no part. `beside` is a toy too."""
-        place_Q = torch.arange(asked_FA.numel()) if places_Q is None else places_Q
-        logits = [self._asked(tokens_FL, asked_FA)[place_Q]]
-        if isinstance(beside, Toy):
-            logits.append(beside._asked(tokens_FL, asked_FA)[place_Q].detach())
-        answers: tuple[Tensor, ...] = answer(logits[0], slice(0, len(place_Q)), *logits[1:])
-        shape = asked_FA.shape if places_Q is None else place_Q.shape
-        return tuple(each.view(*shape, *each.shape[1:]) for each in answers)
+        """As any denoiser answers; no guidance, no part. `other_model` is a toy too."""
+        place_Q = torch.arange(query_FA.numel()) if selected_Q is None else selected_Q
+        logits = [self._at(tokens_FL, query_FA)[place_Q]]
+        if isinstance(other_model, Toy):
+            logits.append(other_model._at(tokens_FL, query_FA)[place_Q].detach())
+        reduced: tuple[Tensor, ...] = reducer(logits[0], slice(0, len(place_Q)), *logits[1:])
+        shape = query_FA.shape if selected_Q is None else selected_Q.shape
+        return tuple(each.view(*shape, *each.shape[1:]) for each in reduced)
 
-    def _asked(self, tokens_FL: Tensor, asked_FA: Tensor) -> Tensor:
+    def _at(self, tokens_FL: Tensor, query_FA: Tensor) -> Tensor:
         logits_FCV = self.logits(tokens_FL[:, PROMPT:])
-        column_FA1 = (asked_FA - PROMPT).clamp(min=0)[..., None]
+        column_FA1 = (query_FA - PROMPT).clamp(min=0)[..., None]
         return logits_FCV.gather(1, column_FA1.expand(-1, -1, SYMBOLS + 1)).flatten(0, 1)
 
     def logp(self, canvas: Canvas, position: int, token: int) -> Tensor:
@@ -149,7 +149,7 @@ def _committed(canvas: Canvas, logps: dict[int, Tensor]) -> int:
         confidence[0, position] = logp.detach().exp()
     masked = torch.tensor([canvas]) == MASK
     after = LowConfidence()(
-        Seen(
+        Observation(
             masked_NC=masked,
             confidence_NC=confidence,
             running_NC=confidence,

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from unmask.denoisers.base import Denoiser, Guidance
-from unmask.denoisers.head.chunks import Answer, ContrastiveLogProb, TargetLogProb, chunk_positions
+from unmask.denoisers.head.chunks import ContrastiveLogProb, LogitsReducer, TargetLogProb, chunk_positions
 from unmask.denoisers.head.vocabulary import POSITIONS
 from unmask.denoisers.layers.recompute import recompute_layers
 from unmask.plan.networks import blank_denoiser, layer_count, read_shape, with_layers
@@ -208,17 +208,19 @@ def _marked(denoiser: Denoiser, live: LiveBytes) -> Iterator[None]:
 def _run(denoiser: Denoiser, work: Pass, autocast: Any) -> None:
     tokens_FL = torch.zeros(work.forwards, work.length, dtype=torch.long)
     attention_FL = torch.ones(work.forwards, work.length, dtype=torch.bool)
-    asked_FA = torch.zeros(work.forwards, work.asked, dtype=torch.long)
+    query_FA = torch.zeros(work.forwards, work.asked, dtype=torch.long)
     guidance = Guidance(scale=1.0, prompt_FL=attention_FL) if work.guided else None
     beside = denoiser if work.blended else None
-    place_Q = torch.arange(work.answered) if work.answered < asked_FA.numel() else None
+    selected_Q = torch.arange(work.answered) if work.answered < query_FA.numel() else None
     with autocast:
-        (answers, *_) = denoiser(tokens_FL, attention_FL, asked_FA, _answer(work), guidance, beside, places_Q=place_Q)
+        (answers, *_) = denoiser(
+            tokens_FL, attention_FL, query_FA, _answer(work), guidance, beside, selected_Q=selected_Q
+        )
     if not work.samples:
         answers.sum().backward()
 
 
-def _answer(work: Pass) -> Answer:
+def _answer(work: Pass) -> LogitsReducer:
     asked = work.answered
     if work.samples:
         uniform_QZ = torch.zeros(asked, work.targets, dtype=torch.float64)
@@ -232,5 +234,5 @@ def _answer(work: Pass) -> Answer:
         )
     if work.blended:
         return ContrastiveLogProb(torch.zeros(asked, dtype=torch.long), 1.0)
-    slope = (lambda logp_CK, chunk: torch.ones_like(logp_CK)) if work.separable else None
-    return TargetLogProb(torch.zeros(asked, work.targets, dtype=torch.long), slope=slope)
+    grad_logp = (lambda logp_CK, chunk: torch.ones_like(logp_CK)) if work.separable else None
+    return TargetLogProb(torch.zeros(asked, work.targets, dtype=torch.long), grad_logp=grad_logp)

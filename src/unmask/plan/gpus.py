@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from unmask.errors import UserError
-from unmask.validation import perhaps
+from unmask.validation import did_you_mean
 
 GIBIBYTE = 2**30
 
@@ -38,5 +38,5 @@ def parse_gpus(gpus: str, gpu: str, precision: str) -> GPUs:
     elif re.fullmatch(r"\d+(\.\d+)?", gpu) and float(gpu) > 0:
         teraflops = float(gpu)
     else:
-        raise UserError(f"unknown gpu {gpu!r}{perhaps(gpu, list(PEAKS))}, or its peak in TFLOP/s, such as 312")
+        raise UserError(f"unknown gpu {gpu!r}{did_you_mean(gpu, list(PEAKS))}, or its peak in TFLOP/s, such as 312")
     return GPUs(count=int(match[1]), memory=int(match[2]) * GIBIBYTE, peak=teraflops * 1e12)

@@ -16,10 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from unmask.denoisers.adapters import add_adapters
 from unmask.denoisers.base import Denoiser
-from unmask.denoisers.loading import EMBEDDED, LAYOUTS, resolve
+from unmask.denoisers.loading import EMBEDDED, FORMATS, resolve
 from unmask.errors import UserError
 from unmask.settings.recipe import TrainSettings
-from unmask.validation import perhaps
+from unmask.validation import did_you_mean
 
 _LAYERS = ("n_layers", "num_hidden_layers")  # whichever config.json has
 _PER_LAYER = ("layer_types", "mlp_layer_types")  # lists as long as there are layers
@@ -39,7 +39,7 @@ def read_shape(model: str) -> dict[str, Any]:
     if not on_disk:
         if model in shapes:
             return shapes[model]
-        raise UserError(f"model {model!r} is no checkpoint directory{perhaps(model, list(shapes))}")
+        raise UserError(f"model {model!r} is no checkpoint directory{did_you_mean(model, list(shapes))}")
     shape: dict[str, Any] = json.loads((resolve(model) / "config.json").read_text())
     return shape
 
@@ -57,7 +57,7 @@ def with_layers(shape: Mapping[str, Any], count: int) -> dict[str, Any]:
 
 def blank_denoiser(shape: Mapping[str, Any], settings: TrainSettings) -> Denoiser:
     """The denoiser that is trained, on the meta device: it has shapes and no numbers. Raises UserError."""
-    layout = next((layout for layout in LAYOUTS if layout.matches(shape)), None)
+    layout = next((layout for layout in FORMATS if layout.matches(shape)), None)
     if layout is None and shape.get("is_causal") is not False:
         raise UserError("the model attends causally: a masked diffusion model has is_causal = false in config.json")
     with torch.device("meta"):
@@ -107,7 +107,7 @@ def size_of(model: str, weights: str, lora_rank: int) -> Size:
 
     matrices = [name for name, weight in named.items() if weight.ndim > 1 and "embed_tokens" not in name]
     adapters = [name for name in matrices if ".lora_" in name]
-    asked = f"layers.{config.num_hidden_layers - 1}." if denoiser.asks_last_layer else "none"
+    asked = f"layers.{config.num_hidden_layers - 1}." if denoiser.queries_last_layer else "none"
     last = [name for name in matrices if name.startswith(asked) and "k_proj" not in name and "v_proj" not in name]
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Size(
@@ -122,6 +122,6 @@ def size_of(model: str, weights: str, lora_rank: int) -> Size:
         head=config.vocab_size * config.hidden_size,
         vocabulary=config.vocab_size,
         attention=config.num_hidden_layers * config.num_attention_heads * head_width,
-        last_attention=config.num_attention_heads * head_width if denoiser.asks_last_layer else 0,
+        last_attention=config.num_attention_heads * head_width if denoiser.queries_last_layer else 0,
         max_length=denoiser.max_length,
     )

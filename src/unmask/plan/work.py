@@ -15,13 +15,13 @@ from torch import Tensor
 from unmask.denoisers.head.chunks import chunk_positions
 from unmask.methods.base import Method
 from unmask.methods.describe import EOS, DryShape, dry_rewards, dry_rollout, passes_without_gradient
-from unmask.objective.likelihood import asked_columns
+from unmask.objective.likelihood import query_columns
 from unmask.objective.term import Term, record_of
 from unmask.plan.networks import Size
 from unmask.sampling.records import Record
 from unmask.sampling.schedules import SCHEDULES
 from unmask.settings.recipe import RolloutSettings
-from unmask.types import Rollout, Views
+from unmask.types import Rollout, ScoringBatch
 from unmask.uniforms import Uniforms
 
 
@@ -187,42 +187,42 @@ def _denoising(rollout: RolloutSettings, record: Record | None, prompts: int, le
 
 
 def _term_work(term: Term, dry: Rollout, prompts: int, micro_batch: int) -> TermWork:
-    views = term.views(dry, dry_rewards(term, dry), Uniforms(), 0, 1)
-    views = views.take_units(term.trained(views))
-    forwards = len(views.inputs_FL) * prompts
-    targets = int(torch.bincount(views.forward_R).max())
-    of_unit = 1 if targets > 1 else int(torch.bincount(views.unit_R).max())
-    batch = forwards
+    batch = term.scoring_batch(dry, dry_rewards(term, dry), Uniforms(), 0, 1)
+    batch = batch.take_units(term.trained(batch))
+    forwards = len(batch.inputs_FL) * prompts
+    targets = int(torch.bincount(batch.forward_R).max())
+    of_unit = 1 if targets > 1 else int(torch.bincount(batch.unit_R).max())
+    micro = forwards
     if micro_batch:  # units stay whole
-        batch = min(forwards, -(-micro_batch // of_unit) * of_unit)
-    parts = [(len(part.inputs_FL), *asked_columns(part)) for part in _parts(views, micro_batch)]
+        micro = min(forwards, -(-micro_batch // of_unit) * of_unit)
+    parts = [(len(part.inputs_FL), *query_columns(part)) for part in _parts(batch, micro_batch)]
     dry_forwards = sum(count for count, _, _ in parts)
     answered = sum(int(counted_FA.sum()) for _, _, counted_FA in parts) / dry_forwards
-    first, later = passes_without_gradient(term, views)
-    again = 1 if term.credits_scores and batch < forwards else 0
+    first, later = passes_without_gradient(term, batch)
+    again = 1 if term.advantage_reads_scores and micro < forwards else 0
     return TermWork(
         forwards=forwards,
-        batch=batch,
-        asked=sum(count * asked_FA.shape[1] for count, asked_FA, _ in parts) / dry_forwards,
+        batch=micro,
+        asked=sum(count * query_FA.shape[1] for count, query_FA, _ in parts) / dry_forwards,
         answered=answered,
-        widest=max(asked_FA.shape[1] for _, asked_FA, _ in parts),
-        most=max(round(int(counted_FA.sum()) * min(batch, forwards) / count) for count, _, counted_FA in parts),
+        widest=max(query_FA.shape[1] for _, query_FA, _ in parts),
+        most=max(round(int(counted_FA.sum()) * min(micro, forwards) / count) for count, _, counted_FA in parts),
         targets=targets,
         without_gradient=(first + again, later + again),
         blended=term.blend is not None,
         separable=(term.is_separable(old_is_now=True), term.is_separable(old_is_now=False)),
-        question_bytes=prompts * _bytes_of(views),
+        question_bytes=prompts * _bytes_of(batch),
     )
 
 
-def _parts(views: Views, micro_batch: int) -> Iterator[Views]:
-    if 0 < micro_batch < len(views.inputs_FL):
-        yield from (part for part, _ in views.micro_batches(micro_batch))
+def _parts(batch: ScoringBatch, micro_batch: int) -> Iterator[ScoringBatch]:
+    if 0 < micro_batch < len(batch.inputs_FL):
+        yield from (part for part, _ in batch.micro_batches(micro_batch))
     else:
-        yield views
+        yield batch
 
 
-def _bytes_of(piece: Rollout | Views) -> int:
+def _bytes_of(piece: Rollout | ScoringBatch) -> int:
     """Bytes of the tensors in it, recorded states included."""
     values = [getattr(piece, field.name) for field in fields(piece)]
     tensors = [value for value in values if isinstance(value, Tensor)]

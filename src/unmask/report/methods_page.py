@@ -14,7 +14,7 @@ from unmask.settings.reader import leaves
 if TYPE_CHECKING:
     from rich.console import Console
 
-NARROW = ["method\npaper\nprovenance", "rows asked\nunit", "score", "credit", "surrogate", "forwards", "frozen"]
+NARROW = ["method\npaper\nprovenance", "rows asked\nunit", "score", "advantage", "surrogate", "forwards", "frozen"]
 PAPER = "https://arxiv.org/abs/"
 
 
@@ -64,7 +64,7 @@ def _narrow(row: Row) -> list[str]:
     """A row in the columns NARROW, several facts below each other."""
     forwards = "with {}\nwithout {}".format(*row.forwards)
     method, asked = f"{row.method}\n{row.paper}\n{row.provenance}", f"{row.rows}\nunit: {row.unit}"
-    return [method, asked, row.score, row.credit, row.surrogate, forwards, row.frozen]
+    return [method, asked, row.score, row.advantage, row.surrogate, forwards, row.frozen]
 
 
 def _console() -> Console:

@@ -15,7 +15,7 @@ from unmask.data.example import digest
 from unmask.errors import UserError
 from unmask.rewards.functions import RewardFunction
 from unmask.tasks import Task
-from unmask.validation import perhaps
+from unmask.validation import did_you_mean
 
 if TYPE_CHECKING:
     from unmask.settings.recipe import RewardSettings
@@ -68,10 +68,10 @@ def _find(spec: str, settings: RewardSettings, task: Task, device: Any) -> Calla
     module = _import_file(where) if where.endswith(".py") else _import_module(where)
     found = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
     if not hasattr(module, name):
-        raise UserError(f"{where!r} has no reward function {name!r}{perhaps(name, found)}")
+        raise UserError(f"{where!r} has no reward function {name!r}{did_you_mean(name, found)}")
     function = getattr(module, name)
     if not callable(function):
-        raise UserError(f"{spec!r} is a {type(function).__name__} and cannot be called{perhaps(name, found)}")
+        raise UserError(f"{spec!r} is a {type(function).__name__} and cannot be called{did_you_mean(name, found)}")
     return function  # type: ignore[no-any-return]
 
 

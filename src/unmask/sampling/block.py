@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from unmask.denoisers.base import Attention, Denoiser, Guidance
-from unmask.denoisers.key_values import Columns, KeyValues, Part
+from unmask.denoisers.key_values import CacheWindow, Columns, KeyValues
 from unmask.sampling.caching import Caching
 from unmask.sampling.proposals import Propose
 from unmask.sampling.records import Record
-from unmask.sampling.snapshots import Slot, Wanted, wanted_in
-from unmask.sampling.state import Samples
-from unmask.sampling.unmasking import Seen
+from unmask.sampling.snapshots import SnapshotBuffer, SnapshotRequest, snapshot_requests
+from unmask.sampling.state import SamplerState
+from unmask.sampling.unmasking import Observation
 from unmask.uniforms import Uniforms
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
+class SamplingContext:
     """What stays the same in one call of a sampler."""
 
     sampler: Sampler
@@ -34,8 +34,8 @@ class Scene:
     counts: tuple[int, ...]  # positions that each step of a block commits
     uniforms: Uniforms
     record: Record | None
-    slots: list[Slot]
-    granule: int  # numbers of samples in a forward are its multiples
+    buffers: list[SnapshotBuffer]
+    batch_multiple: int  # numbers of samples in a forward are its multiples
     watch: Callable[[Tensor], None] | None
 
     @property
@@ -48,8 +48,8 @@ class Scene:
 class Block:
     """One block of each of some samples, and its steps."""
 
-    scene: Scene
-    canvas: Samples
+    context: SamplingContext
+    canvas: SamplerState
     mask: Attention
     rows: Sequence[int]  # the samples among all
     blocks: Sequence[int]  # which block of each
@@ -60,11 +60,11 @@ class Block:
     here_NC: Tensor = field(init=False)  # canvas columns of the candidates
     candidate_NC: Tensor = field(init=False)
     block_N1: Tensor = field(init=False)
-    wanted: dict[int, list[Wanted]] = field(init=False)  # by step, which is alike in all samples
+    wanted: dict[int, list[SnapshotRequest]] = field(init=False)  # by step, which is alike in all samples
 
     def __post_init__(self) -> None:
-        scene, block_NC = self.scene, self.canvas.block_NC
-        sampler, device = scene.sampler, block_NC.device
+        context, block_NC = self.context, self.canvas.block_NC
+        sampler, device = context.sampler, block_NC.device
         self.block_N1 = torch.tensor(self.blocks, device=device)[:, None]
         if getattr(sampler.unmasking, "scope", "block") == "completion":
             place_NC = torch.arange(sampler.max_new_tokens, device=device).expand_as(block_NC)
@@ -74,25 +74,25 @@ class Block:
             first_N1 = first_N1.clamp(max=sampler.max_new_tokens - sampler.block_length)
             place_NC = first_N1 + torch.arange(sampler.block_length, device=device)
             self.candidate_NC = block_NC.gather(1, place_NC) == self.block_N1
-        self.here_NC = scene.start + place_NC
+        self.here_NC = context.start + place_NC
         self.first, self.last = min(self.blocks), max(self.blocks)
-        begin = self.first * len(scene.counts)
-        steps = range(begin, begin + len(scene.counts))
-        self.wanted = wanted_in(scene.slots, steps, self.rows, scene.granule, device)
-        self.uniforms = scene.uniforms.key("sample", self.canvas.prompt_N[:, None], self.canvas.sample_N[:, None])
+        begin = self.first * len(context.counts)
+        steps = range(begin, begin + len(context.counts))
+        self.wanted = snapshot_requests(context.buffers, steps, self.rows, context.batch_multiple, device)
+        self.uniforms = context.uniforms.key("sample", self.canvas.prompt_N[:, None], self.canvas.sample_N[:, None])
 
     @property
     def final(self) -> int:
         """Columns that lie in earlier blocks in every sample, wherever its prompt ends in a block of the model's."""
-        length = self.scene.sampler.block_length
-        return max(0, self.scene.start + (self.first - 1) * length + 1) if self.scene.shown_early else 0
+        length = self.context.sampler.block_length
+        return max(0, self.context.start + (self.first - 1) * length + 1) if self.context.shown_early else 0
 
     def denoise(self) -> None:
         """Steps as scheduled; where the rule is adaptive, until nothing is masked."""
-        rule, counts = self.scene.sampler.unmasking, self.scene.counts
+        rule, counts = self.context.sampler.unmasking, self.context.counts
         if not rule.scheduled:
-            counts = (0,) * self.scene.sampler.block_length
-        masked = before = self.scene.sampler.block_length  # now, and a step before; at most, in any sample
+            counts = (0,) * self.context.sampler.block_length
+        masked = before = self.context.sampler.block_length  # now, and a step before; at most, in any sample
         for index, count in enumerate(counts):
             remaining = sum(counts[index + 1 :])
             if not rule.adaptive:
@@ -105,36 +105,38 @@ class Block:
                     break
 
     def _masked(self) -> Tensor:
-        masked_NC: Tensor = self.canvas.tokens.gather(1, self.here_NC) == self.scene.core.mask_id
+        masked_NC: Tensor = self.canvas.tokens.gather(1, self.here_NC) == self.context.core.mask_id
         return masked_NC & self.candidate_NC
 
     def _step(self, index: int, masked: int, before: int, *, count: int, remaining: int) -> None:
         """One step, in which at most `masked` candidates are masked in any sample, and `before` were a step before."""
-        scene, canvas = self.scene, self.canvas
-        wanted = self.wanted.get(self.first * len(scene.counts) + index, [])
+        context, canvas = self.context, self.canvas
+        wanted = self.wanted.get(self.first * len(context.counts) + index, [])
         if masked:
             masked_NC = self._masked()
             answers = self._answers(wanted, index, masked_NC, masked, before)
             self._commit(masked_NC, answers, count=count, remaining=remaining)
-            canvas.step_N = canvas.step_N + (masked_NC.any(1) if scene.sampler.unmasking.adaptive else 1)
+            canvas.step_N = canvas.step_N + (masked_NC.any(1) if context.sampler.unmasking.adaptive else 1)
         else:  # more steps than candidates
             for some in wanted:
                 self._guess(some, self._later)
             canvas.step_N = canvas.step_N + 1
-        if scene.watch is not None:
-            scene.watch(canvas.tokens)
+        if context.watch is not None:
+            context.watch(canvas.tokens)
 
     # ---- what the denoiser is asked ----
 
-    def _answers(self, wanted: list[Wanted], index: int, masked_NC: Tensor, most: int, before: int) -> list[Tensor]:
+    def _answers(
+        self, wanted: list[SnapshotRequest], index: int, masked_NC: Tensor, most: int, before: int
+    ) -> list[Tensor]:
         """Proposals, log-probs and confidences at the masked candidates, zeros elsewhere; wanted states remembered."""
-        scene, later = self.scene, self._later
-        own = scene.record is not None and scene.record.own
+        context, later = self.context, self._later
+        own = context.record is not None and context.record.own
         # Everyone is asked about all that is masked: guesses are the sampler's own, or there is no more than the block.
-        if wanted and (own or (later == 0 and scene.sampler.caching is None)):
-            masked_NL = self.canvas.tokens == scene.core.mask_id
+        if wanted and (own or (later == 0 and context.sampler.caching is None)):
+            masked_NL = self.canvas.tokens == context.core.mask_id
             column_NA = _first(masked_NL & self._behind_prompt(), most + later)
-            part = self._everything() if scene.shown_early else None
+            part = self._everything() if context.shown_early else None
             tokens_NAZ, logp_NAZ, confidence_NA = self._propose(self.canvas, column_NA, index, guesses=True, part=part)
             for some in wanted:
                 at = some.place_N
@@ -153,55 +155,55 @@ class Block:
     @property
     def _later(self) -> int:
         """Positions behind the block, at most, in any sample: all are masked."""
-        length = self.scene.sampler.max_new_tokens
-        later = length - (self.first + 1) * self.scene.sampler.block_length
-        if self.scene.core.block_length is not None:  # a prompt that ends within a block shifts them all
-            later = min(length, later + self.scene.core.block_length - 1)
+        length = self.context.sampler.max_new_tokens
+        later = length - (self.first + 1) * self.context.sampler.block_length
+        if self.context.core.block_length is not None:  # a prompt that ends within a block shifts them all
+            later = min(length, later + self.context.core.block_length - 1)
         return max(0, later)
 
     def _behind_prompt(self) -> Tensor:
         columns = self.canvas.tokens.shape[1]
-        return torch.arange(columns, device=self.here_NC.device) >= self.scene.start
+        return torch.arange(columns, device=self.here_NC.device) >= self.context.start
 
-    def _guess(self, wanted: Wanted, most: int) -> None:
+    def _guess(self, wanted: SnapshotRequest, most: int) -> None:
         """A forward of their own for the few samples whose state is remembered, about all that is masked there."""
         canvas = self.canvas.take(wanted.place_N)
-        masked_NL = (canvas.tokens == self.scene.core.mask_id) & self._behind_prompt()
+        masked_NL = (canvas.tokens == self.context.core.mask_id) & self._behind_prompt()
         column_NA = _first(masked_NL, most)
         if most:
             tokens_NAZ, logp_NAZ, _ = self._propose(canvas, column_NA, -1, guesses=True, rows=wanted.place_N)
         else:  # nothing is masked any more: all guesses are the canvas
-            tokens_NAZ = column_NA[..., None].expand(-1, -1, wanted.slot.guesses.stop)
+            tokens_NAZ = column_NA[..., None].expand(-1, -1, wanted.buffer.guesses.stop)
             logp_NAZ = tokens_NAZ.float()
         self._remember(wanted, canvas.tokens, column_NA, tokens_NAZ, logp_NAZ)
 
     def _remember(
-        self, wanted: Wanted, canvas_NL: Tensor, column_NA: Tensor, tokens_NAZ: Tensor, logp_NAZ: Tensor
+        self, wanted: SnapshotRequest, canvas_NL: Tensor, column_NA: Tensor, tokens_NAZ: Tensor, logp_NAZ: Tensor
     ) -> None:
         """What was answered of the samples."""
-        mask_id = self.scene.core.mask_id
-        wanted.slot.remember(wanted.row_N, canvas_NL, column_NA, tokens_NAZ, logp_NAZ, mask_id)
+        mask_id = self.context.core.mask_id
+        wanted.buffer.remember(wanted.row_N, canvas_NL, column_NA, tokens_NAZ, logp_NAZ, mask_id)
 
     def _propose(
         self,
-        canvas: Samples,
+        canvas: SamplerState,
         column_NA: Tensor,
         index: int,
         *,
         guesses: bool = False,
-        part: Part | None = None,
+        part: CacheWindow | None = None,
         rows: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Answers at the asked columns: tokens and log-probs [N, A, Z], confidences of the first of them [N, A]."""
-        scene = self.scene
-        sampler = scene.sampler
-        more = scene.record.guesses if guesses and scene.record is not None and not scene.record.own else 0
+        context = self.context
+        sampler = context.sampler
+        more = context.record.guesses if guesses and context.record is not None and not context.record.own else 0
         group = self.group if index == 0 else 1  # the samples of a prompt begin alike, and share a forward
         uniform_NAZ = None
         if sampler.temperature:
             key = Uniforms(self.uniforms.state if rows is None else self.uniforms.state[rows])  # type: ignore[index]
             key = key.key(canvas.step_N[:, None])
-            position_NA = column_NA - scene.start
+            position_NA = column_NA - context.start
             uniform_NAZ = key.key("token", position_NA).draw()[..., None]
             if more:
                 guess_Z = torch.arange(more, device=position_NA.device)
@@ -209,7 +211,7 @@ class Block:
                 uniform_NAZ = torch.cat([uniform_NAZ, guessed.draw()], dim=-1)
         answer = Propose(
             temperature=sampler.temperature,
-            mask_id=scene.core.mask_id,
+            mask_id=context.core.mask_id,
             measure=sampler.unmasking.measure,
             uniform_QZ=None if uniform_NAZ is None else _together(uniform_NAZ, group).flatten(0, 1),
             draws=group * (1 + more),
@@ -219,37 +221,37 @@ class Block:
         tokens_NL, attention = canvas.tokens[::group], None if mask is None else mask[::group]
         guidance = None
         if sampler.guidance_scale:
-            prompt_L = torch.arange(tokens_NL.shape[1], device=tokens_NL.device) < scene.start
+            prompt_L = torch.arange(tokens_NL.shape[1], device=tokens_NL.device) < context.start
             guidance = Guidance(scale=sampler.guidance_scale, prompt_FL=prompt_L.expand_as(tokens_NL))
-        answers = scene.denoiser(tokens_NL, attention, column_NA[::group], answer, guidance=guidance, part=part)
+        answers = context.denoiser(tokens_NL, attention, column_NA[::group], answer, guidance=guidance, part=part)
         if group > 1 and part is not None:
             part.cache.take(torch.arange(len(column_NA), device=column_NA.device) // group)
         tokens, logp, confidence = (_apart(each, group) for each in answers)
         return tokens, logp, confidence[..., 0]
 
-    def _part(self, index: int, masked_NC: Tensor, most: int) -> Part | None:
+    def _part(self, index: int, masked_NC: Tensor, most: int) -> CacheWindow | None:
         """What of the canvas is run; None: all of it. At most `most` candidates were masked a step before."""
-        caching, length = self.scene.sampler.caching, self.canvas.tokens.shape[1]
-        if self.scene.shown_early:
-            stop = min(length, self.scene.start + (self.last + 1) * self.scene.sampler.block_length)
+        caching, length = self.context.sampler.caching, self.canvas.tokens.shape[1]
+        if self.context.shown_early:
+            stop = min(length, self.context.start + (self.last + 1) * self.context.sampler.block_length)
             # What the block before revealed last is run once more, at the first step.
-            return Part(cache=self.cache, columns=slice(self.final if index else self.held, stop), end=stop)
+            return CacheWindow(cache=self.cache, columns=slice(self.final if index else self.held, stop), end=stop)
         if caching is None:
             return None
         if index == 0:
             return self._everything()
-        return Part(cache=self.cache, columns=self._again(caching, masked_NC, most), end=length)
+        return CacheWindow(cache=self.cache, columns=self._again(caching, masked_NC, most), end=length)
 
-    def _everything(self) -> Part:
+    def _everything(self) -> CacheWindow:
         """All columns, kept for later steps."""
         length = self.canvas.tokens.shape[1]
-        return Part(cache=self.cache, columns=slice(0, length), end=length)
+        return CacheWindow(cache=self.cache, columns=slice(0, length), end=length)
 
     def _again(self, caching: Caching, masked_NC: Tensor, most: int) -> Columns:
         """The columns that a step runs again; with shifted logits those before them too."""
-        scene, length, shift = self.scene, self.canvas.tokens.shape[1], int(self.scene.core.shift)
-        block = scene.sampler.block_length
-        first, behind = scene.start + self.first * block, scene.start + (self.first + 1) * block
+        context, length, shift = self.context, self.canvas.tokens.shape[1], int(self.context.core.shift)
+        block = context.sampler.block_length
+        first, behind = context.start + self.first * block, context.start + (self.first + 1) * block
         if caching.delayed:
             again_NL = torch.zeros_like(self.canvas.tokens, dtype=torch.bool).scatter(1, self.here_NC, masked_NC)
             if shift:
@@ -269,23 +271,23 @@ class Block:
     def _from(self, offset: int) -> Tensor:
         """Columns that stand so far behind the first of the sample's block, and all after them."""
         column_L = torch.arange(self.canvas.tokens.shape[1], device=self.block_N1.device)
-        return column_L >= self.scene.start + self.block_N1 * self.scene.sampler.block_length + offset
+        return column_L >= self.context.start + self.block_N1 * self.context.sampler.block_length + offset
 
     # ---- what is made of the answers ----
 
     def _commit(self, masked_NC: Tensor, answers: list[Tensor], *, count: int, remaining: int) -> None:
         """Fill the candidates with the proposals that the rule commits; mask what it masks again."""
-        canvas, rule, here_NC = self.canvas, self.scene.sampler.unmasking, self.here_NC
+        canvas, rule, here_NC = self.canvas, self.context.sampler.unmasking, self.here_NC
         tokens, logp, confidence = answers
         held = canvas.running.gather(1, here_NC)
         running = torch.maximum(held, confidence) if getattr(rule, "statistic", "latest") == "max" else confidence
         running = torch.where(masked_NC, running, held)
         masked_after = self.candidate_NC & rule(
-            Seen(
+            Observation(
                 masked_NC=masked_NC,
                 confidence_NC=confidence,
                 running_NC=running.masked_fill(~self.candidate_NC, float("inf")),
-                position_NC=here_NC - self.scene.start,
+                position_NC=here_NC - self.context.start,
                 count=count,
                 remaining=remaining,
                 uniforms=self.uniforms.key(canvas.step_N[:, None]),
@@ -293,13 +295,13 @@ class Block:
         )
         revealed = masked_NC & ~masked_after
         before = canvas.tokens.gather(1, here_NC)
-        now = torch.where(revealed, tokens, before.masked_fill(masked_after, self.scene.core.mask_id))
+        now = torch.where(revealed, tokens, before.masked_fill(masked_after, self.context.core.mask_id))
         canvas.running = canvas.running.scatter(1, here_NC, running)
         canvas.tokens = canvas.tokens.scatter(1, here_NC, now)
         for name, value in (("logp", logp), ("confidence", confidence), ("revealed_at", canvas.step_N[:, None])):
             whole = getattr(canvas, name)
             setattr(canvas, name, whole.scatter(1, here_NC, torch.where(revealed, value, whole.gather(1, here_NC))))
-        if self.scene.sampler.caching is not None and self.scene.sampler.caching.delayed:
+        if self.context.sampler.caching is not None and self.context.sampler.caching.delayed:
             self.fresh_NL = torch.zeros_like(canvas.tokens, dtype=torch.bool).scatter(1, here_NC, before != now)
 
 

@@ -14,15 +14,15 @@ from unmask.sampling.unmasking import Measure, probability
 
 
 class Proposed(NamedTuple):
-    """Tokens, their logits, and their log-probs at the temperature, [C, Z] each; log-normalisers [C] at temperature 1.
+    """Tokens, their logits, and their log-probs at the temperature, [C, Z] each; log-normalizers [C] at temperature 1.
 
-    The mask token is never proposed, but keeps its part of the normalisers: what is recorded equals what scoring gives.
+    The mask token is never proposed, but keeps its part of the normalizers: what is recorded equals what scoring gives.
     """
 
     tokens_CZ: Tensor
     logits_CZ: Tensor
     logp_CZ: Tensor
-    normaliser_C: Tensor
+    normalizer_C: Tensor
 
 
 def greedy(logits: Logits) -> Proposed:
@@ -37,8 +37,8 @@ def greedy(logits: Logits) -> Proposed:
     top_CT = torch.cat(tops, 1)
     best_C1 = top_CT.argmax(1, keepdim=True)
     top_C1 = top_CT.gather(1, best_C1)
-    normaliser_C1 = _log_sum(top_CT, torch.cat(sums, 1), logits.mask_C1)
-    return Proposed(torch.cat(tokens, 1).gather(1, best_C1), top_C1, top_C1 - normaliser_C1, normaliser_C1[:, 0])
+    normalizer_C1 = _log_sum(top_CT, torch.cat(sums, 1), logits.mask_C1)
+    return Proposed(torch.cat(tokens, 1).gather(1, best_C1), top_C1, top_C1 - normalizer_C1, normalizer_C1[:, 0])
 
 
 def draw(logits: Logits, uniform_CZ: Tensor, temperature: float) -> Proposed:
@@ -56,13 +56,13 @@ def draw(logits: Logits, uniform_CZ: Tensor, temperature: float) -> Proposed:
         folds.append(power_CS if logits.fold == 1 else torch.unflatten(power_CS, 1, (-1, logits.fold)).sum(2))
         sums.append(folds[-1].sum(1, keepdim=True))
     top_CT = torch.cat(tops, 1)
-    weight_CT = ((top_CT.double() - top_CT.amax(1, keepdim=True)) / temperature).exp()
-    share_CB = torch.cat([fold_CB * weight_CT[:, place, None] for place, fold_CB in enumerate(folds)], 1)
+    scale_CT = ((top_CT.double() - top_CT.amax(1, keepdim=True)) / temperature).exp()
+    share_CB = torch.cat([fold_CB * scale_CT[:, place, None] for place, fold_CB in enumerate(folds)], 1)
     tokens_CZ, logits_CZ = _search(logits, share_CB, uniform_CZ, temperature)
-    normaliser_C1 = scaled_C1 = _log_sum(top_CT / temperature, torch.cat(sums, 1), logits.mask_C1 / temperature)
+    normalizer_C1 = scaled_C1 = _log_sum(top_CT / temperature, torch.cat(sums, 1), logits.mask_C1 / temperature)
     if temperature != 1:
-        normaliser_C1 = _log_sum(top_CT, torch.cat(sums_at_1, 1), logits.mask_C1)
-    return Proposed(tokens_CZ, logits_CZ, logits_CZ / temperature - scaled_C1, normaliser_C1[:, 0])
+        normalizer_C1 = _log_sum(top_CT, torch.cat(sums_at_1, 1), logits.mask_C1)
+    return Proposed(tokens_CZ, logits_CZ, logits_CZ / temperature - scaled_C1, normalizer_C1[:, 0])
 
 
 def _search(logits: Logits, share_CB: Tensor, uniform_CZ: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -71,8 +71,8 @@ def _search(logits: Logits, share_CB: Tensor, uniform_CZ: Tensor, temperature: f
     logits_CZW = logits.of_folds(fold_CZ)
     if logits.fold == 1:
         return fold_CZ, logits_CZW[..., 0]
-    weight_CZW = (logits_CZW / temperature).double().softmax(2)
-    within_CZ1, _ = _first_above(weight_CZW.cumsum(2), rest_CZ[..., None])
+    share_CZW = (logits_CZW / temperature).double().softmax(2)
+    within_CZ1, _ = _first_above(share_CZW.cumsum(2), rest_CZ[..., None])
     return fold_CZ * logits.fold + within_CZ1[..., 0], logits_CZW.gather(2, within_CZ1)[..., 0]
 
 
@@ -128,13 +128,13 @@ class Propose:
 
     def __call__(self, logits_CV: Tensor, chunk: slice) -> tuple[Tensor, ...]:
         proposed = self._propose(GivenLogits(logits_CV, self.mask_id, Workspace()), chunk)
-        confidence_CK = self.measure(logits_CV.float(), proposed.normaliser_C, proposed.tokens_CZ[:, :: self.stride])
+        confidence_CK = self.measure(logits_CV.float(), proposed.normalizer_C, proposed.tokens_CZ[:, :: self.stride])
         return proposed.tokens_CZ, proposed.logp_CZ, confidence_CK
 
     def of_slices(self, logits: Logits, chunk: slice) -> tuple[Tensor, ...]:
         """The same."""
         proposed = self._propose(logits, chunk)
-        confidence_CK = (proposed.logits_CZ[:, :: self.stride] - proposed.normaliser_C[:, None]).exp()
+        confidence_CK = (proposed.logits_CZ[:, :: self.stride] - proposed.normalizer_C[:, None]).exp()
         return proposed.tokens_CZ, proposed.logp_CZ, confidence_CK
 
     def _propose(self, logits: Logits, chunk: slice) -> Proposed:
@@ -142,4 +142,4 @@ class Propose:
             return draw(logits, self.uniform_QZ[chunk], self.temperature)
         best = greedy(logits)
         tokens_CZ, logits_CZ, logp_CZ = (each_C1.expand(-1, self.draws) for each_C1 in best[:3])
-        return Proposed(tokens_CZ, logits_CZ, logp_CZ, best.normaliser_C)
+        return Proposed(tokens_CZ, logits_CZ, logp_CZ, best.normalizer_C)

@@ -51,8 +51,8 @@ class OneStep:
     def steps(self, uniforms: Uniforms, prompt_N: Tensor, sample_N: Tensor, steps: int) -> list[Tensor]:
         import torch
 
-        weight_S = torch.arange(steps, dtype=torch.float64) ** self.degree
-        cdf_S = weight_S.cumsum(0) / weight_S.sum().clamp(min=1e-300)
+        power_S = torch.arange(steps, dtype=torch.float64) ** self.degree
+        cdf_S = power_S.cumsum(0) / power_S.sum().clamp(min=1e-300)
         key = uniforms.key("recorded step", prompt_N.cpu())
         draw_N = (key if self.shared else key.key(sample_N.cpu())).draw()
         return [torch.searchsorted(cdf_S, draw_N, right=True).clamp(max=steps - 1)]

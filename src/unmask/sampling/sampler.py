@@ -12,18 +12,18 @@ from torch import Tensor
 from unmask.denoisers.base import Denoiser, mask_of
 from unmask.denoisers.key_values import KeyValues
 from unmask.errors import UserError
-from unmask.sampling.block import Block, Scene
+from unmask.sampling.block import Block, SamplingContext
 from unmask.sampling.caching import Caching
 from unmask.sampling.records import Record
 from unmask.sampling.schedules import Schedule, uniform_schedule
-from unmask.sampling.snapshots import Slot
-from unmask.sampling.state import Samples, in_granules
+from unmask.sampling.snapshots import SnapshotBuffer
+from unmask.sampling.state import SamplerState, pad_to_multiple
 from unmask.sampling.unmasking import LowConfidence, Unmasking
 from unmask.types import Prompts, Rollout
 from unmask.uniforms import Uniforms
 
 # (samples, completions [N, E, C]): tokens of E completions of each that are known by now, a finished one or guesses.
-Finished = Callable[[list[int], Tensor], None]
+OnFinished = Callable[[list[int], Tensor], None]
 
 _SHAPES = 16  # numbers of samples that a forward may have, so that compiled kernels and CUDA graphs are few
 
@@ -82,7 +82,7 @@ class Sampler:
         record: Record | None = None,
         watch: Callable[[Tensor], None] | None = None,
         group_size: int = 1,
-        finished: Finished | None = None,
+        on_finished: OnFinished | None = None,
     ) -> Rollout:
         """Complete the prompts, of which `group_size` neighbours are equal.
 
@@ -90,11 +90,11 @@ class Sampler:
         model is too short, or does not go with the settings.
         """
         self._check(denoiser, prompts, record)
-        loop = _Loop(self, denoiser, prompts, uniforms, record, watch, group_size, finished)
+        loop = _Loop(self, denoiser, prompts, uniforms, record, watch, group_size, on_finished)
         while loop.rows:
             block = loop.block()
             block.denoise()
-            loop.turn_over(block)
+            loop.refill(block)
         return loop.rollout()
 
     def _check(self, denoiser: Denoiser, prompts: Prompts, record: Record | None) -> None:
@@ -142,14 +142,14 @@ class _Loop:
         record: Record | None,
         watch: Callable[[Tensor], None] | None,
         group_size: int,
-        finished: Finished | None,
+        on_finished: OnFinished | None,
     ) -> None:
-        self.sampler, self.prompts, self.group_size, self.finished = sampler, prompts, group_size, finished
+        self.sampler, self.prompts, self.group_size, self.on_finished = sampler, prompts, group_size, on_finished
         core = getattr(denoiser, "module", denoiser)
         blocks = sampler.max_new_tokens // sampler.block_length
         samples = len(prompts.tokens_NP)
         self.size = size = min(samples, sampler.batch or samples)
-        self.scene = Scene(
+        self.context = SamplingContext(
             sampler=sampler,
             denoiser=denoiser,
             core=core,
@@ -157,8 +157,8 @@ class _Loop:
             counts=sampler.schedule(sampler.block_length, sampler.steps // blocks),
             uniforms=uniforms,
             record=record,
-            slots=[],
-            granule=max(1, size // _SHAPES),
+            buffers=[],
+            batch_multiple=max(1, size // _SHAPES),
             watch=None if watch is None else lambda tokens_NL: watch(self._all(tokens_NL)),
         )
         self.whole = self._blank()
@@ -170,7 +170,7 @@ class _Loop:
         if record is not None:  # of every step, so nobody is done before the others
             self.last = [most - 1] * samples
             steps = record.steps(uniforms, prompts.prompt_N, prompts.sample_N, self.steps)
-            self.scene.slots.extend(Slot(step_N, record, self.whole.tokens) for step_N in steps)
+            self.context.buffers.extend(SnapshotBuffer(step_N, record, self.whole.tokens) for step_N in steps)
         self.waiting = deque(range(samples))
         self.rows: list[int] = []  # samples at work, and which block of each
         self.blocks: list[int] = []
@@ -185,19 +185,19 @@ class _Loop:
     @property
     def steps_each(self) -> int:
         """Scheduled steps of a block."""
-        return len(self.scene.counts)
+        return len(self.context.counts)
 
-    def _blank(self) -> Samples:
+    def _blank(self) -> SamplerState:
         prompts, new, device = self.prompts, self.sampler.max_new_tokens, self.prompts.tokens_NP.device
-        tokens = torch.nn.functional.pad(prompts.tokens_NP, (0, new), value=self.scene.core.mask_id)
+        tokens = torch.nn.functional.pad(prompts.tokens_NP, (0, new), value=self.context.core.mask_id)
         zeros = torch.zeros(tokens.shape, device=device)
         # Where the model itself attends in blocks, they are those, counted from the prompt's first token: a prompt that
         # ends within a block leaves the rest of it to the completion, and the last block may be cut short.
         offset_N1 = prompts.attention_NP.sum(1, keepdim=True) % self.sampler.block_length
-        if self.scene.core.block_length is None:
+        if self.context.core.block_length is None:
             offset_N1 = torch.zeros_like(offset_N1)
         block_NC = (torch.arange(new, device=device) + offset_N1) // self.sampler.block_length
-        return Samples(
+        return SamplerState(
             tokens=tokens,
             attention=torch.nn.functional.pad(prompts.attention_NP, (0, new), value=True),
             block_NC=block_NC,
@@ -212,21 +212,21 @@ class _Loop:
 
     def block(self) -> Block:
         """The next block of the samples at work."""
-        scene, group = self.scene, self.group_size
+        context, group = self.context, self.group_size
         whole_groups = self.rows[0] % group == 0 and len(self.canvas.tokens) == len(self.rows)
         alike = whole_groups and len(self.rows) % group == 0 and not any(self.blocks)
         return Block(
-            scene=scene,
+            context=context,
             canvas=self.canvas,
             mask=self.mask_now,
             rows=self.rows,
-            blocks=in_granules(self.blocks, scene.granule),
+            blocks=pad_to_multiple(self.blocks, context.batch_multiple),
             group=group if alike else 1,
             cache=self.cache,
             held=self.held,
         )
 
-    def turn_over(self, block: Block) -> None:
+    def refill(self, block: Block) -> None:
         """After a block: put away the samples that are done, and let others begin in their places."""
         self.held = block.final
         self._tell_guesses()
@@ -243,42 +243,44 @@ class _Loop:
         self.whole.put(torch.tensor(self.rows, device=device), self.canvas)
         kept = set(going)
         done = [row for place, row in enumerate(self.rows) if place not in kept]
-        self._put_away(torch.tensor(done, device=device), any(ended))
-        if self.finished is not None and done:
-            self.finished(done, self.whole.tokens[done, None, self.scene.start :])
+        self._retire(torch.tensor(done, device=device), any(ended))
+        if self.on_finished is not None and done:
+            self.on_finished(done, self.whole.tokens[done, None, self.context.start :])
         self.blocks = [self.blocks[place] + 1 for place in going]
         self.rows = [self.rows[place] for place in going]
         self._admit(going)
 
     def _tell_guesses(self) -> None:
         """Hand on the guesses that were recorded in the block just done."""
-        if self.finished is None:
+        if self.on_finished is None:
             return
         first = self.blocks[0] * self.steps_each  # recorded samples are all on the same block
-        for slot in self.scene.slots:
-            rows = [row for row in self.rows if first <= slot.steps[row] < first + self.steps_each]
+        for buffer in self.context.buffers:
+            rows = [row for row in self.rows if first <= buffer.steps[row] < first + self.steps_each]
             if rows:
-                self.finished(rows, slot.snapshot.guesses_ZNL[:, rows, self.scene.start :].transpose(0, 1))
+                self.on_finished(rows, buffer.snapshot.guesses_ZNL[:, rows, self.context.start :].transpose(0, 1))
 
     def _ended(self, block: Block) -> list[bool]:
         """Which samples have their end of sequence in a finished block."""
         final = all(self.last[row] == number for row, number in zip(self.rows, self.blocks, strict=True))
-        if not self.sampler.stop_at_end or self.scene.record is not None or final:
+        if not self.sampler.stop_at_end or self.context.record is not None or final:
             return [False] * len(self.rows)
         canvas, count = self.canvas, len(self.rows)
-        end_NC = (canvas.tokens[:, self.scene.start :] == self.scene.core.eos_id) & (canvas.block_NC <= block.block_N1)
+        end_NC = (canvas.tokens[:, self.context.start :] == self.context.core.eos_id) & (
+            canvas.block_NC <= block.block_N1
+        )
         ended: list[bool] = end_NC.any(1)[:count].tolist()
         return ended
 
-    def _put_away(self, done_N: Tensor, ended: bool) -> None:
+    def _retire(self, done_N: Tensor, ended: bool) -> None:
         """Fill up the samples that stopped early."""
         if not ended:
             return
         self.filled_up = True
         tokens_NL = self.whole.tokens[done_N]
-        masked_NL = tokens_NL == self.scene.core.mask_id
-        masked_NL[:, : self.scene.start] = False
-        self.whole.tokens[done_N] = tokens_NL.masked_fill(masked_NL, self.scene.core.eos_id)
+        masked_NL = tokens_NL == self.context.core.mask_id
+        masked_NL[:, : self.context.start] = False
+        self.whole.tokens[done_N] = tokens_NL.masked_fill(masked_NL, self.context.core.eos_id)
         step_N1 = self.whole.step_N[done_N, None] - 1
         self.whole.revealed_at[done_N] = torch.where(masked_NL, step_N1, self.whole.revealed_at[done_N])
 
@@ -289,36 +291,36 @@ class _Loop:
         if not self.rows:
             return
         device = self.whole.tokens.device
-        row_N = torch.tensor(in_granules(self.rows, self.scene.granule), device=device)
+        row_N = torch.tensor(pad_to_multiple(self.rows, self.context.batch_multiple), device=device)
         self.canvas = self.whole.take(row_N)
         self.mask_now = None if self.mask is None else self.mask[row_N]
-        if new or not self.scene.shown_early:
+        if new or not self.context.shown_early:
             self.cache, self.held = KeyValues(), 0
         else:
-            self.cache.take(torch.tensor(in_granules(going, self.scene.granule), device=device))
+            self.cache.take(torch.tensor(pad_to_multiple(going, self.context.batch_multiple), device=device))
 
     def rollout(self) -> Rollout:
         """What has become of all samples."""
-        sampler, canvas, scene, pad = self.sampler, self.whole, self.scene, torch.nn.functional.pad
-        end = canvas.tokens[:, scene.start :] == scene.core.eos_id
+        sampler, canvas, context, pad = self.sampler, self.whole, self.context, torch.nn.functional.pad
+        end = canvas.tokens[:, context.start :] == context.core.eos_id
         ended_before = end.long().cumsum(1) - end.long() > 0
         return Rollout(
             tokens_NL=canvas.tokens,
             attention_NL=canvas.attention,
-            completion_NL=pad(~ended_before, (scene.start, 0), value=False),
-            block_NL=pad(canvas.block_NC, (scene.start, 0), value=-1),
+            completion_NL=pad(~ended_before, (context.start, 0), value=False),
+            block_NL=pad(canvas.block_NC, (context.start, 0), value=-1),
             revealed_at_NL=canvas.revealed_at,
             sampled_logp_NL=canvas.logp,
             confidence_NL=canvas.confidence,
             prompt_N=self.prompts.prompt_N,
             sample_N=self.prompts.sample_N,
-            prompt_length=scene.start,
+            prompt_length=context.start,
             group_size=self.group_size,
             steps=int(canvas.step_N.max()) if sampler.unmasking.adaptive else self.steps,
             adaptive=sampler.unmasking.adaptive,
             temperature=sampler.temperature,
-            mask_id=scene.core.mask_id,
+            mask_id=context.core.mask_id,
             remasking=sampler.unmasking.remasks,
             exact=sampler.caching is None and not sampler.guidance_scale and not self.filled_up,
-            snapshots=tuple(slot.snapshot for slot in scene.slots),
+            snapshots=tuple(buffer.snapshot for buffer in context.buffers),
         )

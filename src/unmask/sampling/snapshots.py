@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from unmask.sampling.records import Record
-from unmask.sampling.state import in_granules
+from unmask.sampling.state import pad_to_multiple
 from unmask.types import Snapshot
 
 
-class Slot:
+class SnapshotBuffer:
     """A snapshot that fills as the samples pass their steps (known on the host: no device is waited for)."""
 
     def __init__(self, step_N: Tensor, record: Record, tokens_NL: Tensor) -> None:
@@ -59,27 +59,33 @@ class Slot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class SnapshotRequest:
     """Samples whose state before a step is remembered: their places among those at work, and their rows among all."""
 
-    slot: Slot
+    buffer: SnapshotBuffer
     place_N: Tensor
     row_N: Tensor
 
 
-def wanted_in(
-    slots: Sequence[Slot], steps: Iterable[int], rows: Sequence[int], granule: int, device: torch.device
-) -> dict[int, list[Wanted]]:
+def snapshot_requests(
+    buffers: Sequence[SnapshotBuffer],
+    steps: Iterable[int],
+    rows: Sequence[int],
+    batch_multiple: int,
+    device: torch.device,
+) -> dict[int, list[SnapshotRequest]]:
     """What is remembered at each of the steps of a block, in one transfer to the device, for steps must not wait.
 
-    Numbers of samples are multiples of `granule`, some samples named twice: a forward of theirs has few shapes.
+    Numbers of samples are multiples of `batch_multiple`, some samples named twice: a forward of theirs has few shapes.
     """
-    found = [(step, slot, places) for step in steps for slot in slots if (places := slot.at(step, rows))]
-    padded = [in_granules(places, granule) for _, _, places in found]
+    found = [(step, buffer, places) for step in steps for buffer in buffers if (places := buffer.at(step, rows))]
+    padded = [pad_to_multiple(places, batch_multiple) for _, _, places in found]
     index = [[place, rows[place]] for places in padded for place in places]
     place_N, row_N = torch.tensor(index, dtype=torch.long, device=device).view(-1, 2).unbind(1)
     sizes = [len(places) for places in padded]
-    wanted: dict[int, list[Wanted]] = {}
-    for (step, slot, _), place, row in zip(found, torch.split(place_N, sizes), torch.split(row_N, sizes), strict=True):
-        wanted.setdefault(step, []).append(Wanted(slot=slot, place_N=place, row_N=row))
+    wanted: dict[int, list[SnapshotRequest]] = {}
+    for (step, buffer, _), place, row in zip(
+        found, torch.split(place_N, sizes), torch.split(row_N, sizes), strict=True
+    ):
+        wanted.setdefault(step, []).append(SnapshotRequest(buffer=buffer, place_N=place, row_N=row))
     return wanted

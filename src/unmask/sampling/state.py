@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(kw_only=True)
-class Samples:
+class SamplerState:
     """Tensors that the denoising loop moves: [N, L], block_NC [N, C], one a sample [N]."""
 
     tokens: Tensor
@@ -22,16 +22,16 @@ class Samples:
     prompt_N: Tensor  # with `sample_N`, the keys of the draws
     sample_N: Tensor
 
-    def take(self, rows: Tensor) -> Samples:
+    def take(self, rows: Tensor) -> SamplerState:
         """Some of them."""
-        return Samples(**{name: tensor[rows] for name, tensor in vars(self).items()})
+        return SamplerState(**{name: tensor[rows] for name, tensor in vars(self).items()})
 
-    def put(self, rows: Tensor, part: Samples) -> None:
+    def put(self, rows: Tensor, part: SamplerState) -> None:
         """Some of them back in their places, the first of `part`."""
         for name, tensor in vars(self).items():
             tensor[rows] = getattr(part, name)[: len(rows)]
 
 
-def in_granules(places: list[int], granule: int) -> list[int]:
-    """So many that `granule` divides their number: the first is named again, to be worked on for nothing."""
-    return places + places[:1] * (-len(places) % granule)
+def pad_to_multiple(places: list[int], batch_multiple: int) -> list[int]:
+    """So many that `batch_multiple` divides their number: the first is named again, to be worked on for nothing."""
+    return places + places[:1] * (-len(places) % batch_multiple)

@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 
     from unmask.uniforms import Uniforms
 
-# (logits_CV, log-normaliser_C, token_CK) -> confidence_CK, at temperature 1, larger is surer
+# (logits_CV, log-normalizer_C, token_CK) -> confidence_CK, at temperature 1, larger is surer
 Measure = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
 
 
-def probability(logits_CV: Tensor, normaliser_C: Tensor, token_CK: Tensor) -> Tensor:
+def probability(logits_CV: Tensor, normalizer_C: Tensor, token_CK: Tensor) -> Tensor:
     """p(proposed token)."""
-    return (logits_CV.gather(1, token_CK) - normaliser_C[:, None]).exp()
+    return (logits_CV.gather(1, token_CK) - normalizer_C[:, None]).exp()
 
 
-def margin(logits_CV: Tensor, normaliser_C: Tensor, token_CK: Tensor) -> Tensor:
+def margin(logits_CV: Tensor, normalizer_C: Tensor, token_CK: Tensor) -> Tensor:
     """p(best token) - p(second best)."""
-    best_C2 = (logits_CV.topk(2, dim=1).values - normaliser_C[:, None]).exp()
+    best_C2 = (logits_CV.topk(2, dim=1).values - normalizer_C[:, None]).exp()
     return (best_C2[:, :1] - best_C2[:, 1:]).expand(token_CK.shape)
 
 
-def negative_entropy(logits_CV: Tensor, normaliser_C: Tensor, token_CK: Tensor) -> Tensor:
+def negative_entropy(logits_CV: Tensor, normalizer_C: Tensor, token_CK: Tensor) -> Tensor:
     """sum_v p log p, in nats: at most 0."""
-    logp_CV = logits_CV - normaliser_C[:, None]
+    logp_CV = logits_CV - normalizer_C[:, None]
     return (logp_CV.exp() * logp_CV).sum(1, keepdim=True).expand(token_CK.shape)
 
 
@@ -42,7 +42,7 @@ MEASURES: dict[str, Measure] = {"probability": probability, "margin": margin, "e
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class Observation:
     """What a step has seen of its candidates (the active block; all up to its end where a rule reopens blocks)."""
 
     masked_NC: Tensor
@@ -65,7 +65,7 @@ class Unmasking(Protocol):
     @property
     def measure(self) -> Measure: ...
 
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, observation: Observation) -> Tensor:
         """masked_NC after the step."""
 
 
@@ -78,8 +78,8 @@ def _masked_score(score_NC: Tensor, masked_NC: Tensor) -> Tensor:
     return score_NC.masked_fill(~masked_NC, -float("inf"))
 
 
-def _keep_all_but_best(score_NC: Tensor, seen: Seen) -> Tensor:
-    return seen.masked_NC & (_rank(_masked_score(score_NC, seen.masked_NC)) >= seen.count)
+def _keep_all_but_best(score_NC: Tensor, observation: Observation) -> Tensor:
+    return observation.masked_NC & (_rank(_masked_score(score_NC, observation.masked_NC)) >= observation.count)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +101,8 @@ class LowConfidence(_Plain):
 
     name: ClassVar[str] = "low_confidence"
 
-    def __call__(self, seen: Seen) -> Tensor:
-        return _keep_all_but_best(seen.confidence_NC, seen)
+    def __call__(self, observation: Observation) -> Tensor:
+        return _keep_all_but_best(observation.confidence_NC, observation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +133,8 @@ class Random(_Plain):
 
     name: ClassVar[str] = "random"
 
-    def __call__(self, seen: Seen) -> Tensor:
-        return _keep_all_but_best(seen.uniforms.key("order", seen.position_NC).draw(), seen)
+    def __call__(self, observation: Observation) -> Tensor:
+        return _keep_all_but_best(observation.uniforms.key("order", observation.position_NC).draw(), observation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +147,8 @@ class LeftToRight(_Plain):
     def measure(self) -> Measure:
         return negative_entropy
 
-    def __call__(self, seen: Seen) -> Tensor:
-        return _keep_all_but_best(-seen.position_NC.expand_as(seen.confidence_NC).double(), seen)
+    def __call__(self, observation: Observation) -> Tensor:
+        return _keep_all_but_best(-observation.position_NC.expand_as(observation.confidence_NC).double(), observation)
 
 
 def _check_threshold(threshold: float) -> None:
@@ -156,9 +156,9 @@ def _check_threshold(threshold: float) -> None:
         raise UserError(f"unmasking threshold {threshold} is not in (0, 1]: give a probability such as 0.9")
 
 
-def _keep_improbable(threshold: float, at_least: int, seen: Seen) -> Tensor:
-    score_NC = _masked_score(seen.confidence_NC, seen.masked_NC)
-    return seen.masked_NC & ~((score_NC >= threshold) | (_rank(score_NC) < at_least))
+def _keep_improbable(threshold: float, at_least: int, observation: Observation) -> Tensor:
+    score_NC = _masked_score(observation.confidence_NC, observation.masked_NC)
+    return observation.masked_NC & ~((score_NC >= threshold) | (_rank(score_NC) < at_least))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,8 +173,8 @@ class Threshold(_Plain):
     def __post_init__(self) -> None:
         _check_threshold(self.threshold)
 
-    def __call__(self, seen: Seen) -> Tensor:
-        return _keep_improbable(self.threshold, 1, seen)
+    def __call__(self, observation: Observation) -> Tensor:
+        return _keep_improbable(self.threshold, 1, observation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,8 +188,8 @@ class ScheduledThreshold(_Plain):
     def __post_init__(self) -> None:
         _check_threshold(self.threshold)
 
-    def __call__(self, seen: Seen) -> Tensor:
-        return _keep_improbable(self.threshold, seen.count, seen)
+    def __call__(self, observation: Observation) -> Tensor:
+        return _keep_improbable(self.threshold, observation.count, observation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,12 +205,12 @@ class Factor(_Plain):
         if self.factor <= 0:
             raise UserError(f"unmasking factor {self.factor} is not positive: give a number such as 1.0")
 
-    def __call__(self, seen: Seen) -> Tensor:
-        score_NC = _masked_score(seen.confidence_NC, seen.masked_NC)
+    def __call__(self, observation: Observation) -> Tensor:
+        score_NC = _masked_score(observation.confidence_NC, observation.masked_NC)
         rank_NC = _rank(score_NC)
         # Rank 0 is r = 1. v_r falls and its threshold rises with r, so "while" needs no more.
         fits_NC = (score_NC >= 1 - self.factor / (rank_NC + 2)) | (rank_NC == 0)
-        return seen.masked_NC & ~fits_NC
+        return observation.masked_NC & ~fits_NC
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,8 +239,8 @@ class RunningConfidence(_Plain):
     def measure(self) -> Measure:
         return MEASURES[self.confidence]
 
-    def __call__(self, seen: Seen) -> Tensor:
-        return _rank(-seen.running_NC) < seen.remaining
+    def __call__(self, observation: Observation) -> Tensor:
+        return _rank(-observation.running_NC) < observation.remaining
 
 
 RULES: dict[str, type[Unmasking]] = {

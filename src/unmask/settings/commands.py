@@ -178,5 +178,5 @@ class OracleSettings:
         positive(groups=self.groups, masks=self.masks, scale=self.scale)
         if self.group_size < 2:
             raise UserError(
-                f"group_size is {self.group_size}: credit compares completions of one prompt, give 2 or more"
+                f"group_size is {self.group_size}: advantage compares completions of one prompt, give 2 or more"
             )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from unmask.errors import UserError
-from unmask.validation import perhaps
+from unmask.validation import did_you_mean
 
 Document = dict[str, Any]
 Settings = TypeVar("Settings")
@@ -46,7 +46,7 @@ def build(settings: type[Settings], document: Mapping[str, Any], where: str = ""
     values = {}
     for key, value in document.items():
         if key not in known:
-            raise UserError(f"unknown setting {where + key!r}{perhaps(key, list(known))}")
+            raise UserError(f"unknown setting {where + key!r}{did_you_mean(key, list(known))}")
         values[key] = _value(known[key], value, where + key)
     return settings(**values)
 
@@ -70,7 +70,7 @@ def _choice(choices: Mapping[str, type], value: Any, path: str) -> Any:
     table = dict(_table(value, path))
     name = table.pop("name", None)
     if name not in choices:
-        raise UserError(f"{path}.name is {name!r}{perhaps(str(name), list(choices))}")
+        raise UserError(f"{path}.name is {name!r}{did_you_mean(str(name), list(choices))}")
     return build(choices[name], table, path + ".")
 
 
@@ -181,7 +181,7 @@ def _read_toml(recipe: str) -> Document:
         path = Path(str(files("unmask.settings").joinpath("recipes"))) / f"{recipe}.toml"
         if not path.is_file():
             known = recipe_names("train") + recipe_names("pretrain")
-            raise UserError(f"unknown recipe {recipe!r}{perhaps(recipe, known)}, or a path that ends in .toml")
+            raise UserError(f"unknown recipe {recipe!r}{did_you_mean(recipe, known)}, or a path that ends in .toml")
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:

@@ -45,7 +45,7 @@ class RolloutSettings:
             raise UserError(f"rollout.batch is {self.batch}: give a number of completions, or 0 for all")
         if self.group_size < 2:
             raise UserError(
-                f"rollout.group_size is {self.group_size}: credit compares completions of one prompt, give 2 or more"
+                f"rollout.group_size is {self.group_size}: advantage compares completions of one prompt, give 2 or more"
             )
 
     def sampler(self, task: Task, *, steps: int | None = None, temperature: float | None = None) -> Sampler:

@@ -42,7 +42,7 @@ class Pairs(RowsTask):
         given = completion_of(chosen, self.chosen_column), completion_of(rejected, self.rejected_column)
         if given[0] == given[1]:
             raise UserError(f"{self.chosen_column} and {self.rejected_column} are the same; remove the row")
-        return Example(prompt=prompt, solution=given[0], columns={}, messages=messages, given=given)
+        return Example(prompt=prompt, solution=given[0], columns={}, messages=messages, ranked=given)
 
     def _shared(self, chosen: Any, rejected: Any) -> list[Any]:
         """The messages before the last of two whole conversations, which must agree; none where there is one each."""

@@ -24,9 +24,9 @@ from unmask.sampling.records import EveryStep
 from unmask.sampling.sampler import Sampler
 from unmask.settings.recipe import Recipe
 from unmask.training.checkpoint import load_optimizer, load_reference
-from unmask.training.on_policy import Sampled, Source
+from unmask.training.on_policy import OnPolicySource, Source
 from unmask.training.policy import Policy
-from unmask.training.preferences import Given, check_given
+from unmask.training.preferences import PreferenceSource, check_preferences
 from unmask.training.trainer import Trainer
 from unmask.uniforms import Uniforms
 
@@ -53,7 +53,7 @@ def build_trainer(recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
     def encoded(split: str, count: int, seed: int) -> Examples:
         items = recipe.task.examples(split, count, seed)
         examples = Examples.of(items, tokenizer, denoiser.eos_id, room, recipe.chat)
-        check_given(examples, terms, recipe.method.name, sampler.max_new_tokens)
+        check_preferences(examples, terms, recipe.method.name, sampler.max_new_tokens)
         return examples
 
     held_out = recipe.evaluation
@@ -89,8 +89,8 @@ def _source(
 ) -> Source:
     """Completions that the task gives where it gives some, else sampled ones and the recipe's rewards."""
     accelerator = policy.accelerator
-    if examples.given_ids:
-        return Given(
+    if examples.ranked_ids:
+        return PreferenceSource(
             examples=examples,
             terms=terms,
             length=sampler.max_new_tokens,
@@ -107,7 +107,7 @@ def _source(
     for record in (record_of(terms), EveryStep() if recipe.train.over_denoising_filter else None):
         sampler.check(policy.denoiser, record)
     functions = load_functions(recipe.reward, recipe.task, accelerator.device)
-    return Sampled(
+    return OnPolicySource(
         recipe=recipe,
         examples=examples,
         sampler=sampler,

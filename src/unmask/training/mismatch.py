@@ -27,19 +27,19 @@ def step_logps(
     trajectory_NL = rollout.trajectory_NL[rows]
     revealed_NL = (trajectory_NL == step_N[:, None]) & rollout.completion_NL[rows]
     samples = len(rollout.tokens_NL)
-    views = single_rows(
+    batch = single_rows(
         rollout,
         torch.arange(samples, device=step_N.device)[rows],
         masked_RL=trajectory_NL >= step_N[:, None],
         scored_RL=revealed_NL,
-        weight_RL=revealed_NL.float(),
-        credit=torch.zeros(samples // rollout.group_size, rollout.group_size, device=step_N.device),
+        token_weight_RL=revealed_NL.float(),
+        advantage=torch.zeros(samples // rollout.group_size, rollout.group_size, device=step_N.device),
     )
-    scored_NL = row_logp(denoiser, replace(views, temperature=rollout.temperature or 1.0))
+    scored_NL = row_logp(denoiser, replace(batch, temperature=rollout.temperature or 1.0))
     return rollout.sampled_logp_NL[rows] * revealed_NL, scored_NL, revealed_NL
 
 
-def sampling_gap(denoiser: Denoiser, rollout: Rollout, uniforms: Uniforms, accelerator: Any) -> dict[str, float]:
+def sampling_mismatch(denoiser: Denoiser, rollout: Rollout, uniforms: Uniforms, accelerator: Any) -> dict[str, float]:
     """Mean |sampled - scored| log-prob of a token, and mean sampled - scored, at one step drawn for each group.
 
     One forward a group: of its first sample.
@@ -48,7 +48,7 @@ def sampling_gap(denoiser: Denoiser, rollout: Rollout, uniforms: Uniforms, accel
     last_N = (rollout.trajectory_NL * rollout.completion_NL)[rows].amax(1)  # the last step of any that count
     draw_N = uniforms.key("gap", rollout.prompt_N[rows]).draw()
     sampled_NL, scored_NL, where_NL = step_logps(denoiser, rollout, (draw_N * (last_N + 1)).long(), rows)
-    gap_NL = sampled_NL - scored_NL
-    sums = torch.stack([gap_NL.abs().sum(), gap_NL.sum(), where_NL.sum().to(gap_NL.dtype)])
+    mismatch_NL = sampled_NL - scored_NL
+    sums = torch.stack([mismatch_NL.abs().sum(), mismatch_NL.sum(), where_NL.sum().to(mismatch_NL.dtype)])
     absolute, signed, tokens = distributed.total(accelerator, sums).tolist()
     return {"sampling/logp_gap": absolute / max(1, tokens), "sampling/kl": signed / max(1, tokens)}

@@ -17,9 +17,9 @@ from unmask.denoisers.base import Denoiser
 from unmask.evaluation.evaluator import Evaluator
 from unmask.objective.term import Term, record_of
 from unmask.rewards import Rewards
-from unmask.sampling.sampler import Finished, Sampler
+from unmask.sampling.sampler import OnFinished, Sampler
 from unmask.settings.recipe import Recipe
-from unmask.training.mismatch import sampling_gap
+from unmask.training.mismatch import sampling_mismatch
 from unmask.training.policy import Policy
 from unmask.types import Rollout
 from unmask.uniforms import Uniforms
@@ -32,17 +32,19 @@ class Experience:
     rollout: Rollout
     texts: list[str]
     final_N: Tensor  # rewards of the finished completions
-    read: list[Tensor]  # for each term, what its credit reads: rewards [P, G], of recorded guesses [P, G, S or Z]
+    term_rewards: list[
+        Tensor
+    ]  # for each term, what its advantage reads: rewards [P, G], of recorded guesses [P, G, S or Z]
     metrics: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
+class ScoredRollout:
     """What a rollout has earned."""
 
     final_N: Tensor  # rewards of the finished completions
     scores_NK: Tensor  # what each reward function gave them
-    read: list[Tensor]  # for each term, what its credit reads
+    term_rewards: list[Tensor]  # for each term, what its advantage reads
     texts: list[str]  # of the finished completions
 
 
@@ -65,7 +67,7 @@ Key = tuple[int, bytes]  # example, tokens of a completion
 class _Ahead:
     """Has completions scored as the sampler is done with them, in a thread, while the device goes on sampling."""
 
-    def __init__(self, source: Sampled, indices: list[int]) -> None:
+    def __init__(self, source: OnPolicySource, indices: list[int]) -> None:
         self._source, self._indices = source, indices
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._asked: list[Future[None]] = []
@@ -75,7 +77,7 @@ class _Ahead:
         return self
 
     def __call__(self, rows: list[int], completions_NEC: Tensor) -> None:
-        """Completions of some samples, any number of each. See Finished."""
+        """Completions of some samples, any number of each. See OnFinished."""
         group_size = self._source.recipe.rollout.group_size
         owners = [self._indices[row // group_size] for row in rows]
         self._asked.append(self._pool.submit(self._score, owners, completions_NEC.cpu()))
@@ -98,7 +100,7 @@ def _keyed(owners: list[int], completions_NEC: Tensor) -> list[Key]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampled:
+class OnPolicySource:
     """Completions sampled from the policy, scored by the reward functions."""
 
     recipe: Recipe
@@ -118,13 +120,17 @@ class Sampled:
         metrics |= self.rewards.metrics(scored.scores_NK, self.accelerator)
         if self.sampler.caching is not None:
             with self.accelerator.autocast():
-                metrics |= sampling_gap(policy.denoiser, rollout, uniforms, self.accelerator)
+                metrics |= sampling_mismatch(policy.denoiser, rollout, uniforms, self.accelerator)
         return Experience(
-            rollout=rollout, texts=scored.texts, final_N=scored.final_N, read=scored.read, metrics=metrics
+            rollout=rollout,
+            texts=scored.texts,
+            final_N=scored.final_N,
+            term_rewards=scored.term_rewards,
+            metrics=metrics,
         )
 
     def rollout(
-        self, policy: Policy, indices: list[int], uniforms: Uniforms, finished: Finished | None = None
+        self, policy: Policy, indices: list[int], uniforms: Uniforms, on_finished: OnFinished | None = None
     ) -> Rollout:
         """The completions, with what the method's terms ask the sampler to record."""
         group_size = self.recipe.rollout.group_size
@@ -137,7 +143,7 @@ class Sampled:
                 uniforms,
                 record=record_of(self.terms),
                 group_size=group_size,
-                finished=finished,
+                on_finished=on_finished,
             )
 
     def decoded(self, keys: list[Key], texts: dict[Key, str]) -> dict[Key, str]:
@@ -150,7 +156,7 @@ class Sampled:
 
     def scored(
         self, rollout: Rollout, indices: list[int], uniforms: Uniforms, texts: dict[Key, str] | None = None
-    ) -> Scored:
+    ) -> ScoredRollout:
         """Rewards of the completions and of what was recorded on the way; `texts`: of some that are decoded already."""
         start = rollout.prompt_length
         guesses = [state.guesses_ZNL[..., start:] for state in rollout.snapshots]
@@ -161,7 +167,7 @@ class Sampled:
             scored_NE = scored_NE[uniforms.permutation(len(scored_NE))]
         grouped = scored_NE.view(len(indices), rollout.group_size, -1)
         read = [grouped[..., 0] if term.record is None else grouped[..., 1:] for term in self.terms]
-        return Scored(final_N=final_N, scores_NK=scores_NEK[:, 0], read=read, texts=written)
+        return ScoredRollout(final_N=final_N, scores_NK=scores_NEK[:, 0], term_rewards=read, texts=written)
 
     def _score(
         self, completions_NEC: Tensor, indices: list[int], texts: dict[Key, str]

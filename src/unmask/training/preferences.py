@@ -23,16 +23,16 @@ from unmask.types import Rollout
 from unmask.uniforms import Uniforms
 
 
-def check_given(examples: Examples, terms: tuple[Term, ...], method: str, length: int) -> None:
+def check_preferences(examples: Examples, terms: tuple[Term, ...], method: str, length: int) -> None:
     """Raise UserError where the method needs samples of its own, or a given completion exceeds `length` tokens."""
-    if not examples.given_ids:
+    if not examples.ranked_ids:
         return
     if not all(term.compares_pairs for term in terms):
         raise UserError(
             f"method {method} learns from completions that it has sampled, and this task gives pairs: "
             "give --method vrpo, or a task with rewards"
         )
-    lengths = [len(ids) for given in examples.given_ids for ids in given]
+    lengths = [len(ids) for given in examples.ranked_ids for ids in given]
     long = [tokens for tokens in lengths if tokens > length]
     if long:
         raise UserError(
@@ -41,14 +41,14 @@ def check_given(examples: Examples, terms: tuple[Term, ...], method: str, length
         )
 
 
-def given_rollout(
+def preference_rollout(
     examples: Examples, indices: Sequence[int], length: int, mask_id: int, device: torch.device | str = "cpu"
 ) -> Rollout:
     """The given completions of some examples, filled up to `length` with end-of-sequence tokens, as a rollout.
 
     No token was revealed at a step (-1), nor sampled (log-prob 0); trajectories are refused as after remasking.
     """
-    given = [ids for index in indices for ids in examples.given_ids[index]]
+    given = [ids for index in indices for ids in examples.ranked_ids[index]]
     group_size = len(given) // len(indices)
     prompts = examples.prompts(indices, group_size, device)
     tokens_NL, attention_NL = completed(prompts, given, length, examples.eos_id)
@@ -73,13 +73,13 @@ def given_rollout(
     )
 
 
-def given_rewards(rollout: Rollout) -> Tensor:
+def preference_rewards(rollout: Rollout) -> Tensor:
     """1 for the first completion of each group, the best; 0 for the others: [N]."""
     return (rollout.sample_N == 0).float()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class PreferenceSource:
     """Completions that come with the examples: nothing is sampled, and the first of each group is the best."""
 
     examples: Examples
@@ -91,15 +91,15 @@ class Given:
 
     def __call__(self, policy: Policy, indices: list[int], uniforms: Uniforms) -> Experience:
         """The groups of some examples. See Source."""
-        rollout = given_rollout(self.examples, indices, self.length, self.mask_id, self.accelerator.device)
-        final_N = given_rewards(rollout)
+        rollout = preference_rollout(self.examples, indices, self.length, self.mask_id, self.accelerator.device)
+        final_N = preference_rewards(rollout)
         lengths = torch.stack([rollout.completion_NL.sum(), final_N.new_tensor(len(final_N))])
         tokens, samples = distributed.total(self.accelerator, lengths).tolist()
         return Experience(
             rollout=rollout,
             texts=rollout_texts(self.tokenizer, rollout, self.examples),
             final_N=final_N,
-            read=[final_N.view(len(indices), -1) for _ in self.terms],
+            term_rewards=[final_N.view(len(indices), -1) for _ in self.terms],
             metrics={"completions/mean_length": tokens / samples},
         )
 
@@ -121,10 +121,10 @@ def preferred(term: Term, denoiser: Denoiser, held_out: Evaluator, length: int, 
     found: list[float] = []
     for start in range(0, len(indices), each):
         part = indices[start : start + each]
-        rollout = given_rollout(held_out.examples, part, length, denoiser.mask_id, held_out.device)
-        rewards = given_rewards(rollout).view(len(part), -1)
-        for views, _ in term.views(rollout, rewards, held_out.uniforms, 0, 1).micro_batches(held_out.batch):
-            margin_U = term.likelihood(row_logp(denoiser, views), views).value_UK[:, 0]
+        rollout = preference_rollout(held_out.examples, part, length, denoiser.mask_id, held_out.device)
+        rewards = preference_rewards(rollout).view(len(part), -1)
+        for batch, _ in term.scoring_batch(rollout, rewards, held_out.uniforms, 0, 1).micro_batches(held_out.batch):
+            margin_U = term.likelihood(row_logp(denoiser, batch), batch).value_UK[:, 0]
             found += (margin_U > 0).float().tolist()
     denoiser.train(was_training)
     return found

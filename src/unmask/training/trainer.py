@@ -36,9 +36,11 @@ class Trainer:
         uniforms = self.uniforms.key("iteration", step)
         indices = distributed.own_share(self.policy.accelerator, self._prompts_of(step))
         experience = self.source(self.policy, indices, uniforms)
-        questions = self.policy.questions(self.terms, experience.rollout, experience.read, uniforms, settings.updates)
+        update_batches = self.policy.prepare(
+            self.terms, experience.rollout, experience.term_rewards, uniforms, settings.updates
+        )
         rate = settings.learning_rate_at(step)
-        updates = [self.policy.update(question, rate) for question in questions]
+        updates = [self.policy.update(update_batch, rate) for update_batch in update_batches]
         if settings.reference_sync_steps and (step + 1) % settings.reference_sync_steps == 0:
             self.policy.sync_reference(settings.reference_mixup)
         metrics = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}

@@ -15,7 +15,7 @@ Published = Mapping[str, Any]  # a config.json, as published
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class CheckpointFormat:
     """Checkpoints whose config.json `matches`, as a `network` of transformers.
 
     `fixed`: settings that the network cannot change; a config.json that says otherwise is another architecture.

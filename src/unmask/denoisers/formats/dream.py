@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from unmask.denoisers.formats.base import Layout, Published, is_a, shared_settings
+from unmask.denoisers.formats.base import CheckpointFormat, Published, is_a, shared_settings
 
 
 def _config(published: Published) -> Qwen2Config:
     return Qwen2Config(**shared_settings(published), intermediate_size=published["intermediate_size"])
 
 
-DREAM = Layout(
+DREAM = CheckpointFormat(
     name="Dream",
     matches=lambda published: published.get("model_type") == "Dream" or is_a(published, "DreamModel"),
     network=Qwen2ForCausalLM,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from unmask.denoisers.formats.base import Layout, Published
+from unmask.denoisers.formats.base import CheckpointFormat, Published
 
 _BLOCK = r"^model\.transformer\.blocks\.(\d+)\."
 
@@ -31,7 +31,7 @@ def _config(published: Published) -> LlamaConfig:
     )
 
 
-LLADA = Layout(
+LLADA = CheckpointFormat(
     name="LLaDA",
     matches=lambda published: published.get("model_type") == "llada",
     network=LlamaForCausalLM,

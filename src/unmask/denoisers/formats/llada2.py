@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
 from transformers.core_model_loading import Concatenate, ConversionOps, WeightConverter
 
-from unmask.denoisers.formats.base import Layout, Published, is_a, shared_settings
+from unmask.denoisers.formats.base import CheckpointFormat, Published, is_a, shared_settings
 
 
 class LLaDA2Config(Glm4MoeConfig):
@@ -57,7 +57,7 @@ def _config(published: Published) -> LLaDA2Config:
 
 _ATTENTION = r"^model\.layers\.(\d+)\.attention\."
 
-LLADA2 = Layout(
+LLADA2 = CheckpointFormat(
     name="LLaDA2",
     matches=lambda published: published.get("model_type") == "llada2_moe" or is_a(published, "LLaDA2MoeModelLM"),
     network=Glm4MoeForCausalLM,

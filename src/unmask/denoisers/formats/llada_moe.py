@@ -1,13 +1,13 @@
 """LLaDA-MoE's layout (inclusionAI/LLaDA-MoE-7B-A1B): a Qwen3-MoE that attends both ways (2509.24389).
 
-Its router mixes with the probabilities as they are, not renormalised, whatever config.json says of `norm_topk_prob`.
+Its router mixes with the probabilities as they are, not renormalized, whatever config.json says of `norm_topk_prob`.
 """
 
 from __future__ import annotations
 
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from unmask.denoisers.formats.base import Layout, Published, is_a, shared_settings
+from unmask.denoisers.formats.base import CheckpointFormat, Published, is_a, shared_settings
 
 
 def _config(published: Published) -> Qwen3MoeConfig:
@@ -23,7 +23,7 @@ def _config(published: Published) -> Qwen3MoeConfig:
     )
 
 
-LLADA_MOE = Layout(
+LLADA_MOE = CheckpointFormat(
     name="LLaDA-MoE",
     # Published checkpoints say "llada", as LLaDA-8B does.
     matches=lambda published: published.get("model_type") == "lladamoe" or is_a(published, "LLaDAMoEModelLM"),

@@ -14,10 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 # Reduces logits at some asked positions (flattened over F and A; the slice says which) to a few numbers a position.
 # Reads the logits of a second, frozen denoiser too, where the denoiser is given one.
-Answer = Callable[..., tuple[Tensor, ...]]
+LogitsReducer = Callable[..., tuple[Tensor, ...]]
 
 # (log-probs of a chunk of positions [C, K], chunk) -> derivative of the loss by them [C, K]
-Slope = Callable[[Tensor, slice], Tensor]
+LogpGradient = Callable[[Tensor, slice], Tensor]
 
 _LOGITS_PER_CHUNK = 1 << 24  # 64 MB in float32
 
@@ -83,13 +83,13 @@ def even_chunks(positions: int, most: int) -> list[slice]:
 class TargetLogProb:
     """log softmax(logits / temperature) at K targets of each asked position: [C, K].
 
-    `slope`: the derivative of the loss by them, where it depends on the log-probs of the same position alone. The
-    gradient is then made chunk by chunk while the logits are there, and the loss must be what the slope belongs to.
+    `grad_logp`: the derivative of the loss by them, where it depends on the log-probs of the same position alone. The
+    gradient is then made chunk by chunk while the logits are there, and the loss must be what the grad_logp belongs to.
     """
 
     targets_QK: Int[Tensor, "Q K"]
     temperature: float = 1.0
-    slope: Slope | None = None
+    grad_logp: LogpGradient | None = None
 
     def __call__(self, logits_CV: Float[Tensor, "C V"], chunk: slice) -> tuple[Tensor, ...]:
         exact_CV = logits_CV if logits_CV.dtype == torch.float64 else logits_CV.float()
@@ -132,61 +132,63 @@ def is_plain(head: nn.Module) -> bool:
 
 
 def linear_logp(
-    hidden_QD: Float[Tensor, "Q D"], head: nn.Linear, answer: TargetLogProb, workspace: Workspace | None = None
+    hidden_QD: Float[Tensor, "Q D"], head: nn.Linear, reducer: TargetLogProb, workspace: Workspace | None = None
 ) -> Float[Tensor, "Q K"]:
-    """`answer` to the logits of a plain head, its gradient in few passes over them and none kept from chunk to chunk.
+    """`reducer` to the logits of a plain head, its gradient in few passes over them and none kept from chunk to chunk.
 
     With respect to a chunk's logits it is (sum_k g_k onehot(target_k) - (sum_k g_k) softmax) / temperature, g_k the
     derivative of the loss by log-prob k.
     """
-    logp_QK: Tensor = _LinearLogProb.apply(hidden_QD, head.weight, answer, workspace or Workspace())  # type: ignore[no-untyped-call]
+    logp_QK: Tensor = _LinearLogProb.apply(hidden_QD, head.weight, reducer, workspace or Workspace())  # type: ignore[no-untyped-call]
     return logp_QK
 
 
 class _LinearLogProb(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_QD: Tensor, weight_VD: Tensor, answer: TargetLogProb, workspace: Workspace) -> Tensor:
+    def forward(ctx: Any, hidden_QD: Tensor, weight_VD: Tensor, reducer: TargetLogProb, workspace: Workspace) -> Tensor:
         wanted = ctx.needs_input_grad[:2]
-        now = _Gradients(hidden_QD, weight_VD, answer, wanted) if answer.slope is not None and any(wanted) else None
-        logps, slopes = [], []
+        now = (
+            _Gradients(hidden_QD, weight_VD, reducer, wanted) if reducer.grad_logp is not None and any(wanted) else None
+        )
+        logps, grads = [], []
         chunks = chunks_of(len(hidden_QD), len(weight_VD))
         kept: list[Tensor] = []
         keeps = len(chunks) == 1 and now is None and any(wanted)
         for chunk in chunks:
-            softmax = _softmax(hidden_QD[chunk], weight_VD, answer, chunk, Workspace() if keeps else workspace)
+            softmax = _softmax(hidden_QD[chunk], weight_VD, reducer, chunk, Workspace() if keeps else workspace)
             logps.append(softmax.logp_CK)
-            if now is not None and answer.slope is not None:
-                slopes.append(answer.slope(softmax.logp_CK, chunk))
-                now.add(chunk, softmax, slopes[-1])
+            if now is not None and reducer.grad_logp is not None:
+                grads.append(reducer.grad_logp(softmax.logp_CK, chunk))
+                now.add(chunk, softmax, grads[-1])
             elif keeps:
-                kept = [softmax.weight_CV, softmax.total_C1]
+                kept = [softmax.exp_CV, softmax.total_C1]
             del softmax  # before the logits of the next chunk are made
         ctx.save_for_backward(hidden_QD, weight_VD, *kept)
         kind = hidden_QD.device.type
         ctx.autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
-        ctx.answer, ctx.wanted, ctx.workspace = answer, wanted, workspace
-        ctx.now, ctx.slope_QK = now, torch.cat(slopes) if slopes else None
+        ctx.reducer, ctx.wanted, ctx.workspace = reducer, wanted, workspace
+        ctx.now, ctx.grad_QK = now, torch.cat(grads) if grads else None
         return torch.cat(logps)
 
     @staticmethod
     def backward(ctx: Any, gradient_QK: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.now is not None:
-            # What is not finite is no slope to compare: gradients then hold NaN, and whoever steps looks for it. One
-            # NaN may spoil the true slope of a whole sequence, while those of other chunks were made without it.
-            same_QK = torch.isclose(gradient_QK, ctx.slope_QK, rtol=1e-3, atol=1e-7) | ~gradient_QK.isfinite()
+            # What is not finite is not compared: gradients then hold NaN, and whoever steps looks for it. One
+            # NaN may spoil the true grad_logp of a whole sequence, while those of other chunks were made without it.
+            same_QK = torch.isclose(gradient_QK, ctx.grad_QK, rtol=1e-3, atol=1e-7) | ~gradient_QK.isfinite()
             # No wait for the device: on GPUs the check fails later, and fails all the same.
             torch._assert_async(same_QK.all())
             gradients, ctx.now = ctx.now, None  # not to be kept longer than the graph is
             return gradients.of_hidden, gradients.of_weight, None, None
         hidden_QD, weight_VD, *kept = ctx.saved_tensors
-        gradients = _Gradients(hidden_QD, weight_VD, ctx.answer, ctx.wanted)
+        gradients = _Gradients(hidden_QD, weight_VD, ctx.reducer, ctx.wanted)
         kind, dtype, enabled = ctx.autocast
         with torch.autocast(kind, dtype, enabled=enabled):
             for chunk in chunks_of(len(hidden_QD), len(weight_VD)):
                 if kept:
                     softmax = _Softmax(kept[0], kept[1], gradient_QK)
                 else:
-                    softmax = _softmax(hidden_QD[chunk], weight_VD, ctx.answer, chunk, ctx.workspace)
+                    softmax = _softmax(hidden_QD[chunk], weight_VD, ctx.reducer, chunk, ctx.workspace)
                 gradients.add(chunk, softmax, gradient_QK[chunk])
                 del softmax
         return gradients.of_hidden, gradients.of_weight, None, None
@@ -195,39 +197,39 @@ class _LinearLogProb(torch.autograd.Function):
 class _Softmax(NamedTuple):
     """Of a chunk: exp(logits - the largest), their sums, and log-probs of the targets."""
 
-    weight_CV: Tensor
+    exp_CV: Tensor
     total_C1: Tensor
     logp_CK: Tensor
 
 
 def _softmax(
-    hidden_CD: Tensor, weight_VD: Tensor, answer: TargetLogProb, chunk: slice, workspace: Workspace
+    hidden_CD: Tensor, weight_VD: Tensor, reducer: TargetLogProb, chunk: slice, workspace: Workspace
 ) -> _Softmax:
     """In the memory of the logits."""
     logits_CV = workspace.logits(hidden_CD, weight_VD)
-    if answer.temperature != 1:
-        logits_CV.div_(answer.temperature)
+    if reducer.temperature != 1:
+        logits_CV.div_(reducer.temperature)
     logits_CV.sub_(logits_CV.amax(1, keepdim=True))
-    target_CK = logits_CV.gather(1, answer.targets_QK[chunk])
-    weight_CV = logits_CV.exp_()
-    total_C1 = weight_CV.sum(1, keepdim=True)
-    return _Softmax(weight_CV, total_C1, target_CK - total_C1.log())
+    target_CK = logits_CV.gather(1, reducer.targets_QK[chunk])
+    exp_CV = logits_CV.exp_()
+    total_C1 = exp_CV.sum(1, keepdim=True)
+    return _Softmax(exp_CV, total_C1, target_CK - total_C1.log())
 
 
 class _Gradients:
     """Of hidden states and of the head's weight, summed over chunks."""
 
-    def __init__(self, hidden_QD: Tensor, weight_VD: Tensor, answer: TargetLogProb, wanted: tuple[bool, bool]) -> None:
-        self.hidden_QD, self.weight_VD, self.answer = hidden_QD, weight_VD, answer
+    def __init__(self, hidden_QD: Tensor, weight_VD: Tensor, reducer: TargetLogProb, wanted: tuple[bool, bool]) -> None:
+        self.hidden_QD, self.weight_VD, self.reducer = hidden_QD, weight_VD, reducer
         self.of_hidden = torch.empty_like(hidden_QD) if wanted[0] else None
         self.wants_weight = wanted[1]
         self.of_weight: Tensor | None = None
 
-    def add(self, chunk: slice, softmax: _Softmax, slope_CK: Tensor) -> None:
+    def add(self, chunk: slice, softmax: _Softmax, grad_CK: Tensor) -> None:
         """Of one chunk, whose softmax is used up."""
-        slope_CK = (slope_CK / self.answer.temperature).to(softmax.weight_CV.dtype)
-        gradient_CV = softmax.weight_CV.mul_(-slope_CK.sum(1, keepdim=True) / softmax.total_C1)
-        gradient_CV.scatter_add_(1, self.answer.targets_QK[chunk], slope_CK)
+        grad_CK = (grad_CK / self.reducer.temperature).to(softmax.exp_CV.dtype)
+        gradient_CV = softmax.exp_CV.mul_(-grad_CK.sum(1, keepdim=True) / softmax.total_C1)
+        gradient_CV.scatter_add_(1, self.reducer.targets_QK[chunk], grad_CK)
         gradient_CV = gradient_CV.to(self.weight_VD.dtype)
         if self.of_hidden is not None:
             self.of_hidden[chunk] = gradient_CV @ self.weight_VD

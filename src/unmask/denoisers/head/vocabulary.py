@@ -113,7 +113,7 @@ class HeadLogits(Logits):
         return torch.cat(parts).view(token_CZW.shape)
 
 
-class SliceAnswer(Protocol):
+class SliceReducer(Protocol):
     """An answer that can do with slices."""
 
     mask_id: int
@@ -126,16 +126,16 @@ class SliceAnswer(Protocol):
         """As of all logits."""
 
 
-def reads_slices(answer: Any) -> TypeGuard[SliceAnswer]:
+def reads_slices(reducer: Any) -> TypeGuard[SliceReducer]:
     """Whether an answer can do with slices of the logits."""
-    return getattr(answer, "reads_slices", False)
+    return getattr(reducer, "reads_slices", False)
 
 
-def answer_by_slices(answer: SliceAnswer, hidden_QD: Tensor, weight_VD: Tensor, workspace: Workspace) -> list[Tensor]:
-    """What `answer` makes of the logits of a plain head."""
+def reduce_by_slices(reducer: SliceReducer, hidden_QD: Tensor, weight_VD: Tensor, workspace: Workspace) -> list[Tensor]:
+    """What `reducer` makes of the logits of a plain head."""
     most = chunk_positions(len(weight_VD)) if _is_cast(weight_VD) else POSITIONS
     parts = [
-        answer.of_slices(HeadLogits(hidden_QD[chunk], weight_VD, answer.mask_id, workspace), chunk)
+        reducer.of_slices(HeadLogits(hidden_QD[chunk], weight_VD, reducer.mask_id, workspace), chunk)
         for chunk in even_chunks(len(hidden_QD), most)
     ]
     return [torch.cat(part) for part in zip(*parts, strict=True)]

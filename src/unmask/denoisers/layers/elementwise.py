@@ -56,13 +56,13 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, grad_logp: Tensor) -> tuple[Tensor, Tensor | None, None]:
         """dx = r · (w · dy - r² · x · mean(w · dy · x)), dw = sum of dy · r · x over positions."""
         x, weight_D, inverse = ctx.saved_tensors
-        product = slope.to(inverse.dtype) * x  # in float16 it might not fit
+        product = grad_logp.to(inverse.dtype) * x  # in float16 it might not fit
         width = x.shape[-1]
         mean = torch.mv(product.reshape(-1, width), weight_D.to(inverse.dtype)).view(inverse.shape) / width
-        d_x = (slope * weight_D).to(inverse.dtype).mul_(inverse).addcmul_(x, mean.mul_(inverse**3), value=-1)
+        d_x = (grad_logp * weight_D).to(inverse.dtype).mul_(inverse).addcmul_(x, mean.mul_(inverse**3), value=-1)
         d_weight = product.mul_(inverse).reshape(-1, width).sum(0) if ctx.needs_input_grad[1] else None
         return d_x, d_weight, None
 
@@ -77,10 +77,10 @@ class _Rotate(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_logp: Tensor) -> tuple[Tensor, None, None]:
         """Turned back."""
         cos, sin = ctx.saved_tensors
-        return _rotated(slope, cos, sin, -1), None, None
+        return _rotated(grad_logp, cos, sin, -1), None, None
 
 
 class _Gated(torch.autograd.Function):
@@ -93,9 +93,9 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad_logp: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(slope * up, gate), silu(gate).mul_(slope)
+        return torch.ops.aten.silu_backward(grad_logp * up, gate), silu(gate).mul_(grad_logp)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:

@@ -20,11 +20,11 @@ from unmask.denoisers.layers.elementwise import gated, rms_norm, rotate
 # Layers of transformers that are: x + attention(norm(x)), then x + mlp(norm(x)), with RMS norms and rotated halves.
 _KNOWN = tuple(f"{name}DecoderLayer" for name in ("Llama", "Qwen2", "Qwen3", "Qwen3Moe", "Glm4Moe"))
 _ATTENTION = ("sdpa", "eager")  # whose masks have a row for each query, or one for all
-_NOT_OF_ATTENTION = ("position_ids", "use_cache", "asked_columns")
+_NOT_OF_ATTENTION = ("position_ids", "use_cache", "query_columns")
 
 
-def ask_layers(network: Any) -> bool:
-    """Let the layers of a network take `asked_columns`, and run them as here where they are given.
+def use_fast_layers(network: Any) -> bool:
+    """Let the layers of a network take `query_columns`, and run them as here where they are given.
 
     Without, they are transformers' own. False where the last layer is not known to allow it. With, hooks on a layer's
     parts are not called, and what those give may be written over.
@@ -64,7 +64,7 @@ class _Layer(nn.Module):
         """All columns [F, L, D]."""
         # A compiler makes few passes of transformers' own. It must not look for the asked columns: their number changes
         # at every step, and each would be another graph.
-        if torch.compiler.is_compiling() or "asked_columns" not in options:
+        if torch.compiler.is_compiling() or "query_columns" not in options:
             output: Tensor = super().forward(hidden_states, **options)
             return output
         return self._run(hidden_states, None, **options)
@@ -72,7 +72,7 @@ class _Layer(nn.Module):
     def _run(
         self,
         hidden_FLD: Tensor,
-        asked_FA: Tensor | None,
+        query_FA: Tensor | None,
         *,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
@@ -80,19 +80,19 @@ class _Layer(nn.Module):
         **options: Any,
     ) -> Tensor:
         normed_FLD = _norm(self.input_layernorm, hidden_FLD)
-        attended = _attend(self.self_attn, normed_FLD, asked_FA, position_embeddings, attention_mask, cache, options)
-        hidden_FAD = _added(attended, hidden_FLD if asked_FA is None else _take(hidden_FLD, asked_FA))
+        attended = _attend(self.self_attn, normed_FLD, query_FA, position_embeddings, attention_mask, cache, options)
+        hidden_FAD = _added(attended, hidden_FLD if query_FA is None else _take(hidden_FLD, query_FA))
         return _added(_mlp(self.mlp, _norm(self.post_attention_layernorm, hidden_FAD)), hidden_FAD)
 
 
 class _LastLayer(_Layer):
-    """Mixed into the last layer: the columns `asked_columns` [F, A] of what it gives, [F, A, D]."""
+    """Mixed into the last layer: the columns `query_columns` [F, A] of what it gives, [F, A, D]."""
 
-    def forward(self, hidden_states: Tensor, asked_columns: Tensor | None = None, **options: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, query_columns: Tensor | None = None, **options: Any) -> Tensor:
         """All columns where none are asked."""
-        if asked_columns is None:
+        if query_columns is None:
             return super().forward(hidden_states, **options)
-        return self._run(hidden_states, asked_columns, **options)
+        return self._run(hidden_states, query_columns, **options)
 
 
 def _take(tensor_FLD: Tensor, columns_FA: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def _mlp(mlp: Any, x: Tensor) -> Tensor:
 def _attend(
     attention: Any,
     normed_FLD: Tensor,
-    asked_FA: Tensor | None,
+    query_FA: Tensor | None,
     position_embeddings: tuple[Tensor, Tensor],
     mask: Tensor | None,
     cache: Any,
@@ -128,12 +128,12 @@ def _attend(
     """What the attention gives at the asked columns, or at all."""
     cos, sin = position_embeddings
     cos_asked, sin_asked, asking = cos, sin, normed_FLD
-    if asked_FA is not None:
-        cos_asked, sin_asked = (_take(each.expand(len(normed_FLD), -1, -1), asked_FA) for each in (cos, sin))
-        asking = _take(normed_FLD, asked_FA)
+    if query_FA is not None:
+        cos_asked, sin_asked = (_take(each.expand(len(normed_FLD), -1, -1), query_FA) for each in (cos, sin))
+        asking = _take(normed_FLD, query_FA)
         if mask is not None and mask.shape[2] > 1:
-            mask = mask.expand(len(asked_FA), -1, -1, -1)
-            mask = mask.gather(2, asked_FA[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
+            mask = mask.expand(len(query_FA), -1, -1, -1)
+            mask = mask.gather(2, query_FA[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
 
     def heads(projected: Tensor) -> Tensor:
         return projected.view(*projected.shape[:-1], -1, attention.head_dim)

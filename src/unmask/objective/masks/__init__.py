@@ -1,6 +1,6 @@
-"""Masking: which questions a method asks about a rollout, and which credit each carries.
+"""Masking: which questions a method asks about a rollout, and which advantage each carries.
 
-Pure: tensors and keys in, views out. Positions outside a masking's span (after the end of the sequence, where the span
+Pure: tensors and keys in, batch out. Positions outside a masking's span (after the end of the sequence, where the span
 ends there) are masked in every row, so that no row sees how long the completion is.
 """
 
@@ -8,10 +8,10 @@ from unmask.objective.masks.base import (
     EosTokens,
     FullyMasked,
     Span,
+    all_completion,
     mask_prompt,
     through_eos,
     through_first_eos,
-    whole_region,
 )
 from unmask.objective.masks.blocks import BlockRandom
 from unmask.objective.masks.pairs import BestAndWorst
@@ -19,7 +19,7 @@ from unmask.objective.masks.random import (
     CoupledCounts,
     FullAndPair,
     InverseTimes,
-    MaskLaw,
+    MaskDistribution,
     QuadratureNodes,
     RandomMasks,
     RandomTimes,
@@ -49,7 +49,7 @@ __all__ = [
     "FullAndPair",
     "FullyMasked",
     "InverseTimes",
-    "MaskLaw",
+    "MaskDistribution",
     "OwnGuesses",
     "Prefixes",
     "QuadratureNodes",
@@ -62,6 +62,7 @@ __all__ = [
     "Span",
     "StratifiedTimes",
     "UniformCounts",
+    "all_completion",
     "all_masked",
     "committed",
     "largest_advantages",
@@ -71,5 +72,4 @@ __all__ = [
     "spread_steps",
     "through_eos",
     "through_first_eos",
-    "whole_region",
 ]

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask.types import Rollout, Views
+from unmask.types import Rollout, ScoringBatch
 from unmask.uniforms import Uniforms
 
 
@@ -32,7 +32,7 @@ def through_eos(rollout: Rollout) -> Bool[Tensor, "N L"]:
     return rollout.completion_NL
 
 
-def whole_region(rollout: Rollout) -> Bool[Tensor, "N L"]:
+def all_completion(rollout: Rollout) -> Bool[Tensor, "N L"]:
     """All completion positions, those after the end of the sequence included."""
     return rollout.region_L.expand_as(rollout.tokens_NL)
 
@@ -89,52 +89,52 @@ def single_rows(
     *,
     masked_RL: Bool[Tensor, "R L"],
     scored_RL: Bool[Tensor, "R L"],
-    weight_RL: Float[Tensor, "R L"],
-    credit: Float[Tensor, "P G"],
+    token_weight_RL: Float[Tensor, "R L"],
+    advantage: Float[Tensor, "P G"],
     recorded: bool = False,
-) -> Views:
-    """Rows that each are a unit, with the credit of their sample.
+) -> ScoringBatch:
+    """Rows that each are a unit, with the advantage of their sample.
 
     `recorded`: they ask what the sampler was asked, so that its log-probs need no other pass where they are exact.
     """
     recorded = recorded and rollout.exact and rollout.temperature in (0.0, 1.0)
     row_R = torch.arange(len(sample_R), device=sample_R.device)
     tokens_RL = rollout.tokens_NL[sample_R]
-    return Views(
+    return ScoringBatch(
         inputs_FL=tokens_RL.masked_fill(masked_RL, rollout.mask_id),
         attention_FL=rollout.attention_NL[sample_R],
         forward_R=row_R,
         targets_RL=tokens_RL,
         scored_RL=scored_RL,
-        weight_RL=weight_RL.to(credit.dtype),
+        token_weight_RL=token_weight_RL.to(advantage.dtype),
         unit_R=row_R,
-        credit_U=credit.flatten()[sample_R],
+        advantage_U=advantage.flatten()[sample_R],
         length_U=scored_RL.sum(1),
         old_RL=rollout.sampled_logp_NL[sample_R] * scored_RL if recorded else None,
     )
 
 
-def sample_views(
+def sample_rows(
     rollout: Rollout,
     *,
     masked_NRL: Bool[Tensor, "N R L"],
     scored_NRL: Bool[Tensor, "N R L"],
-    weight_NRL: Float[Tensor, "N R L"],
+    token_weight_NRL: Float[Tensor, "N R L"],
     length_N: Int[Tensor, "N"],
-    credit: Float[Tensor, "P G"],
-) -> Views:
+    advantage: Float[Tensor, "P G"],
+) -> ScoringBatch:
     """R rows a sample that make one unit: its tokens with some masked."""
     samples, rows, _ = masked_NRL.shape
     sample_R = torch.arange(samples, device=masked_NRL.device).repeat_interleave(rows)
-    views = single_rows(
+    batch = single_rows(
         rollout,
         sample_R,
         masked_RL=masked_NRL.flatten(0, 1),
         scored_RL=scored_NRL.flatten(0, 1),
-        weight_RL=weight_NRL.flatten(0, 1),
-        credit=credit,
+        token_weight_RL=token_weight_NRL.flatten(0, 1),
+        advantage=advantage,
     )
-    return replace(views, unit_R=sample_R, credit_U=credit.flatten(), length_U=length_N)
+    return replace(batch, unit_R=sample_R, advantage_U=advantage.flatten(), length_U=length_N)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,20 +150,20 @@ class FullyMasked:
     shared: bool = False
 
     def __call__(
-        self, rollout: Rollout, credit: Float[Tensor, "P G"], uniforms: Uniforms, update: int, updates: int
-    ) -> Views:
+        self, rollout: Rollout, advantage: Float[Tensor, "P G"], uniforms: Uniforms, update: int, updates: int
+    ) -> ScoringBatch:
         masked_NL = rollout.region_L | mask_prompt(rollout, self.prompt_mask_prob, uniforms, update, shared=self.shared)
         inputs_NL = rollout.tokens_NL.masked_fill(masked_NL, rollout.mask_id)
         row_N = torch.arange(len(inputs_NL), device=inputs_NL.device)
         size = rollout.group_size if self.shared else 1
-        return Views(
+        return ScoringBatch(
             inputs_FL=inputs_NL[::size],
             attention_FL=rollout.attention_NL[::size],
             forward_R=row_N // size,
             targets_RL=rollout.tokens_NL,
             scored_RL=rollout.completion_NL,
-            weight_RL=rollout.completion_NL.to(credit.dtype),
+            token_weight_RL=rollout.completion_NL.to(advantage.dtype),
             unit_R=row_N,
-            credit_U=credit.flatten(),
+            advantage_U=advantage.flatten(),
             length_U=rollout.completion_NL.sum(1),
         )

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unmask.objective.masks.base import position_draws, row_draws, sample_views, smallest
-from unmask.types import Rollout, Views
+from unmask.objective.masks.base import position_draws, row_draws, sample_rows, smallest
+from unmask.types import Rollout, ScoringBatch
 from unmask.uniforms import Uniforms
 
 
@@ -29,8 +29,8 @@ class BlockRandom:
     prompt_mask_prob: float = 0.15
 
     def __call__(
-        self, rollout: Rollout, credit: Float[Tensor, "P G"], uniforms: Uniforms, update: int, updates: int
-    ) -> Views:
+        self, rollout: Rollout, advantage: Float[Tensor, "P G"], uniforms: Uniforms, update: int, updates: int
+    ) -> ScoringBatch:
         key_NR = row_draws(rollout, uniforms.key("mask", update), self.count)
         span_NL = rollout.completion_NL
         block_NR = self._blocks(rollout, uniforms.key("block", update))
@@ -46,13 +46,13 @@ class BlockRandom:
         scored_NRL = masked_NRL & span_NL[:, None]
         length_N = span_NL.sum(1)
         fraction_NR1 = scored_NRL.sum(2, keepdim=True) / length_N[:, None, None]
-        return sample_views(
+        return sample_rows(
             rollout,
             masked_NRL=masked_NRL,
             scored_NRL=scored_NRL,
-            weight_NRL=scored_NRL / fraction_NR1,
+            token_weight_NRL=scored_NRL / fraction_NR1,
             length_N=length_N,
-            credit=credit,
+            advantage=advantage,
         )
 
     def _blocks(self, rollout: Rollout, key: Uniforms) -> Tensor:

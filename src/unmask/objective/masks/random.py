@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask.objective.masks.base import Span, position_draws, row_draws, sample_views, smallest, through_eos
-from unmask.types import Rollout, Views
+from unmask.objective.masks.base import Span, position_draws, row_draws, sample_rows, smallest, through_eos
+from unmask.types import Rollout, ScoringBatch
 from unmask.uniforms import Uniforms
 
 
@@ -19,35 +19,35 @@ class Masks(NamedTuple):
     """Rows of masked span positions, and what each position's log-prob counts."""
 
     masked_NRL: Bool[Tensor, "N R L"]
-    weight_NRL: Float[Tensor, "N R L"]  # read where masked
+    token_weight_NRL: Float[Tensor, "N R L"]  # read where masked
 
 
 # (rollout, span_NL, uniforms, update, updates) -> masks
-MaskLaw = Callable[[Rollout, Bool[Tensor, "N L"], Uniforms, int, int], Masks]
+MaskDistribution = Callable[[Rollout, Bool[Tensor, "N L"], Uniforms, int, int], Masks]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomMasks:
-    """One unit a sample: rows drawn by `law` within `span`, drawn afresh each update."""
+    """One unit a sample: rows drawn by `distribution` within `span`, drawn afresh each update."""
 
     rows: ClassVar[str] = "random masks of the completion"
     unit: ClassVar[str] = "sample"
-    law: MaskLaw
+    distribution: MaskDistribution
     span: Span = through_eos
 
     def __call__(
-        self, rollout: Rollout, credit: Float[Tensor, "P G"], uniforms: Uniforms, update: int, updates: int
-    ) -> Views:
+        self, rollout: Rollout, advantage: Float[Tensor, "P G"], uniforms: Uniforms, update: int, updates: int
+    ) -> ScoringBatch:
         span_NL = self.span(rollout)
-        masks = self.law(rollout, span_NL, uniforms, update, updates)
+        masks = self.distribution(rollout, span_NL, uniforms, update, updates)
         after_N1L = (rollout.region_L & ~span_NL)[:, None]
-        return sample_views(
+        return sample_rows(
             rollout,
             masked_NRL=masks.masked_NRL | after_N1L,
             scored_NRL=masks.masked_NRL,
-            weight_NRL=masks.weight_NRL * masks.masked_NRL,
+            token_weight_NRL=masks.token_weight_NRL * masks.masked_NRL,
             length_N=span_NL.sum(1),
-            credit=credit,
+            advantage=advantage,
         )
 
 
@@ -65,7 +65,7 @@ def _bernoulli(rollout: Rollout, span_NL: Tensor, key_NR: Uniforms, time_NR: Flo
     return (span_NRL & (draw_NRL < time_NR[..., None])) | one_NRL
 
 
-def even(masked_NRL: Tensor) -> Masks:
+def uniform_weights(masked_NRL: Tensor) -> Masks:
     """Masks whose positions count alike."""
     return Masks(masked_NRL, torch.ones_like(masked_NRL, dtype=torch.float64))
 
@@ -80,7 +80,9 @@ class SpacedTime:
     def __call__(self, rollout: Rollout, span_NL: Tensor, uniforms: Uniforms, update: int, updates: int) -> Masks:
         first_N1 = row_draws(rollout, uniforms.key("first time"), 1).draw()
         time_N1 = first_N1 + update / max(1, updates - 1) * (1 - first_N1)
-        return even(_bernoulli(rollout, span_NL, row_draws(rollout, uniforms.key("mask", update), 1), time_N1))
+        return uniform_weights(
+            _bernoulli(rollout, span_NL, row_draws(rollout, uniforms.key("mask", update), 1), time_N1)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,7 @@ class RandomTimes:
     def __call__(self, rollout: Rollout, span_NL: Tensor, uniforms: Uniforms, update: int, updates: int) -> Masks:
         key_NR = row_draws(rollout, uniforms.key("mask", update), self.count)
         time_NR = self.low + (self.high - self.low) * key_NR.key("time").draw()
-        return even(_bernoulli(rollout, span_NL, key_NR, time_NR))
+        return uniform_weights(_bernoulli(rollout, span_NL, key_NR, time_NR))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +109,7 @@ class StratifiedTimes:
         key_NR = row_draws(rollout, uniforms.key("mask", update), self.count)
         stratum_R = torch.arange(self.count, device=span_NL.device)
         time_NR = (stratum_R + 1 - key_NR.key("time").draw()) / self.count
-        return even(_bernoulli(rollout, span_NL, key_NR, time_NR))
+        return uniform_weights(_bernoulli(rollout, span_NL, key_NR, time_NR))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.objective.masks.base import mask_prompt, through_first_eos
-from unmask.types import Rollout, Snapshot, Views
+from unmask.types import Rollout, ScoringBatch, Snapshot
 from unmask.uniforms import Uniforms
 
 
@@ -30,23 +30,23 @@ class Branches:
     shared: bool = False
 
     def __call__(
-        self, rollout: Rollout, credit: Float[Tensor, "P G Z"], uniforms: Uniforms, update: int, updates: int
-    ) -> Views:
+        self, rollout: Rollout, advantage: Float[Tensor, "P G Z"], uniforms: Uniforms, update: int, updates: int
+    ) -> ScoringBatch:
         (snapshot,) = rollout.snapshots
         hidden_NL = mask_prompt(rollout, self.prompt_mask_prob, uniforms, update, shared=self.shared)
-        guesses, rows = snapshot.guesses_ZNL.transpose(0, 1), credit.shape[2]
+        guesses, rows = snapshot.guesses_ZNL.transpose(0, 1), advantage.shape[2]
         masked_N1L = (snapshot.canvas_NL == rollout.mask_id)[:, None] & rollout.region_L
         scored_RL = (masked_N1L & through_first_eos(guesses, rollout.region_L, self.eos_id)).flatten(0, 1)
         row_R = torch.arange(len(scored_RL), device=scored_RL.device)
-        return Views(
+        return ScoringBatch(
             inputs_FL=snapshot.canvas_NL.masked_fill(hidden_NL, rollout.mask_id),
             attention_FL=rollout.attention_NL,
             forward_R=row_R // rows,
             targets_RL=guesses.flatten(0, 1),
             scored_RL=scored_RL,
-            weight_RL=scored_RL.to(credit.dtype),
+            token_weight_RL=scored_RL.to(advantage.dtype),
             unit_R=row_R,
-            credit_U=credit.flatten(),
+            advantage_U=advantage.flatten(),
             length_U=scored_RL.sum(1),
             old_RL=snapshot.logp_ZNL.transpose(0, 1).flatten(0, 1) if self._recorded(rollout) else None,
         )
@@ -61,23 +61,23 @@ class Branches:
 StepChoice = Callable[[Float[Tensor, "P G S"], int, Uniforms, Rollout], Int[Tensor, "P k"]]
 
 
-def largest_advantages(credit: Float[Tensor, "P G S"], count: int, uniforms: Uniforms, rollout: Rollout) -> Tensor:
+def largest_advantages(advantage: Float[Tensor, "P G S"], count: int, uniforms: Uniforms, rollout: Rollout) -> Tensor:
     """The steps with the largest sum of |A| over the group."""
-    return credit.abs().sum(1).argsort(dim=1, descending=True, stable=True)[:, :count]
+    return advantage.abs().sum(1).argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
-def random_steps(credit: Float[Tensor, "P G S"], count: int, uniforms: Uniforms, rollout: Rollout) -> Tensor:
+def random_steps(advantage: Float[Tensor, "P G S"], count: int, uniforms: Uniforms, rollout: Rollout) -> Tensor:
     """Steps at random, without replacement, one draw a group."""
     prompt_P1 = rollout.prompt_N[:: rollout.group_size, None]
-    steps = torch.arange(credit.shape[2], device=credit.device)
+    steps = torch.arange(advantage.shape[2], device=advantage.device)
     return uniforms.key("trained steps", prompt_P1).key(steps).draw().argsort(dim=1)[:, :count]
 
 
-def spread_steps(credit: Float[Tensor, "P G S"], count: int, uniforms: Uniforms, rollout: Rollout) -> Tensor:
+def spread_steps(advantage: Float[Tensor, "P G S"], count: int, uniforms: Uniforms, rollout: Rollout) -> Tensor:
     """Steps equally far apart, the last included."""
-    steps = credit.shape[2]
-    chosen = torch.arange(1, count + 1, device=credit.device) * steps // count - 1
-    return chosen.expand(len(credit), -1)
+    steps = advantage.shape[2]
+    chosen = torch.arange(1, count + 1, device=advantage.device) * steps // count - 1
+    return chosen.expand(len(advantage), -1)
 
 
 Positions = Callable[[Rollout, Snapshot, int, int], Bool[Tensor, "N L"]]
@@ -105,7 +105,7 @@ class OwnGuesses:
     """One row a (sample, trained step): the recorded state, its target that step's own guess (MDPO 2508.13148).
 
     weight_i = c_i / |x_s|, c_i the guessed token's probability (1 without `confidence_weight`), |x_s| the positions
-    trained; credit = lambda A, lambda = L / |x_s| (1 without `length_weight`). Scored at the sampling temperature;
+    trained; advantage = lambda A, lambda = L / |x_s| (1 without `length_weight`). Scored at the sampling temperature;
     old = as recorded.
     """
 
@@ -119,32 +119,34 @@ class OwnGuesses:
     length_weight: bool = True
 
     def __call__(
-        self, rollout: Rollout, credit: Float[Tensor, "P G S"], uniforms: Uniforms, update: int, updates: int
-    ) -> Views:
-        count = min(self.steps, credit.shape[2])
-        step_Nk = self.choose(credit, count, uniforms, rollout).repeat_interleave(rollout.group_size, dim=0)
+        self, rollout: Rollout, advantage: Float[Tensor, "P G S"], uniforms: Uniforms, update: int, updates: int
+    ) -> ScoringBatch:
+        count = min(self.steps, advantage.shape[2])
+        step_Nk = self.choose(advantage, count, uniforms, rollout).repeat_interleave(rollout.group_size, dim=0)
         snapshots = rollout.snapshots
-        sample_R = torch.arange(len(step_Nk), device=credit.device).repeat_interleave(count)
+        sample_R = torch.arange(len(step_Nk), device=advantage.device).repeat_interleave(count)
         step_R = step_Nk.flatten()
         scored = [self.positions(rollout, state, step, self.eos_id) for step, state in enumerate(snapshots)]
         scored_RL = torch.stack(scored)[step_R, sample_R]
         masked_R1 = scored_RL.sum(1, keepdim=True).clamp(min=1)
-        weight_RL = scored_RL / masked_R1
+        token_weight_RL = scored_RL / masked_R1
         if self.confidence_weight:
-            weight_RL = weight_RL * torch.stack([state.confidence_ZNL[0] for state in snapshots])[step_R, sample_R]
-        credit_R = credit.flatten(0, 1)[sample_R, step_R]
+            token_weight_RL = (
+                token_weight_RL * torch.stack([state.confidence_ZNL[0] for state in snapshots])[step_R, sample_R]
+            )
+        advantage_R = advantage.flatten(0, 1)[sample_R, step_R]
         if self.length_weight:
-            credit_R = credit_R * rollout.region_L.sum() / masked_R1[:, 0]
-        row_R = torch.arange(len(step_R), device=credit.device)
-        return Views(
+            advantage_R = advantage_R * rollout.region_L.sum() / masked_R1[:, 0]
+        row_R = torch.arange(len(step_R), device=advantage.device)
+        return ScoringBatch(
             inputs_FL=torch.stack([state.canvas_NL for state in snapshots])[step_R, sample_R],
             attention_FL=rollout.attention_NL[sample_R],
             forward_R=row_R,
             targets_RL=torch.stack([state.guesses_ZNL[0] for state in snapshots])[step_R, sample_R],
             scored_RL=scored_RL,
-            weight_RL=weight_RL,
+            token_weight_RL=token_weight_RL,
             unit_R=row_R,
-            credit_U=credit_R,
+            advantage_U=advantage_R,
             length_U=scored_RL.sum(1),
             temperature=rollout.temperature or 1.0,
             old_RL=torch.stack([state.logp_ZNL[0] for state in snapshots])[step_R, sample_R] if rollout.exact else None,

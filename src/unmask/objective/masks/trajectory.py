@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask.objective.masks.base import Span, row_draws, single_rows, whole_region
-from unmask.objective.masks.random import Masks, even
-from unmask.types import Rollout, Views
+from unmask.objective.masks.base import Span, all_completion, row_draws, single_rows
+from unmask.objective.masks.random import Masks, uniform_weights
+from unmask.types import Rollout, ScoringBatch
 from unmask.uniforms import Uniforms
 
 # (rollout) -> segment of each position, and the number of segments
@@ -58,24 +58,24 @@ class Segments:
     per_row: bool
 
     def __call__(
-        self, rollout: Rollout, credit: Float[Tensor, "P G"], uniforms: Uniforms, update: int, updates: int
-    ) -> Views:
+        self, rollout: Rollout, advantage: Float[Tensor, "P G"], uniforms: Uniforms, update: int, updates: int
+    ) -> ScoringBatch:
         segment_NL, count = self.grouping(rollout)
-        region_NL = whole_region(rollout)
-        index_S11 = torch.arange(count, device=credit.device)[:, None, None]
+        region_NL = all_completion(rollout)
+        index_S11 = torch.arange(count, device=advantage.device)[:, None, None]
         masked_NSL = ((segment_NL >= index_S11) & region_NL).transpose(0, 1)
         scored_NSL = ((segment_NL == index_S11) & self.span(rollout)).transpose(0, 1)
         scored_RL = scored_NSL.flatten(0, 1)
         tokens_R1 = scored_RL.sum(1, keepdim=True).clamp(min=1)
         share = 1 / tokens_R1 if self.per_row else count / rollout.region_L.sum()
-        sample_R = torch.arange(len(credit.flatten()), device=credit.device).repeat_interleave(count)
+        sample_R = torch.arange(len(advantage.flatten()), device=advantage.device).repeat_interleave(count)
         return single_rows(
             rollout,
             sample_R,
             masked_RL=masked_NSL.flatten(0, 1),
             scored_RL=scored_RL,
-            weight_RL=scored_RL * share,
-            credit=credit,
+            token_weight_RL=scored_RL * share,
+            advantage=advantage,
             # One step a segment: what was masked is what the sampler saw.
             recorded=getattr(self.grouping, "shrink", 0) == 1 or count == rollout.steps,
         )
@@ -93,22 +93,22 @@ class Prefixes:
     fraction: float = 1.0
 
     def __call__(
-        self, rollout: Rollout, credit: Float[Tensor, "P G"], uniforms: Uniforms, update: int, updates: int
-    ) -> Views:
+        self, rollout: Rollout, advantage: Float[Tensor, "P G"], uniforms: Uniforms, update: int, updates: int
+    ) -> ScoringBatch:
         start, length = rollout.prompt_length, rollout.tokens_NL.shape[1]
         count = max(1, round(self.fraction * (length - start)))
         column_NK = rollout.confidence_NL[:, start:].argsort(dim=1, stable=True)[:, :count].sort(dim=1).values + start
-        sample_R = torch.arange(len(column_NK), device=credit.device).repeat_interleave(count)
+        sample_R = torch.arange(len(column_NK), device=advantage.device).repeat_interleave(count)
         column_R1 = column_NK.reshape(-1, 1)
-        position_L = torch.arange(length, device=credit.device)
+        position_L = torch.arange(length, device=advantage.device)
         scored_RL = position_L == column_R1
         return single_rows(
             rollout,
             sample_R,
             masked_RL=position_L >= column_R1,
             scored_RL=scored_RL,
-            weight_RL=scored_RL.to(credit.dtype),
-            credit=credit,
+            token_weight_RL=scored_RL.to(advantage.dtype),
+            advantage=advantage,
             recorded=_left_to_right(rollout),
         )
 
@@ -131,4 +131,4 @@ class RecordedTimes:
         stratum_R = torch.arange(self.count, device=span_NL.device)
         step_NR = ((stratum_R + key_NR.draw()) / self.count * rollout.steps_N[:, None]).long()
         masked_NRL = (rollout.trajectory_NL[:, None] >= step_NR[..., None]) & span_NL[:, None]
-        return even(masked_NRL)
+        return uniform_weights(masked_NRL)
