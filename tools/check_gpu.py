@@ -31,7 +31,7 @@ from unmask.uniforms import Uniforms
 
 SMALL = {
     "rollout": {"prompts": 8, "group_size": 4, "temperature": 1.4},
-    "train": {"steps": 3, "examples": 64, "updates": 2},
+    "train": {"steps": 3, "examples": 64, "num_iterations": 2},
     "evaluation": {"examples": 16, "examples_during": 8},
 }
 

@@ -1,10 +1,43 @@
-"""Checks of settings: each raises a UserError that names the value and the mend."""
+"""How settings are declared, checked and found by name. Torch-free; errors name the value and the mend."""
 
 from __future__ import annotations
 
 import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import field
+from hashlib import blake2b
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
 
 from unmask.errors import UserError
+
+Value = TypeVar("Value")
+
+
+def setting(default: Value, help: str, *, was: str | None = None) -> Value:
+    """A field of a settings class: its default and its help text.
+
+    `was`: its name in the version before, which is still read, with a notice.
+    """
+    declared: Value = field(default=default, metadata={"help": help, "was": was})
+    return declared
+
+
+def choice(choices: Mapping[str, type[Any]], default: type[Value], help: str) -> Value:
+    """A field that is one of several settings classes, by name, each with settings of its own."""
+    declared: Value = field(default_factory=default, metadata={"help": help, "choices": choices})
+    return declared
+
+
+def section(settings: type[Value]) -> Value:
+    """A field that holds further settings, shown under its name."""
+    declared: Value = field(default_factory=settings, metadata={"section": True})
+    return declared
 
 
 def one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -38,3 +71,63 @@ def did_you_mean(word: str, known: list[str]) -> str:
     """The end of an error line about an unknown word: the nearest known one, or all of them."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f": perhaps you meant {close[0]!r}" if close else f": give one of {', '.join(sorted(known))}"
+
+
+def load_named(spec: str, what: str, forms: str = "FILE.py:NAME or MODULE:NAME") -> Any:
+    """The user's own function or class that `spec`, FILE.py:NAME or MODULE:NAME, names.
+
+    `what` and `forms` are for errors. Raises UserError for what is not there or cannot be called.
+    """
+    where, _, name = spec.rpartition(":")
+    if not where or not name:
+        raise UserError(f"{what} {spec!r} is unknown: give {forms}")
+    module = _import_file(where, what) if where.endswith(".py") else _import_module(where, what, forms)
+    found = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+    if not hasattr(module, name):
+        raise UserError(f"{where!r} has no {what} {name!r}{did_you_mean(name, found)}")
+    named = getattr(module, name)
+    if not callable(named):
+        raise UserError(f"{spec!r} is a {type(named).__name__} and cannot be called{did_you_mean(name, found)}")
+    return named
+
+
+def _import_file(where: str, what: str) -> ModuleType:
+    """The module in a file, run once a process however many functions are taken from it."""
+    path = Path(where).expanduser().resolve()
+    name = f"unmask_users_{path.stem}_{blake2b(str(path).encode(), digest_size=8).hexdigest()}"
+    if name in sys.modules:
+        return sys.modules[name]
+    found = importlib.util.spec_from_file_location(name, path)
+    if found is None or found.loader is None or not path.is_file():
+        raise UserError(f"{where!r} is not a file: give the path of a Python file with a {what}")
+    sys.modules[name] = module = importlib.util.module_from_spec(found)
+    try:
+        with _noted(where, what):
+            found.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _import_module(where: str, what: str, forms: str) -> ModuleType:
+    if not all(part.isidentifier() for part in where.split(".")):
+        raise UserError(f"{where!r} is neither a module nor a Python file: give {forms}")
+    try:
+        with _noted(where, what):
+            return importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{where}.".startswith(f"{error.name}."):
+            raise  # the module is there, and one that it imports is not
+        raise UserError(
+            f"there is no module {where!r}: install it, name its directory in PYTHONPATH, or give FILE.py:NAME"
+        ) from error
+
+
+@contextmanager
+def _noted(where: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"raised while importing a {what} from {where!r}")
+        raise

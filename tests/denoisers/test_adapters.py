@@ -17,7 +17,7 @@ from unmask.training.build import build_trainer
 TOKENS = torch.tensor([[1, 2, 3, 4, 5, 6]])
 SMALL = {
     "rollout": {"prompts": 4, "group_size": 4},
-    "train": {"steps": 4, "examples": 32, "threads": 1, "updates": 2, "lora_rank": 4, "checkpoint_every": 2},
+    "train": {"steps": 4, "examples": 32, "threads": 1, "num_iterations": 2, "lora_rank": 4, "checkpoint_every": 2},
     "evaluation": {"examples": 8, "examples_during": 4, "greedy_steps": 8},
 }
 

@@ -104,7 +104,7 @@ def test_a_step_moves_the_adapters_alone(method, monkeypatch):
     monkeypatch.setattr(four_bit, "check_four_bit", lambda: None)
     small = {
         "rollout": {"prompts": 4, "group_size": 4},
-        "train": {"examples": 32, "threads": 1, "updates": 2, "lora_rank": 4, "four_bit": True},
+        "train": {"examples": 32, "threads": 1, "num_iterations": 2, "lora_rank": 4, "four_bit": True},
         "evaluation": {"examples": 8, "examples_during": 4, "greedy_steps": 8},
     }
     trainer = build_trainer(build(Recipe, small | {"method": {"name": method}}))

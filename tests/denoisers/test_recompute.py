@@ -66,7 +66,12 @@ def test_a_step_with_a_frozen_base_in_bf16(monkeypatch):
         autocast=lambda: torch.autocast("cpu", torch.bfloat16),
     )
     monkeypatch.setattr("unmask.distributed.make_accelerator", lambda precision: accelerator)
-    trained = SMALL["train"] | {"weights": "bf16", "gradient_checkpointing": True, "updates": 2, "micro_batch": 4}
+    trained = SMALL["train"] | {
+        "param_dtype": "bf16",
+        "gradient_checkpointing": True,
+        "num_iterations": 2,
+        "micro_batch": 4,
+    }
     trainer = build_trainer(build(Recipe, SMALL | {"train": trained}))
     denoiser = trainer.policy.denoiser
     for name, weight in denoiser.named_parameters():

@@ -65,7 +65,7 @@ class SmallRun:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(settings.model))
-            network = network.to(torch.bfloat16 if train.weights == "bf16" else torch.float32)
+            network = network.to(torch.bfloat16 if train.param_dtype == "bf16" else torch.float32)
             denoiser = Denoiser(network, mask_id=2, eos_id=1).eval()
             if train.lora_rank:
                 add_adapters(denoiser, train.lora_rank, train.lora_alpha)
@@ -74,7 +74,7 @@ class SmallRun:
         if any(term.reads("reference") for term in self.terms):
             reference = AdaptersOff(denoiser) if train.lora_rank else copy.deepcopy(denoiser).requires_grad_(False)
         old = None
-        if train.updates > 1 and any(term.blend is not None for term in self.terms):
+        if train.num_iterations > 1 and any(term.blend is not None for term in self.terms):
             old = copy.deepcopy(denoiser).requires_grad_(False)
         if train.gradient_checkpointing:
             recompute_layers(denoiser)
@@ -115,7 +115,7 @@ class SmallRun:
             extra = () if term.record is None else (len(self.rollout.snapshots) * term.record.guesses,)
             rewards.append(Uniforms().key(torch.arange(torch.Size(shape + extra).numel())).draw().float())
             rewards[-1] = rewards[-1].view(shape + extra)
-        uniforms, updates = Uniforms(), self.settings.train.updates
+        uniforms, updates = Uniforms(), self.settings.train.num_iterations
         self.update_batches = self.policy.prepare(self.terms, self.rollout, rewards, uniforms, updates)
 
     def update(self):

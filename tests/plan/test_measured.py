@@ -28,7 +28,7 @@ def flops(action) -> int:
 
 @pytest.mark.parametrize(
     ("method", "train"),
-    [("diffu-grpo", {"updates": 2}), *((name, {}) for name in list(METHODS)[1:]), ("spg", ADAPTERS)],
+    [("diffu-grpo", {"num_iterations": 2}), *((name, {}) for name in list(METHODS)[1:]), ("spg", ADAPTERS)],
     ids=[*METHODS, "spg with adapters, recomputed"],
 )
 def test_flops(method, train, tmp_path, monkeypatch):
@@ -57,7 +57,7 @@ WIDE = {"hidden_size": 96, "num_key_value_heads": 4, "vocab_size": 200}
 CASES = {
     "all at once": ("diffu-grpo", {}, {}),
     "layers recomputed": ("spg", {"micro_batch": 8, "gradient_checkpointing": True}, WIDE),
-    "adapters in bf16": ("dispo", {"micro_batch": 4, "lora_rank": 8, "precision": "bf16", "weights": "bf16"}, {}),
+    "adapters in bf16": ("dispo", {"micro_batch": 4, "lora_rank": 8, "precision": "bf16", "param_dtype": "bf16"}, {}),
 }
 
 
@@ -79,7 +79,7 @@ def test_peak_of_rollout_and_of_update(method, train, shape, tmp_path):
 
 def test_peak_of_a_whole_step(tmp_path):
     """Everything from the weights on, with the optimizer that GPUs have."""
-    settings = settings_of(tmp_path, METHODS["diffu-grpo"], train={"micro_batch": 4, "updates": 2})
+    settings = settings_of(tmp_path, METHODS["diffu-grpo"], train={"micro_batch": 4, "num_iterations": 2})
     made = []
 
     def step():

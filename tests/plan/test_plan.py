@@ -97,7 +97,7 @@ def test_settings_follow_the_papers(name):
     recipe = settings(name)
     bound = getattr(recipe.method, "base", recipe.method)
     spg = bound.beta if bound.name == "spg" else None
-    assert (recipe.train.updates, spg) == SETTINGS[name]
+    assert (recipe.train.num_iterations, spg) == SETTINGS[name]
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names("train") if name.startswith("llada8b-")])
@@ -114,7 +114,7 @@ def test_where_all_weights_do_not_fit_adapters_do():
     assert not full.fits
     (line,) = advice(full)
     assert "train.lora_rank" in line
-    assert "train.weights bf16" in line
+    assert "train.param_dtype bf16" in line
     assert make_plan(settings("llada8b-mdpo-lora", gpus="8x80GB")).fits
 
 
@@ -201,7 +201,7 @@ def test_a_recipe_on_itself_is_refused(tmp_path):
 
 def test_bf16_weights_are_for_adapters():
     with pytest.raises(UserError, match=r"train\.lora_rank"):
-        TrainSettings(weights="bf16")
+        TrainSettings(param_dtype="bf16")
 
 
 def test_a_blank_network_has_the_shapes_of_the_real_one(tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 
 from unmask.data.example import Example
 from unmask.errors import UserError
-from unmask.validation import one_of
+from unmask.validation import one_of, setting
 
 TEMPLATES = ("auto", "never")
 
@@ -17,9 +17,13 @@ TEMPLATES = ("auto", "never")
 class ChatSettings:
     """How prompts are worded for the model."""
 
-    template: str = "auto"  # auto: the tokenizer's chat template where it has one; never: the prompt's text as it is
-    system: str | None = None  # system message of every prompt; needs a chat template
-    prefill: str = ""  # text with which every completion begins: the model goes on from it, rewards read it too
+    template: str = setting(
+        "auto", "auto: the tokenizer's chat template where it has one; never: the prompt's text as it is"
+    )
+    system: str | None = setting(None, "system message of every prompt; needs a chat template")
+    prefill: str = setting(
+        "", "text with which every completion begins: the model goes on from it, rewards read it too"
+    )
 
     def __post_init__(self) -> None:
         one_of("chat.template", self.template, TEMPLATES)

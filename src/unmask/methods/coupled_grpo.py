@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from unmask.validation import setting
+
 if TYPE_CHECKING:
     from unmask.objective import Term
 
@@ -24,8 +26,8 @@ class CoupledGRPO:
     name: ClassVar[str] = "coupled-grpo"
     paper: ClassVar[str] = "2506.20639"
     provenance: ClassVar[str] = "code"
-    epsilon: float = 0.5  # clip range of the token ratio
-    beta: float = 0.01  # weight of k3 to the reference
+    epsilon: float = setting(0.5, "clip range of the token ratio")
+    beta: float = setting(0.01, "weight of k3 to the reference")
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
         from unmask.objective import Term, advantages, divergences, likelihood, losses, masks

@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from unmask.validation import setting
+
 if TYPE_CHECKING:
     from unmask.objective import Term
 
@@ -24,9 +26,9 @@ class StepMerge:
     name: ClassVar[str] = "d2"
     paper: ClassVar[str] = "2509.21474"
     provenance: ClassVar[str] = "port"
-    segments: int = 8  # rows a sample
-    epsilon: float = 0.5  # clip range of the token ratio
-    beta: float = 0.04  # weight of k3 to the base model
+    segments: int = setting(8, "rows a sample")
+    epsilon: float = setting(0.5, "clip range of the token ratio")
+    beta: float = setting(0.04, "weight of k3 to the base model")
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
         from unmask.objective import Term, advantages, divergences, likelihood, losses, masks

@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from unmask.validation import setting
+
 if TYPE_CHECKING:
     from unmask.objective import Term
 
@@ -24,10 +26,10 @@ class DiffuGRPO:
     name: ClassVar[str] = "diffu-grpo"
     paper: ClassVar[str] = "2504.12216"
     provenance: ClassVar[str] = "code"
-    prompt_mask_prob: float = 0.15  # probability that a prompt token is masked in the estimate
-    shared_prompt_mask: bool = False  # one prompt mask a group: its samples share one forward
-    epsilon: float = 0.5  # clip range of the probability ratio
-    beta: float = 0.04  # weight of k3 to the base model
+    prompt_mask_prob: float = setting(0.15, "probability that a prompt token is masked in the estimate")
+    shared_prompt_mask: bool = setting(False, "one prompt mask a group: its samples share one forward")
+    epsilon: float = setting(0.5, "clip range of the probability ratio")
+    beta: float = setting(0.04, "weight of k3 to the base model")
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
         from unmask.objective import Term, advantages, divergences, likelihood, losses, masks

@@ -1,16 +1,15 @@
 """DiSPO (arXiv 2602.06462). Provenance: paper (no code exists); what the paper leaves open is marked reconstructed.
 
-    L = L_base + alpha L_step
-    a state x_t of every trajectory, t drawn with p(t) ∝ t^4; its masked positions filled at once Z times, rewards R_z
+    L = L_base + alpha L_step;  x_t of every trajectory, p(t) ∝ t^4, its masked positions filled at once Z times: R_z
     A_z = R_z - mean_z R;  L_step = clipped token surrogate on the filled tokens of x_t, prompt masked as in the base
 
-Reconstructed: t in 0..T-1; fills at the rollout's temperature, drawn once; positions to each fill's first EOS; a token
-mean over all branches (the paper sums states); clip and KL of the base if it clips tokens, else 0.5 and none.
+Reconstructed: fills drawn once, scored to their first EOS; token mean over branches (the paper sums states); clip and
+KL of the base if it clips tokens, else 0.5 and none.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from unmask.methods.diffu_grpo import DiffuGRPO
@@ -19,6 +18,7 @@ from unmask.methods.gdpo import GDPO
 from unmask.methods.spg import SPG
 from unmask.methods.wd1 import WD1
 from unmask.sampling.records import OneStep
+from unmask.validation import choice, setting
 
 if TYPE_CHECKING:
     from unmask.methods.base import Method
@@ -34,11 +34,11 @@ class DiSPO:
     name: ClassVar[str] = "dispo"
     paper: ClassVar[str] = "2602.06462"
     provenance: ClassVar[str] = "paper"
-    base: Method = field(default_factory=DiffuGRPO, metadata={"choices": BASES})  # the terminal method that it extends
-    alpha: float = 0.5  # weight of the branch term
-    branches: int = 2  # fills of each state, Z
-    degree: float = 4.0  # of the polynomial that favours late steps; 0 is uniform
-    shared_step: bool = False  # one step for all samples of a prompt, else one for each
+    base: Method = choice(BASES, DiffuGRPO, "the terminal method that it extends")
+    alpha: float = setting(0.5, "weight of the branch term")
+    branches: int = setting(2, "fills of each state, Z")
+    degree: float = setting(4.0, "of the polynomial that favours late steps; 0 is uniform")
+    shared_step: bool = setting(False, "one step for all samples of a prompt, else one for each")
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
         from unmask.objective import advantages, likelihood, losses, masks

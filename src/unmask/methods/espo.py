@@ -15,6 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from unmask.validation import setting
+
 if TYPE_CHECKING:
     from unmask.objective import Term
 
@@ -26,9 +28,9 @@ class ESPO:
     name: ClassVar[str] = "espo"
     paper: ClassVar[str] = "2512.03759"
     provenance: ClassVar[str] = "code"
-    pairs: int = 2  # pairs of complementary rows a sample
-    epsilon: float = 0.2  # clip range of the sequence ratio per token
-    beta: float = 1e-3  # weight of k2 to the base model
+    pairs: int = setting(2, "pairs of complementary rows a sample")
+    epsilon: float = setting(0.2, "clip range of the sequence ratio per token")
+    beta: float = setting(1e-3, "weight of k2 to the base model")
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
         from unmask.objective import Term, advantages, divergences, likelihood, losses, masks

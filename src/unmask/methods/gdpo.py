@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from unmask.validation import one_of
+from unmask.validation import one_of, setting
 
 if TYPE_CHECKING:
     from unmask.objective import Term
@@ -27,10 +27,10 @@ class GDPO:
     name: ClassVar[str] = "gdpo"
     paper: ClassVar[str] = "2510.08554"
     provenance: ClassVar[str] = "port"
-    nodes: int = 3  # quadrature nodes, 1 to 3
-    empirical: bool = False  # weigh by the masked fraction itself instead of the node
-    through_eos: bool = False  # mask and divide up to the end of the sequence instead of all positions
-    epsilon: float = 0.5  # clip range of the sequence ratio per token
+    nodes: int = setting(3, "quadrature nodes, 1 to 3")
+    empirical: bool = setting(False, "weigh by the masked fraction itself instead of the node")
+    through_eos: bool = setting(False, "mask and divide up to the end of the sequence instead of all positions")
+    epsilon: float = setting(0.5, "clip range of the sequence ratio per token")
 
     def __post_init__(self) -> None:
         one_of("gdpo nodes", str(self.nodes), ("1", "2", "3"))

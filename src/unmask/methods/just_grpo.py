@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from unmask.errors import UserError
+from unmask.validation import setting
 
 if TYPE_CHECKING:
     from unmask.objective import Term
@@ -27,8 +28,8 @@ class JustGRPO:
     paper: ClassVar[str] = "2601.15165"
     provenance: ClassVar[str] = "code, paper"
     unmasking: ClassVar[str] = "left_to_right"  # what the rollout must use: the likelihood is its law
-    fraction: float = 1.0  # share of the positions scored, those of highest entropy; 0.25 is Fast
-    epsilon: float = 0.2  # clip range of the token ratio
+    fraction: float = setting(1.0, "share of the positions scored, those of highest entropy; 0.25 is Fast")
+    epsilon: float = setting(0.2, "clip range of the token ratio")
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:

@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from unmask.validation import setting
+
 if TYPE_CHECKING:
     from unmask.objective import Term
 
@@ -25,9 +27,9 @@ class LFPO:
     name: ClassVar[str] = "lfpo"
     paper: ClassVar[str] = "2603.01563"
     provenance: ClassVar[str] = "reconstructed"
-    num_masks: int = 4  # rows a sample
-    blend: float = 1.0  # b
-    recorded_states: bool = False  # states of the sample's own trajectory instead of random masks
+    num_masks: int = setting(4, "rows a sample", was="views")
+    blend: float = setting(1.0, "b")
+    recorded_states: bool = setting(False, "states of the sample's own trajectory instead of random masks")
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
         from unmask.objective import Term, advantages, likelihood, losses, masks

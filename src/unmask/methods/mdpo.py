@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from unmask.validation import one_of
+from unmask.validation import one_of, setting
 
 if TYPE_CHECKING:
     from unmask.objective import Term
@@ -26,14 +26,14 @@ class MDPO:
     name: ClassVar[str] = "mdpo"
     paper: ClassVar[str] = "2508.13148"
     provenance: ClassVar[str] = "code"
-    steps: int = 8  # denoising steps trained of each trajectory
-    advantage: str = "difference_and_future"  # advantage of a step, before its z-score over the group
-    step_choice: str = "largest_advantages"  # which steps are trained
-    positions: str = "all_masked"  # which positions of a trained state are scored
-    length_weight: bool = True  # lambda = L / |x_s|, else 1
-    confidence_weight: bool = True  # weigh tokens by their probability when sampled
-    epsilon: float = 0.2  # clip range of the probability ratio
-    beta: float = 0.02  # weight of k2 to the base model
+    steps: int = setting(8, "denoising steps trained of each trajectory")
+    advantage: str = setting("difference_and_future", "advantage of a step, before its z-score over the group")
+    step_choice: str = setting("largest_advantages", "which steps are trained")
+    positions: str = setting("all_masked", "which positions of a trained state are scored")
+    length_weight: bool = setting(True, "lambda = L / |x_s|, else 1")
+    confidence_weight: bool = setting(True, "weigh tokens by their probability when sampled")
+    epsilon: float = setting(0.2, "clip range of the probability ratio")
+    beta: float = setting(0.02, "weight of k2 to the base model")
 
     def __post_init__(self) -> None:
         scores = ("difference_and_future", "future_mean", "step_difference", "step_reward", "step_outcome")

@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from unmask.validation import setting
+
 if TYPE_CHECKING:
     from unmask.objective import Term
 
@@ -24,9 +26,9 @@ class RSPO:
     name: ClassVar[str] = "rspo"
     paper: ClassVar[str] = "2605.10218"
     provenance: ClassVar[str] = "port"
-    num_masks: int = 2  # rows a sample
-    random_times: bool = False  # masks by a random ratio instead of a random count
-    strength: float = 0.01  # lambda: pull of the log-ratio towards A / lambda
+    num_masks: int = setting(2, "rows a sample", was="views")
+    random_times: bool = setting(False, "masks by a random ratio instead of a random count")
+    strength: float = setting(0.01, "lambda: pull of the log-ratio towards A / lambda")
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
         from unmask.objective import Term, advantages, likelihood, losses, masks

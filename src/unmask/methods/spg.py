@@ -15,6 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from unmask.validation import setting
+
 if TYPE_CHECKING:
     from unmask.objective import Term
 
@@ -26,10 +28,10 @@ class SPG:
     name: ClassVar[str] = "spg"
     paper: ClassVar[str] = "2510.09541"
     provenance: ClassVar[str] = "code"
-    num_masks: int = 2  # rows a completion
-    prompt_mask_prob: float = 0.15  # probability that a clean token is masked
-    beta: float = 1.5  # order of the upper bound
-    mix: float = 0.5  # share of the upper bound in the score of bad samples
+    num_masks: int = setting(2, "rows a completion", was="views")
+    prompt_mask_prob: float = setting(0.15, "probability that a clean token is masked")
+    beta: float = setting(1.5, "order of the upper bound")
+    mix: float = setting(0.5, "share of the upper bound in the score of bad samples")
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
         from unmask.objective import Term, advantages, likelihood, losses, masks

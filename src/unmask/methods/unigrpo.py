@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from unmask.validation import one_of
+from unmask.validation import one_of, setting
 
 if TYPE_CHECKING:
     from unmask.objective import Term
@@ -27,10 +27,12 @@ class UniGRPO:
     name: ClassVar[str] = "unigrpo"
     paper: ClassVar[str] = "2505.15809"
     provenance: ClassVar[str] = "paper"
-    num_masks: int = 0  # 0: one row at the spaced ratio; else rows at independent ratios in (0.1, 0.9)
-    epsilon: float = 0.2  # clip range of the sequence ratio
-    beta: float = 0.01  # weight of k3
-    divergence_to: str = "reference"  # policy that k3 is to: reference or old
+    num_masks: int = setting(
+        0, "0: one row at the spaced ratio; else rows at independent ratios in (0.1, 0.9)", was="views"
+    )
+    epsilon: float = setting(0.2, "clip range of the sequence ratio")
+    beta: float = setting(0.01, "weight of k3")
+    divergence_to: str = setting("reference", "policy that k3 is to: reference or old")
 
     def __post_init__(self) -> None:
         one_of("unigrpo divergence_to", self.divergence_to, ("reference", "old"))

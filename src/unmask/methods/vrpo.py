@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from unmask.validation import setting
+
 if TYPE_CHECKING:
     from unmask.objective import Term
 
@@ -23,8 +25,8 @@ class VRPO:
     name: ClassVar[str] = "vrpo"
     paper: ClassVar[str] = "2505.19223"
     provenance: ClassVar[str] = "paper, port"
-    num_masks: int = 4  # rows a completion
-    beta: float = 0.2  # inverse temperature of the preference
+    num_masks: int = setting(4, "rows a completion", was="views")
+    beta: float = setting(0.2, "inverse temperature of the preference")
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
         from unmask.objective import Term, advantages, likelihood, losses, masks

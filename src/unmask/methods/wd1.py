@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from unmask.validation import setting
+
 if TYPE_CHECKING:
     from unmask.objective import Term
 
@@ -24,9 +26,9 @@ class WD1:
     name: ClassVar[str] = "wd1"
     paper: ClassVar[str] = "2507.08838"
     provenance: ClassVar[str] = "code"
-    prompt_mask_prob: float = 0.15  # probability that a prompt token is masked in the estimate
-    shared_prompt_mask: bool = False  # one prompt mask a group: its samples share one forward
-    positive_only: bool = False  # wd1-P: no negative weights
+    prompt_mask_prob: float = setting(0.15, "probability that a prompt token is masked in the estimate")
+    shared_prompt_mask: bool = setting(False, "one prompt mask a group: its samples share one forward")
+    positive_only: bool = setting(False, "wd1-P: no negative weights")
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
         from unmask.objective import Term, advantages, likelihood, losses, masks

@@ -103,14 +103,16 @@ def peak_bytes(model: str, settings: TrainSettings, work: Pass) -> int:
 class _TraceSettings:
     """What of the settings changes a pass (others must not make the traces of two recipes differ)."""
 
-    weights: str
+    param_dtype: str
     precision: str
     lora_rank: int
     gradient_checkpointing: bool
 
     @staticmethod
     def of(settings: TrainSettings) -> _TraceSettings:
-        return _TraceSettings(settings.weights, settings.precision, settings.lora_rank, settings.gradient_checkpointing)
+        return _TraceSettings(
+            settings.param_dtype, settings.precision, settings.lora_rank, settings.gradient_checkpointing
+        )
 
 
 @cache
@@ -150,7 +152,7 @@ def _peak_of_layers(shape: Mapping[str, Any], settings: _TraceSettings, work: Pa
 
 def _stretches(shape: Mapping[str, Any], settings: _TraceSettings, work: Pass) -> list[int]:
     train = TrainSettings(
-        weights=settings.weights,
+        param_dtype=settings.param_dtype,
         precision=settings.precision,
         lora_rank=settings.lora_rank,
         gradient_checkpointing=settings.gradient_checkpointing,

@@ -97,9 +97,11 @@ class Plan:
 def make_plan(settings: PlanSettings) -> Plan:
     """Plan a recipe. Raises UserError where model, GPUs or settings do not go together."""
     if settings.train.four_bit:
-        raise UserError("train.four_bit cannot be planned: set it to false and train.weights to bf16, which needs more")
+        raise UserError(
+            "train.four_bit cannot be planned: set it to false and train.param_dtype to bf16, which needs more"
+        )
     gpus = parse_gpus(settings.gpus, settings.gpu, settings.train.precision)
-    size = size_of(settings.model, settings.train.weights, settings.train.lora_rank)
+    size = size_of(settings.model, settings.train.param_dtype, settings.train.lora_rank)
     prompt, work = _work(settings, settings.method, gpus, size.max_length)
     flops, seconds = costs(settings, work, size, gpus)
     terms = settings.method.terms(EOS)
@@ -139,7 +141,7 @@ def _work(settings: PlanSettings, method: Method, gpus: GPUs, max_length: int) -
         settings.rollout,
         prompt=prompt,
         length=length,
-        updates=settings.train.updates,
+        updates=settings.train.num_iterations,
         micro_batch=settings.train.micro_batch,
         ranks=gpus.count,
     )
@@ -159,7 +161,7 @@ def costs(settings: PlanSettings, work: Work, size: Size, gpus: GPUs) -> tuple[S
 def _memory(settings: PlanSettings, terms: tuple[Term, ...], work: Work, size: Size, gpus: GPUs) -> Memory:
     train = settings.train
     copied = size.weight_bytes if not train.lora_rank and any(term.reads("reference") for term in terms) else 0
-    keeps_old = train.updates > 1 and any(term.blend is not None for term in terms)
+    keeps_old = train.num_iterations > 1 and any(term.blend is not None for term in terms)
     accumulates = any(term.batch < term.forwards for term in work.terms) or len(work.terms) > 1
     passes = [
         Pass(
@@ -213,11 +215,11 @@ def advice(plan: Plan) -> list[str]:
     if state > room and not train.lora_rank:
         return [
             f"the model's own state takes {state / GIBIBYTE:.0f} GiB on every GPU, however many there are: train "
-            "adapters (train.lora_rank 128), with their frozen base in bf16 (train.weights bf16)"
+            "adapters (train.lora_rank 128), with their frozen base in bf16 (train.param_dtype bf16)"
         ]
     said = []
-    if train.lora_rank and train.weights == "fp32" and train.precision == "bf16":
-        said.append("hold the frozen base in bf16: train.weights bf16")
+    if train.lora_rank and train.param_dtype == "fp32" and train.precision == "bf16":
+        said.append("hold the frozen base in bf16: train.param_dtype bf16")
     moments = memory.moments_of_truth
     if moments["update"] > room and not train.gradient_checkpointing:
         said.append("recompute activations in the backward pass: train.gradient_checkpointing true")

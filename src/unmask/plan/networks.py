@@ -65,7 +65,7 @@ def blank_denoiser(shape: Mapping[str, Any], settings: TrainSettings) -> Denoise
             network = layout.network(layout.network_config(shape))
         else:
             network = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape))
-        dtype = torch.bfloat16 if settings.weights == "bf16" else torch.float32
+        dtype = torch.bfloat16 if settings.param_dtype == "bf16" else torch.float32
         denoiser = Denoiser(network.to(dtype), mask_id=0, eos_id=1, shift=layout is not None and layout.shift).eval()
         if settings.lora_rank:
             add_adapters(denoiser, settings.lora_rank, settings.lora_alpha)
@@ -94,7 +94,7 @@ class Size:
 @cache
 def size_of(model: str, weights: str, lora_rank: int) -> Size:
     """The numbers of a model as it is trained, counted on its tensors. Raises UserError."""
-    denoiser = blank_denoiser(read_shape(model), TrainSettings(weights=weights, lora_rank=lora_rank))
+    denoiser = blank_denoiser(read_shape(model), TrainSettings(param_dtype=weights, lora_rank=lora_rank))
     config = denoiser.model.config
     named = dict(denoiser.model.base_model.named_parameters())
     everything = list(denoiser.parameters())

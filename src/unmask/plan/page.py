@@ -56,7 +56,7 @@ def _memory_rows(plan: Plan) -> list[list[str]]:
     batch = max(term.batch for term in work.terms)
     recomputed = ", layers recomputed" if train.gradient_checkpointing else ""
     held = {
-        f"weights ({train.weights})": memory.weights,
+        f"weights ({train.param_dtype})": memory.weights,
         "frozen reference": memory.reference,
         "old policy": memory.old,
         "optimizer moments": memory.moments,

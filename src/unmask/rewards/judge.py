@@ -20,6 +20,7 @@ from urllib.request import Request, urlopen
 
 from unmask.errors import UserError
 from unmask.settings.reader import build
+from unmask.validation import setting
 
 _REPLY_BYTES = 2**20
 _REFUSALS = (401, 403, 404)  # wrong key, no access, no such model: trying again does not help
@@ -30,16 +31,16 @@ _LOG = logging.getLogger(__name__)
 class JudgeSettings:
     """The endpoint, what it is asked and how its reply is read."""
 
-    url: str = ""  # of the API, /chat/completions left out, such as http://localhost:8000/v1
-    model: str = ""  # the API's name of the judge
-    template: str = ""  # message to the judge; {prompt} and {completion} stand for the texts
-    score: str = ""  # regular expression whose one group is the score; its last match in the reply counts
-    api_key_variable: str = ""  # environment variable that holds the API key; empty: none is sent
-    temperature: float = 0.0  # of the judge's sampling
-    timeout_seconds: float = 60.0  # of a call, each time that it waits
-    retries: int = 2  # further tries after a call that failed
-    retry_seconds: float = 1.0  # pause before the first of them; twice as long before each next one
-    concurrency: int = 8  # calls at a time on each rank
+    url: str = setting("", "of the API, /chat/completions left out, such as http://localhost:8000/v1")
+    model: str = setting("", "the API's name of the judge")
+    template: str = setting("", "message to the judge; {prompt} and {completion} stand for the texts")
+    score: str = setting("", "regular expression whose one group is the score; its last match in the reply counts")
+    api_key_variable: str = setting("", "environment variable that holds the API key; empty: none is sent")
+    temperature: float = setting(0.0, "of the judge's sampling")
+    timeout_seconds: float = setting(60.0, "of a call, each time that it waits")
+    retries: int = setting(2, "further tries after a call that failed")
+    retry_seconds: float = setting(1.0, "pause before the first of them; twice as long before each next one")
+    concurrency: int = setting(8, "calls at a time on each rank")
 
     def __post_init__(self) -> None:
         for name in ("url", "model", "template", "score"):

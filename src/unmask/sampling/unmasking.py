@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from unmask.errors import UserError
+from unmask.validation import setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -168,7 +169,7 @@ class Threshold(_Plain):
     name: ClassVar[str] = "threshold"
     adaptive: ClassVar[bool] = True
     scheduled: ClassVar[bool] = False
-    threshold: float = 0.9  # probability from which a proposal is committed
+    threshold: float = setting(0.9, "probability from which a proposal is committed")
 
     def __post_init__(self) -> None:
         _check_threshold(self.threshold)
@@ -183,7 +184,7 @@ class ScheduledThreshold(_Plain):
 
     name: ClassVar[str] = "scheduled_threshold"
     adaptive: ClassVar[bool] = True
-    threshold: float = 0.95  # probability from which a proposal is committed
+    threshold: float = setting(0.95, "probability from which a proposal is committed")
 
     def __post_init__(self) -> None:
         _check_threshold(self.threshold)
@@ -199,7 +200,7 @@ class Factor(_Plain):
     name: ClassVar[str] = "factor"
     adaptive: ClassVar[bool] = True
     scheduled: ClassVar[bool] = False
-    factor: float = 1.0  # the larger, the more are committed at once
+    factor: float = setting(1.0, "the larger, the more are committed at once")
 
     def __post_init__(self) -> None:
         if self.factor <= 0:
@@ -222,9 +223,9 @@ class RunningConfidence(_Plain):
 
     name: ClassVar[str] = "rcr"
     remasks: ClassVar[bool] = True
-    confidence: str = "probability"  # of the proposals: probability, margin or entropy
-    statistic: str = "latest"  # latest or max confidence of a position over the steps that predicted it
-    scope: str = "block"  # candidates: the current block, or the completion up to its end
+    confidence: str = setting("probability", "of the proposals: probability, margin or entropy")
+    statistic: str = setting("latest", "latest or max confidence of a position over the steps that predicted it")
+    scope: str = setting("block", "candidates: the current block, or the completion up to its end")
 
     def __post_init__(self) -> None:
         for field, value, allowed in (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unmask.data.chat import ChatSettings
@@ -11,7 +11,7 @@ from unmask.sampling.unmasking import RULES, LowConfidence, Unmasking
 from unmask.settings.reader import build
 from unmask.settings.recipe import Recipe, RolloutSettings
 from unmask.tasks import TASKS, Sudoku, Task
-from unmask.validation import check_four_bit, one_of, positive
+from unmask.validation import check_four_bit, choice, one_of, positive, section, setting
 
 if TYPE_CHECKING:
     from unmask.sampling.sampler import Sampler
@@ -25,11 +25,11 @@ def _is_count(word: str) -> bool:
 class PlanSettings(Recipe):
     """A recipe, and the GPUs that it is planned for."""
 
-    gpus: str = "1x80GB"  # number and memory of the GPUs
-    gpu: str = "a100"  # its speed: a100, h100, h200, rtx4090, or peak TFLOP/s at the recipe's precision
-    utilisation: float = 0.4  # share of the peak that is reached
-    headroom: float = 0.1  # share of the memory that stays free: CUDA's own, fragments
-    prompt_tokens: int | None = None  # prompt length with pads; unset: 256, or what the model has room for
+    gpus: str = setting("1x80GB", "number and memory of the GPUs")
+    gpu: str = setting("a100", "its speed: a100, h100, h200, rtx4090, or peak TFLOP/s at the recipe's precision")
+    utilisation: float = setting(0.4, "share of the peak that is reached")
+    headroom: float = setting(0.1, "share of the memory that stays free: CUDA's own, fragments")
+    prompt_tokens: int | None = setting(None, "prompt length with pads; unset: 256, or what the model has room for")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,29 +45,31 @@ class PlanSettings(Recipe):
 class PretrainRecipe:
     """Masked-diffusion supervised training: of a small model from scratch, or of a checkpoint."""
 
-    model: str | None = None  # checkpoint directory to start from; unset: a new model of the sizes below
-    task: Task = field(default_factory=Sudoku, metadata={"choices": TASKS})  # prompts and solutions
-    chat: ChatSettings = field(default_factory=ChatSettings, metadata={"section": True})
-    hidden: int = 96  # width of a new model
-    layers: int = 3  # transformer layers of a new model
-    heads: int = 3  # attention heads of a new model
-    max_length: int = 64  # tokens that a new model takes, prompt and completion
-    lora_rank: int = 0  # rank of low-rank adapters, which alone are trained then; 0: all weights are
-    lora_alpha: int = 64  # scale of the adapters, times their rank
-    four_bit: bool = False  # hold the frozen base in 4 bits (with lora_rank, on a GPU; the extra four-bit)
-    steps: int = 800  # optimizer updates
-    batch: int = 128  # examples an update
-    micro_batch: int = 0  # examples at a time in an update; 0: all
-    precision: str = "fp32"  # fp32, or bf16 autocast
-    examples: int = 100_000  # training examples; more updates go round again
-    validation_examples: int = 0  # further ones, never trained on, by which the best weights are picked; 0: the last
-    validate_every: int = 100  # updates between validations
-    learning_rate: float = 1e-3  # peak, after the warm-up
-    warmup_steps: int = 50  # updates of linear warm-up
-    weight_decay: float = 0.01  # AdamW's
-    max_grad_norm: float = 1.0  # gradients are clipped to this norm
-    threads: int | None = None  # CPU threads; unset: PyTorch's choice
-    seed: int = 0  # of weights, examples, order and masks
+    model: str | None = setting(None, "checkpoint directory to start from; unset: a new model of the sizes below")
+    task: Task = choice(TASKS, Sudoku, "prompts and solutions")
+    chat: ChatSettings = section(ChatSettings)
+    hidden: int = setting(96, "width of a new model")
+    layers: int = setting(3, "transformer layers of a new model")
+    heads: int = setting(3, "attention heads of a new model")
+    max_length: int = setting(64, "tokens that a new model takes, prompt and completion")
+    lora_rank: int = setting(0, "rank of low-rank adapters, which alone are trained then; 0: all weights are")
+    lora_alpha: int = setting(64, "scale of the adapters, times their rank")
+    four_bit: bool = setting(False, "hold the frozen base in 4 bits (with lora_rank, on a GPU; the extra four-bit)")
+    steps: int = setting(800, "optimizer updates")
+    batch: int = setting(128, "examples an update")
+    micro_batch: int = setting(0, "examples at a time in an update; 0: all")
+    precision: str = setting("fp32", "fp32, or bf16 autocast")
+    examples: int = setting(100_000, "training examples; more updates go round again")
+    validation_examples: int = setting(
+        0, "further ones, never trained on, by which the best weights are picked; 0: the last"
+    )
+    validate_every: int = setting(100, "updates between validations")
+    learning_rate: float = setting(1e-3, "peak, after the warm-up")
+    warmup_steps: int = setting(50, "updates of linear warm-up")
+    weight_decay: float = setting(0.01, "AdamW's")
+    max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
+    threads: int | None = setting(None, "CPU threads; unset: PyTorch's choice")
+    seed: int = setting(0, "of weights, examples, order and masks")
 
     def __post_init__(self) -> None:
         names = ("hidden", "layers", "heads", "max_length", "steps", "batch", "examples", "learning_rate")
@@ -86,15 +88,15 @@ class PretrainRecipe:
 class SampleSettings:
     """One completion to look at."""
 
-    model: str = "embedded:sudoku"  # checkpoint directory, org/name on the Hub, or embedded:NAME
-    task: Task = field(default_factory=Sudoku, metadata={"choices": TASKS})  # whose items and reward
-    chat: ChatSettings = field(default_factory=ChatSettings, metadata={"section": True})
-    item: int = 0  # which held-out item of the task
-    steps: int = 4  # denoising steps
-    block_length: int | None = None  # tokens a block; unset: one block
-    temperature: float = 0.0  # sampling temperature; 0 is greedy
-    unmasking: Unmasking = field(default_factory=LowConfidence, metadata={"choices": RULES})  # positions to reveal
-    seed: int = 0  # of the draws
+    model: str = setting("embedded:sudoku", "checkpoint directory, org/name on the Hub, or embedded:NAME")
+    task: Task = choice(TASKS, Sudoku, "whose items and reward")
+    chat: ChatSettings = section(ChatSettings)
+    item: int = setting(0, "which held-out item of the task")
+    steps: int = setting(4, "denoising steps")
+    block_length: int | None = setting(None, "tokens a block; unset: one block")
+    temperature: float = setting(0.0, "sampling temperature; 0 is greedy")
+    unmasking: Unmasking = choice(RULES, LowConfidence, "positions to reveal")
+    seed: int = setting(0, "of the draws")
 
     def __post_init__(self) -> None:
         positive(steps=self.steps, item=self.item + 1)
@@ -104,23 +106,27 @@ class SampleSettings:
 class EvaluateSettings:
     """A table of solve rates."""
 
-    model: str = "embedded:sudoku"  # checkpoint directory, org/name on the Hub, or embedded:NAME
-    task: Task = field(default_factory=Sudoku, metadata={"choices": TASKS})  # whose held-out items
-    chat: ChatSettings = field(default_factory=ChatSettings, metadata={"section": True})
-    split: str = "test"  # which held-out items; 4x4 Sudoku has test_unseen_grids too
-    examples: int = 500  # items
-    unmasking: str = "low_confidence"  # rules to compare, by commas
-    lengths: str = ""  # tokens of a completion to compare, by commas, such as 128,256,512; empty: the task's
-    steps: str = "4,16"  # numbers of denoising steps to compare, by commas; /2 is one step for every two tokens
-    samples: int = 1  # completions an item; of several, pass@k is told
-    over_denoising: bool = False  # tell how many items are right at some step and wrong at the end
-    precision: str = "fp32"  # of the weights: fp32, or bf16
-    temperature: float = 0.0  # sampling temperature; 0 is greedy
-    block_length: int | None = None  # tokens a block; unset: one block
-    caching: str = "none"  # exact; or keys and values kept within a block: prefix, dual, prefix_delayed, dual_delayed
-    batch: int = 250  # completions at a time
-    threads: int | None = None  # CPU threads; unset: PyTorch's choice
-    seed: int = 1  # of the held-out items and their draws
+    model: str = setting("embedded:sudoku", "checkpoint directory, org/name on the Hub, or embedded:NAME")
+    task: Task = choice(TASKS, Sudoku, "whose held-out items")
+    chat: ChatSettings = section(ChatSettings)
+    split: str = setting("test", "which held-out items; 4x4 Sudoku has test_unseen_grids too")
+    examples: int = setting(500, "items")
+    unmasking: str = setting("low_confidence", "rules to compare, by commas")
+    lengths: str = setting("", "tokens of a completion to compare, by commas, such as 128,256,512; empty: the task's")
+    steps: str = setting(
+        "4,16", "numbers of denoising steps to compare, by commas; /2 is one step for every two tokens"
+    )
+    samples: int = setting(1, "completions an item; of several, pass@k is told")
+    over_denoising: bool = setting(False, "tell how many items are right at some step and wrong at the end")
+    precision: str = setting("fp32", "of the weights: fp32, or bf16")
+    temperature: float = setting(0.0, "sampling temperature; 0 is greedy")
+    block_length: int | None = setting(None, "tokens a block; unset: one block")
+    caching: str = setting(
+        "none", "exact; or keys and values kept within a block: prefix, dual, prefix_delayed, dual_delayed"
+    )
+    batch: int = setting(250, "completions at a time")
+    threads: int | None = setting(None, "CPU threads; unset: PyTorch's choice")
+    seed: int = setting(1, "of the held-out items and their draws")
 
     def __post_init__(self) -> None:
         positive(examples=self.examples, batch=self.batch, samples=self.samples)
@@ -167,12 +173,12 @@ class EvaluateSettings:
 class OracleSettings:
     """The enumerable toy on which methods are measured."""
 
-    groups: int = 6000  # groups of completions for each method and sampler
-    group_size: int = 6  # completions a group
-    masks: int = 2000  # random masks for each completion in the table of likelihood estimates
-    scale: float = 1.0  # of the toy's logits: larger is surer
-    seed: int = 0  # of the toy
-    threads: int | None = None  # CPU threads; unset: PyTorch's choice
+    groups: int = setting(6000, "groups of completions for each method and sampler")
+    group_size: int = setting(6, "completions a group")
+    masks: int = setting(2000, "random masks for each completion in the table of likelihood estimates")
+    scale: float = setting(1.0, "of the toy's logits: larger is surer")
+    seed: int = setting(0, "of the toy")
+    threads: int | None = setting(None, "CPU threads; unset: PyTorch's choice")
 
     def __post_init__(self) -> None:
         positive(groups=self.groups, masks=self.masks, scale=self.scale)

@@ -1,14 +1,11 @@
-"""Recipes: strict settings from TOML and flags, and back. Torch-free; the comment behind a field is its help text."""
+"""Recipes: strict settings from TOML and flags, and back. Torch-free."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,11 +40,13 @@ class Leaf:
 def build(settings: type[Settings], document: Mapping[str, Any], where: str = "") -> Settings:
     """Settings from a table. Raises UserError for unknown keys, wrong types and values that the settings refuse."""
     known = {field.name: field for field in dataclasses.fields(settings) if field.init}  # type: ignore[arg-type]
+    renamed = {field.metadata["was"]: name for name, field in known.items() if field.metadata.get("was")}
     values = {}
     for key, value in document.items():
-        if key not in known:
+        name = renamed.get(key, key)
+        if name not in known:
             raise UserError(f"unknown setting {where + key!r}{did_you_mean(key, list(known))}")
-        values[key] = _value(known[key], value, where + key)
+        values[name] = _value(known[name], value, where + name)
     return settings(**values)
 
 
@@ -94,23 +93,15 @@ def document_of(settings: Any) -> Document:
 
 def leaves(settings: Any, prefix: str = "") -> Iterator[Leaf]:
     """All settings below an instance, as flags show them."""
-    notes = _notes(type(settings))  # type: ignore[arg-type]
     for field in dataclasses.fields(settings):
-        value, path = getattr(settings, field.name), prefix + field.name
+        value, path, text = getattr(settings, field.name), prefix + field.name, field.metadata.get("help", "")
         if field.metadata.get("choices") is not None:
             names = ", ".join(field.metadata["choices"])
-            yield Leaf(path=path, kind="name", default=value.name, help=f"{notes.get(field.name, field.name)}: {names}")
+            yield Leaf(path=path, kind="name", default=value.name, help=f"{text}: {names}")
         if dataclasses.is_dataclass(value):
             yield from leaves(value, path + ".")
         else:
-            yield Leaf(path=path, kind=str(field.type), default=value, help=notes.get(field.name, ""))
-
-
-@cache
-def _notes(settings: type) -> dict[str, str]:
-    """Field name -> trailing comment, read from the class's source (slow to find: remembered)."""
-    source = "\n".join(inspect.getsource(base) for base in reversed(settings.__mro__) if dataclasses.is_dataclass(base))
-    return dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.+)$", source, flags=re.MULTILINE))
+            yield Leaf(path=path, kind=str(field.type), default=value, help=text)
 
 
 def override(document: Document, leaf: Leaf, text: str) -> None:

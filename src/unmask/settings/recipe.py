@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from unmask.sampling.caching import CACHINGS
 from unmask.sampling.schedules import SCHEDULES
 from unmask.sampling.unmasking import RULES, LowConfidence, Unmasking
 from unmask.tasks import TASKS, Sudoku, Task
-from unmask.validation import check_four_bit, one_of, positive
+from unmask.validation import check_four_bit, choice, one_of, positive, section, setting
 
 if TYPE_CHECKING:
     from unmask.methods.base import Method
@@ -24,18 +24,20 @@ if TYPE_CHECKING:
 class RolloutSettings:
     """How completions are sampled."""
 
-    prompts: int = 16  # prompts a training step, over all ranks
-    group_size: int = 8  # completions a prompt
-    max_new_tokens: int | None = None  # completion length in tokens; unset: the task's
-    block_length: int | None = None  # tokens a block; unset: one block
-    steps: int = 4  # denoising steps a completion
-    temperature: float = 1.0  # sampling temperature; 0 is greedy
-    guidance_scale: float = 0.0  # classifier-free guidance; 0 is none
-    stop_at_end: bool = True  # a sample is done with the block that holds its end-of-sequence token
-    schedule: str = "uniform"  # tokens revealed a step: uniform, linear, cosine, square or dream
-    unmasking: Unmasking = field(default_factory=LowConfidence, metadata={"choices": RULES})  # positions to reveal
-    batch: int = 0  # completions at a time; where some have ended, others begin; 0: all
-    caching: str = "none"  # exact; or keys and values kept within a block: prefix, dual, prefix_delayed, dual_delayed
+    prompts: int = setting(16, "prompts a training step, over all ranks")
+    group_size: int = setting(8, "completions a prompt")
+    max_new_tokens: int | None = setting(None, "completion length in tokens; unset: the task's")
+    block_length: int | None = setting(None, "tokens a block; unset: one block")
+    steps: int = setting(4, "denoising steps a completion")
+    temperature: float = setting(1.0, "sampling temperature; 0 is greedy")
+    guidance_scale: float = setting(0.0, "classifier-free guidance; 0 is none")
+    stop_at_end: bool = setting(True, "a sample is done with the block that holds its end-of-sequence token")
+    schedule: str = setting("uniform", "tokens revealed a step: uniform, linear, cosine, square or dream")
+    unmasking: Unmasking = choice(RULES, LowConfidence, "positions to reveal")
+    batch: int = setting(0, "completions at a time; where some have ended, others begin; 0: all")
+    caching: str = setting(
+        "none", "exact; or keys and values kept within a block: prefix, dual, prefix_delayed, dual_delayed"
+    )
 
     def __post_init__(self) -> None:
         positive(**{"rollout.prompts": self.prompts, "rollout.steps": self.steps})
@@ -74,9 +76,11 @@ class RolloutSettings:
 class RewardSettings:
     """What completions are rewarded for: the weighted sum of functions."""
 
-    functions: str = "task"  # by commas: task (its own), FILE.py:NAME, MODULE:NAME, reward_model:DIR, judge:FILE.toml
-    weights: str | None = None  # of the functions in the reward, by commas; unset: all 1
-    batch: int = 16  # completions at a time in a reward model
+    functions: str = setting(
+        "task", "by commas: task (its own), FILE.py:NAME, MODULE:NAME, reward_model:DIR, judge:FILE.toml"
+    )
+    weights: str | None = setting(None, "of the functions in the reward, by commas; unset: all 1")
+    batch: int = setting(16, "completions at a time in a reward model")
 
     def __post_init__(self) -> None:
         positive(**{"reward.batch": self.batch})
@@ -112,42 +116,54 @@ class RewardSettings:
 class TrainSettings:
     """How the policy is updated."""
 
-    steps: int = 300  # training steps: one batch of rollouts each
-    updates: int = 1  # optimizer updates a batch of rollouts (mu)
-    learning_rate: float = 1e-4  # peak, after the warm-up
-    warmup_steps: int = 20  # training steps of linear warm-up
-    final_fraction: float = 1.0  # of the peak rate, reached linearly at the last step; 1 is constant
-    adam_beta1: float = 0.9  # AdamW's first decay
-    adam_beta2: float = 0.99  # AdamW's second decay
-    weight_decay: float = 0.0  # AdamW's
-    max_grad_norm: float = 0.5  # gradients are clipped to this norm
-    micro_batch: int = 0  # forwards at a time in an update; 0: all
-    precision: str = "fp32"  # fp32, or bf16 autocast
-    weights: str = "fp32"  # how weights are held: fp32, or bf16 for those that adapters leave frozen
-    compile: bool = False  # kernels of the layers made by torch.compile (it needs a C++ compiler, or a GPU and Triton)
-    gradient_checkpointing: bool = False  # keep less for the backward pass, recompute it there
-    lora_rank: int = 0  # rank of low-rank adapters, which alone are trained then; 0: all weights are
-    lora_alpha: int = 64  # scale of the adapters, times their rank
-    four_bit: bool = False  # hold the frozen base in 4 bits (with lora_rank, on a GPU; the extra four-bit)
-    reference_sync_steps: int = 0  # training steps between mixes of the policy into the reference; 0: it stays
-    reference_mixup: float = 0.6  # share of the policy in such a mix
-    threads: int | None = None  # CPU threads; unset: PyTorch's choice
-    seed: int = 0  # of every random draw
-    examples: int = 20_000  # training prompts
-    over_denoising_filter: bool = False  # keep prompts right at some greedy step and wrong at the end (MDPO)
-    shuffle_rewards: bool = False  # control: rewards are permuted over the batch
-    evaluate_every: int = 50  # training steps between evaluations
-    checkpoint_every: int = 50  # training steps between checkpoints
-    keep_checkpoints: int = 2  # newest checkpoints kept
+    steps: int = setting(300, "training steps: one batch of rollouts each")
+    num_iterations: int = setting(1, "optimizer updates a batch of rollouts (mu)", was="updates")
+    learning_rate: float = setting(1e-4, "peak, after the warm-up")
+    warmup_steps: int = setting(20, "training steps of linear warm-up")
+    final_fraction: float = setting(1.0, "of the peak rate, reached linearly at the last step; 1 is constant")
+    adam_beta1: float = setting(0.9, "AdamW's first decay")
+    adam_beta2: float = setting(0.99, "AdamW's second decay")
+    weight_decay: float = setting(0.0, "AdamW's")
+    max_grad_norm: float = setting(0.5, "gradients are clipped to this norm")
+    micro_batch: int = setting(0, "forwards at a time in an update; 0: all")
+    precision: str = setting("fp32", "fp32, or bf16 autocast")
+    param_dtype: str = setting(
+        "fp32", "how weights are held: fp32, or bf16 for those that adapters leave frozen", was="weights"
+    )
+    compile: bool = setting(
+        False, "kernels of the layers made by torch.compile (it needs a C++ compiler, or a GPU and Triton)"
+    )
+    gradient_checkpointing: bool = setting(False, "keep less for the backward pass, recompute it there")
+    lora_rank: int = setting(0, "rank of low-rank adapters, which alone are trained then; 0: all weights are")
+    lora_alpha: int = setting(64, "scale of the adapters, times their rank")
+    four_bit: bool = setting(False, "hold the frozen base in 4 bits (with lora_rank, on a GPU; the extra four-bit)")
+    reference_sync_steps: int = setting(0, "training steps between mixes of the policy into the reference; 0: it stays")
+    reference_mixup: float = setting(0.6, "share of the policy in such a mix")
+    threads: int | None = setting(None, "CPU threads; unset: PyTorch's choice")
+    seed: int = setting(0, "of every random draw")
+    examples: int = setting(20_000, "training prompts")
+    over_denoising_filter: bool = setting(False, "keep prompts right at some greedy step and wrong at the end (MDPO)")
+    shuffle_rewards: bool = setting(False, "control: rewards are permuted over the batch")
+    evaluate_every: int = setting(50, "training steps between evaluations")
+    checkpoint_every: int = setting(50, "training steps between checkpoints")
+    keep_checkpoints: int = setting(2, "newest checkpoints kept")
 
     def __post_init__(self) -> None:
-        names = ("steps", "updates", "learning_rate", "max_grad_norm", "examples", "evaluate_every", "checkpoint_every")
+        names = (
+            "steps",
+            "num_iterations",
+            "learning_rate",
+            "max_grad_norm",
+            "examples",
+            "evaluate_every",
+            "checkpoint_every",
+        )
         positive(**{f"train.{name}": getattr(self, name) for name in (*names, "keep_checkpoints")})
         one_of("train.precision", self.precision, ("fp32", "bf16"))
-        one_of("train.weights", self.weights, ("fp32", "bf16"))
-        if self.weights == "bf16" and not self.lora_rank:
+        one_of("train.param_dtype", self.param_dtype, ("fp32", "bf16"))
+        if self.param_dtype == "bf16" and not self.lora_rank:
             raise UserError(
-                'train.weights is "bf16", which loses small updates: train adapters (train.lora_rank 128) or hold '
+                'train.param_dtype is "bf16", which loses small updates: train adapters (train.lora_rank 128) or hold '
                 'weights in "fp32"'
             )
         if self.lora_rank and self.reference_sync_steps:
@@ -170,11 +186,11 @@ class TrainSettings:
 class EvaluationSettings:
     """What is measured on held-out prompts."""
 
-    examples: int = 2000  # held-out prompts before and after training
-    examples_during: int = 500  # of them, during training
-    greedy_steps: int = 16  # denoising steps of the slow greedy figure
-    batch: int = 250  # completions at a time
-    seed: int = 1  # of the held-out prompts and their draws
+    examples: int = setting(2000, "held-out prompts before and after training")
+    examples_during: int = setting(500, "of them, during training")
+    greedy_steps: int = setting(16, "denoising steps of the slow greedy figure")
+    batch: int = setting(250, "completions at a time")
+    seed: int = setting(1, "of the held-out prompts and their draws")
 
     def __post_init__(self) -> None:
         names = ("examples", "examples_during", "greedy_steps", "batch")
@@ -185,14 +201,14 @@ class EvaluationSettings:
 class Recipe:
     """Everything that determines a run."""
 
-    model: str = "embedded:sudoku"  # checkpoint directory, org/name on the Hub, or embedded:NAME
-    task: Task = field(default_factory=Sudoku, metadata={"choices": TASKS})  # prompts and their reward
-    method: Method = field(default_factory=DiSPO, metadata={"choices": METHODS})  # objective
-    chat: ChatSettings = field(default_factory=ChatSettings, metadata={"section": True})
-    rollout: RolloutSettings = field(default_factory=RolloutSettings, metadata={"section": True})
-    reward: RewardSettings = field(default_factory=RewardSettings, metadata={"section": True})
-    train: TrainSettings = field(default_factory=TrainSettings, metadata={"section": True})
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings, metadata={"section": True})
+    model: str = setting("embedded:sudoku", "checkpoint directory, org/name on the Hub, or embedded:NAME")
+    task: Task = choice(TASKS, Sudoku, "prompts and their reward")
+    method: Method = choice(METHODS, DiSPO, "objective")
+    chat: ChatSettings = section(ChatSettings)
+    rollout: RolloutSettings = section(RolloutSettings)
+    reward: RewardSettings = section(RewardSettings)
+    train: TrainSettings = section(TrainSettings)
+    evaluation: EvaluationSettings = section(EvaluationSettings)
 
     def __post_init__(self) -> None:
         wanted = getattr(self.method, "unmasking", self.rollout.unmasking.name)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from unmask.data.example import Example, check_split, in_split
 from unmask.tasks.base import column, first_accepted
-from unmask.validation import check_range
+from unmask.validation import check_range, setting
 from unmask.verifiers.expressions import (
     Expression,
     InvalidExpression,
@@ -36,8 +36,8 @@ class Arithmetic:
     name: ClassVar[str] = "arithmetic"
     splits: ClassVar[tuple[str, ...]] = ("train", "test")
 
-    terms: int = 4  # numbers in a sum, 2 to 5
-    max_number: int = 9  # largest number in a prompt, 1 to 99
+    terms: int = setting(4, "numbers in a sum, 2 to 5")
+    max_number: int = setting(9, "largest number in a prompt, 1 to 99")
 
     def __post_init__(self) -> None:
         check_range("terms", self.terms, 2, 5)

@@ -13,7 +13,7 @@ from unmask.data.example import Example
 from unmask.data.readers.word_problems import FileTask, ProblemFiles, json_row
 from unmask.errors import UserError
 from unmask.tasks.base import column
-from unmask.validation import check_range
+from unmask.validation import check_range, setting
 from unmask.verifiers.programs import defined_names, parsed, preamble, program
 from unmask.verifiers.sandbox import Limits, Trial, check_sandbox, run_trials
 
@@ -32,8 +32,8 @@ class Code(FileTask):
     name: ClassVar[str] = "code"
     max_new_tokens: ClassVar[int] = 512
 
-    time_limit_seconds: int = 3  # for a program and its tests together
-    memory_megabytes: int = 512  # for a program
+    time_limit_seconds: int = setting(3, "for a program and its tests together")
+    memory_megabytes: int = setting(512, "for a program")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,7 +14,7 @@ from unmask.data.example import Example, check_split, in_split
 from unmask.data.readers.files import read_jsonl
 from unmask.errors import UserError
 from unmask.tasks.base import column, first_accepted
-from unmask.validation import check_range
+from unmask.validation import check_range, setting
 from unmask.verifiers.expressions import (
     OPERATIONS,
     Expression,
@@ -39,10 +39,12 @@ class Countdown:
     # The longest expression of four numbers has 11 tokens, but runs decode in 16 steps.
     max_new_tokens: ClassVar[int] = 16
 
-    count: int = 3  # numbers in a puzzle, 3 or 4
-    max_number: int = 20  # largest number
-    max_target: int = 100  # largest target
-    data: str | None = None  # file of lines {"input": "30,100,93", "output": "23"}: the test split, not trained on
+    count: int = setting(3, "numbers in a puzzle, 3 or 4")
+    max_number: int = setting(20, "largest number")
+    max_target: int = setting(100, "largest target")
+    data: str | None = setting(
+        None, 'file of lines {"input": "30,100,93", "output": "23"}: the test split, not trained on'
+    )
 
     def __post_init__(self) -> None:
         check_range("count", self.count, 3, 4)

@@ -12,6 +12,7 @@ from unmask.data.example import Example
 from unmask.data.readers.word_problems import answered, asked, check_scoring
 from unmask.tasks.base import column
 from unmask.tasks.countdown import Countdown, is_solved
+from unmask.validation import setting
 from unmask.verifiers.answers import LONGEST_ANSWER, before_end, final_answer
 from unmask.verifiers.expressions import is_expression
 from unmask.verifiers.published import d1
@@ -35,11 +36,13 @@ class CountdownWords:
     vocabulary: ClassVar[tuple[str, ...]] = ()  # prose: for models that bring a tokenizer
     max_new_tokens: ClassVar[int] = 256
 
-    count: int = 3  # numbers in a puzzle, 3 or 4
-    max_number: int = 100  # largest number
-    max_target: int = 100  # largest target
-    data: str | None = None  # file of lines {"input": "30,100,93", "output": "23"}: the test split, not trained on
-    scoring: str = "corrected"  # corrected, or d1: the published scorer and the published training reward
+    count: int = setting(3, "numbers in a puzzle, 3 or 4")
+    max_number: int = setting(100, "largest number")
+    max_target: int = setting(100, "largest target")
+    data: str | None = setting(
+        None, 'file of lines {"input": "30,100,93", "output": "23"}: the test split, not trained on'
+    )
+    scoring: str = setting("corrected", "corrected, or d1: the published scorer and the published training reward")
 
     def __post_init__(self) -> None:
         check_scoring(self.scoring)

@@ -12,7 +12,7 @@ from unmask.data.readers.tables import Row
 from unmask.data.readers.user_rows import RowsTask, cell, completion_of, prompt_of
 from unmask.errors import UserError
 from unmask.tasks.base import column
-from unmask.validation import check_range
+from unmask.validation import check_range, setting
 from unmask.verifiers.answers import DECLARED, before_end, final_answer
 from unmask.verifiers.latex import same_latex
 from unmask.verifiers.quantities import is_right, quantity, reference
@@ -27,10 +27,12 @@ class Dataset(RowsTask):
 
     name: ClassVar[str] = "dataset"
 
-    completion_column: str = "completion"  # a good completion, for supervised training and few_shot; may be absent
-    answer_column: str = "answer"  # the right answer, read unless answer_kind is none
-    answer_kind: str = "none"  # number, latex, text (the same words), or none: rewards come from elsewhere
-    few_shot: int = 0  # training rows that every prompt shows solved
+    completion_column: str = setting(
+        "completion", "a good completion, for supervised training and few_shot; may be absent"
+    )
+    answer_column: str = setting("answer", "the right answer, read unless answer_kind is none")
+    answer_kind: str = setting("none", "number, latex, text (the same words), or none: rewards come from elsewhere")
+    few_shot: int = setting(0, "training rows that every prompt shows solved")
 
     def __post_init__(self) -> None:
         check_range("few_shot", self.few_shot, 0, 64)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from unmask.data.example import Example
 from unmask.data.readers.word_problems import FileTask, ProblemFiles, answered, check_scoring
 from unmask.tasks.base import column
+from unmask.validation import setting
 from unmask.verifiers.answers import DECLARED, final_answer
 from unmask.verifiers.published import d1
 from unmask.verifiers.quantities import is_right, quantity, reference
@@ -26,7 +27,9 @@ class GSM8K(FileTask):
     name: ClassVar[str] = "gsm8k"
     max_new_tokens: ClassVar[int] = 256
 
-    scoring: str = "corrected"  # corrected, or d1: the published scorer and the published sum of training rewards
+    scoring: str = setting(
+        "corrected", "corrected, or d1: the published scorer and the published sum of training rewards"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

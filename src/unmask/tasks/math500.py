@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from unmask.data.example import Example
 from unmask.data.readers.word_problems import FileTask, ProblemFiles, answered, check_scoring
 from unmask.tasks.base import column
+from unmask.validation import setting
 from unmask.verifiers.answers import final_answer
 from unmask.verifiers.latex import same_latex
 from unmask.verifiers.published import d1_math
@@ -24,7 +25,9 @@ class Math500(FileTask):
     name: ClassVar[str] = "math500"
     max_new_tokens: ClassVar[int] = 512
 
-    scoring: str = "corrected"  # corrected, or d1: the published scorer and the published sum of training rewards
+    scoring: str = setting(
+        "corrected", "corrected, or d1: the published scorer and the published sum of training rewards"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,6 +9,7 @@ from unmask.data.example import Example
 from unmask.data.readers.tables import Row
 from unmask.data.readers.user_rows import RowsTask, cell, completion_of, conversation, prompt_of
 from unmask.errors import UserError
+from unmask.validation import setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +19,8 @@ class Pairs(RowsTask):
     name: ClassVar[str] = "pairs"
     verifies: ClassVar[bool] = False
 
-    chosen_column: str = "chosen"  # text, or messages that end with the assistant's
-    rejected_column: str = "rejected"  # likewise
+    chosen_column: str = setting("chosen", "text, or messages that end with the assistant's")
+    rejected_column: str = setting("rejected", "likewise")
 
     def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
         """Raises UserError: pairs say nothing about other completions."""

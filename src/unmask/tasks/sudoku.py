@@ -12,7 +12,7 @@ from unmask.data.example import Example, check_split, digest, in_split
 from unmask.data.readers.files import read_csv
 from unmask.errors import UserError
 from unmask.tasks.base import column, first_accepted
-from unmask.validation import check_range
+from unmask.validation import check_range, setting
 
 BOX_SHAPES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size: (rows, columns) of a box
 UNSEEN_GRIDS = 58  # a fifth of the 288 grids of size 4
@@ -28,10 +28,12 @@ class Sudoku:
 
     name: ClassVar[str] = "sudoku"
 
-    size: int = 4  # 4, 6 (boxes of two rows and three columns) or 9
-    min_empty: int = 8  # fewest empty cells; their number is uniform up to the most
-    max_empty: int = 12  # most empty cells
-    data: str | None = None  # file with the header Puzzle,Solution that replaces the test split and is not trained on
+    size: int = setting(4, "4, 6 (boxes of two rows and three columns) or 9")
+    min_empty: int = setting(8, "fewest empty cells; their number is uniform up to the most")
+    max_empty: int = setting(12, "most empty cells")
+    data: str | None = setting(
+        None, "file with the header Puzzle,Solution that replaces the test split and is not trained on"
+    )
 
     def __post_init__(self) -> None:
         if self.size not in BOX_SHAPES:

@@ -123,7 +123,7 @@ def _load_trained(recipe: Recipe, checkpoint: Path | None) -> Denoiser:
     settings = recipe.train
     if not settings.lora_rank:
         return load_denoiser(recipe.model if checkpoint is None else str(checkpoint))
-    dtype = torch.bfloat16 if settings.weights == "bf16" else torch.float32
+    dtype = torch.bfloat16 if settings.param_dtype == "bf16" else torch.float32
     denoiser = load_denoiser(recipe.model, dtype, four_bit=settings.four_bit)
     add_adapters(denoiser, settings.lora_rank, settings.lora_alpha)
     if checkpoint is not None:
@@ -149,7 +149,7 @@ def _load_policy(recipe: Recipe, accelerator: Any, checkpoint: Path | None) -> t
     reference = old = None
     if any(term.reads("reference") for term in terms):
         reference = _load_reference(recipe, denoiser, checkpoint).to(accelerator.device)
-    if settings.updates > 1 and any(term.blend is not None for term in terms):
+    if settings.num_iterations > 1 and any(term.blend is not None for term in terms):
         old = copy.deepcopy(denoiser).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(
         [weight for weight in denoiser.parameters() if weight.requires_grad],

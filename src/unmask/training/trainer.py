@@ -37,7 +37,7 @@ class Trainer:
         indices = distributed.own_share(self.policy.accelerator, self._prompts_of(step))
         experience = self.source(self.policy, indices, uniforms)
         update_batches = self.policy.prepare(
-            self.terms, experience.rollout, experience.term_rewards, uniforms, settings.updates
+            self.terms, experience.rollout, experience.term_rewards, uniforms, settings.num_iterations
         )
         rate = settings.learning_rate_at(step)
         updates = [self.policy.update(update_batch, rate) for update_batch in update_batches]

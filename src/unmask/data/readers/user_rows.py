@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from unmask.data.example import Example, check_split, in_split, prompt_key
 from unmask.data.readers.tables import Row, read_table
 from unmask.errors import UserError
-from unmask.validation import check_range
+from unmask.validation import check_range, setting
 
 Message = Mapping[str, str]
 
@@ -25,13 +25,13 @@ class RowsTask(ABC):
     splits: ClassVar[tuple[str, ...]] = ("train", "test")
     vocabulary: ClassVar[tuple[str, ...]] = ()  # prose: for models that bring a tokenizer
 
-    data: str | None = None  # training rows: a .jsonl, .json, .csv or .parquet file, or org/name on the Hub
-    test_data: str | None = None  # held-out rows, likewise; unset: a tenth of the data, chosen by prompt
-    hub_config: str | None = None  # configuration of the Hub data set, where it has several
-    hub_split: str = "train"  # split of the Hub data set that data names
-    hub_test_split: str = "test"  # split of the Hub data set that test_data names
-    prompt_column: str = "prompt"  # text, or a list of messages
-    max_new_tokens: int = 256  # completion length in tokens; given completions must fit
+    data: str | None = setting(None, "training rows: a .jsonl, .json, .csv or .parquet file, or org/name on the Hub")
+    test_data: str | None = setting(None, "held-out rows, likewise; unset: a tenth of the data, chosen by prompt")
+    hub_config: str | None = setting(None, "configuration of the Hub data set, where it has several")
+    hub_split: str = setting("train", "split of the Hub data set that data names")
+    hub_test_split: str = setting("test", "split of the Hub data set that test_data names")
+    prompt_column: str = setting("prompt", "text, or a list of messages")
+    max_new_tokens: int = setting(256, "completion length in tokens; given completions must fit")
 
     def __post_init__(self) -> None:
         check_range("max_new_tokens", self.max_new_tokens, 1, 1_000_000)

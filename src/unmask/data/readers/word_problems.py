@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from unmask.data.example import Example, check_split, prompt_key
 from unmask.data.readers.files import each_line, read_lines
 from unmask.errors import UserError
-from unmask.validation import check_range
+from unmask.validation import check_range, setting
 
 SCORINGS = ("corrected", "d1")
 _FORMAT = (
@@ -68,9 +68,9 @@ class FileTask(ABC):
     splits: ClassVar[tuple[str, ...]] = ("train", "test")
     vocabulary: ClassVar[tuple[str, ...]] = ()  # prose: for models that bring a tokenizer
 
-    data: str | None = None  # path of the test file
-    train_data: str | None = None  # path of the training file
-    few_shot: int = 0  # training problems that every prompt shows solved
+    data: str | None = setting(None, "path of the test file")
+    train_data: str | None = setting(None, "path of the training file")
+    few_shot: int = setting(0, "training problems that every prompt shows solved")
 
     def __post_init__(self) -> None:
         check_range("few_shot", self.few_shot, 0, 64)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from unmask.errors import UserError
 from unmask.sampling.unmasking import RULES
 from unmask.settings.reader import build
-from unmask.validation import one_of
+from unmask.validation import one_of, setting
 
 if TYPE_CHECKING:
     from unmask.sampling.sampler import Sampler
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 class HarnessSettings:
     """How a model answers the harness's requests."""
 
-    model: str = ""  # checkpoint directory, org/name on the Hub, or embedded:NAME
-    dtype: str = "float32"  # of the weights: float32 or bfloat16
-    max_new_tokens: int | None = None  # tokens of a completion; unset: the task's max_gen_toks, else 256
-    block_length: int | None = None  # tokens a block; unset: the model's own blocks, else one block
-    steps: str = "/1"  # denoising steps of a completion; /2 is one step for every two tokens
-    temperature: float | None = None  # sampling temperature, 0 is greedy; unset: the task's
-    unmasking: str = "low_confidence"  # which positions a step reveals
-    guidance_scale: float = 0.0  # classifier-free guidance, of likelihoods too; 0 is none
-    masks: int = 128  # random masks of a continuation whose likelihood is asked; a short one's are enumerated
-    check_greedy: bool = True  # tell whether greedy sampling writes the continuation: a forward a token
-    seed: int = 0  # of all draws
+    model: str = setting("", "checkpoint directory, org/name on the Hub, or embedded:NAME")
+    dtype: str = setting("float32", "of the weights: float32 or bfloat16")
+    max_new_tokens: int | None = setting(None, "tokens of a completion; unset: the task's max_gen_toks, else 256")
+    block_length: int | None = setting(None, "tokens a block; unset: the model's own blocks, else one block")
+    steps: str = setting("/1", "denoising steps of a completion; /2 is one step for every two tokens")
+    temperature: float | None = setting(None, "sampling temperature, 0 is greedy; unset: the task's")
+    unmasking: str = setting("low_confidence", "which positions a step reveals")
+    guidance_scale: float = setting(0.0, "classifier-free guidance, of likelihoods too; 0 is none")
+    masks: int = setting(128, "random masks of a continuation whose likelihood is asked; a short one's are enumerated")
+    check_greedy: bool = setting(True, "tell whether greedy sampling writes the continuation: a forward a token")
+    seed: int = setting(0, "of all draws")
 
     def __post_init__(self) -> None:
         if not self.model:
