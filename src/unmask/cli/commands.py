@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unmask.errors import UserError
-from unmask.validation import did_you_mean
 
 if TYPE_CHECKING:
     from unmask.settings.commands import (
@@ -121,12 +120,11 @@ def oracle(settings: OracleSettings, options: Namespace) -> None:
 def methods(settings: object, options: Namespace) -> None:
     """Print the table of all methods or all about one, for a person or as Markdown."""
     from unmask.methods import METHODS
+    from unmask.settings.reader import chosen
 
-    if options.name is not None and options.name not in METHODS:
-        raise UserError(f"unknown method {options.name!r}{did_you_mean(options.name, list(METHODS))}")
+    method = chosen(METHODS, options.name, "method")() if options.name is not None else None
     from unmask.report.methods_page import document, print_method, print_methods, section
 
-    method = METHODS[options.name]() if options.name is not None else None
     if options.markdown:
         _say(True, document() if method is None else section(method))
     elif method is not None:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from unmask.data.chat import ChatSettings
 from unmask.errors import UserError
 from unmask.sampling.unmasking import RULES, LowConfidence, Unmasking
-from unmask.settings.reader import build
+from unmask.settings.reader import chosen
 from unmask.settings.recipe import Recipe, RolloutSettings
 from unmask.tasks import TASKS, Sudoku, Task
-from unmask.validation import check_four_bit, choice, one_of, positive, section, setting
+from unmask.validation import check_four_bit_has_adapters, choice, one_of, positive, section, setting
 
 if TYPE_CHECKING:
     from unmask.sampling.sampler import Sampler
@@ -77,7 +77,7 @@ class PretrainRecipe:
         one_of("precision", self.precision, ("fp32", "bf16"))
         if self.lora_rank and self.model is None:
             raise UserError("lora_rank adapts a checkpoint: give model, or set lora_rank to 0")
-        check_four_bit("", self.four_bit, self.lora_rank)
+        check_four_bit_has_adapters("", self.four_bit, self.lora_rank)
         if self.hidden % (2 * self.heads):
             raise UserError(
                 f"hidden {self.hidden} is not an even multiple of {self.heads} heads: give such as {64 * self.heads}"
@@ -132,7 +132,7 @@ class EvaluateSettings:
         positive(examples=self.examples, batch=self.batch, samples=self.samples)
         one_of("precision", self.precision, ("fp32", "bf16"))
         for rule in self.rules:
-            one_of("unmasking", rule, tuple(RULES))
+            chosen(RULES, rule, "unmasking")
         if not all(_is_count(word.removeprefix("/")) for word in self.steps.split(",")):
             raise UserError(
                 f"steps is {self.steps!r}: give numbers of denoising steps with commas between, such as 4,16 or /2,/1"
@@ -163,7 +163,7 @@ class EvaluateSettings:
             steps=max(1, count),
             max_new_tokens=length,
             block_length=self.block_length,
-            unmasking=build(RULES[rule], {}),
+            unmasking=chosen(RULES, rule, "unmasking")(),
             caching=self.caching,
         )
         return rollout.sampler(self.task, temperature=self.temperature)

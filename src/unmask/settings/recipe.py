@@ -13,7 +13,7 @@ from unmask.sampling.caching import CACHINGS
 from unmask.sampling.schedules import SCHEDULES
 from unmask.sampling.unmasking import RULES, LowConfidence, Unmasking
 from unmask.tasks import TASKS, Sudoku, Task
-from unmask.validation import check_four_bit, choice, one_of, positive, section, setting
+from unmask.validation import check_four_bit_has_adapters, choice, one_of, positive, section, setting
 
 if TYPE_CHECKING:
     from unmask.methods.base import Method
@@ -171,7 +171,7 @@ class TrainSettings:
                 "train.reference_sync_steps moves the reference, and with train.lora_rank it is the base model: "
                 "set one of them to 0"
             )
-        check_four_bit("train.", self.four_bit, self.lora_rank)
+        check_four_bit_has_adapters("train.", self.four_bit, self.lora_rank)
         if not 0 <= self.final_fraction <= 1:
             raise UserError(f"train.final_fraction is {self.final_fraction}: give a fraction of the peak rate, 0 to 1")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from unmask.errors import UserError
 from unmask.sampling.unmasking import RULES
-from unmask.settings.reader import build
+from unmask.settings.reader import chosen
 from unmask.validation import one_of, setting
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class HarnessSettings:
                 "model_args names no model: give model=DIRECTORY, as in --model_args model=DIRECTORY,steps=/2"
             )
         one_of("dtype", self.dtype, ("float32", "bfloat16"))
-        one_of("unmasking", self.unmasking, tuple(RULES))
+        chosen(RULES, self.unmasking, "unmasking")
         if self.masks < 1:
             raise UserError(f"masks is {self.masks}: give a positive number such as 128")
         count = self.steps.removeprefix("/")
@@ -53,6 +53,6 @@ class HarnessSettings:
             block_length=self.block_length or model_block or length,
             steps=max(1, length // count) if self.steps.startswith("/") else count,
             temperature=temperature,
-            unmasking=build(RULES[self.unmasking], {}),
+            unmasking=chosen(RULES, self.unmasking, "unmasking")(),
             guidance_scale=self.guidance_scale,
         )
