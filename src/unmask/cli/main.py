@@ -29,12 +29,12 @@ _HELP = {"-h", "--help"}
 
 @dataclass(frozen=True)
 class NoSettings:
-    """Of a command that has arguments alone."""
+    """The settings of a command that has arguments only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A subcommand: its settings, what it does with them, and the arguments beside them."""
+    """A subcommand: its settings class, what is called with settings and options, and arguments beside settings."""
 
     settings: type = NoSettings
     run: Callable[[Any, argparse.Namespace], None]
@@ -119,7 +119,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0, or 2 after an error that the user can mend, or 130 after Ctrl-C."""
+    """Run a command line (default: the process's own); exit code 0, 2 after a UserError, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _dispatch(words)
@@ -150,7 +150,10 @@ def _dispatch(words: list[str]) -> int:
 
 
 def parse(name: str, command: Command, words: list[str]) -> tuple[Any, argparse.Namespace]:
-    """Settings and options of a command line: defaults < recipe < flags. Raises UserError."""
+    """Settings (base recipe < recipe < flags) and options of a command line, the command's name left out.
+
+    Raises UserError.
+    """
     given = _given(name, command, words)
     options: dict[str, Any] = {_key(argument): given.pop(argument, None) for argument, _ in command.arguments}
     options |= {_key(switch): given.pop(switch, None) is not None for switch, _ in command.switches}
@@ -173,9 +176,7 @@ def _given(name: str, command: Command, words: list[str]) -> dict[str, str]:
     for word in rest:
         flag, equals, text = word.partition("=") if word.startswith("--") else (next(places, word), "=", word)
         if flag not in (*own, *switches) and not _is_setting(command, flag):
-            flags = [*own, *switches, *(leaf.flag for leaf in leaves(command.settings()))]
-            known = [name.removeprefix("--") for name in flags if name.startswith("--")]
-            raise UserError(f"unknown argument {flag!r}{did_you_mean(flag.removeprefix('--'), known, '--')}")
+            raise _unknown(name, command, flag)
         if flag in switches and equals:
             raise UserError(f"{flag} is {text!r}: give it without a value")
         if flag not in switches and not equals:
@@ -184,6 +185,15 @@ def _given(name: str, command: Command, words: list[str]) -> dict[str, str]:
                 raise UserError(f"{flag} has no value: give one after it (see unmask {name} --help)")
         given[flag] = text
     return given
+
+
+def _unknown(name: str, command: Command, flag: str) -> UserError:
+    """What to say of a flag that is no argument of the command and begins with no setting's name."""
+    if not flag.startswith("--"):
+        return UserError(f"unknown argument {flag!r}: give flags, --SETTING VALUE (see unmask {name} --help)")
+    own = [argument for argument, _ in (*command.arguments, *command.switches) if argument.startswith("--")]
+    known = [known.removeprefix("--") for known in (*own, *(leaf.flag for leaf in leaves(command.settings())))]
+    return UserError(f"unknown argument {flag!r}{did_you_mean(flag.removeprefix('--'), known, '--')}")
 
 
 def _is_setting(command: Command, flag: str) -> bool:

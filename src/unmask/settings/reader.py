@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import reduce
 from importlib.resources import files
 from pathlib import Path
@@ -83,9 +82,9 @@ def build(settings: type[Settings], document: Mapping[str, Any], where: str = ""
 
 
 def _renamed(known: Mapping[str, Field[Any]], document: Mapping[str, Any], where: str) -> Document:
-    """The table with the names of now."""
+    """The table with today's names in place of old ones."""
     now = {field.metadata["was"]: name for name, field in known.items() if field.metadata.get("was")}
-    for old in now.keys() & document.keys():
+    for old in sorted(now.keys() & document.keys()):
         names = [_shown(where + name, document[old]) for name in (old, now[old])]
         _LOG.warning("unmask: %s is now %s; the next version refuses the old name", *names)
     return {now.get(key, key): value for key, value in document.items()}
@@ -94,11 +93,7 @@ def _renamed(known: Mapping[str, Field[Any]], document: Mapping[str, Any], where
 def _value(field: Field[Any], value: Any, path: str) -> Any:
     if "choices" in field.metadata:
         table = {"name": value} if isinstance(value, str) else dict(_table(value, path))
-        name = table.pop("name", None)
-        if name is None:
-            raise UserError(f"{path}.name is missing{did_you_mean('', field.metadata['choices'])}")
-        shown = flag_of(path) if isinstance(name, Word) else f"{path}.name"
-        return build(chosen(field.metadata["choices"], name, shown), table, path + ".")
+        return build(_class_of(field, table.pop("name", None), table, path), table, path + ".")
     if "section" in field.metadata:
         return build(field.metadata["section"], _table(value, path), path + ".")
     kind = _KINDS[_kind(field)]
@@ -113,6 +108,15 @@ def _value(field: Field[Any], value: Any, path: str) -> Any:
     raise UserError(f"{_shown(path, value)} is {value!r}: give {kind.wanted}")
 
 
+def _class_of(field: Field[Any], name: Any, table: Mapping[str, Any], path: str) -> Any:
+    """The class of a choice; where flags alone change its settings, the default one."""
+    if name is None and isinstance(_last(path, table)[1], Word):
+        return field.default_factory
+    if name is None:
+        raise UserError(f"{path}.name is missing{did_you_mean('', field.metadata['choices'])}")
+    return chosen(field.metadata["choices"], name, flag_of(path) if isinstance(name, Word) else f"{path}.name")
+
+
 def chosen(choices: Mapping[str, type[Any]], name: Any, shown: str) -> type[Any]:
     """The settings class that `name` means: one of the `choices`, or the user's own as FILE.py:NAME or MODULE:NAME.
 
@@ -124,22 +128,18 @@ def chosen(choices: Mapping[str, type[Any]], name: Any, shown: str) -> type[Any]
     if name in choices:
         return choices[name]
     found: type[Any] = load_named(name, "settings class")
-    if not dataclasses.is_dataclass(found):
+    if not (isinstance(found, type) and is_dataclass(found)):
         raise UserError(f"{shown} is {name!r}, which is no dataclass: give a class with @dataclass(frozen=True)")
     for field in fields(found):
         if field.default is MISSING and field.default_factory is MISSING:
             raise UserError(f"{name} has no default for {field.name!r}: give one, every setting has a default")
         if not {"choices", "section"} & set(field.metadata):
             _kind(field)
-    members = set.intersection(*(set(dir(settings)) for settings in choices.values()))
-    if missing := sorted(members - set(dir(found))):
-        raise UserError(f"{shown} is {name!r}, which lacks {', '.join(missing)}: define them as in {_shipped(choices)}")
+    shared = set.intersection(*(set(dir(settings)) for settings in choices.values())) - set(dir(found))
+    if missing := sorted(name for name in shared if not name.startswith("_") or name == "__call__"):
+        example = place_of(next(iter(choices.values())))
+        raise UserError(f"{shown} is {name!r}, which lacks {', '.join(missing)}: define them as in {example}")
     return found
-
-
-def _shipped(choices: Mapping[str, type[Any]]) -> str:
-    """Where the first of the choices is defined, to be read as an example."""
-    return place_of(next(iter(choices.values())))
 
 
 def _kind(field: Field[Any]) -> str:

@@ -1,4 +1,4 @@
-"""What `--model_args` of lm-evaluation-harness may say about a model of unmask. Torch-free."""
+"""Settings of an unmask model in lm-evaluation-harness (`--model_args`). Torch-free."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class HarnessSettings:
-    """How a model answers the harness's requests."""
+    """Settings of `--model unmask` in lm-evaluation-harness, given as `--model_args model=DIRECTORY,steps=/2`."""
 
     model: str = setting("", "checkpoint directory, org/name on the Hub, or embedded:NAME")
     dtype: str = setting("float32", "of the weights: float32 or bfloat16")
