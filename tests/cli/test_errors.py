@@ -31,7 +31,7 @@ def refused(capsys, *arguments: str) -> str:
         (["train", "--trian.steps", "3"], "'--trian.steps'", "'--train.steps'"),
         (["train", "--ouptut", "run"], "'--ouptut'", "'--output'"),
         (["train", "--train.learning_rate", "1"], "'--train.learning_rate'", "'--train.learning-rate'"),
-        (["train", "run.toml"], "unknown argument 'run.toml'", "--SETTING VALUE"),
+        (["train", "run.toml"], "unknown argument 'run.toml'", "give one of --"),
         (["train", "--model"], "--model has no value", "unmask train --help"),
         (["train", "--model", "--train.steps", "3"], "--model has no value", "unmask train --help"),
         (["train", "--train", "3"], "--train is '3'", "--train.NAME VALUE"),

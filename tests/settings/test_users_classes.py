@@ -81,6 +81,15 @@ class Listed:
 
 def made():
     """No class."""
+
+    @dataclass(frozen=True)
+    class Local:
+        alpha: float = 1.0
+
+    return Local
+
+
+Hidden = made()
 '''
 SMALL = (
     *("--rollout.prompts", "4", "--rollout.group-size", "4", "--train.steps", "1", "--train.examples", "16"),
@@ -154,6 +163,7 @@ def test_lists_of_rules_take_a_user_s(pieces):
             "which lacks name, paper, provenance, terms: define them as in",
         ),
         (["--task", "pieces.py:Scaled"], "which lacks examples, max_new_tokens, metrics, rewards, splits"),
+        (["--method", "pieces.py:Hidden"], "pieces.py' has no settings class 'made.<locals>.Local'"),
         (["--method", "pieces.py:Needy"], "pieces.py:Needy has no default for 'alpha': give one"),
         (["--method", "pieces.py:Listed"], "setting 'alphas' is declared tuple: declare one of int, float, bool, str"),
         (["--method", "pieces.py:Scaled", "--method.alhpa", "1"], "perhaps you meant '--method.alpha'"),

@@ -176,7 +176,7 @@ def _given(name: str, command: Command, words: list[str]) -> dict[str, str]:
     for word in rest:
         flag, equals, text = word.partition("=") if word.startswith("--") else (next(places, word), "=", word)
         if flag not in (*own, *switches) and not _is_setting(command, flag):
-            raise _unknown(name, command, flag)
+            raise _unknown(command, flag)
         if flag in switches and equals:
             raise UserError(f"{flag} is {text!r}: give it without a value")
         if flag not in switches and not equals:
@@ -187,13 +187,12 @@ def _given(name: str, command: Command, words: list[str]) -> dict[str, str]:
     return given
 
 
-def _unknown(name: str, command: Command, flag: str) -> UserError:
-    """What to say of a flag that is no argument of the command and begins with no setting's name."""
-    if not flag.startswith("--"):
-        return UserError(f"unknown argument {flag!r}: give flags, --SETTING VALUE (see unmask {name} --help)")
+def _unknown(command: Command, word: str) -> UserError:
+    """What to say of a word that is no argument of the command and begins with no setting's name."""
     own = [argument for argument, _ in (*command.arguments, *command.switches) if argument.startswith("--")]
-    known = [known.removeprefix("--") for known in (*own, *(leaf.flag for leaf in leaves(command.settings())))]
-    return UserError(f"unknown argument {flag!r}{did_you_mean(flag.removeprefix('--'), known, '--')}")
+    known = [flag.removeprefix("--") for flag in (*own, *(leaf.flag for leaf in leaves(command.settings())))]
+    flag = word.removeprefix("--") if word.startswith("--") else ""  # like no flag
+    return UserError(f"unknown argument {word!r}{did_you_mean(flag, known, '--')}")
 
 
 def _is_setting(command: Command, flag: str) -> bool:

@@ -130,6 +130,7 @@ def chosen(choices: Mapping[str, type[Any]], name: Any, shown: str) -> type[Any]
     found: type[Any] = load_named(name, "settings class")
     if not (isinstance(found, type) and is_dataclass(found)):
         raise UserError(f"{shown} is {name!r}, which is no dataclass: give a class with @dataclass(frozen=True)")
+    load_named(place_of(found), "settings class")  # as `document_of` names it
     for field in fields(found):
         if field.default is MISSING and field.default_factory is MISSING:
             raise UserError(f"{name} has no default for {field.name!r}: give one, every setting has a default")
