@@ -6,7 +6,7 @@ import difflib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import field
 from hashlib import blake2b
@@ -18,43 +18,48 @@ from unmask.errors import UserError
 
 Value = TypeVar("Value")
 
+_FROM_FILE = "unmask_users_"  # begins the names of modules that are read from a file
+
 
 def setting(default: Value, help: str, *, was: str | None = None) -> Value:
-    """A field of a settings class: its default and its help text.
+    """A dataclass field of a settings class: its default and its help text.
 
-    `was`: its name in the version before, which is still read, with a notice.
+    `was` is its name in the version before, which is still read, with a notice.
     """
     declared: Value = field(default=default, metadata={"help": help, "was": was})
     return declared
 
 
 def choice(choices: Mapping[str, type[Any]], default: type[Value], help: str) -> Value:
-    """A field that is one of several settings classes, by name, each with settings of its own."""
+    """A dataclass field that holds an instance of one of `choices` (name: settings class), or of a class of the user's.
+
+    In TOML it is a table with the class's name and settings, `method = { name = "mdpo", beta = 0.1 }`.
+    """
     declared: Value = field(default_factory=default, metadata={"help": help, "choices": choices})
     return declared
 
 
 def section(settings: type[Value]) -> Value:
-    """A field that holds further settings, shown under its name."""
-    declared: Value = field(default_factory=settings, metadata={"section": True})
+    """A dataclass field that holds an instance of another settings class; in TOML a table of the field's name."""
+    declared: Value = field(default_factory=settings, metadata={"section": settings})
     return declared
 
 
 def one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raises UserError unless `value` names one of the `allowed` pieces."""
+    """Raise UserError unless `value` is one of the `allowed`; `what` is the setting's path."""
     if value not in allowed:
         raise UserError(f"{what} {value!r} is unknown: give one of {', '.join(allowed)}")
 
 
 def positive(**values: float) -> None:
-    """Raise UserError unless all are."""
+    """Raise UserError unless all values, by the settings' paths, are above 0."""
     for name, value in values.items():
         if value <= 0:
             raise UserError(f"{name} is {value}: give a positive number")
 
 
-def check_four_bit(section: str, four_bit: bool, lora_rank: int) -> None:
-    """Raise UserError where a frozen base would leave nothing to train."""
+def check_four_bit_has_adapters(section: str, four_bit: bool, lora_rank: int) -> None:
+    """Raise UserError for a base in 4 bits, which is frozen, without adapters to train; `section` begins the paths."""
     if four_bit and not lora_rank:
         raise UserError(
             f"{section}four_bit freezes the base, and nothing is left to train: set {section}lora_rank, such as 16"
@@ -67,10 +72,15 @@ def check_range(name: str, value: int, low: int, high: int) -> None:
         raise UserError(f"{name} is {value}; choose an integer from {low} to {high}")
 
 
-def did_you_mean(word: str, known: list[str]) -> str:
-    """The end of an error line about an unknown word: the nearest known one, or all of them."""
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """The end of an error line about an unknown word: the nearest known one, or all; `prefix` is put before each."""
+    known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f": perhaps you meant {close[0]!r}" if close else f": give one of {', '.join(sorted(known))}"
+    if close:
+        return f": perhaps you meant {prefix + close[0]!r}"
+    return (
+        f": give one of {', '.join(prefix + name for name in known)}" if known else ", and there is none to give here"
+    )
 
 
 def load_named(spec: str, what: str, forms: str = "FILE.py:NAME or MODULE:NAME") -> Any:
@@ -91,10 +101,18 @@ def load_named(spec: str, what: str, forms: str = "FILE.py:NAME or MODULE:NAME")
     return named
 
 
+def place_of(named: type[Any]) -> str:
+    """The spec, FILE.py:NAME with an absolute path or MODULE:NAME, by which `load_named` finds a class."""
+    module = named.__module__
+    if module == "__main__" or module.startswith(_FROM_FILE):
+        module = getattr(sys.modules[module], "__file__", module)  # a notebook has no file
+    return f"{module}:{named.__qualname__}"
+
+
 def _import_file(where: str, what: str) -> ModuleType:
     """The module in a file, run once a process however many functions are taken from it."""
     path = Path(where).expanduser().resolve()
-    name = f"unmask_users_{path.stem}_{blake2b(str(path).encode(), digest_size=8).hexdigest()}"
+    name = f"{_FROM_FILE}{path.stem}_{blake2b(str(path).encode(), digest_size=8).hexdigest()}"
     if name in sys.modules:
         return sys.modules[name]
     found = importlib.util.spec_from_file_location(name, path)

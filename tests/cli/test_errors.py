@@ -28,12 +28,24 @@ def refused(capsys, *arguments: str) -> str:
     [
         (["trian"], "'trian'", "'train'"),
         (["train", "--train.learning-rat", "1"], "--train.learning-rat", "'--train.learning-rate'"),
+        (["train", "--trian.steps", "3"], "'--trian.steps'", "'--train.steps'"),
+        (["train", "--ouptut", "run"], "'--ouptut'", "'--output'"),
+        (["train", "--train.learning_rate", "1"], "'--train.learning_rate'", "'--train.learning-rate'"),
+        (["train", "run.toml"], "unknown argument 'run.toml'", "give one of --"),
+        (["train", "--model"], "--model has no value", "unmask train --help"),
+        (["train", "--model", "--train.steps", "3"], "--model has no value", "unmask train --help"),
+        (["train", "--train", "3"], "--train is '3'", "--train.NAME VALUE"),
+        (["train", "--train.steps.x", "3"], "'--train.steps.x'", "no settings of its own"),
+        (["plan", "--all-methods=no"], "'no'", "without a value"),
         (["train", "--train.learning-rate", "fast"], "'fast'", "a number"),
         (["train", "--train.steps", "1.5"], "'1.5'", "an integer"),
         (["train", "--train.steps", "0"], "0", "positive"),
         (["train", "--train.shuffle-rewards", "yes"], "'yes'", "true or false"),
         (["train", "--train.precision", "fp8"], "'fp8'", "bf16"),
-        (["train", "--method", "mdpoo"], "'mdpoo'", "'mdpo'"),
+        (["train", "--method", "mdpoo"], "--method is 'mdpoo'", "'mdpo'"),
+        (["train", "--method.base", "espg"], "--method.base is 'espg'", "'spg'"),
+        (["train", "--method.base.epsilom", "3"], "'--method.base.epsilom'", "'--method.base.epsilon'"),
+        (["train", "--method.base.low", "3"], "'--method.base.low'", "give one of --method.base.beta"),
         (["train", "--method", "mdpo", "--method.advantage", "best"], "'best'", "future_mean"),
         (["train", "--task", "chess"], "'chess'", "sudoku"),
         (["train", "--task.size", "5"], "5", "4, 6 or 9"),
@@ -65,7 +77,7 @@ def refused(capsys, *arguments: str) -> str:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_mistakes_on_the_command_line(arguments, value, mend, capsys, tmp_path, monkeypatch):
+def test_main_refuses_mistakes_on_the_command_line(arguments, value, mend, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = refused(capsys, *arguments)
     assert value in line
@@ -73,7 +85,7 @@ def test_mistakes_on_the_command_line(arguments, value, mend, capsys, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_rule_that_cannot_be_recorded_is_refused_before_another_has_run(capsys, monkeypatch):
+def test_evaluate_refuses_a_rule_that_cannot_be_recorded_before_another_has_run(capsys, monkeypatch):
     monkeypatch.setattr("unmask.evaluation.table.measured", lambda *_, **__: pytest.fail("measured"))
     line = refused(capsys, "evaluate", "--over-denoising", "true", "--unmasking", "low_confidence,threshold")
     assert "unmasking threshold" in line
@@ -90,7 +102,7 @@ def test_a_rule_that_cannot_be_recorded_is_refused_before_another_has_run(capsys
         ("steps = 3 3", "not TOML"),
     ],
 )
-def test_mistakes_in_a_recipe(text, value, capsys, tmp_path, monkeypatch):
+def test_train_refuses_mistakes_in_a_recipe(text, value, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("recipe.toml").write_text(text)
     assert value in refused(capsys, "train", "--recipe", "recipe.toml")
@@ -101,14 +113,14 @@ def test_mistakes_in_a_recipe(text, value, capsys, tmp_path, monkeypatch):
     ("text", "value"),
     [("", "empty"), ("Puzzle,Solution\n", "no"), ("Puzzle,Solution\n12,34\n", "line 2"), ("a,b\n1,2\n", "Puzzle")],
 )
-def test_mistakes_in_a_data_file(text, value, capsys, tmp_path, monkeypatch):
+def test_train_refuses_mistakes_in_a_data_file(text, value, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("puzzles.csv").write_text(text)
     assert value in refused(capsys, "train", "--task.data", "puzzles.csv")
     assert [path.name for path in tmp_path.iterdir()] == ["puzzles.csv"]
 
 
-def test_output_that_holds_something(capsys, tmp_path):
+def test_train_refuses_an_output_that_holds_something(capsys, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     assert "not empty" in refused(capsys, "train", "--output", str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
@@ -130,7 +142,7 @@ def test_output_that_holds_something(capsys, tmp_path):
         ),
     ],
 )
-def test_checkpoints_that_do_not_fit(change, flags, value, capsys, tmp_path):
+def test_train_refuses_checkpoints_that_do_not_fit(change, flags, value, capsys, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(SUDOKU, model)
     config = json.loads((model / "config.json").read_text()) | change
@@ -142,7 +154,7 @@ def test_checkpoints_that_do_not_fit(change, flags, value, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer.json"])
-def test_checkpoints_with_a_file_missing(missing, capsys, tmp_path):
+def test_sample_refuses_checkpoints_with_a_file_missing(missing, capsys, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(SUDOKU, model)
     (model / missing).unlink()
@@ -150,7 +162,7 @@ def test_checkpoints_with_a_file_missing(missing, capsys, tmp_path):
     assert str(model) in refused(capsys, "sample", "--model", str(model))
 
 
-def test_a_pickled_checkpoint_is_not_opened(capsys, tmp_path):
+def test_sample_refuses_to_open_a_pickled_checkpoint(capsys, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(SUDOKU, model)
     (model / "model.safetensors").rename(model / "pytorch_model.bin")

@@ -180,7 +180,7 @@ def test_wd1_is_told_with_its_variant(capsys):
 
 def test_an_unknown_method_names_the_nearest(capsys):
     assert main(["methods", "expo"]) == 2
-    assert capsys.readouterr().err == "unmask: error: unknown method 'expo': perhaps you meant 'espo'\n"
+    assert capsys.readouterr().err == "unmask: error: method is 'expo': perhaps you meant 'espo', or FILE.py:NAME\n"
 
 
 @pytest.mark.parametrize(("words", "mend"), [(["--markdwn"], "--markdown"), (["wd1", "spg"], "--markdown")])

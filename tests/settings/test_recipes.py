@@ -30,7 +30,7 @@ def shipped(name) -> Recipe:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_recipe_for_the_embedded_model(name):
+def test_read_recipe_has_one_of_every_method_for_the_embedded_model(name):
     recipe = shipped(f"sudoku-{name}")
     assert recipe.method.name == name
     assert recipe.model == "embedded:sudoku"
@@ -38,7 +38,7 @@ def test_a_recipe_for_the_embedded_model(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_recipe_for_llada(name):
+def test_read_recipe_has_one_of_every_method_for_llada_with_its_paper_s_settings(name):
     recipe = shipped(f"llada8b-{name}")
     assert recipe.method.name == name
     assert recipe.model == "GSAI-ML/LLaDA-8B-Instruct"
@@ -50,6 +50,6 @@ def test_a_recipe_for_llada(name):
         assert asdict(recipe.method) == asdict(METHODS[name]())
 
 
-def test_every_recipe_is_read():
+def test_build_reads_every_shipped_recipe():
     for name in recipe_names("train"):
         shipped(name)

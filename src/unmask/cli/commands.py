@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unmask.errors import UserError
-from unmask.validation import did_you_mean
 
 if TYPE_CHECKING:
     from unmask.settings.commands import (
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def train(recipe: Recipe, options: Namespace) -> None:
-    """Train, or go on with a run; print where the result lies."""
+    """Train a new run, or resume that of --resume; print solve rates before and after and where the result lies."""
     from unmask.cli.environment import prepare
     from unmask.training.run import resume_run, start_run
 
@@ -55,7 +54,7 @@ def _label(name: str) -> str:
 
 
 def sample(settings: SampleSettings, options: Namespace) -> None:
-    """Fill one completion and show how."""
+    """Print how a model fills one completion, step by step."""
     from unmask.cli.environment import prepare
     from unmask.evaluation.show import show_sample
 
@@ -64,7 +63,7 @@ def sample(settings: SampleSettings, options: Namespace) -> None:
 
 
 def convert(settings: object, options: Namespace) -> None:
-    """Make an autoregressive checkpoint a masked diffusion model."""
+    """Write a masked diffusion model made of an autoregressive checkpoint."""
     if not options.model or not options.output:
         raise UserError("convert needs --model, the directory of a checkpoint, and --output, that of the new model")
     from unmask.cli.environment import prepare
@@ -75,7 +74,7 @@ def convert(settings: object, options: Namespace) -> None:
 
 
 def evaluate(settings: EvaluateSettings, options: Namespace) -> None:
-    """Print a table of solve rates; write it as JSON where asked."""
+    """Print a table of solve rates on held-out items; write it as JSON to --output."""
     from unmask.cli.environment import prepare
     from unmask.evaluation.table import evaluation_table, print_table
 
@@ -90,7 +89,7 @@ def evaluate(settings: EvaluateSettings, options: Namespace) -> None:
 
 
 def pretrain(recipe: PretrainRecipe, options: Namespace) -> None:
-    """Train a base model from scratch."""
+    """Train a base model, supervised, and write it to --output."""
     from unmask.cli.environment import prepare
     from unmask.training.supervised import pretrain_to
 
@@ -101,7 +100,7 @@ def pretrain(recipe: PretrainRecipe, options: Namespace) -> None:
 
 
 def plan(settings: PlanSettings, options: Namespace) -> None:
-    """Print what a recipe takes on GPUs."""
+    """Print memory, forwards, FLOPs and time that a recipe is predicted to take on GPUs."""
     from unmask.cli.environment import prepare
     from unmask.plan.page import print_plan
 
@@ -110,7 +109,7 @@ def plan(settings: PlanSettings, options: Namespace) -> None:
 
 
 def oracle(settings: OracleSettings, options: Namespace) -> None:
-    """Print bias and noise of every method on the enumerable toy."""
+    """Print bias and noise of every method's gradient estimate on the enumerable toy."""
     from unmask.cli.environment import prepare
     from unmask.report.oracle_table import print_oracle
 
@@ -119,14 +118,13 @@ def oracle(settings: OracleSettings, options: Namespace) -> None:
 
 
 def methods(settings: object, options: Namespace) -> None:
-    """Print the table of all methods or all about one, for a person or as Markdown."""
+    """Print the table of all methods, or all about the one named (or FILE.py:NAME), as text or Markdown."""
     from unmask.methods import METHODS
+    from unmask.settings.reader import chosen
 
-    if options.name is not None and options.name not in METHODS:
-        raise UserError(f"unknown method {options.name!r}{did_you_mean(options.name, list(METHODS))}")
+    method = chosen(METHODS, options.name, "method")() if options.name is not None else None
     from unmask.report.methods_page import document, print_method, print_methods, section
 
-    method = METHODS[options.name]() if options.name is not None else None
     if options.markdown:
         _say(True, document() if method is None else section(method))
     elif method is not None:

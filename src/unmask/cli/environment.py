@@ -13,7 +13,7 @@ _ONE_GIB = 1 << 30
 
 
 def prepare(threads: int | None) -> None:
-    """Set CPU threads, keep freed memory in the process, and silence progress bars of libraries."""
+    """Set PyTorch's CPU threads (None: its choice), let glibc keep freed memory, silence transformers."""
     if threads:
         torch.set_num_threads(threads)
     if sys.platform == "linux" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from dataclasses import dataclass, fields
+from typing import Any
 
 from unmask import __version__
 from unmask.cli import commands
@@ -18,22 +18,23 @@ from unmask.settings.commands import (
     PretrainRecipe,
     SampleSettings,
 )
-from unmask.settings.reader import Document, Leaf, build, leaves, override, read_recipe, recipe_names
+from unmask.settings.reader import build, document_of, flag_of, leaves, merged, nested, read_recipe, recipe_names
 from unmask.settings.recipe import Recipe
 from unmask.validation import did_you_mean
 
 _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130
+_HELP = {"-h", "--help"}
 
 
 @dataclass(frozen=True)
 class NoSettings:
-    """Of a command that has arguments alone."""
+    """The settings of a command that has arguments only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A subcommand: its settings, what it does with them, and the arguments beside them."""
+    """A subcommand: its settings class, what is called with settings and options, and arguments beside settings."""
 
     settings: type = NoSettings
     run: Callable[[Any, argparse.Namespace], None]
@@ -117,15 +118,8 @@ COMMANDS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    """Argument errors as UserError: one line, no usage block."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0, or 2 after an error that the user can mend, or 130 after Ctrl-C."""
+    """Run a command line (default: the process's own); exit code 0, 2 after a UserError, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _dispatch(words)
@@ -138,57 +132,98 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
-    parser = _Parser(
+    if not words or words[0] in _HELP:
+        _overview().print_help()
+        return 0
+    if words[0] == "--version":
+        print(f"unmask {__version__}")  # noqa: T201
+        return 0
+    if words[0] not in COMMANDS:
+        raise UserError(f"unknown command {words[0]!r}{did_you_mean(words[0], COMMANDS)}")
+    name, command = words[0], COMMANDS[words[0]]
+    settings, options = parse(name, command, [word for word in words[1:] if word not in _HELP])
+    if _HELP & set(words[1:]):
+        _help(name, command, settings).print_help()
+    else:
+        command.run(settings, options)
+    return 0
+
+
+def parse(name: str, command: Command, words: list[str]) -> tuple[Any, argparse.Namespace]:
+    """Settings (base recipe < recipe < flags) and options of a command line, the command's name left out.
+
+    Raises UserError.
+    """
+    given = _given(name, command, words)
+    options: dict[str, Any] = {_key(argument): given.pop(argument, None) for argument, _ in command.arguments}
+    options |= {_key(switch): given.pop(switch, None) is not None for switch, _ in command.switches}
+    recipe = options.get("recipe") or command.default_recipe
+    settings: Any = build(command.settings, read_recipe(recipe) if recipe else {})
+    flags = nested({_key(flag): text for flag, text in given.items()})
+    return build(command.settings, merged(document_of(settings), flags)), argparse.Namespace(**options)
+
+
+def _key(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def _given(name: str, command: Command, words: list[str]) -> dict[str, str]:
+    """Text of each flag, `--flag value` or `--flag=value` (the last holds), and of each argument without a flag."""
+    own, switches = [argument for argument, _ in command.arguments], [switch for switch, _ in command.switches]
+    places = iter([argument for argument in own if not argument.startswith("-")])
+    given: dict[str, str] = {}
+    rest = iter(words)
+    for word in rest:
+        flag, equals, text = word.partition("=") if word.startswith("--") else (next(places, word), "=", word)
+        if flag not in (*own, *switches) and not _is_setting(command, flag):
+            raise _unknown(command, flag)
+        if flag in switches and equals:
+            raise UserError(f"{flag} is {text!r}: give it without a value")
+        if flag not in switches and not equals:
+            text = next(rest, "--")
+            if text.startswith("--"):
+                raise UserError(f"{flag} has no value: give one after it (see unmask {name} --help)")
+        given[flag] = text
+    return given
+
+
+def _unknown(command: Command, word: str) -> UserError:
+    """What to say of a word that is no argument of the command and begins with no setting's name."""
+    own = [argument for argument, _ in (*command.arguments, *command.switches) if argument.startswith("--")]
+    known = [flag.removeprefix("--") for flag in (*own, *(leaf.flag for leaf in leaves(command.settings())))]
+    flag = word.removeprefix("--") if word.startswith("--") else ""  # like no flag
+    return UserError(f"unknown argument {word!r}{did_you_mean(flag, known, '--')}")
+
+
+def _is_setting(command: Command, flag: str) -> bool:
+    """Whether a flag begins with the name, or old name, of one of the command's settings; `build` reads the rest."""
+    names = [name for field in fields(command.settings) for name in (field.name, field.metadata.get("was")) if name]
+    return flag.partition(".")[0] in map(flag_of, names) and "_" not in flag
+
+
+# ---- help ----
+
+
+def _overview() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
         prog="unmask",
         description="Reinforcement-learning post-training of masked diffusion language models.",
         epilog="Each command has its own --help. Start with: unmask train",
     )
     parser.add_argument("--version", action="version", version=f"unmask {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    subparsers = parser.add_subparsers(metavar="COMMAND", title="commands")
     for name, command in COMMANDS.items():
         subparsers.add_parser(name, help=command.summary, add_help=False)
-    if not words or words[0] in ("-h", "--help"):
-        parser.print_help()
-        return 0
-    if words[0].startswith("-"):
-        parser.parse_args(words)
-    if words[0] not in COMMANDS:
-        raise UserError(f"unknown command {words[0]!r}{did_you_mean(words[0], list(COMMANDS))}")
-    command = COMMANDS[words[0]]
-    settings, options = parse(words[0], command, words[1:])
-    command.run(settings, options)
-    return 0
+    return parser
 
 
-def parse(name: str, command: Command, words: list[str]) -> tuple[Any, argparse.Namespace]:
-    """Settings and options of a command line: defaults < recipe < flags. Raises UserError."""
-    recipe = _recipe_named(command, words) or command.default_recipe
-    document: Document = read_recipe(recipe) if recipe is not None else {}
-    # A flag that names a choice (--method mdpo) decides which further flags there are.
-    for _ in range(2):
-        for leaf in list(leaves(build(command.settings, document))):
-            if leaf.kind == "name" and (value := _flag_value(words, _flag(leaf))) is not None:
-                override(document, leaf, value)
-    settings: Any = build(command.settings, document)
+def _help(name: str, command: Command, settings: Any) -> argparse.ArgumentParser:
     known = list(leaves(settings))
-    options, unknown = _parser(name, command, known).parse_known_args(words)
-    if unknown:
-        flags = [flag for flag, _ in (*command.arguments, *command.switches) if flag.startswith("-")]
-        flags += [_flag(leaf) for leaf in known]
-        raise UserError(f"unknown argument {unknown[0]!r}{did_you_mean(unknown[0].split('=')[0], flags)}")
-    for leaf in known:
-        if leaf.kind != "name" and leaf.path in options:
-            override(document, leaf, getattr(options, leaf.path))
-    return build(command.settings, document), options
-
-
-def _parser(name: str, command: Command, known: list[Leaf]) -> _Parser:
-    parser = _Parser(
+    parser = argparse.ArgumentParser(
         prog=f"unmask {name}",
         description=command.summary.capitalize() + ".",
         epilog=f"example: {command.example}",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=110),
-        allow_abbrev=False,
         usage=f"unmask {name} [--SETTING VALUE ...]" if known else None,
     )
     recipes = ", ".join(recipe_names(name))
@@ -199,35 +234,10 @@ def _parser(name: str, command: Command, known: list[Leaf]) -> _Parser:
         parser.add_argument(flag, action="store_true", help=text)
     groups: dict[str, argparse._ArgumentGroup] = {}
     for leaf in known:
-        section = leaf.path.partition(".")[0] if "." in leaf.path or leaf.kind == "name" else "settings"
-        group = groups.setdefault(
-            section, parser.add_argument_group(section) if section not in groups else groups[section]
-        )
+        title = leaf.path.partition(".")[0] if "." in leaf.path or leaf.kind == "name" else "settings"
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
         default = "unset" if leaf.default is None else leaf.default
-        group.add_argument(
-            _flag(leaf),
-            dest=leaf.path,
-            default=argparse.SUPPRESS,
-            metavar=leaf.kind.partition(" ")[0].upper(),
-            help=f"{leaf.help} (default: {default})".replace("%", "%%").strip(),
-        )
+        text = f"{leaf.help} (default: {default})".replace("%", "%%").strip()
+        groups[title].add_argument(leaf.flag, metavar=leaf.kind.upper(), help=text)
     return parser
-
-
-def _recipe_named(command: Command, words: Sequence[str]) -> str | None:
-    """The recipe of a command line: its first word where the command takes one so, else the flag's value."""
-    takes_word = any(name == "recipe" for name, _ in command.arguments)
-    if takes_word:
-        return words[0] if words and not words[0].startswith("-") else None
-    return _flag_value(words, "--recipe")
-
-
-def _flag(leaf: Leaf) -> str:
-    return "--" + leaf.path.replace("_", "-")
-
-
-def _flag_value(words: Sequence[str], flag: str) -> str | None:
-    """The last value of a flag, written `--flag value` or `--flag=value`."""
-    values = [word.partition("=")[2] for word in words if word.startswith(flag + "=")]
-    values += [words[place + 1] for place, word in enumerate(words[:-1]) if word == flag]
-    return values[-1] if values else None

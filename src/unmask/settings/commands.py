@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING
 from unmask.data.chat import ChatSettings
 from unmask.errors import UserError
 from unmask.sampling.unmasking import RULES, LowConfidence, Unmasking
-from unmask.settings.reader import build
-from unmask.settings.recipe import Recipe, RolloutSettings
+from unmask.settings.reader import chosen
+from unmask.settings.recipe import (
+    CACHING_HELP,
+    FOUR_BIT_HELP,
+    LORA_ALPHA_HELP,
+    LORA_RANK_HELP,
+    MODEL_HELP,
+    THREADS_HELP,
+    Recipe,
+    RolloutSettings,
+)
 from unmask.tasks import TASKS, Sudoku, Task
-from unmask.validation import check_four_bit, choice, one_of, positive, section, setting
+from unmask.validation import check_four_bit_has_adapters, choice, one_of, positive, section, setting
 
 if TYPE_CHECKING:
     from unmask.sampling.sampler import Sampler
@@ -23,7 +32,7 @@ def _is_count(word: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings(Recipe):
-    """A recipe, and the GPUs that it is planned for."""
+    """Settings of `unmask plan`: a recipe and the GPUs on which its memory and time are predicted."""
 
     gpus: str = setting("1x80GB", "number and memory of the GPUs")
     gpu: str = setting("a100", "its speed: a100, h100, h200, rtx4090, or peak TFLOP/s at the recipe's precision")
@@ -43,7 +52,7 @@ class PlanSettings(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainRecipe:
-    """Masked-diffusion supervised training: of a small model from scratch, or of a checkpoint."""
+    """Settings of `unmask pretrain`: supervised masked-diffusion training of a new small model or of a checkpoint."""
 
     model: str | None = setting(None, "checkpoint directory to start from; unset: a new model of the sizes below")
     task: Task = choice(TASKS, Sudoku, "prompts and solutions")
@@ -52,9 +61,9 @@ class PretrainRecipe:
     layers: int = setting(3, "transformer layers of a new model")
     heads: int = setting(3, "attention heads of a new model")
     max_length: int = setting(64, "tokens that a new model takes, prompt and completion")
-    lora_rank: int = setting(0, "rank of low-rank adapters, which alone are trained then; 0: all weights are")
-    lora_alpha: int = setting(64, "scale of the adapters, times their rank")
-    four_bit: bool = setting(False, "hold the frozen base in 4 bits (with lora_rank, on a GPU; the extra four-bit)")
+    lora_rank: int = setting(0, LORA_RANK_HELP)
+    lora_alpha: int = setting(64, LORA_ALPHA_HELP)
+    four_bit: bool = setting(False, FOUR_BIT_HELP)
     steps: int = setting(800, "optimizer updates")
     batch: int = setting(128, "examples an update")
     micro_batch: int = setting(0, "examples at a time in an update; 0: all")
@@ -68,7 +77,7 @@ class PretrainRecipe:
     warmup_steps: int = setting(50, "updates of linear warm-up")
     weight_decay: float = setting(0.01, "AdamW's")
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
-    threads: int | None = setting(None, "CPU threads; unset: PyTorch's choice")
+    threads: int | None = setting(None, THREADS_HELP)
     seed: int = setting(0, "of weights, examples, order and masks")
 
     def __post_init__(self) -> None:
@@ -77,7 +86,7 @@ class PretrainRecipe:
         one_of("precision", self.precision, ("fp32", "bf16"))
         if self.lora_rank and self.model is None:
             raise UserError("lora_rank adapts a checkpoint: give model, or set lora_rank to 0")
-        check_four_bit("", self.four_bit, self.lora_rank)
+        check_four_bit_has_adapters("", self.four_bit, self.lora_rank)
         if self.hidden % (2 * self.heads):
             raise UserError(
                 f"hidden {self.hidden} is not an even multiple of {self.heads} heads: give such as {64 * self.heads}"
@@ -86,9 +95,9 @@ class PretrainRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings:
-    """One completion to look at."""
+    """Settings of `unmask sample`: one completion, shown step by step."""
 
-    model: str = setting("embedded:sudoku", "checkpoint directory, org/name on the Hub, or embedded:NAME")
+    model: str = setting("embedded:sudoku", MODEL_HELP)
     task: Task = choice(TASKS, Sudoku, "whose items and reward")
     chat: ChatSettings = section(ChatSettings)
     item: int = setting(0, "which held-out item of the task")
@@ -104,9 +113,9 @@ class SampleSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings:
-    """A table of solve rates."""
+    """Settings of `unmask evaluate`: solve rates by unmasking rule, completion length and number of steps."""
 
-    model: str = setting("embedded:sudoku", "checkpoint directory, org/name on the Hub, or embedded:NAME")
+    model: str = setting("embedded:sudoku", MODEL_HELP)
     task: Task = choice(TASKS, Sudoku, "whose held-out items")
     chat: ChatSettings = section(ChatSettings)
     split: str = setting("test", "which held-out items; 4x4 Sudoku has test_unseen_grids too")
@@ -121,18 +130,16 @@ class EvaluateSettings:
     precision: str = setting("fp32", "of the weights: fp32, or bf16")
     temperature: float = setting(0.0, "sampling temperature; 0 is greedy")
     block_length: int | None = setting(None, "tokens a block; unset: one block")
-    caching: str = setting(
-        "none", "exact; or keys and values kept within a block: prefix, dual, prefix_delayed, dual_delayed"
-    )
+    caching: str = setting("none", CACHING_HELP)
     batch: int = setting(250, "completions at a time")
-    threads: int | None = setting(None, "CPU threads; unset: PyTorch's choice")
+    threads: int | None = setting(None, THREADS_HELP)
     seed: int = setting(1, "of the held-out items and their draws")
 
     def __post_init__(self) -> None:
         positive(examples=self.examples, batch=self.batch, samples=self.samples)
         one_of("precision", self.precision, ("fp32", "bf16"))
         for rule in self.rules:
-            one_of("unmasking", rule, tuple(RULES))
+            chosen(RULES, rule, "unmasking")
         if not all(_is_count(word.removeprefix("/")) for word in self.steps.split(",")):
             raise UserError(
                 f"steps is {self.steps!r}: give numbers of denoising steps with commas between, such as 4,16 or /2,/1"
@@ -144,11 +151,14 @@ class EvaluateSettings:
 
     @property
     def rules(self) -> list[str]:
-        """Names of the unmasking rules."""
+        """The unmasking rules, each a name in RULES or FILE.py:NAME."""
         return self.unmasking.split(",")
 
     def samplers(self) -> list[tuple[str, Sampler]]:
-        """What is compared: rules, at every length and number of steps. Raises UserError where they do not fit."""
+        """Rule and sampler of every row of the table: rules x lengths x numbers of steps.
+
+        Raises UserError where they do not fit together.
+        """
         lengths = [int(word) for word in self.lengths.split(",")] if self.lengths else [self.task.max_new_tokens]
         return [
             (rule, self._sampler(rule, length, word))
@@ -163,7 +173,7 @@ class EvaluateSettings:
             steps=max(1, count),
             max_new_tokens=length,
             block_length=self.block_length,
-            unmasking=build(RULES[rule], {}),
+            unmasking=chosen(RULES, rule, "unmasking")(),
             caching=self.caching,
         )
         return rollout.sampler(self.task, temperature=self.temperature)
@@ -171,14 +181,14 @@ class EvaluateSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class OracleSettings:
-    """The enumerable toy on which methods are measured."""
+    """Settings of `unmask oracle`: the enumerable toy on which gradients of methods are compared with the exact one."""
 
     groups: int = setting(6000, "groups of completions for each method and sampler")
     group_size: int = setting(6, "completions a group")
     masks: int = setting(2000, "random masks for each completion in the table of likelihood estimates")
     scale: float = setting(1.0, "of the toy's logits: larger is surer")
     seed: int = setting(0, "of the toy")
-    threads: int | None = setting(None, "CPU threads; unset: PyTorch's choice")
+    threads: int | None = setting(None, THREADS_HELP)
 
     def __post_init__(self) -> None:
         positive(groups=self.groups, masks=self.masks, scale=self.scale)

@@ -1,138 +1,264 @@
-"""Recipes: strict settings from TOML and flags, and back. Torch-free."""
+"""Settings from layers of tables (base recipe < recipe < flags), strictly read, and back to a table. Torch-free."""
 
 from __future__ import annotations
 
-import dataclasses
+import logging
 import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from functools import reduce
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
 from unmask.errors import UserError
-from unmask.validation import did_you_mean
+from unmask.validation import did_you_mean, load_named, place_of
 
 Document = dict[str, Any]
 Settings = TypeVar("Settings")
 
-_KINDS: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (float, int),
-    "bool": (bool,),
-    "str": (str,),
-    "int | None": (int,),
-    "float | None": (float, int),
-    "str | None": (str,),
+_LOG = logging.getLogger("unmask")
+
+
+class Word(str):
+    """Text of a flag, in a table: its meaning depends on the setting, and errors about it name the flag."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    """A type of plain setting: the types it takes from TOML, how those or a Word are read, what to ask for else."""
+
+    types: tuple[type, ...]
+    read: Callable[[Any], Any]
+    wanted: str
+
+
+_BOOLS = {"true": True, "false": False, True: True, False: False}
+_KINDS = {
+    "int": _Kind(types=(int,), read=int, wanted="an integer"),
+    "float": _Kind(types=(float, int), read=float, wanted="a number"),
+    "bool": _Kind(types=(bool,), read=_BOOLS.__getitem__, wanted="true or false"),
+    "str": _Kind(types=(str,), read=str, wanted="text"),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Leaf:
-    """One setting: its dotted path, kind, default value and help text."""
+    """A plain setting or a choice: dotted path, kind (int, float, bool, str; a choice: name), value and help text."""
 
     path: str
     kind: str
     default: Any
     help: str
 
+    @property
+    def flag(self) -> str:
+        """The setting on the command line: `--train.learning-rate`."""
+        return flag_of(self.path)
+
+
+def flag_of(path: str) -> str:
+    """A dotted path on the command line: train.learning_rate is `--train.learning-rate`."""
+    return "--" + path.replace("_", "-")
+
+
+# ---- from a table ----
+
 
 def build(settings: type[Settings], document: Mapping[str, Any], where: str = "") -> Settings:
-    """Settings from a table. Raises UserError for unknown keys, wrong types and values that the settings refuse."""
-    known = {field.name: field for field in dataclasses.fields(settings) if field.init}  # type: ignore[arg-type]
-    renamed = {field.metadata["was"]: name for name, field in known.items() if field.metadata.get("was")}
-    values = {}
-    for key, value in document.items():
-        name = renamed.get(key, key)
+    """An instance of a settings class from a table of TOML values and Words; `where` is the path of the table.
+
+    A setting's old name (`was`) is read with a logged warning; of two names of one setting the later in the table
+    holds. Raises UserError for unknown keys, wrong types and values that the settings refuse.
+    """
+    known = {field.name: field for field in fields(settings) if field.init}  # type: ignore[arg-type]
+    table = _renamed(known, document, where)
+    for name in table:
         if name not in known:
-            raise UserError(f"unknown setting {where + key!r}{did_you_mean(key, list(known))}")
-        values[name] = _value(known[name], value, where + name)
-    return settings(**values)
+            raise _unknown(settings, {key: table[key] for key in known if key in table}, where + name, table[name])
+    return settings(**{name: _value(known[name], value, where + name) for name, value in table.items()})
 
 
-def _value(field: dataclasses.Field[Any], value: Any, path: str) -> Any:
-    choices = field.metadata.get("choices")
-    if choices is not None:
-        return _choice(choices, value, path)
-    if field.metadata.get("section"):
-        return build(field.default_factory, _table(value, path), path + ".")  # type: ignore[arg-type]
-    kinds = _KINDS[str(field.type)]
-    fits = isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds)
-    if not fits:
+def _renamed(known: Mapping[str, Field[Any]], document: Mapping[str, Any], where: str) -> Document:
+    """The table with today's names in place of old ones."""
+    now = {field.metadata["was"]: name for name, field in known.items() if field.metadata.get("was")}
+    for old in sorted(now.keys() & document.keys()):
+        names = [_shown(where + name, document[old]) for name in (old, now[old])]
+        _LOG.warning("unmask: %s is now %s; the next version refuses the old name", *names)
+    return {now.get(key, key): value for key, value in document.items()}
+
+
+def _value(field: Field[Any], value: Any, path: str) -> Any:
+    if "choices" in field.metadata:
+        table = {"name": value} if isinstance(value, str) else dict(_table(value, path))
+        return build(_class_of(field, table.pop("name", None), table, path), table, path + ".")
+    if "section" in field.metadata:
+        return build(field.metadata["section"], _table(value, path), path + ".")
+    kind = _KINDS[_kind(field)]
+    try:
+        if type(value) in (*kind.types, Word):
+            return kind.read(value)
+    except (ValueError, KeyError):
+        pass
+    below, word = _last(path, value)
+    if below != path and isinstance(word, Word):
+        raise UserError(f"unknown argument {flag_of(below)!r}: {flag_of(path)} has no settings of its own")
+    raise UserError(f"{_shown(path, value)} is {value!r}: give {kind.wanted}")
+
+
+def _class_of(field: Field[Any], name: Any, table: Mapping[str, Any], path: str) -> Any:
+    """The class of a choice; where flags alone change its settings, the default one."""
+    if name is None and isinstance(_last(path, table)[1], Word):
+        return field.default_factory
+    if name is None:
+        raise UserError(f"{path}.name is missing{did_you_mean('', field.metadata['choices'])}")
+    return chosen(field.metadata["choices"], name, flag_of(path) if isinstance(name, Word) else f"{path}.name")
+
+
+def chosen(choices: Mapping[str, type[Any]], name: Any, shown: str) -> type[Any]:
+    """The settings class that `name` means: one of the `choices`, or the user's own as FILE.py:NAME or MODULE:NAME.
+
+    `shown` is the setting in errors. Raises UserError for an unknown name, and for a class of the user's whose settings
+    cannot be read from a table or that lacks what all the `choices` have.
+    """
+    if not isinstance(name, str) or (name not in choices and ":" not in name):
+        raise UserError(f"{shown} is {name!r}{did_you_mean(str(name), choices)}, or FILE.py:NAME")
+    if name in choices:
+        return choices[name]
+    found: type[Any] = load_named(name, "settings class")
+    if not (isinstance(found, type) and is_dataclass(found)):
+        raise UserError(f"{shown} is {name!r}, which is no dataclass: give a class with @dataclass(frozen=True)")
+    load_named(place_of(found), "settings class")  # as `document_of` names it
+    for field in fields(found):
+        if field.default is MISSING and field.default_factory is MISSING:
+            raise UserError(f"{name} has no default for {field.name!r}: give one, every setting has a default")
+        if not {"choices", "section"} & set(field.metadata):
+            _kind(field)
+    shared = set.intersection(*(set(dir(settings)) for settings in choices.values())) - set(dir(found))
+    if missing := sorted(name for name in shared if not name.startswith("_") or name == "__call__"):
+        example = place_of(next(iter(choices.values())))
+        raise UserError(f"{shown} is {name!r}, which lacks {', '.join(missing)}: define them as in {example}")
+    return found
+
+
+def _kind(field: Field[Any]) -> str:
+    """Name of a plain setting's kind. Its type is text where its module postpones annotations."""
+    declared = field.type.__name__ if isinstance(field.type, type) else str(field.type)
+    kind = declared.removesuffix(" | None")
+    if kind not in _KINDS:
         raise UserError(
-            f"{path} is {value!r}: give {'a number' if float in kinds else 'a value of type ' + str(field.type)}"
+            f"setting {field.name!r} is declared {declared}: declare one of {', '.join(_KINDS)}, or `| None`"
         )
-    return float(value) if float in kinds else value
-
-
-def _choice(choices: Mapping[str, type], value: Any, path: str) -> Any:
-    table = dict(_table(value, path))
-    name = table.pop("name", None)
-    if name not in choices:
-        raise UserError(f"{path}.name is {name!r}{did_you_mean(str(name), list(choices))}")
-    return build(choices[name], table, path + ".")
+    return kind
 
 
 def _table(value: Any, path: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise UserError(f"{path} is {value!r}: give a table of settings, [{path}]")
+        mend = (
+            f"one of its settings, {flag_of(path)}.NAME VALUE"
+            if isinstance(value, Word)
+            else f"a table of settings, [{path}]"
+        )
+        raise UserError(f"{_shown(path, value)} is {value!r}: give {mend}")
     return value
+
+
+def _last(path: str, value: Any) -> tuple[str, Any]:
+    """Path and value of the last plain value in a table, where `merged` puts a flag's; of anything else, itself."""
+    while isinstance(value, Mapping) and value:
+        key, value = list(value.items())[-1]
+        path = f"{path}.{key}"
+    return path, value
+
+
+def _shown(path: str, value: Any) -> str:
+    return flag_of(path) if isinstance(value, Word) else path
+
+
+def _unknown(settings: type[Any], others: Mapping[str, Any], path: str, value: Any) -> UserError:
+    """What to say of a key that the settings do not have; a flag is compared with all flags beside and below it.
+
+    `others` is the table without unknown keys: it decides which flags there are.
+    """
+    where = path.rpartition(".")[0] + "." * ("." in path)
+    below, word = _last(path, value)
+    if not isinstance(word, Word):
+        known = [field.name for field in fields(settings) if field.init]
+        return UserError(f"unknown setting {path!r}{did_you_mean(path.removeprefix(where), known)}")
+    flags = [leaf.flag.removeprefix("--") for leaf in leaves(build(settings, others, where))]
+    wrong, prefix = flag_of(below), flag_of(where)
+    return UserError(f"unknown argument {wrong!r}{did_you_mean(wrong.removeprefix(prefix), flags, prefix)}")
+
+
+# ---- to a table, and to flags ----
 
 
 def document_of(settings: Any) -> Document:
     """The table that `build` makes these settings from; unset (None) values are left out."""
-    document: Document = {"name": settings.name} if hasattr(settings, "name") else {}
-    for field in dataclasses.fields(settings):
+    document: Document = {}
+    for field in fields(settings):
         value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
+        if "choices" in field.metadata:
+            document[field.name] = {"name": _name(field, value), **document_of(value)}
+        elif "section" in field.metadata:
             document[field.name] = document_of(value)
         elif value is not None:
             document[field.name] = value
     return document
 
 
+def _name(field: Field[Any], value: Any) -> str:
+    """The name that `chosen` takes for the class of a choice's value, from any directory."""
+    names = {settings: name for name, settings in field.metadata["choices"].items()}
+    return names.get(type(value)) or place_of(type(value))
+
+
 def leaves(settings: Any, prefix: str = "") -> Iterator[Leaf]:
-    """All settings below an instance, as flags show them."""
-    for field in dataclasses.fields(settings):
+    """All plain settings and choices below an instance, in the order of their declaration."""
+    for field in fields(settings):
         value, path, text = getattr(settings, field.name), prefix + field.name, field.metadata.get("help", "")
-        if field.metadata.get("choices") is not None:
+        if "choices" in field.metadata:
             names = ", ".join(field.metadata["choices"])
-            yield Leaf(path=path, kind="name", default=value.name, help=f"{text}: {names}")
-        if dataclasses.is_dataclass(value):
+            yield Leaf(path=path, kind="name", default=_name(field, value), help=f"{text}: {names}")
+            yield from leaves(value, path + ".")
+        elif "section" in field.metadata:
             yield from leaves(value, path + ".")
         else:
-            yield Leaf(path=path, kind=str(field.type), default=value, help=text)
+            yield Leaf(path=path, kind=_kind(field), default=value, help=text)
 
 
-def override(document: Document, leaf: Leaf, text: str) -> None:
-    """Put a flag's text at its place. Raises UserError where it is not of the setting's kind."""
-    *parents, key = leaf.path.split(".")
-    for parent in parents:
-        document = document.setdefault(parent, {})
-    if leaf.kind == "name":
-        if document.get(key, {}).get("name") != text:
-            document[key] = {"name": text}
-    else:
-        document[key] = _parse(leaf, text)
+# ---- layers ----
 
 
-def _parse(leaf: Leaf, text: str) -> Any:
-    kinds = _KINDS[leaf.kind]
-    if str in kinds:
-        return text
-    if bool in kinds and text in ("true", "false"):
-        return text == "true"
-    for kind in reversed(kinds):
-        try:
-            return kind(text) if kind is not bool else _refuse(leaf, text)
-        except ValueError:
-            continue
-    return _refuse(leaf, text)
+def nested(flags: Mapping[str, str]) -> Document:
+    """The table of Words by dotted path: {"method": "mdpo", "method.steps": "8"} is {"method": {"name": ..., ...}}."""
+    tables = []
+    for path in sorted(flags, key=lambda path: path.count(".")):  # a choice's name before its settings
+        value: Any = Word(flags[path])
+        for key in reversed(path.split(".")):
+            value = {key: value}
+        tables.append(value)
+    return reduce(merged, tables, {})
 
 
-def _refuse(leaf: Leaf, text: str) -> Any:
-    wanted = {"bool": "true or false", "int": "an integer", "int | None": "an integer"}.get(leaf.kind, "a number")
-    raise UserError(f"--{leaf.path.replace('_', '-')} is {text!r}: give {wanted}")
+def merged(base: Document, changes: Document) -> Document:
+    """The base with changes, changed keys last. A choice of another name brings none of the base's settings along.
+
+    A name in place of a choice's table ("mdpo") is the table of that name alone.
+    """
+    result = dict(base)
+    for key, value in changes.items():
+        before = result.pop(key, None)
+        if isinstance(value, dict) and isinstance(before, str):
+            before = {"name": before}
+        elif isinstance(value, str) and isinstance(before, dict) and "name" in before:
+            value = {"name": value}
+        if isinstance(value, dict) and isinstance(before, dict) and value.get("name") in (None, before.get("name")):
+            value = merged(before, value)
+        result[key] = value
+    return result
 
 
 def recipe_names(command: str) -> list[str]:
@@ -152,18 +278,7 @@ def read_recipe(recipe: str, above: tuple[str, ...] = ()) -> Document:
         raise UserError(f"recipe {recipe!r} has itself as its base ({' on '.join(above)}): remove one base")
     document = _read_toml(recipe)
     base = document.pop("base", None)
-    return document if base is None else _merged(read_recipe(str(base), (*above, recipe)), document)
-
-
-def _merged(base: Document, changes: Document) -> Document:
-    """The base with changes; another choice (a table with another name) brings none of the base's settings along."""
-    merged = dict(base)
-    for key, value in changes.items():
-        before = base.get(key)
-        if isinstance(value, dict) and isinstance(before, dict) and value.get("name") in (None, before.get("name")):
-            value = _merged(before, value)
-        merged[key] = value
-    return merged
+    return document if base is None else merged(read_recipe(str(base), (*above, recipe)), document)
 
 
 def _read_toml(recipe: str) -> Document:

@@ -13,16 +13,24 @@ from unmask.sampling.caching import CACHINGS
 from unmask.sampling.schedules import SCHEDULES
 from unmask.sampling.unmasking import RULES, LowConfidence, Unmasking
 from unmask.tasks import TASKS, Sudoku, Task
-from unmask.validation import check_four_bit, choice, one_of, positive, section, setting
+from unmask.validation import check_four_bit_has_adapters, choice, one_of, positive, section, setting
 
 if TYPE_CHECKING:
     from unmask.methods.base import Method
     from unmask.sampling.sampler import Sampler
 
+# Help texts of settings that several commands have.
+MODEL_HELP = "checkpoint directory, org/name on the Hub, or embedded:NAME"
+CACHING_HELP = "exact; or keys and values kept within a block: prefix, dual, prefix_delayed, dual_delayed"
+LORA_RANK_HELP = "rank of low-rank adapters, which alone are trained then; 0: all weights are"
+LORA_ALPHA_HELP = "scale of the adapters, times their rank"
+FOUR_BIT_HELP = "hold the frozen base in 4 bits (with lora_rank, on a GPU; the extra four-bit)"
+THREADS_HELP = "CPU threads; unset: PyTorch's choice"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutSettings:
-    """How completions are sampled."""
+    """How completions are sampled: the fields of `Sampler`, unset ones from the task, and the size of a batch."""
 
     prompts: int = setting(16, "prompts a training step, over all ranks")
     group_size: int = setting(8, "completions a prompt")
@@ -35,9 +43,7 @@ class RolloutSettings:
     schedule: str = setting("uniform", "tokens revealed a step: uniform, linear, cosine, square or dream")
     unmasking: Unmasking = choice(RULES, LowConfidence, "positions to reveal")
     batch: int = setting(0, "completions at a time; where some have ended, others begin; 0: all")
-    caching: str = setting(
-        "none", "exact; or keys and values kept within a block: prefix, dual, prefix_delayed, dual_delayed"
-    )
+    caching: str = setting("none", CACHING_HELP)
 
     def __post_init__(self) -> None:
         positive(**{"rollout.prompts": self.prompts, "rollout.steps": self.steps})
@@ -51,9 +57,9 @@ class RolloutSettings:
             )
 
     def sampler(self, task: Task, *, steps: int | None = None, temperature: float | None = None) -> Sampler:
-        """The sampler of these settings, other steps or temperature in their place.
+        """The sampler of these settings for a task; `steps` and `temperature` take the place of the settings'.
 
-        Raises UserError where they do not fit.
+        Raises UserError where they do not fit together.
         """
         from unmask.sampling.sampler import Sampler
 
@@ -74,7 +80,7 @@ class RolloutSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardSettings:
-    """What completions are rewarded for: the weighted sum of functions."""
+    """The reward: the weighted sum of reward functions, each found by its spec."""
 
     functions: str = setting(
         "task", "by commas: task (its own), FILE.py:NAME, MODULE:NAME, reward_model:DIR, judge:FILE.toml"
@@ -95,12 +101,12 @@ class RewardSettings:
 
     @property
     def specs(self) -> list[str]:
-        """Where each function is found."""
+        """Spec of each reward function: where it is found."""
         return [word.strip() for word in self.functions.split(",")]
 
     @property
     def function_weights(self) -> list[float]:
-        """Weight of each function in the reward. Raises UserError for what is not a finite number."""
+        """Weight of each reward function. Raises UserError for what is not a finite number."""
         if self.weights is None:
             return [1.0] * len(self.specs)
         try:
@@ -114,7 +120,7 @@ class RewardSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """How the policy is updated."""
+    """How the policy is updated: optimizer, precision, adapters, reference, evaluation and checkpoint intervals."""
 
     steps: int = setting(300, "training steps: one batch of rollouts each")
     num_iterations: int = setting(1, "optimizer updates a batch of rollouts (mu)", was="updates")
@@ -134,12 +140,12 @@ class TrainSettings:
         False, "kernels of the layers made by torch.compile (it needs a C++ compiler, or a GPU and Triton)"
     )
     gradient_checkpointing: bool = setting(False, "keep less for the backward pass, recompute it there")
-    lora_rank: int = setting(0, "rank of low-rank adapters, which alone are trained then; 0: all weights are")
-    lora_alpha: int = setting(64, "scale of the adapters, times their rank")
-    four_bit: bool = setting(False, "hold the frozen base in 4 bits (with lora_rank, on a GPU; the extra four-bit)")
+    lora_rank: int = setting(0, LORA_RANK_HELP)
+    lora_alpha: int = setting(64, LORA_ALPHA_HELP)
+    four_bit: bool = setting(False, FOUR_BIT_HELP)
     reference_sync_steps: int = setting(0, "training steps between mixes of the policy into the reference; 0: it stays")
     reference_mixup: float = setting(0.6, "share of the policy in such a mix")
-    threads: int | None = setting(None, "CPU threads; unset: PyTorch's choice")
+    threads: int | None = setting(None, THREADS_HELP)
     seed: int = setting(0, "of every random draw")
     examples: int = setting(20_000, "training prompts")
     over_denoising_filter: bool = setting(False, "keep prompts right at some greedy step and wrong at the end (MDPO)")
@@ -171,12 +177,15 @@ class TrainSettings:
                 "train.reference_sync_steps moves the reference, and with train.lora_rank it is the base model: "
                 "set one of them to 0"
             )
-        check_four_bit("train.", self.four_bit, self.lora_rank)
+        check_four_bit_has_adapters("train.", self.four_bit, self.lora_rank)
         if not 0 <= self.final_fraction <= 1:
             raise UserError(f"train.final_fraction is {self.final_fraction}: give a fraction of the peak rate, 0 to 1")
 
     def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, then linearly to the final fraction of the peak; `step` counts from 0."""
+        """The learning rate of a training step, counted from 0: linear warm-up to the peak, then linear decay.
+
+        rate(s) = peak min(1, (s + 1) / warmup) (1 - (1 - final_fraction) max(0, s + 1 - warmup) / (steps - warmup))
+        """
         warm_up = min(1.0, (step + 1) / max(1, self.warmup_steps))
         after = max(0, step + 1 - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         return self.learning_rate * warm_up * (1 - (1 - self.final_fraction) * after)
@@ -184,7 +193,7 @@ class TrainSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """What is measured on held-out prompts."""
+    """How a policy is evaluated on held-out prompts before, during and after training."""
 
     examples: int = setting(2000, "held-out prompts before and after training")
     examples_during: int = setting(500, "of them, during training")
@@ -199,9 +208,12 @@ class EvaluationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that determines a run."""
+    """All settings of a training run; with the same recipe a run gives the same tokens and weights.
 
-    model: str = setting("embedded:sudoku", "checkpoint directory, org/name on the Hub, or embedded:NAME")
+    Raises UserError where a method needs another unmasking rule than the rollout's.
+    """
+
+    model: str = setting("embedded:sudoku", MODEL_HELP)
     task: Task = choice(TASKS, Sudoku, "prompts and their reward")
     method: Method = choice(METHODS, DiSPO, "objective")
     chat: ChatSettings = section(ChatSettings)
@@ -214,6 +226,6 @@ class Recipe:
         wanted = getattr(self.method, "unmasking", self.rollout.unmasking.name)
         if self.rollout.unmasking.name != wanted:
             raise UserError(
-                f"method {self.method.name} scores the law of {wanted} sampling, not of {self.rollout.unmasking.name}: "
-                f"give --rollout.unmasking {wanted}"
+                f"method {self.method.name} scores the distribution of {wanted} sampling, "
+                f"not of {self.rollout.unmasking.name}: give --rollout.unmasking {wanted}"
             )

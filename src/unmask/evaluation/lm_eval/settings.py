@@ -1,4 +1,4 @@
-"""What `--model_args` of lm-evaluation-harness may say about a model of unmask. Torch-free."""
+"""Settings of an unmask model in lm-evaluation-harness (`--model_args`). Torch-free."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from unmask.errors import UserError
 from unmask.sampling.unmasking import RULES
-from unmask.settings.reader import build
+from unmask.settings.reader import chosen
 from unmask.validation import one_of, setting
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class HarnessSettings:
-    """How a model answers the harness's requests."""
+    """Settings of `--model unmask` in lm-evaluation-harness, given as `--model_args model=DIRECTORY,steps=/2`."""
 
     model: str = setting("", "checkpoint directory, org/name on the Hub, or embedded:NAME")
     dtype: str = setting("float32", "of the weights: float32 or bfloat16")
@@ -36,7 +36,7 @@ class HarnessSettings:
                 "model_args names no model: give model=DIRECTORY, as in --model_args model=DIRECTORY,steps=/2"
             )
         one_of("dtype", self.dtype, ("float32", "bfloat16"))
-        one_of("unmasking", self.unmasking, tuple(RULES))
+        chosen(RULES, self.unmasking, "unmasking")
         if self.masks < 1:
             raise UserError(f"masks is {self.masks}: give a positive number such as 128")
         count = self.steps.removeprefix("/")
@@ -53,6 +53,6 @@ class HarnessSettings:
             block_length=self.block_length or model_block or length,
             steps=max(1, length // count) if self.steps.startswith("/") else count,
             temperature=temperature,
-            unmasking=build(RULES[self.unmasking], {}),
+            unmasking=chosen(RULES, self.unmasking, "unmasking")(),
             guidance_scale=self.guidance_scale,
         )
