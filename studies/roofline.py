@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import rollouts
 import updates
-from questions import token_question
-from timing import Calls, compare
+from batches import diffu_grpo_batch
+from core import Calls, compare
 from toy import Sizes, toy_denoiser
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.head.chunks import chunks_of
@@ -225,7 +225,7 @@ def update_piece(sizes: Sizes, *, shared: bool, rounds: int, ceilings: Ceilings)
     """Our update of diffu-GRPO, beside its layers alone and the head's products alone."""
     bench = updates.Bench(sizes)
     batch = updates.fully_masked(bench, shared=shared)
-    whole = bench.ours(token_question(batch))
+    whole = bench.ours(diffu_grpo_batch(batch))
     body = _body_alone(bench, batch)
     asked = len(batch.inputs_FL) * sizes.completion
     products = _products_alone(bench.denoiser, asked)
