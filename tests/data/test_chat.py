@@ -6,7 +6,7 @@ import string
 import pytest
 
 from unmask.cli.main import main
-from unmask.data.chat import ChatSettings, continuation, render_prompt
+from unmask.data.chat import ChatSettings, render_completion, render_prompt
 from unmask.data.example import Example
 from unmask.data.examples import Examples, encode_completions, guess_texts, rollout_texts
 from unmask.data.tokenization import encode, task_tokenizer
@@ -104,8 +104,8 @@ def test_an_unknown_way_of_templates(capsys):
 )
 def test_what_the_model_should_write_ends_its_turn(chat, completion, rest):
     settings = ChatSettings(**chat)
-    assert continuation(tokenizer(), example(), completion, settings) == rest
-    assert continuation(tokenizer(None), example(), completion, settings) == "yes"
+    assert render_completion(tokenizer(), example(), completion, settings) == rest
+    assert render_completion(tokenizer(None), example(), completion, settings) == "yes"
     rows = encode_completions(tokenizer(), [example()], [completion], settings)
     assert rows == encode(tokenizer(), [rest])
 
@@ -113,7 +113,7 @@ def test_what_the_model_should_write_ends_its_turn(chat, completion, rest):
 def test_a_template_that_words_answered_prompts_otherwise_is_refused():
     thinking = TEMPLATE.replace("<assistant>{% endif", "<assistant><think>{% endif")
     with pytest.raises(UserError, match="changes prompt 'hi'"):
-        continuation(tokenizer(thinking), example(), "yes", ChatSettings())
+        render_completion(tokenizer(thinking), example(), "yes", ChatSettings())
 
 
 @pytest.mark.parametrize("where", ["chat_template.jinja", "tokenizer_config.json"])

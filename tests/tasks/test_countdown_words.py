@@ -6,7 +6,7 @@ import pytest
 
 from unmask.errors import UserError
 from unmask.tasks import Countdown
-from unmask.tasks.countdown_words import CountdownWords, is_right_in_words
+from unmask.tasks.countdown_words import CountdownWords, is_solved_in_words
 from unmask.verifiers.published import d1
 
 TASKS = [CountdownWords(), CountdownWords(count=4, max_number=20)]
@@ -62,7 +62,7 @@ def test_settings_are_checked() -> None:
     ],
 )
 def test_where_the_two_scorers_part(completion: str, corrected: bool, published: bool) -> None:
-    assert is_right_in_words(completion, [2, 4, 5], 22) is corrected
+    assert is_solved_in_words(completion, [2, 4, 5], 22) is corrected
     assert d1.countdown_correct(completion, [2, 4, 5], 22) is published
 
 
@@ -110,4 +110,4 @@ def test_roots_of_negative_numbers_are_complex_as_in_python() -> None:
 
 def test_float_results_count_to_a_hundred_thousandth() -> None:
     assert d1.countdown_correct("\\boxed{10000001/10000000}", [10000001, 10000000], 1)
-    assert not is_right_in_words("\\boxed{10000001/10000000}", [10000001, 10000000], 1)
+    assert not is_solved_in_words("\\boxed{10000001/10000000}", [10000001, 10000000], 1)

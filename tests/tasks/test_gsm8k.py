@@ -12,7 +12,7 @@ from unmask.data.example import Example
 from unmask.errors import UserError
 from unmask.tasks.gsm8k import GSM8K
 from unmask.verifiers.published import d1
-from unmask.verifiers.quantities import is_right, reference
+from unmask.verifiers.quantities import answers_number, reference_number
 
 TRAIN = [
     ("Two and three?", "2+3=<<2+3=5>>5\n#### 5"),
@@ -109,8 +109,8 @@ def test_faults_of_settings(files: dict[str, str]) -> None:
 
 
 def test_the_reference_may_be_the_whole_published_answer() -> None:
-    assert reference("so 2+3=5\n#### 5") == reference("5") == 5
-    assert reference("#### 70,000") == 70_000
+    assert reference_number("so 2+3=5\n#### 5") == reference_number("5") == 5
+    assert reference_number("#### 70,000") == 70_000
     assert GSM8K().rewards([""], ["\\boxed{5}"], answer=["so 2+3=5\n#### 5"]) == [1.0]
     assert GSM8K(scoring="d1").metrics([""], ["\\boxed{5}"], answer=["so\n#### 5"]) == {"solved": [1.0]}
 
@@ -136,7 +136,7 @@ def test_the_reference_may_be_the_whole_published_answer() -> None:
     ],
 )
 def test_where_the_two_scorers_part(completion: str, wanted: int, corrected: bool, published: bool) -> None:
-    assert is_right(completion, Fraction(wanted)) is corrected
+    assert answers_number(completion, Fraction(wanted)) is corrected
     assert d1.gsm8k_correct(completion, d1.gsm8k_reference(str(wanted))) is published
 
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from unmask.tasks.countdown_words import CountdownWords, is_right_in_words
+from unmask.tasks.countdown_words import CountdownWords, is_solved_in_words
 from unmask.tasks.gsm8k import GSM8K
 from unmask.verifiers.answers import before_end, boxed, final_answer
 from unmask.verifiers.published import d1
-from unmask.verifiers.quantities import is_right
+from unmask.verifiers.quantities import answers_number
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "golden" / "generations"
 CASES = Path(__file__).resolve().parents[1] / "reference" / "rewards" / "reward_cases.jsonl"
@@ -117,7 +117,7 @@ def test_differences_on_gsm8k_by_reason() -> None:
     counts, solved = Counter[tuple[str, str]](), 0
     for row in generations("gsm8k"):
         wanted = Fraction(NEGATIVE[row["shard"]] if row["ground_truth"] is None else row["ground_truth"])
-        right = is_right(row["completion"], wanted)
+        right = answers_number(row["completion"], wanted)
         solved += right
         if right is not row["reference_correct"]:
             counts["right, d1 wrong" if right else "wrong, d1 right", gsm8k_reason(row)] += 1
@@ -137,7 +137,7 @@ def test_differences_on_gsm8k_by_reason() -> None:
 def test_differences_on_countdown_by_reason() -> None:
     counts, solved = Counter[tuple[str, str]](), 0
     for row in generations("countdown"):
-        right = is_right_in_words(row["completion"], *row["ground_truth"])
+        right = is_solved_in_words(row["completion"], *row["ground_truth"])
         solved += right
         if right is not row["reference_correct"]:
             closed = d1.boxed_or_whole(row["completion"]) != row["completion"]
@@ -152,9 +152,9 @@ def test_differences_on_reward_cases_by_variant() -> None:
     counts = Counter[tuple[str, str]]()
     for row in rows(CASES):
         if row["task"] == "gsm8k":
-            right = is_right(row["text"], Fraction(row["answer"]))
+            right = answers_number(row["text"], Fraction(row["answer"]))
         else:
-            right = is_right_in_words(row["text"], row["numbers"], row["target"])
+            right = is_solved_in_words(row["text"], row["numbers"], row["target"])
         if right is not row["eval_correct"]:
             counts["right, d1 wrong" if right else "wrong, d1 right", f"{row['task']} {row['variant']}"] += 1
     printed("Made-up texts", counts)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unmask.tasks.countdown_words import expression_of, is_right_in_words
+from unmask.tasks.countdown_words import expression_of, is_solved_in_words
 from unmask.verifiers.answers import DECLARED, before_end, boxed, final_answer, hashed, last_number, tagged
 from unmask.verifiers.published import d1, d1_math
-from unmask.verifiers.quantities import is_right, quantity
+from unmask.verifiers.quantities import answers_number, quantity
 
 some = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 ALL = (*DECLARED, "number")
@@ -203,15 +203,15 @@ FORMATS = (
 )
 def test_a_number_survives_every_format(number: int, written: str, form: str, ending: str) -> None:
     completion = form.format(written.format(number)) + ending
-    assert is_right(completion, Fraction(number))
-    assert not is_right(completion, Fraction(number + 1))
+    assert answers_number(completion, Fraction(number))
+    assert not answers_number(completion, Fraction(number + 1))
 
 
 @some
 @given(above=st.integers(-999, 999), below=st.integers(1, 999), form=st.sampled_from(FORMATS[2:5]))
 def test_a_fraction_survives_boxes_and_tags(above: int, below: int, form: str) -> None:
     for written in ("{}/{}", r"\frac{{{}}}{{{}}}"):
-        assert is_right(form.format(written.format(above, below)), Fraction(above, below))
+        assert answers_number(form.format(written.format(above, below)), Fraction(above, below))
 
 
 pieces = st.sampled_from(
@@ -224,8 +224,8 @@ READERS = (
     lambda text: final_answer(text, ALL),
     lambda text: final_answer(text, ALL, "first"),
     quantity,
-    lambda text: is_right(text, Fraction(1)),
-    lambda text: is_right_in_words(text, [1, 2], 3),
+    lambda text: answers_number(text, Fraction(1)),
+    lambda text: is_solved_in_words(text, [1, 2], 3),
     lambda text: d1.gsm8k_correct(text, 1.0),
     lambda text: d1.gsm8k_rewards(text, "1"),
     lambda text: d1.countdown_correct(text, [1, 2], 3),

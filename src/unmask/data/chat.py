@@ -57,7 +57,7 @@ def render_prompt(tokenizer: Any, example: Example, chat: ChatSettings) -> Rende
     return RenderedPrompt(text=turns[0]["content"] + prefill, prefill=prefill)
 
 
-def continuation(tokenizer: Any, example: Example, completion: str, chat: ChatSettings) -> str:
+def render_completion(tokenizer: Any, example: Example, completion: str, chat: ChatSettings) -> str:
     """What the model should write after the worded prompt: the completion behind its prefill, and the turn's end.
 
     Raises UserError where the chat template words the prompt otherwise once it is answered.

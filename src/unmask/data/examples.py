@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from unmask.data.chat import PLAIN, ChatSettings, continuation, render_prompt
+from unmask.data.chat import PLAIN, ChatSettings, render_completion, render_prompt
 from unmask.data.example import Example
 from unmask.data.tokenization import completion_texts, encode, left_pad
 from unmask.errors import UserError
@@ -101,9 +101,9 @@ def completed(prompts: Prompts, rows: Sequence[Sequence[int]], length: int, eos_
 def encode_completions(
     tokenizer: PreTrainedTokenizerFast, items: Sequence[Example], completions: Sequence[str], chat: ChatSettings = PLAIN
 ) -> list[list[int]]:
-    """Token ids of what the model should write to complete each item so. Raises UserError as `continuation` does."""
+    """Token ids of the completions, as `render_completion` words them for each item. Raises UserError as it does."""
     pairs = zip(items, completions, strict=True)
-    return encode(tokenizer, [continuation(tokenizer, item, completion, chat) for item, completion in pairs])
+    return encode(tokenizer, [render_completion(tokenizer, item, completion, chat) for item, completion in pairs])
 
 
 def rollout_texts(tokenizer: PreTrainedTokenizerFast, rollout: Rollout, examples: Examples) -> list[str]:

@@ -7,7 +7,7 @@ from random import Random
 from typing import Any, ClassVar
 
 from unmask.data.example import Example, check_split, in_split
-from unmask.tasks.base import column, first_accepted
+from unmask.tasks.base import Task, column, first_accepted
 from unmask.validation import check_range, setting
 from unmask.verifiers.expressions import (
     Expression,
@@ -26,7 +26,7 @@ LEAST, GREATEST = -99, 999
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arithmetic:
+class Arithmetic(Task):
     """Sums with steps: the prompt "(3+5)*4-7=" asks for "8*4-7=32-7=25".
 
     Values on the way stay within -99 and 999. Sums whose steps do not fit in `max_new_tokens` with the end token are
@@ -34,7 +34,6 @@ class Arithmetic:
     """
 
     name: ClassVar[str] = "arithmetic"
-    splits: ClassVar[tuple[str, ...]] = ("train", "test")
 
     terms: int = setting(4, "numbers in a sum, 2 to 5")
     max_number: int = setting(9, "largest number in a prompt, 1 to 99")

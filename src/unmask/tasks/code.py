@@ -10,9 +10,10 @@ from reprlib import repr as short_repr
 from typing import Any, ClassVar
 
 from unmask.data.example import Example
-from unmask.data.readers.word_problems import FileTask, ProblemFiles, json_row
+from unmask.data.readers.word_problems import ProblemFiles, json_row
 from unmask.errors import UserError
 from unmask.tasks.base import column
+from unmask.tasks.sources import FileTask
 from unmask.validation import check_range, setting
 from unmask.verifiers.programs import defined_names, parsed, preamble, program
 from unmask.verifiers.sandbox import Limits, Trial, check_sandbox, run_trials

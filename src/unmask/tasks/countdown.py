@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from unmask.data.example import Example, check_split, in_split
 from unmask.data.readers.files import read_jsonl
 from unmask.errors import UserError
-from unmask.tasks.base import column, first_accepted
+from unmask.tasks.base import Task, column, first_accepted
 from unmask.validation import check_range, setting
 from unmask.verifiers.expressions import (
     OPERATIONS,
@@ -31,11 +31,10 @@ SYMBOLS = "".join(OPERATIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Countdown:
+class Countdown(Task):
     """Countdown puzzles: the prompt "3 7 12=57:" asks for an expression such as "3*(7+12)"."""
 
     name: ClassVar[str] = "countdown"
-    splits: ClassVar[tuple[str, ...]] = ("train", "test")
     # The longest expression of four numbers has 11 tokens, but runs decode in 16 steps.
     max_new_tokens: ClassVar[int] = 16
 
@@ -80,10 +79,6 @@ class Countdown:
     def well_formed(self, completion: str) -> bool:
         """Tell whether a completion is one expression that has a value."""
         return is_expression(completion)
-
-    def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
-        """Give "solved", which is the reward."""
-        return {"solved": self.rewards(prompts, completions, **columns)}
 
     def _draw(self, rng: Random, split: str) -> Example | None:
         drawn = [rng.randint(1, self.max_number) for _ in range(self.count)]

@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from unmask.data.example import Example
-from unmask.data.readers.word_problems import answered, asked, check_scoring
-from unmask.tasks.base import column
+from unmask.data.readers.word_problems import build_prompt, build_solution, check_scoring
+from unmask.tasks.base import Task, column
 from unmask.tasks.countdown import Countdown, is_solved
 from unmask.validation import setting
 from unmask.verifiers.answers import LONGEST_ANSWER, before_end, final_answer
@@ -28,12 +28,10 @@ _BRACKETS = str.maketrans("[]{}", "()()")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CountdownWords:
+class CountdownWords(Task):
     """Countdown puzzles in words: "Numbers: [3, 7, 12]", "Target: 57"."""
 
     name: ClassVar[str] = "countdown-words"
-    splits: ClassVar[tuple[str, ...]] = ("train", "test")
-    vocabulary: ClassVar[tuple[str, ...]] = ()  # prose: for models that bring a tokenizer
     max_new_tokens: ClassVar[int] = 256
 
     count: int = setting(3, "numbers in a puzzle, 3 or 4")
@@ -67,7 +65,7 @@ class CountdownWords:
         return {"solved": self._solved(completions, columns)}
 
     def _solved(self, completions: list[str], columns: Mapping[str, list[Any]]) -> list[float]:
-        is_right = d1.countdown_correct if self.scoring == "d1" else is_right_in_words
+        is_right = d1.countdown_correct if self.scoring == "d1" else is_solved_in_words
         return [float(is_right(*puzzle)) for puzzle in _puzzles(completions, columns)]
 
     @cached_property
@@ -75,7 +73,7 @@ class CountdownWords:
         return Countdown(count=self.count, max_number=self.max_number, max_target=self.max_target, data=self.data)
 
 
-def is_right_in_words(completion: str, given: list[int], target: int) -> bool:
+def is_solved_in_words(completion: str, given: list[int], target: int) -> bool:
     """Tell whether the answer of a completion uses each number once and is exactly the target."""
     return is_solved(expression_of(completion), given, target)
 
@@ -107,7 +105,7 @@ def _puzzles(completions: list[str], columns: Mapping[str, list[Any]]) -> zip[tu
 def _worded(example: Example) -> Example:
     numbers, target = example.columns["numbers"], example.columns["target"]
     return Example(
-        prompt=asked(_INSTRUCTION, f"Numbers: {numbers}\nTarget: {target}"),
-        solution=answered(f"{example.solution} = {target}", example.solution),
+        prompt=build_prompt(_INSTRUCTION, f"Numbers: {numbers}\nTarget: {target}"),
+        solution=build_solution(f"{example.solution} = {target}", example.solution),
         columns=example.columns,
     )

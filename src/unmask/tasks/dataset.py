@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 
 from unmask.data.example import Example
 from unmask.data.readers.tables import Row
-from unmask.data.readers.user_rows import RowsTask, cell, completion_of, prompt_of
+from unmask.data.readers.user_rows import cell, completion_of, prompt_of
 from unmask.errors import UserError
 from unmask.tasks.base import column
+from unmask.tasks.sources import RowsTask
 from unmask.validation import check_range, setting
 from unmask.verifiers.answers import DECLARED, before_end, final_answer
 from unmask.verifiers.latex import same_latex
-from unmask.verifiers.quantities import is_right, quantity, reference
+from unmask.verifiers.quantities import answers_number, quantity, reference_number
 
 ANSWER_KINDS = ("number", "latex", "text", "none")
 _ARGUMENTS = ("self", "prompts", "completions")  # of reward functions: no column can be called so
@@ -69,7 +70,7 @@ class Dataset(RowsTask):
         wanted = list(map(str, column(columns, self.answer_column, completions)))
         if self.answer_kind == "number":
             pairs = zip(completions, wanted, strict=True)
-            return [float(is_right(completion, reference(answer))) for completion, answer in pairs]
+            return [float(answers_number(completion, reference_number(answer))) for completion, answer in pairs]
         answers = [final_answer(completion) or before_end(completion) for completion in completions]
         if self.answer_kind == "latex":
             return list(map(float, same_latex(list(zip(wanted, answers, strict=True)))))
@@ -97,4 +98,4 @@ class Dataset(RowsTask):
         if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
             raise UserError(f"{self.answer_column} is {short_repr(answer)}; write a text or a number")
         if self.answer_kind == "number":
-            reference(str(answer))
+            reference_number(str(answer))

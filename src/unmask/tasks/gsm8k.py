@@ -9,12 +9,13 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from unmask.data.example import Example
-from unmask.data.readers.word_problems import FileTask, ProblemFiles, answered, check_scoring
+from unmask.data.readers.word_problems import ProblemFiles, build_solution, check_scoring
 from unmask.tasks.base import column
+from unmask.tasks.sources import FileTask
 from unmask.validation import setting
 from unmask.verifiers.answers import DECLARED, final_answer
 from unmask.verifiers.published import d1
-from unmask.verifiers.quantities import is_right, quantity, reference
+from unmask.verifiers.quantities import answers_number, quantity, reference_number
 
 _INSTRUCTION = "Solve the math problem."
 _CALCULATOR_NOTE = re.compile(r"<<[^<>]*>>")
@@ -57,7 +58,7 @@ class GSM8K(FileTask):
         pairs = zip(completions, answers, strict=True)
         if self.scoring == "d1":
             return [float(d1.gsm8k_correct(text, d1.gsm8k_reference(answer))) for text, answer in pairs]
-        return [float(is_right(text, reference(answer))) for text, answer in pairs]
+        return [float(answers_number(text, reference_number(answer))) for text, answer in pairs]
 
     @cached_property
     def _files(self) -> ProblemFiles:
@@ -73,7 +74,7 @@ class GSM8K(FileTask):
 
 
 def _read(row: Mapping[str, str]) -> Example:
-    reference(row["answer"])
+    reference_number(row["answer"])
     steps, _, number = row["answer"].rpartition("####")
-    solution = answered(_CALCULATOR_NOTE.sub("", steps).strip(), number.strip())
+    solution = build_solution(_CALCULATOR_NOTE.sub("", steps).strip(), number.strip())
     return Example(prompt=row["question"].strip(), solution=solution, columns={"answer": number.strip()})

@@ -8,8 +8,9 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from unmask.data.example import Example
-from unmask.data.readers.word_problems import FileTask, ProblemFiles, answered, check_scoring
+from unmask.data.readers.word_problems import ProblemFiles, build_solution, check_scoring
 from unmask.tasks.base import column
+from unmask.tasks.sources import FileTask
 from unmask.validation import setting
 from unmask.verifiers.answers import final_answer
 from unmask.verifiers.latex import same_latex
@@ -70,5 +71,5 @@ class Math500(FileTask):
 
 def _read(row: Mapping[str, str]) -> Example:
     answer = row["answer"].strip()
-    solution = answered(row.get("solution", "").strip(), answer)
+    solution = build_solution(row.get("solution", "").strip(), answer)
     return Example(prompt=row["problem"].strip(), solution=solution, columns={"answer": answer})

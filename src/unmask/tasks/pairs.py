@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 from unmask.data.example import Example
 from unmask.data.readers.tables import Row
-from unmask.data.readers.user_rows import RowsTask, cell, completion_of, conversation, prompt_of
+from unmask.data.readers.user_rows import cell, completion_of, conversation, prompt_of
 from unmask.errors import UserError
+from unmask.tasks.sources import RowsTask
 from unmask.validation import setting
 
 
@@ -17,7 +18,7 @@ class Pairs(RowsTask):
     """Rows {"prompt", "chosen", "rejected"}; without a prompt, chosen and rejected are conversations that share it."""
 
     name: ClassVar[str] = "pairs"
-    verifies: ClassVar[bool] = False
+    verifies: ClassVar[bool] = False  # of a completion that is in no pair, nothing is known
 
     chosen_column: str = setting("chosen", "text, or messages that end with the assistant's")
     rejected_column: str = setting("rejected", "likewise")
@@ -25,10 +26,6 @@ class Pairs(RowsTask):
     def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
         """Raises UserError: pairs say nothing about other completions."""
         raise UserError("task pairs knows the given completions alone: train on them with --method vrpo")
-
-    def well_formed(self, completion: str) -> bool:
-        """Tell whether a completion says anything."""
-        return bool(completion.strip())
 
     def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
         """Give nothing: pairs say nothing about other completions."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from unmask.data.example import Example, check_split, digest, in_split
 from unmask.data.readers.files import read_csv
 from unmask.errors import UserError
-from unmask.tasks.base import column, first_accepted
+from unmask.tasks.base import Task, column, first_accepted
 from unmask.validation import check_range, setting
 
 BOX_SHAPES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size: (rows, columns) of a box
@@ -19,7 +19,7 @@ UNSEEN_GRIDS = 58  # a fifth of the 288 grids of size 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sudoku:
+class Sudoku(Task):
     """Sudoku puzzles: the prompt is the grid row by row with 0 for an empty cell, the answer the full one.
 
     A puzzle may have several solutions. Size 4 has 288 grids. The split "test_unseen_grids" is made of 58 of them,

@@ -76,13 +76,13 @@ def _value(number: re.Match[str]) -> Fraction:
     return Fraction(digits) * Fraction(10) ** power
 
 
-def is_right(completion: str, wanted: Fraction) -> bool:
+def answers_number(completion: str, wanted: Fraction) -> bool:
     """Tell whether the answer of a completion, or its last number where it declares none, is the number wanted."""
     answer = final_answer(completion, (*DECLARED, "number"))
     return answer is not None and quantity(answer) == wanted
 
 
-def reference(answer: str) -> Fraction:
+def reference_number(answer: str) -> Fraction:
     """The number of a reference answer, alone or behind "####"; raise UserError where there is none."""
     value = quantity(answer.split("####")[-1])
     if value is None:

@@ -2,64 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from reprlib import repr as short_repr
-from typing import Any, ClassVar
+from typing import Any
 
-from unmask.data.example import Example, check_split, in_split, prompt_key
+from unmask.data.example import Example, in_split, prompt_key
 from unmask.data.readers.tables import Row, read_table
 from unmask.errors import UserError
-from unmask.validation import check_range, setting
 
 Message = Mapping[str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowsTask(ABC):
-    """What tasks on the user's own rows have in common."""
-
-    name: ClassVar[str]
-    splits: ClassVar[tuple[str, ...]] = ("train", "test")
-    vocabulary: ClassVar[tuple[str, ...]] = ()  # prose: for models that bring a tokenizer
-
-    data: str | None = setting(None, "training rows: a .jsonl, .json, .csv or .parquet file, or org/name on the Hub")
-    test_data: str | None = setting(None, "held-out rows, likewise; unset: a tenth of the data, chosen by prompt")
-    hub_config: str | None = setting(None, "configuration of the Hub data set, where it has several")
-    hub_split: str = setting("train", "split of the Hub data set that data names")
-    hub_test_split: str = setting("test", "split of the Hub data set that test_data names")
-    prompt_column: str = setting("prompt", "text, or a list of messages")
-    max_new_tokens: int = setting(256, "completion length in tokens; given completions must fit")
-
-    def __post_init__(self) -> None:
-        check_range("max_new_tokens", self.max_new_tokens, 1, 1_000_000)
-
-    def examples(self, split: str, count: int, seed: int) -> list[Example]:
-        """The first rows of a split. See Task.examples."""
-        check_split(self, split)
-        return self._rows.examples(split, count)
-
-    @cached_property
-    def _rows(self) -> UserData:
-        return UserData(
-            data=self.data,
-            test_data=self.test_data,
-            hub_config=self.hub_config,
-            hub_split=self.hub_split,
-            hub_test_split=self.hub_test_split,
-            read=self._read,
-            few_shot=self._shots,
-        )
-
-    @property
-    def _shots(self) -> int:
-        """Training rows that every prompt shows solved."""
-        return 0
-
-    @abstractmethod
-    def _read(self, row: Row) -> Example: ...
 
 
 @dataclass(frozen=True, kw_only=True)

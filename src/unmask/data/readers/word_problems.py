@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from reprlib import repr as short_repr
-from typing import Any, ClassVar
+from typing import Any
 
-from unmask.data.example import Example, check_split, prompt_key
+from unmask.data.example import Example, prompt_key
 from unmask.data.readers.files import each_line, read_lines
 from unmask.errors import UserError
-from unmask.validation import check_range, setting
 
 SCORINGS = ("corrected", "d1")
 _FORMAT = (
@@ -29,13 +27,13 @@ def check_scoring(scoring: str) -> None:
         raise UserError(f"scoring is {scoring!r}; choose one of {', '.join(SCORINGS)}")
 
 
-def asked(instruction: str, question: str, shots: Sequence[tuple[str, str]] = ()) -> str:
+def build_prompt(instruction: str, question: str, shots: Sequence[tuple[str, str]] = ()) -> str:
     """A prompt: what to do, in which format, then solved questions, then the one to solve."""
     solved = "".join(f"Question: {shown}\n{solution}\n\n" for shown, solution in shots)
     return f"{instruction}{_FORMAT}\n\n{solved}Question: {question}\n"
 
 
-def answered(reasoning: str, answer: str) -> str:
+def build_solution(reasoning: str, answer: str) -> str:
     """A completion in the format that prompts ask for."""
     return f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n\\boxed{{{answer}}}\n</answer>"
 
@@ -61,31 +59,6 @@ def json_row(line: str, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileTask(ABC):
-    """What tasks whose problems come from files have in common."""
-
-    name: ClassVar[str]
-    splits: ClassVar[tuple[str, ...]] = ("train", "test")
-    vocabulary: ClassVar[tuple[str, ...]] = ()  # prose: for models that bring a tokenizer
-
-    data: str | None = setting(None, "path of the test file")
-    train_data: str | None = setting(None, "path of the training file")
-    few_shot: int = setting(0, "training problems that every prompt shows solved")
-
-    def __post_init__(self) -> None:
-        check_range("few_shot", self.few_shot, 0, 64)
-
-    def examples(self, split: str, count: int, seed: int) -> list[Example]:
-        """The first problems of a file. See Task.examples."""
-        check_split(self, split)
-        return self._files.examples(split, count)
-
-    @property
-    @abstractmethod
-    def _files(self) -> ProblemFiles: ...
-
-
-@dataclass(frozen=True, kw_only=True)
 class ProblemFiles:
     """Problems of a test file and of a training file, whose first ones can be shown solved in every prompt.
 
@@ -100,7 +73,7 @@ class ProblemFiles:
     data: str | None
     train_data: str | None
     few_shot: int
-    ask: Callable[[str, str, Sequence[tuple[str, str]]], str] = asked
+    ask: Callable[[str, str, Sequence[tuple[str, str]]], str] = build_prompt
     row: Callable[[str, tuple[str, ...]], Mapping[str, Any]] = text_row
 
     def examples(self, split: str, count: int) -> list[Example]:
