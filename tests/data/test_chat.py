@@ -69,7 +69,7 @@ def test_how_prompts_are_worded(item, chat, text, prefill):
 def test_nothing_changes_for_embedded_models(name):
     made = load_tokenizer(f"embedded:{name}")
     items = TASKS[name]().examples("test", 5, seed=1)
-    examples = Examples.of(items, made, made.eos_token_id, room=64)
+    examples = Examples.of(items, made, made.eos_token_id, max_prompt_tokens=64)
     assert examples.prompt_ids == encode(made, [item.prompt for item in items])
     solutions = [item.solution for item in items]
     assert encode_completions(made, items, solutions) == encode(made, solutions)
@@ -171,7 +171,7 @@ def test_each_text_has_the_prefill_of_its_own_example():
         example("x", turn("user", item.prompt[:8]), turn("assistant", start))
         for item, start in zip(trainer.source.examples.items, "1234", strict=True)
     ]
-    examples = Examples.of(items, made, trainer.source.examples.eos_id, room=16)
+    examples = Examples.of(items, made, trainer.source.examples.eos_id, max_prompt_tokens=16)
     prompts = examples.prompts([2, 0], 2)
     rollout = trainer.sampler(trainer.policy.denoiser.eval(), prompts, trainer.uniforms, EveryStep(), group_size=2)
     assert [text[0] for text in rollout_texts(made, rollout, examples)] == ["3", "3", "1", "1"]

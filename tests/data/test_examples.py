@@ -47,7 +47,7 @@ def test_completions_are_cut_at_the_first_end_token():
 def test_groups_are_neighbours_and_keyed_by_example():
     tokenizer = task_tokenizer(("a", "b"))
     items = [Example(prompt=text, solution="", columns={"n": len(text)}) for text in ("a", "bb", "ab")]
-    examples = Examples.of(items, tokenizer, tokenizer.eos_token_id, room=2)
+    examples = Examples.of(items, tokenizer, tokenizer.eos_token_id, max_prompt_tokens=2)
     prompts = examples.prompts([2, 0], group_size=2)
     assert prompts.prompt_N.tolist() == [2, 2, 0, 0]
     assert prompts.sample_N.tolist() == [0, 1, 0, 1]
@@ -58,17 +58,19 @@ def test_groups_are_neighbours_and_keyed_by_example():
 def test_a_prompt_longer_than_its_room_is_refused():
     tokenizer = task_tokenizer(("a",))
     with pytest.raises(UserError, match="3 tokens, the model leaves room for 2"):
-        Examples.of([Example(prompt="aaa", solution="", columns={})], tokenizer, tokenizer.eos_token_id, room=2)
+        Examples.of(
+            [Example(prompt="aaa", solution="", columns={})], tokenizer, tokenizer.eos_token_id, max_prompt_tokens=2
+        )
 
 
 def test_prompts_of_a_batch_have_one_of_a_few_widths():
     tokenizer = task_tokenizer(("1",))
     lengths = [3, 15, 16, 17, 40, 41]
     items = [Example(prompt="1" * length, solution="1", columns={}) for length in lengths]
-    examples = Examples.of(items, tokenizer, tokenizer.eos_token_id, room=50)
+    examples = Examples.of(items, tokenizer, tokenizer.eos_token_id, max_prompt_tokens=50)
     widths = [examples.prompts([index], 2).tokens_NP.shape[1] for index in range(len(items))]
     assert widths == [16, 16, 16, 32, 41, 41]  # multiples of 16, or the longest of all
     prompts = examples.prompts([0, 3], 1)
     assert prompts.attention_NP.sum(1).tolist() == [3, 17]
-    same = Examples.of(items[:1], tokenizer, tokenizer.eos_token_id, room=50)
+    same = Examples.of(items[:1], tokenizer, tokenizer.eos_token_id, max_prompt_tokens=50)
     assert bool(same.prompts([0], 2).attention_NP.all())

@@ -28,7 +28,10 @@ _FORMATS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Code(FileTask):
-    """Problems from files of lines as HumanEval or MBPP write them; every line may be of either kind."""
+    """Programming problems from JSON lines as HumanEval or MBPP write them; each line may be of either kind.
+
+    The reward runs a completion's program against the tests inside a sandbox (docs/code.md).
+    """
 
     name: ClassVar[str] = "code"
     max_new_tokens: ClassVar[int] = 512
@@ -48,7 +51,7 @@ class Code(FileTask):
         return examples
 
     def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
-        """1.0 for a program that passes all tests, else 0.0."""
+        """1.0 for a program that passes all tests within the limits, else 0.0."""
         stubs, references, names, tests = (
             column(columns, name, completions) for name in ("stub", "reference", "names", "tests")
         )
@@ -66,11 +69,11 @@ class Code(FileTask):
         return [float(text is not None and next(verdicts).status == "passed") for text in programs]
 
     def well_formed(self, completion: str) -> bool:
-        """Tell whether Python can parse the program that a completion gives, or takes it for the body of a function."""
+        """Whether a completion's program parses as Python, as a whole or as the body of a function."""
         return program(completion, "def solution():\n", "solution") is not None
 
     def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
-        """Give "solved" (all tests pass) and "parses" (see well_formed)."""
+        """ "solved" (all tests pass) and "parses" (see well_formed)."""
         return {
             "solved": self.rewards(prompts, completions, **columns),
             "parses": [float(self.well_formed(completion)) for completion in completions],

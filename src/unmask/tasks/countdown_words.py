@@ -1,4 +1,4 @@
-"""Countdown as published evaluations ask for it: in words, with room to reason, the expression in a box."""
+"""Countdown in words, as published evaluations pose it: reasoning is free, the expression stands in a box."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BRACKETS = str.maketrans("[]{}", "()()")
 
 @dataclass(frozen=True, kw_only=True)
 class CountdownWords(Task):
-    """Countdown puzzles in words: "Numbers: [3, 7, 12]", "Target: 57"."""
+    """Countdown puzzles in words, for models with a tokenizer: "Numbers: [3, 7, 12]", "Target: 57"."""
 
     name: ClassVar[str] = "countdown-words"
     max_new_tokens: ClassVar[int] = 256
@@ -47,21 +47,24 @@ class CountdownWords(Task):
         _ = self._puzzles  # refuses what Countdown refuses
 
     def examples(self, split: str, count: int, seed: int) -> list[Example]:
-        """The puzzles of Countdown, put into words. See Task.examples."""
+        """The puzzles of Countdown, worded. See Task.examples."""
         return [_worded(example) for example in self._puzzles.examples(split, count, seed)]
 
     def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
-        """1.0 for an expression of each number once that is the target, else 0.0; by d1, 1, 0.1 or 0."""
+        """1.0 for an expression that uses each number once and equals the target, else 0.0.
+
+        With scoring d1 its published training reward: 1.0, 0.1 for an answer that is wrong, 0.0 without one.
+        """
         if self.scoring == "corrected":
             return self._solved(completions, columns)
         return [d1.countdown_reward(*puzzle) for puzzle in _puzzles(completions, columns)]
 
     def well_formed(self, completion: str) -> bool:
-        """Tell whether the answer is one expression that has a value."""
+        """Whether the answer is one expression that has a value."""
         return is_expression(expression_of(completion))
 
     def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
-        """Give "solved": the expression uses each number once and is the target."""
+        """ "solved": the expression uses each number once and equals the target."""
         return {"solved": self._solved(completions, columns)}
 
     def _solved(self, completions: list[str], columns: Mapping[str, list[Any]]) -> list[float]:
@@ -74,14 +77,16 @@ class CountdownWords(Task):
 
 
 def is_solved_in_words(completion: str, given: list[int], target: int) -> bool:
-    """Tell whether the answer of a completion uses each number once and is exactly the target."""
+    """Whether a completion's answer uses each given number once and equals the target exactly."""
     return is_solved(expression_of(completion), given, target)
 
 
 def expression_of(completion: str) -> str:
     """The expression that a completion gives as its answer, in plain signs; of an equation, its first expression.
 
-    Without tags or a box, all of the completion is the answer.
+    Without <answer> tags or a box, the whole completion is the answer.
+
+        expression_of(r"so \\boxed{3 \\times (7+12) = 57}")  # "3 * (7+12)"
     """
     answer = final_answer(completion, ("answer", "boxed"))
     text = before_end(completion) if answer is None else answer

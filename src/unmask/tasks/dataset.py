@@ -1,4 +1,4 @@
-"""The user's own prompts, with answers to check or without."""
+"""The user's own prompts, with reference answers to compare with or without."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ _ARGUMENTS = ("self", "prompts", "completions")  # of reward functions: no colum
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset(RowsTask):
-    """Rows of a file or of a Hub data set; columns that are neither prompt nor completion go to rewards as they are."""
+    """Rows of a file or of a Hub data set: prompts, optionally completions and reference answers.
+
+    All columns but prompt and completion are passed to the reward functions.
+    """
 
     name: ClassVar[str] = "dataset"
 
@@ -43,7 +46,7 @@ class Dataset(RowsTask):
 
     @property
     def verifies(self) -> bool:
-        """Whether there are answers to compare with."""
+        """Whether there are reference answers to compare with."""
         return self.answer_kind != "none"
 
     def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
@@ -56,14 +59,14 @@ class Dataset(RowsTask):
         return self._right(completions, columns)
 
     def well_formed(self, completion: str) -> bool:
-        """Tell whether a completion states a number, where that is asked for; else, whether it says anything."""
+        """Whether a completion states a number, where answer_kind is number; else whether it holds any text."""
         if self.answer_kind != "number":
             return bool(before_end(completion).strip())
         answer = final_answer(completion, (*DECLARED, "number"))
         return answer is not None and quantity(answer) is not None
 
     def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
-        """Give "solved": the answer is right; nothing where answer_kind is none."""
+        """ "solved": the answer is right; empty where answer_kind is none."""
         return {"solved": self._right(completions, columns)} if self.verifies else {}
 
     def _right(self, completions: list[str], columns: Mapping[str, list[Any]]) -> list[float]:

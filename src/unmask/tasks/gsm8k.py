@@ -1,4 +1,4 @@
-"""GSM8K (arXiv 2110.14168): school problems in words whose answer is a number."""
+"""GSM8K (arXiv 2110.14168): grade-school word problems whose answer is a number."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CALCULATOR_NOTE = re.compile(r"<<[^<>]*>>")
 
 @dataclass(frozen=True, kw_only=True)
 class GSM8K(FileTask):
-    """Problems from files of lines {"question": "...", "answer": "steps #### 42"}."""
+    """GSM8K problems from JSON lines {"question": "...", "answer": "steps #### 42"}."""
 
     name: ClassVar[str] = "gsm8k"
     max_new_tokens: ClassVar[int] = 256
@@ -37,7 +37,7 @@ class GSM8K(FileTask):
         check_scoring(self.scoring)
 
     def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
-        """1.0 for the right number, else 0.0; by d1, the sum of its five rewards."""
+        """1.0 for the right number, else 0.0; with scoring d1, the sum of its five published rewards."""
         if self.scoring == "corrected":
             return self._solved(completions, columns)
         answers = [str(answer).split("####")[-1].strip() for answer in column(columns, "answer", completions)]
@@ -45,12 +45,12 @@ class GSM8K(FileTask):
         return [sum(d1.gsm8k_rewards(completion, answer).values()) for completion, answer in scored]
 
     def well_formed(self, completion: str) -> bool:
-        """Tell whether a completion states a number as its answer."""
+        """Whether a completion declares a number as its answer."""
         answer = final_answer(completion, DECLARED)
         return answer is not None and quantity(answer) is not None
 
     def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
-        """Give "solved": the answer is the right number."""
+        """ "solved": the answer is the right number."""
         return {"solved": self._solved(completions, columns)}
 
     def _solved(self, completions: list[str], columns: Mapping[str, list[Any]]) -> list[float]:

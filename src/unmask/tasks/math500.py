@@ -21,7 +21,7 @@ _INSTRUCTION = "Solve the math problem; write the answer in LaTeX and as simple 
 
 @dataclass(frozen=True, kw_only=True)
 class Math500(FileTask):
-    """Problems from files of lines {"problem": "...", "answer": "\\\\frac{1}{2}"}; "solution" is read if there."""
+    """MATH-500 problems from JSON lines {"problem": "...", "answer": "\\\\frac{1}{2}"}; "solution" is read if there."""
 
     name: ClassVar[str] = "math500"
     max_new_tokens: ClassVar[int] = 512
@@ -35,18 +35,18 @@ class Math500(FileTask):
         check_scoring(self.scoring)
 
     def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
-        """1.0 for what is the same as the reference answer, else 0.0; by d1, the sum of its two rewards."""
+        """1.0 for an answer equivalent to the reference, else 0.0; with scoring d1, the sum of its two rewards."""
         if self.scoring == "corrected":
             return self._solved(completions, columns)
         pairs = zip(completions, column(columns, "answer", completions), strict=True)
         return [sum(d1_math.math_rewards(*pair).values()) for pair in pairs]
 
     def well_formed(self, completion: str) -> bool:
-        """Tell whether a completion states an answer."""
+        """Whether a completion declares an answer."""
         return final_answer(completion) is not None
 
     def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
-        """Give "solved": the answer is the same mathematics as the reference."""
+        """ "solved": the answer is mathematically equivalent to the reference."""
         return {"solved": self._solved(completions, columns)}
 
     def _solved(self, completions: list[str], columns: Mapping[str, list[Any]]) -> list[float]:

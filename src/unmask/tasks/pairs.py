@@ -1,4 +1,4 @@
-"""The user's preference data: for each prompt, a completion that was chosen and one that was rejected."""
+"""The user's preference data: for each prompt, a chosen and a rejected completion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from unmask.validation import setting
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs(RowsTask):
-    """Rows {"prompt", "chosen", "rejected"}; without a prompt, chosen and rejected are conversations that share it."""
+    """Preference rows {"prompt", "chosen", "rejected"}, for VRPO; the completions of an example are its `ranked` ones.
+
+    Without a prompt column, chosen and rejected are conversations that share all messages but the last.
+    """
 
     name: ClassVar[str] = "pairs"
     verifies: ClassVar[bool] = False  # of a completion that is in no pair, nothing is known
@@ -24,11 +27,11 @@ class Pairs(RowsTask):
     rejected_column: str = setting("rejected", "likewise")
 
     def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
-        """Raises UserError: pairs say nothing about other completions."""
+        """Raises UserError: nothing is known of completions other than those of the pairs."""
         raise UserError("task pairs knows the given completions alone: train on them with --method vrpo")
 
     def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
-        """Give nothing: pairs say nothing about other completions."""
+        """Empty: nothing is known of completions other than those of the pairs."""
         return {}
 
     def _read(self, row: Row) -> Example:

@@ -16,7 +16,7 @@ from unmask.validation import check_range, setting
 
 @dataclass(frozen=True, kw_only=True)
 class FileTask(Task):
-    """What tasks whose problems come from files have in common."""
+    """Base of tasks whose problems come from a test file and a training file of JSON lines."""
 
     data: str | None = setting(None, "path of the test file")
     train_data: str | None = setting(None, "path of the training file")
@@ -37,7 +37,7 @@ class FileTask(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class RowsTask(Task):
-    """What tasks on the user's own rows have in common."""
+    """Base of tasks on the user's own rows, from a file or the Hugging Face Hub."""
 
     data: str | None = setting(None, "training rows: a .jsonl, .json, .csv or .parquet file, or org/name on the Hub")
     test_data: str | None = setting(None, "held-out rows, likewise; unset: a tenth of the data, chosen by prompt")

@@ -1,4 +1,4 @@
-"""The user's own rows as examples: what prompts and completions may look like, and what is held out."""
+"""The user's rows as examples: parsing of prompts and completions, train/test split, few-shot prompts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class UserData:
-    """Training rows and test rows; without test data, a tenth of the data, chosen by prompt, is held out.
+    """Training and test rows; without test data, a tenth of the rows, chosen by a hash of the prompt, is held out.
 
-    read: an example of one row; raises UserError. All others show the first `few_shot` training examples solved.
+    read: makes an example of a row; raises UserError.
+    few_shot: so many training examples are shown solved in all other prompts.
     """
 
     data: str | None
@@ -31,7 +32,7 @@ class UserData:
     few_shot: int = 0
 
     def examples(self, split: str, count: int) -> list[Example]:
-        """The first `count` of a split, in the data's order; no prompt is in both splits."""
+        """The first `count` examples of a split, in the data's order; no prompt is in both splits."""
         chosen = self._test if split == "test" else self._train
         return [with_shots(example, self._shots) for example in chosen[:count]]
 
@@ -110,21 +111,21 @@ def _without_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 
 
 def cell(row: Row, column: str) -> Any:
-    """A value that must be there."""
+    """The value of a column. Raises UserError where the row has no such column."""
     if column not in row:
         raise UserError(f"there is no column {column!r}; name one of {', '.join(row)}")
     return row[column]
 
 
 def text(value: Any, column: str) -> str:
-    """A text that says something."""
+    """A cell that must be non-empty text. Raises UserError."""
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{column} is {short_repr(value)}; write text that is not empty")
     return value
 
 
 def conversation(value: Any, column: str) -> tuple[Message, ...]:
-    """Messages of a list of {"role": ..., "content": ...}; further keys are left out."""
+    """Messages of a cell [{"role": ..., "content": ...}, ...]; other keys are dropped. Raises UserError."""
     if not isinstance(value, list) or not value:
         raise UserError(f'{column} is {short_repr(value)}; write text, or a list of {{"role": ..., "content": ...}}')
     for message in value:
@@ -134,7 +135,7 @@ def conversation(value: Any, column: str) -> tuple[Message, ...]:
 
 
 def prompt_of(value: Any, column: str) -> tuple[str, tuple[Message, ...]]:
-    """A prompt's text, and its messages where it is a conversation."""
+    """A prompt cell's (text, messages); no messages where it is plain text. Raises UserError."""
     if not isinstance(value, list):
         return text(value, column), ()
     messages = conversation(value, column)
@@ -144,7 +145,7 @@ def prompt_of(value: Any, column: str) -> tuple[str, tuple[Message, ...]]:
 
 
 def completion_of(value: Any, column: str) -> str:
-    """A completion: text, or one message of the assistant's."""
+    """A completion cell's text: plain text, or one assistant message. Raises UserError."""
     if not isinstance(value, list):
         return text(value, column)
     messages = conversation(value, column)
