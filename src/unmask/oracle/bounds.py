@@ -124,7 +124,7 @@ def estimated_logp(toy: Toy, term: Term, copies: int, seed: int, sign: float = 1
 def estimates(toy: Toy, methods: dict[str, Method], copies: int) -> dict[str, Estimate]:
     """The Estimate of every method that scores whole completions; SPG for good and for bad samples."""
     elbo, logp = exact_elbo(toy), exact_logp(toy)
-    law = logp.exp()
+    probability_U = logp.exp()
     table = {}
     for name, method in methods.items():
         term = method.terms(toy.eos_id)[0]
@@ -134,10 +134,10 @@ def estimates(toy: Toy, methods: dict[str, Method], copies: int) -> dict[str, Es
             value = estimated_logp(toy, term, copies, 0, sign)
             mean = value.mean(1)
             table[label] = Estimate(
-                mean=float(law @ mean),
-                to_elbo=float(law @ (mean - elbo)),
-                to_logp=float(law @ (mean - logp)),
-                deviation=float((law @ value.var(1)).sqrt()),
-                above=float(law @ (mean > logp).double()),
+                mean=float(probability_U @ mean),
+                to_elbo=float(probability_U @ (mean - elbo)),
+                to_logp=float(probability_U @ (mean - logp)),
+                deviation=float((probability_U @ value.var(1)).sqrt()),
+                above=float(probability_U @ (mean > logp).double()),
             )
     return table

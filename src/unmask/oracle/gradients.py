@@ -72,15 +72,15 @@ def gradient_batches(
     draw = Sampler(
         max_new_tokens=LENGTH, block_length=LENGTH, steps=LENGTH, temperature=1.0, unmasking=SAMPLERS[sampler][0]
     )
-    asked = prompts(groups * group_size, group_size)
+    samples = prompts(groups * group_size, group_size)
     rows, forwards = [], 0
     for batch in range(batches):
         uniforms = Uniforms().key("oracle", seed, batch)
-        rollout = draw(toy, asked, uniforms, record=record_of(terms), group_size=group_size)
+        rollout = draw(toy, samples, uniforms, record=record_of(terms), group_size=group_size)
         parts = [_term_gradient(toy, term, rollout, uniforms) for term in terms]
         rows.append(torch.stack([gradient for gradient, _ in parts]).sum(0))
         forwards = sum(count for _, count in parts)
-    return torch.stack(rows), forwards / len(asked.prompt_N)
+    return torch.stack(rows), forwards / len(samples.prompt_N)
 
 
 def compare(gradient_BD: Tensor, exact_D: Tensor, *, groups: int, group_size: int, forwards: float) -> Bias:

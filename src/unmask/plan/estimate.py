@@ -29,7 +29,7 @@ class Memory:
     old: int
     moments: int
     gradients: int
-    records: int  # rollout, recorded states, questions
+    records: int  # rollout, recorded states, scoring batches
     rollout: int
     update: int  # gradients are part of it where the first backward pass makes them
     optimizer: int
@@ -193,14 +193,14 @@ def _memory(settings: PlanSettings, terms: tuple[Term, ...], work: Work, size: S
     ]
     # AdamW takes all weights at once and holds a root of their moments; several ranks send one flat copy of a copy.
     temporary = size.trained_bytes * (2 if gpus.count > 1 else 1)
-    questions = sum(term.question_bytes for term in work.terms) * work.updates
+    batches = sum(term.batch_bytes for term in work.terms) * work.updates
     return Memory(
         weights=size.weight_bytes,
         reference=copied,
         old=size.weight_bytes if keeps_old else 0,
         moments=2 * size.trained_bytes,
         gradients=size.trained_bytes,
-        records=work.record_bytes + questions,
+        records=work.record_bytes + batches,
         rollout=max(peak_bytes(settings.model, train, each) for each in denoising),
         update=max(peak_bytes(settings.model, train, each) for each in passes),
         optimizer=temporary,

@@ -107,8 +107,8 @@ def size_of(model: str, weights: str, lora_rank: int) -> Size:
 
     matrices = [name for name, weight in named.items() if weight.ndim > 1 and "embed_tokens" not in name]
     adapters = [name for name in matrices if ".lora_" in name]
-    asked = f"layers.{config.num_hidden_layers - 1}." if denoiser.queries_last_layer else "none"
-    last = [name for name in matrices if name.startswith(asked) and "k_proj" not in name and "v_proj" not in name]
+    last_layer = f"layers.{config.num_hidden_layers - 1}." if denoiser.queries_last_layer else "none"
+    last = [name for name in matrices if name.startswith(last_layer) and "k_proj" not in name and "v_proj" not in name]
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Size(
         parameters=sum(weight.numel() for name, weight in denoiser.named_parameters() if ".lora_" not in name),

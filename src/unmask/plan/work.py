@@ -41,7 +41,7 @@ class TermWork:
     separable: tuple[
         bool, bool
     ]  # whether the head's gradient is made with its logits: in the first update, in later ones
-    question_bytes: int
+    batch_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +216,7 @@ def _term_work(term: Term, dry: Rollout, prompts: int, micro_batch: int) -> Term
         without_gradient=(first + again, later + again),
         blended=term.blend is not None,
         separable=(term.is_separable(old_is_now=True), term.is_separable(old_is_now=False)),
-        question_bytes=prompts * _bytes_of(batch),
+        batch_bytes=prompts * _bytes_of(batch),
     )
 
 

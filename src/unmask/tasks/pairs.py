@@ -40,10 +40,10 @@ class Pairs(RowsTask):
         prompt, messages = prompt_of(shared or cell(row, self.prompt_column), self.prompt_column)
         if shared:
             chosen, rejected = chosen[-1:], rejected[-1:]
-        given = completion_of(chosen, self.chosen_column), completion_of(rejected, self.rejected_column)
-        if given[0] == given[1]:
+        pair = completion_of(chosen, self.chosen_column), completion_of(rejected, self.rejected_column)
+        if pair[0] == pair[1]:
             raise UserError(f"{self.chosen_column} and {self.rejected_column} are the same; remove the row")
-        return Example(prompt=prompt, solution=given[0], columns={}, messages=messages, ranked=given)
+        return Example(prompt=prompt, solution=pair[0], columns={}, messages=messages, ranked=pair)
 
     def _shared(self, chosen: Any, rejected: Any) -> list[Any]:
         """The messages before the last of two whole conversations, which must agree; none where there is one each."""

@@ -59,8 +59,8 @@ class Checker:
         """Whether each (reference, answer) pair is mathematically equivalent, in order."""
         tidy = [(_tidy(reference), _tidy(answer)) for reference, answer in pairs]
         # A group of completions often agrees: each different pair is compared once.
-        asked = list(dict.fromkeys(pair for pair in tidy if _needs_comparison(*pair)))
-        known = dict(zip(asked, self._compare(asked), strict=True)) if asked else {}
+        compared = list(dict.fromkeys(pair for pair in tidy if _needs_comparison(*pair)))
+        known = dict(zip(compared, self._compare(compared), strict=True)) if compared else {}
         return [known.get(pair, pair[0] == pair[1] != "") for pair in tidy]
 
     def _compare(self, pairs: list[tuple[str, str]]) -> list[bool]:
