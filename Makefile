@@ -31,8 +31,8 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run.py
 	-$(BIN)/python benchmarks/main_job.py --steps 10
 
-check-gpu: $(VENV)/.installed
-	$(BIN)/python tools/check_gpu.py
+check-gpu: $(VENV)/.installed-test
+	$(BIN)/pytest -m gpu tests/gpu
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)

@@ -24,7 +24,7 @@ from typing import Any
 import allocator
 
 BAR = 1.5
-_PARTS = ("rollout", "scoring in a thread", "scoring", "update_batches", "update", "the rest")
+_PARTS = ("rollout", "scoring in a thread", "scoring", "update batches", "update", "the rest")
 _WITHIN = {  # what is not a forward or backward, and where it is called
     "rollout: draws": ("unmask.sampling.proposals", "Propose", "_propose"),
     "rollout: unmasking rule": ("unmask.sampling.block", "Block", "_commit"),
@@ -70,15 +70,15 @@ class Watch:
         source, policy, denoiser = type(trainer.source), type(trainer.policy), type(trainer.policy.denoiser)
         whole = denoiser.forward
 
-        def noted(module: Any, tokens: Any, attention: Any, asked: Any, *others: Any, **options: Any) -> Any:
-            self.forwards.append((tokens, attention, asked, torch.is_grad_enabled()))
-            return whole(module, tokens, attention, asked, *others, **options)
+        def noted(module: Any, tokens: Any, attention: Any, query: Any, *others: Any, **options: Any) -> Any:
+            self.forwards.append((tokens, attention, query, torch.is_grad_enabled()))
+            return whole(module, tokens, attention, query, *others, **options)
 
         changed = [
             (source, "rollout", "rollout"),
             (_Ahead, "_score", "scoring in a thread"),
             (source, "scored", "scoring"),
-            (policy, "update_batches", "update_batches"),
+            (policy, "prepare", "update batches"),
             (policy, "update", "update"),
             *((getattr(import_module(module), owner), name, part) for part, (module, owner, name) in _WITHIN.items()),
         ]
@@ -98,10 +98,10 @@ def bare(denoiser: Any, forwards: list[tuple[Any, ...]]) -> dict[str, float]:
     import torch
 
     seconds = {"rollout": 0.0, "update": 0.0}
-    for tokens, attention, asked, trained in forwards:
+    for tokens, attention, query, trained in forwards:
         start = time.process_time()
         with torch.set_grad_enabled(trained):
-            (logits,) = denoiser(tokens, attention, asked, lambda logits, _: (logits,))
+            (logits,) = denoiser(tokens, attention, query, lambda logits, _: (logits,))
             if trained:
                 logits.sum().backward()
         seconds["update" if trained else "rollout"] += time.process_time() - start

@@ -92,18 +92,18 @@ def _spg_trainer(peers: Checkouts, sizes: Sizes) -> Any:
     return as_self(functions, args=arguments)
 
 
-def spg_views(peers: Checkouts, tokens_NL: Tensor, sizes: Sizes) -> Tensor:
+def spg_masked(peers: Checkouts, tokens_NL: Tensor, sizes: Sizes) -> Tensor:
     """The masked inputs [N, rows, L] that SPG's code draws, always the same."""
     prompt_L = torch.arange(tokens_NL.shape[1]) < sizes.prompt
     ones_NC = torch.ones_like(tokens_NL[:, sizes.prompt :])
-    views_NRL, _ = _spg_trainer(peers, sizes).forward_process(
+    masked_NRL, _ = _spg_trainer(peers, sizes).forward_process(
         tokens_NL, prompt_L, sizes.mask_id, seed=0, completion_mask=ones_NC
     )
-    return views_NRL
+    return masked_NRL
 
 
 def spg_loss(peers: Checkouts, network: PeerView, tokens_NL: Tensor, advantage_N: Tensor, sizes: Sizes) -> Loss:
-    """SPGTrainer.compute_loss, its own masks drawn with the seed of `spg_views`."""
+    """SPGTrainer.compute_loss, its own masks drawn with the seed of `spg_masked`."""
     inputs = {
         "prompt_ids": tokens_NL[:, : sizes.prompt],
         "prompt_mask": torch.ones_like(tokens_NL[:, : sizes.prompt]),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import plain
-from cases import Build, Case, Check, Comparison, Verdict
+from core import Build, Case, Check, Comparison, Verdict
 from peer_samplers import (
     FAST_DLLM,
     d1_generate,

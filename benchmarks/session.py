@@ -10,10 +10,9 @@ from rich.console import Console
 
 import rollouts
 import updates
-from cases import Build, Case
+from core import Build, Case, compare, extra_megabytes, extra_megabytes_elsewhere
 from peers import Checkouts
 from table import Row, judge
-from timing import compare, extra_megabytes, extra_megabytes_elsewhere
 
 _SEPARATOR = "::"  # between case and variant
 

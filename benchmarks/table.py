@@ -12,9 +12,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cases import Comparison, Verdict
+from core import Comparison, Timed, Verdict
 from rollouts import MEMORY_ROWS
-from timing import Timed
 
 _LEGEND = (
     "In brackets: the baseline's seconds and MB, and the range of the rounds' ratios. Extra MB: of rollouts, at "

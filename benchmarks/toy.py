@@ -112,13 +112,13 @@ class PlantedDenoiser(Denoiser):
 
     ends_N: Tensor
 
-    def forward(self, tokens_FL: Tensor, attention_FL: Any, query_FA: Tensor, answer: Any, **options: Any) -> Any:
-        """As the denoiser's own, the end-of-sequence token all but certain from the end of the answer on."""
+    def forward(self, tokens_FL: Tensor, attention_FL: Any, query_FA: Tensor, reducer: Any, **options: Any) -> Any:
+        """As the denoiser's own; the end-of-sequence token is all but certain from the end of the answer on."""
         ended_Q = (query_FA >= self.ends_N[tokens_FL[:, 0]][:, None]).flatten()
 
         def planted(logits_CV: Tensor, chunk: slice) -> tuple[Tensor, ...]:
             logits_CV[:, self.eos_id] += CERTAIN * ended_Q[chunk]
-            return answer(logits_CV, chunk)
+            return reducer(logits_CV, chunk)
 
         return super().forward(tokens_FL, attention_FL, query_FA, planted, **options)
 

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 import plain
-from cases import Build, Case, Comparison, Verdict
-from memory import logits_megabytes
-from peer_updates import d1_loss, mdpo_loss, spg_loss, spg_views, tracerl_loss
+from batches import diffu_grpo_batch, rollout_of, scoring_batch_of, update_batch
+from core import Build, Case, Comparison, Verdict, logits_megabytes
+from peer_updates import d1_loss, mdpo_loss, spg_loss, spg_masked, tracerl_loss
 from peers import Checkouts
-from questions import rollout_of, token_question, update_batch, views_of
 from toy import PeerView, Sizes, toy_denoiser
 from unmask.methods import MDPO, SPG, DiffuGRPO, TraceRL
 from unmask.objective import likelihood
@@ -30,7 +29,7 @@ SMALL = Sizes(vocabulary=2_048, rows=6, prompt=128, completion=256)  # its share
 _TOLERANCE = 1e-5  # of a gradient, relative to the largest entry of each parameter's
 _LOGITS = 64.0  # MB: one chunk of logits
 _PROMPT_MASK = 0.15
-_CREDIT = (0.5, -0.5, 0.75, -0.25, -0.75, 0.25)  # advantages of the six samples
+_ADVANTAGES = (0.5, -0.5, 0.75, -0.25, -0.75, 0.25)  # advantages of the six samples
 
 Loss = Callable[[], Tensor]
 
@@ -54,7 +53,7 @@ class Bench:
         completion_NC = torch.randint(sizes.eos_id, (sizes.rows, sizes.completion), generator=generator)
         self.tokens_NL = torch.cat([prompt_P.expand(sizes.rows, -1), completion_NC], dim=1)
         self.region_L = torch.arange(self.tokens_NL.shape[1]) >= sizes.prompt
-        self.advantage_N = torch.tensor(_CREDIT)
+        self.advantage_N = torch.tensor(_ADVANTAGES)
         self.uniform_NL = torch.rand(self.tokens_NL.shape, generator=generator)  # for masks, confidences, old scores
         parameters = list(self.denoiser.parameters())
         self.policy = Policy(
@@ -152,9 +151,9 @@ def fully_masked(bench: Bench, *, shared: bool) -> ScoringBatch:
     inputs_NL = bench.tokens_NL.masked_fill(masked_NL, bench.sizes.mask_id)
     scored_NL = bench.region_L.expand_as(inputs_NL)
     if not shared:
-        return views_of(inputs_NL, bench.tokens_NL, scored_NL, bench.advantage_N)
+        return scoring_batch_of(inputs_NL, bench.tokens_NL, scored_NL, bench.advantage_N)
     zero_R = torch.zeros(len(inputs_NL), dtype=torch.long)
-    return views_of(inputs_NL[:1], bench.tokens_NL, scored_NL, bench.advantage_N, forward_R=zero_R)
+    return scoring_batch_of(inputs_NL[:1], bench.tokens_NL, scored_NL, bench.advantage_N, forward_R=zero_R)
 
 
 def half_masked(bench: Bench) -> tuple[Tensor, Tensor]:
@@ -173,10 +172,10 @@ def diffu_grpo(peers: Checkouts, sizes: Sizes, bars: Bars, *, shared: bool) -> C
     bench = Bench(sizes)
     batch = fully_masked(bench, shared=shared)
     loss = d1_loss(peers, bench.network, batch, sizes)
-    return bench.case("d1", bench.theirs(loss), bench.ours(token_question(batch)), bars)
+    return bench.case("d1", bench.theirs(loss), bench.ours(diffu_grpo_batch(batch)), bars)
 
 
-def without_credit(peers: Checkouts, sizes: Sizes, bars: Bars) -> Case:
+def equal_rewards(peers: Checkouts, sizes: Sizes, bars: Bars) -> Case:
     """A group of equal rewards: nothing to learn, no pass of ours."""
     bench = Bench(sizes)
     bench.advantage_N.zero_()
@@ -202,9 +201,9 @@ def branches(peers: Checkouts, sizes: Sizes, bars: Bars) -> Case:
     inputs_FL, masked_FL = (each[::2] for each in half_masked(bench))
     state_R = torch.arange(sizes.rows) // 2
     targets_RL = torch.where(masked_FL[state_R], bench.tokens_NL, inputs_FL[state_R])
-    batch = views_of(inputs_FL, targets_RL, masked_FL[state_R], bench.advantage_N, forward_R=state_R)
+    batch = scoring_batch_of(inputs_FL, targets_RL, masked_FL[state_R], bench.advantage_N, forward_R=state_R)
     loss = d1_loss(peers, bench.network, batch, sizes)
-    return bench.case("d1's arithmetic", bench.theirs(loss), bench.ours(token_question(batch)), bars)
+    return bench.case("d1's arithmetic", bench.theirs(loss), bench.ours(diffu_grpo_batch(batch)), bars)
 
 
 def mdpo(peers: Checkouts, sizes: Sizes, bars: Bars) -> Case:
@@ -215,7 +214,7 @@ def mdpo(peers: Checkouts, sizes: Sizes, bars: Bars) -> Case:
     # The published code divides by the masked tokens of the micro-batch, and by each sample's, plus 1e-4.
     advantage_U = bench.advantage_N * sizes.completion / (count + 1e-4)
     normalizer = torch.tensor(sizes.rows + 1e-4 / count)
-    batch = views_of(
+    batch = scoring_batch_of(
         inputs_NL, bench.tokens_NL, masked_NL, advantage_U, token_weight_RL=bench.uniform_NL * masked_NL / count
     )
     (term,) = MDPO(beta=0.0, epsilon=0.2).terms(0)
@@ -226,11 +225,11 @@ def mdpo(peers: Checkouts, sizes: Sizes, bars: Bars) -> Case:
 def spg(peers: Checkouts, sizes: Sizes, bars: Bars) -> Case:
     """SPG's compute_loss on two block-random batch a sample, mixture of bounds."""
     bench = Bench(sizes)
-    inputs_NRL = spg_views(peers, bench.tokens_NL, sizes)
+    inputs_NRL = spg_masked(peers, bench.tokens_NL, sizes)
     inputs_FL = inputs_NRL.flatten(0, 1)
     sample_R = torch.arange(sizes.rows).repeat_interleave(inputs_NRL.shape[1])
     scored_RL = (inputs_FL == sizes.mask_id) & bench.region_L
-    batch = views_of(
+    batch = scoring_batch_of(
         inputs_FL,
         bench.tokens_NL[sample_R],
         scored_RL,
@@ -253,9 +252,9 @@ def tracerl(peers: Checkouts, sizes: Sizes, bars: Bars) -> Case:
     median_N1 = bench.uniform_NL.where(masked_NL, torch.nan).nanmedian(1, keepdim=True).values
     scored_NL = masked_NL & (bench.uniform_NL < median_N1)
     with torch.no_grad():
-        plain_views = views_of(inputs_NL, bench.tokens_NL, scored_NL, bench.advantage_N)
-        old_NL = likelihood.row_logp(bench.denoiser, plain_views) + 0.2 * (bench.uniform_NL - 0.5) * scored_NL
-    batch = replace(plain_views, token_weight_RL=scored_NL / scored_NL.sum(1, keepdim=True))
+        unweighted = scoring_batch_of(inputs_NL, bench.tokens_NL, scored_NL, bench.advantage_N)
+        old_NL = likelihood.row_logp(bench.denoiser, unweighted) + 0.2 * (bench.uniform_NL - 0.5) * scored_NL
+    batch = replace(unweighted, token_weight_RL=scored_NL / scored_NL.sum(1, keepdim=True))
     (term,) = TraceRL(epsilon=0.2, beta=0.01).terms(0)
     ours = update_batch(term, batch, likelihood.unit_count(batch), old_NL)
     loss = tracerl_loss(peers, bench.network, batch, old_NL)
@@ -267,7 +266,7 @@ def against_plain(sizes: Sizes, bars: Bars, *, shared: bool) -> Case:
     bench = Bench(sizes)
     batch = fully_masked(bench, shared=shared)
     loss = partial(plain.update_loss, bench.network, batch, 0.5)
-    return bench.case("plain", bench.theirs(loss), bench.ours(token_question(batch)), bars)
+    return bench.case("plain", bench.theirs(loss), bench.ours(diffu_grpo_batch(batch)), bars)
 
 
 def peer_cases(peers: Checkouts) -> dict[str, Build]:
@@ -284,7 +283,7 @@ def peer_cases(peers: Checkouts) -> dict[str, Build]:
         cases[f"{name} diffu-GRPO, shared prompt mask"] = partial(_built, diffu_grpo, peers, sizes, one, shared=True)
         for method, build in {"MDPO": mdpo, "SPG": spg, "TraceRL": tracerl, "DiSPO branches": branches}.items():
             cases[f"{name} {method}"] = partial(_built, build, peers, sizes, Bars(at_least=others, memory_limit=limit))
-        cases[f"{name} equal rewards"] = partial(_built, without_credit, peers, sizes, Bars(at_least=50.0))
+        cases[f"{name} equal rewards"] = partial(_built, equal_rewards, peers, sizes, Bars(at_least=50.0))
     published = replace(LARGE, prompt=SMALL.prompt, completion=SMALL.completion)
     name = f"update V={LARGE.vocabulary} diffu-GRPO, prompts of 128 and 256 tokens"
     cases[name] = partial(_built, diffu_grpo, peers, published, Bars(at_least=None), shared=False)

@@ -1,4 +1,4 @@
-"""A reward of one's own: how much water likes a protein. Used by tools/study_antibody.py, and written as TRL's are."""
+"""A reward of one's own: how much water likes a protein. Used by studies/antibody.py, and written as TRL's are."""
 
 from unmask.rewards import cached
 

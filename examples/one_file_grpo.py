@@ -3,7 +3,7 @@
     python examples/one_file_grpo.py --steps 20
 
 It needs torch, transformers and a model directory, not the `unmask` library, whose sampler and update it equals given
-the same draws (tests/run/test_one_file_example.py). Twenty steps show the machinery, not the learning: batches of 16
+the same draws (tests/examples/test_one_file_grpo.py). Twenty steps show the machinery, not the learning: batches of 16
 puzzles are noisy, and the library's recipe of this method takes 300 of 32 to gain some six points (docs/results.md).
 
 How it departs from GRPO for autoregressive models:
@@ -14,9 +14,9 @@ How it departs from GRPO for autoregressive models:
    position, each without sight of the others. The ratio of PPO is a ratio of these estimates; temperature and order
    of sampling do not enter it.
 3. Prompt masks. In the estimate every prompt token is hidden with probability p, drawn afresh for each update, so
-   that several updates on one batch see several views of it.
+   that several updates on one batch see it under several masks.
 4. Old policy. Log-probs met while sampling are of partly filled canvases, hence of no use as "old" ones: those are
-   estimated with the masks of each update, before the first update. The reference is asked with the same masks.
+   estimated with the masks of each update, before the first update. The reference is scored under the same masks.
 5. Advantage. Reward minus the mean of the group, not divided by the group's standard deviation.
 
 Letters at the end of tensor names: Q puzzles, G samples each, N = Q G samples (those of one puzzle are neighbours),

@@ -6,7 +6,7 @@ import string
 import pytest
 
 from unmask.cli.main import main
-from unmask.data.chat import ChatSettings, continuation, render_prompt
+from unmask.data.chat import ChatSettings, render_completion, render_prompt
 from unmask.data.example import Example
 from unmask.data.examples import Examples, encode_completions, guess_texts, rollout_texts
 from unmask.data.tokenization import encode, task_tokenizer
@@ -58,7 +58,7 @@ def example(prompt="hi", *messages, **fields):
         (example("x", turn("user", "a"), turn("assistant", "b")), {"prefill": "c"}, "<user>a<end><assistant>bc", "bc"),
     ],
 )
-def test_how_prompts_are_worded(item, chat, text, prefill):
+def test_render_prompt_words_prompts_by_settings(item, chat, text, prefill):
     found = render_prompt(tokenizer(), item, ChatSettings(**chat))
     assert (found.text, found.prefill) == (text, prefill)
     without = render_prompt(tokenizer(None), example(), ChatSettings(prefill="<r>"))
@@ -66,10 +66,10 @@ def test_how_prompts_are_worded(item, chat, text, prefill):
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
-def test_nothing_changes_for_embedded_models(name):
+def test_render_prompt_leaves_prompts_of_embedded_models(name):
     made = load_tokenizer(f"embedded:{name}")
     items = TASKS[name]().examples("test", 5, seed=1)
-    examples = Examples.of(items, made, made.eos_token_id, room=64)
+    examples = Examples.of(items, made, made.eos_token_id, max_prompt_tokens=64)
     assert examples.prompt_ids == encode(made, [item.prompt for item in items])
     solutions = [item.solution for item in items]
     assert encode_completions(made, items, solutions) == encode(made, solutions)
@@ -88,12 +88,12 @@ def test_nothing_changes_for_embedded_models(name):
         ("{% for", example(), {}, "chat template refuses"),
     ],
 )
-def test_what_cannot_be_worded_is_refused(template, item, chat, message):
+def test_render_prompt_refuses_what_it_cannot_word(template, item, chat, message):
     with pytest.raises(UserError, match=message):
         render_prompt(tokenizer(template), item, ChatSettings(**chat))
 
 
-def test_an_unknown_way_of_templates(capsys):
+def test_chat_settings_refuse_an_unknown_template(capsys):
     assert main(["train", "--chat.template", "always"]) == 2
     assert "chat.template 'always' is unknown: give one of auto, never" in capsys.readouterr().err
 
@@ -102,22 +102,22 @@ def test_an_unknown_way_of_templates(capsys):
     ("chat", "completion", "rest"),
     [({}, "yes", "yes<end>"), ({"prefill": "<r>"}, "<r>yes", "yes<end>"), ({"prefill": "<r>"}, "yes", "yes<end>")],
 )
-def test_what_the_model_should_write_ends_its_turn(chat, completion, rest):
+def test_render_completion_ends_the_turn(chat, completion, rest):
     settings = ChatSettings(**chat)
-    assert continuation(tokenizer(), example(), completion, settings) == rest
-    assert continuation(tokenizer(None), example(), completion, settings) == "yes"
+    assert render_completion(tokenizer(), example(), completion, settings) == rest
+    assert render_completion(tokenizer(None), example(), completion, settings) == "yes"
     rows = encode_completions(tokenizer(), [example()], [completion], settings)
     assert rows == encode(tokenizer(), [rest])
 
 
-def test_a_template_that_words_answered_prompts_otherwise_is_refused():
+def test_render_completion_refuses_templates_that_reword_answered_prompts():
     thinking = TEMPLATE.replace("<assistant>{% endif", "<assistant><think>{% endif")
     with pytest.raises(UserError, match="changes prompt 'hi'"):
-        continuation(tokenizer(thinking), example(), "yes", ChatSettings())
+        render_completion(tokenizer(thinking), example(), "yes", ChatSettings())
 
 
 @pytest.mark.parametrize("where", ["chat_template.jinja", "tokenizer_config.json"])
-def test_templates_of_checkpoints_survive_a_round_trip(tmp_path, where):
+def test_chat_template_survives_a_checkpoint_round_trip(tmp_path, where):
     first, second = tmp_path / "first", tmp_path / "second"
     tokenizer(TEMPLATE if where.endswith("jinja") else None).save_pretrained(first)
     (first / "config.json").write_text("{}")
@@ -133,7 +133,7 @@ def test_templates_of_checkpoints_survive_a_round_trip(tmp_path, where):
         assert encode(made, ["<user>hi"]) == encode(tokenizer(), ["<user>hi"])
 
 
-def test_scorers_read_the_prefill_in_front(monkeypatch):
+def test_examples_texts_begin_with_the_prefill(monkeypatch):
     read = []
     task = TASKS["sudoku"]
     original = task.rewards, task.metrics
@@ -164,14 +164,14 @@ def test_scorers_read_the_prefill_in_front(monkeypatch):
     )
 
 
-def test_each_text_has_the_prefill_of_its_own_example():
+def test_examples_texts_have_the_prefill_of_their_own_example():
     trainer = build_trainer(build(Recipe, {"train": {"examples": 4}, "evaluation": {"examples": 2}}))
     made = trainer.tokenizer
     items = [
         example("x", turn("user", item.prompt[:8]), turn("assistant", start))
         for item, start in zip(trainer.source.examples.items, "1234", strict=True)
     ]
-    examples = Examples.of(items, made, trainer.source.examples.eos_id, room=16)
+    examples = Examples.of(items, made, trainer.source.examples.eos_id, max_prompt_tokens=16)
     prompts = examples.prompts([2, 0], 2)
     rollout = trainer.sampler(trainer.policy.denoiser.eval(), prompts, trainer.uniforms, EveryStep(), group_size=2)
     assert [text[0] for text in rollout_texts(made, rollout, examples)] == ["3", "3", "1", "1"]

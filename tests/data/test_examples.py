@@ -11,7 +11,7 @@ from unmask.tasks import TASKS
 
 
 @pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task().vocabulary])
-def test_every_prompt_and_solution_survives_the_tokenizer(name):
+def test_task_tokenizer_round_trips_every_prompt_and_solution(name):
     task = TASKS[name]()
     tokenizer = task_tokenizer(task.vocabulary)
     items = task.examples("train", 50, seed=3)
@@ -21,33 +21,33 @@ def test_every_prompt_and_solution_survives_the_tokenizer(name):
     assert max(len(row) for row in encode(tokenizer, [item.solution for item in items])) <= task.max_new_tokens
 
 
-def test_a_number_is_one_token():
+def test_task_tokenizer_makes_a_number_one_token():
     tokenizer = task_tokenizer(("1", "2", "12", "+"))
     assert encode(tokenizer, ["12+2", "1+12"]) == [[2, 3, 1], [0, 3, 2]]
 
 
 @pytest.mark.parametrize("text", ["", "1x", "½"])
-def test_text_that_cannot_be_spelt_is_refused(text):
+def test_encode_refuses_text_that_cannot_be_spelt(text):
     with pytest.raises(UserError, match="cannot spell"):
         encode(task_tokenizer(("1", "2")), [text])
 
 
-def test_left_padding():
+def test_left_pad_pads_on_the_left():
     tokens, attention = left_pad([[1, 2, 3], [4]], pad_id=9)
     assert tokens.tolist() == [[1, 2, 3], [9, 9, 4]]
     assert attention.tolist() == [[True] * 3, [False, False, True]]
 
 
-def test_completions_are_cut_at_the_first_end_token():
+def test_completion_texts_are_cut_at_the_first_end_token():
     tokenizer = task_tokenizer(("a", "b"))
     end = tokenizer.eos_token_id
     assert completion_texts(tokenizer, [[0, 1, end, 0], [end, 0, 0, 0], [0, 0, 1, 1]], end) == ["ab", "", "aabb"]
 
 
-def test_groups_are_neighbours_and_keyed_by_example():
+def test_examples_prompts_puts_groups_next_to_each_other_keyed_by_example():
     tokenizer = task_tokenizer(("a", "b"))
     items = [Example(prompt=text, solution="", columns={"n": len(text)}) for text in ("a", "bb", "ab")]
-    examples = Examples.of(items, tokenizer, tokenizer.eos_token_id, room=2)
+    examples = Examples.of(items, tokenizer, tokenizer.eos_token_id, max_prompt_tokens=2)
     prompts = examples.prompts([2, 0], group_size=2)
     assert prompts.prompt_N.tolist() == [2, 2, 0, 0]
     assert prompts.sample_N.tolist() == [0, 1, 0, 1]
@@ -55,20 +55,22 @@ def test_groups_are_neighbours_and_keyed_by_example():
     assert examples.columns([2, 0], 2) == {"n": [2, 2, 1, 1]}
 
 
-def test_a_prompt_longer_than_its_room_is_refused():
+def test_examples_of_refuses_prompts_that_are_too_long():
     tokenizer = task_tokenizer(("a",))
     with pytest.raises(UserError, match="3 tokens, the model leaves room for 2"):
-        Examples.of([Example(prompt="aaa", solution="", columns={})], tokenizer, tokenizer.eos_token_id, room=2)
+        Examples.of(
+            [Example(prompt="aaa", solution="", columns={})], tokenizer, tokenizer.eos_token_id, max_prompt_tokens=2
+        )
 
 
-def test_prompts_of_a_batch_have_one_of_a_few_widths():
+def test_examples_prompts_have_one_of_a_few_widths():
     tokenizer = task_tokenizer(("1",))
     lengths = [3, 15, 16, 17, 40, 41]
     items = [Example(prompt="1" * length, solution="1", columns={}) for length in lengths]
-    examples = Examples.of(items, tokenizer, tokenizer.eos_token_id, room=50)
+    examples = Examples.of(items, tokenizer, tokenizer.eos_token_id, max_prompt_tokens=50)
     widths = [examples.prompts([index], 2).tokens_NP.shape[1] for index in range(len(items))]
     assert widths == [16, 16, 16, 32, 41, 41]  # multiples of 16, or the longest of all
     prompts = examples.prompts([0, 3], 1)
     assert prompts.attention_NP.sum(1).tolist() == [3, 17]
-    same = Examples.of(items[:1], tokenizer, tokenizer.eos_token_id, room=50)
+    same = Examples.of(items[:1], tokenizer, tokenizer.eos_token_id, max_prompt_tokens=50)
     assert bool(same.prompts([0], 2).attention_NP.all())

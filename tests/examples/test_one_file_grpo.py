@@ -54,7 +54,7 @@ def rollout_of(trainer):
     return trainer.source.rollout(trainer.policy, PUZZLES, uniforms), uniforms
 
 
-def test_it_stands_alone_and_is_short():
+def test_one_file_grpo_stands_alone_and_is_short():
     text = FILE.read_text()
     names = set()
     for node in ast.walk(ast.parse(text)):
@@ -66,7 +66,7 @@ def test_it_stands_alone_and_is_short():
     assert len(text.splitlines()) < 300
 
 
-def test_puzzles_and_verifier_are_the_librarys(example, trainer):
+def test_one_file_grpo_puzzles_and_verifier_are_the_librarys(example, trainer):
     assert sorted(example.full_grids()) == list(solution_grids())
     torch.manual_seed(0)
     puzzles = [example.draw_puzzle(list(solution_grids())) for _ in range(200)]
@@ -84,7 +84,7 @@ def test_puzzles_and_verifier_are_the_librarys(example, trainer):
     assert 0 < sum(verdicts) < len(verdicts)
 
 
-def test_sampler_draws_the_librarys_tokens(example, trainer):
+def test_one_file_grpo_sampler_draws_the_librarys_tokens(example, trainer):
     rollout, uniforms = rollout_of(trainer)
     model, _ = example.load(example.EMBEDDED_MODEL)
     key = uniforms.key("sample", rollout.prompt_N[:, None], rollout.sample_N[:, None])
@@ -100,7 +100,7 @@ def test_sampler_draws_the_librarys_tokens(example, trainer):
     assert torch.equal(tokens_NL, rollout.tokens_NL)
 
 
-def test_rewards_of_tokens_are_the_librarys(example, trainer):
+def test_one_file_grpo_rewards_are_the_librarys(example, trainer):
     rollout, _ = rollout_of(trainer)
     items = [trainer.source.examples.items[index] for index in PUZZLES for _ in range(GROUP)]
     solutions_NC = torch.tensor(encode(trainer.tokenizer, [item.solution for item in items]))
@@ -115,7 +115,7 @@ def test_rewards_of_tokens_are_the_librarys(example, trainer):
 
 
 @pytest.mark.parametrize("updates", [1, 2])
-def test_updates_are_the_librarys(example, trainer, updates):
+def test_one_file_grpo_updates_are_the_librarys(example, trainer, updates):
     """Given the library's completions and prompt masks; the second update has ratios beyond the clip range.
 
     AdamW divides gradients by their size plus epsilon: with the usual 1e-8, those too that are rounding.
@@ -169,7 +169,7 @@ def test_updates_are_the_librarys(example, trainer, updates):
         torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=1e-5, atol=1e-3 * LEARNING_RATE)
 
 
-def test_command_prints_a_line_a_step(example, capsys):
+def test_one_file_grpo_command_prints_a_line_a_step(example, capsys):
     example.main(["--steps", "2", "--prompts", "4", "--group-size", "4"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:3] for line in lines] == [["step", "1", "reward"], ["step", "2", "reward"]]

@@ -39,22 +39,22 @@ def close(ours, exact, atol=1e-9):
     torch.testing.assert_close(ours, exact, rtol=0, atol=atol)
 
 
-def test_mask_probabilities_sum_to_one():
+def test_mask_probability_sums_to_one():
     assert sum(map(mask_probability, MASKS)) == pytest.approx(1, abs=1e-12)
 
 
-def test_log_p_is_that_of_the_enumerated_trajectories():
+def test_exact_logp_is_that_of_the_enumerated_trajectories():
     probability = dict.fromkeys(COMPLETIONS, 0.0)
     for trajectory in random_order_trajectories(Toy()):
         probability[trajectory.completion] += float(trajectory.logp.detach().exp())
     close(exact_logp(Toy()).exp(), torch.tensor(list(probability.values()), dtype=torch.float64))
 
 
-def test_completion_probabilities_sum_to_one():
+def test_exact_logp_probabilities_sum_to_one():
     close(exact_logp(Toy()).exp().sum(), torch.tensor(1.0).double())
 
 
-def test_the_elbo_is_the_mean_log_probability_over_orders():
+def test_exact_elbo_is_the_mean_logp_over_orders():
     toy = Toy()
     orders = list(permutations(range(LENGTH)))
     means = [
@@ -64,7 +64,7 @@ def test_the_elbo_is_the_mean_log_probability_over_orders():
     close(exact_elbo(toy), torch.tensor(means, dtype=torch.float64))
 
 
-def test_elbo_is_below_log_p_and_below_every_eubo():
+def test_exact_elbo_is_below_logp_and_every_eubo():
     for seed, scale in TOYS:
         toy = Toy(seed, scale)
         lower, logp = exact_elbo(toy), exact_logp(toy)
@@ -74,13 +74,13 @@ def test_elbo_is_below_log_p_and_below_every_eubo():
 
 
 @pytest.mark.parametrize("beta", [float(LENGTH), LENGTH + 0.5, 10.0])
-def test_log_p_is_below_eubo_from_beta_of_the_length_on(beta):
+def test_exact_eubo_is_above_logp_from_beta_of_the_length_on(beta):
     for seed, scale in TOYS:
         toy = Toy(seed, scale)
         assert bool((exact_logp(toy) <= exact_eubo(toy, beta) + 1e-9).all())
 
 
-def test_the_published_beta_is_no_upper_bound():
+def test_exact_eubo_at_the_published_beta_is_no_upper_bound():
     above = [exact_logp(Toy(seed)) > exact_eubo(Toy(seed), 1.5) + 1e-9 for seed in range(40)]
     violations = int(torch.stack(above).sum())
     print(f"log p above EUBO at beta 1.5: {violations} of {40 * len(COMPLETIONS)} completions")
@@ -108,7 +108,7 @@ def expectation(toy, weight_of, probability_of):
     return weighted_sum(row_logp(toy, batch), batch).value_UK[:, 0].detach()
 
 
-def test_uniform_counts_have_the_exact_elbo_as_their_mean():
+def test_estimated_logp_of_uniform_counts_has_the_exact_elbo_as_mean():
     batch = drawn(UniformCounts(count=1))
     seen = patterns(batch)
     weight_of = {}
@@ -119,7 +119,7 @@ def test_uniform_counts_have_the_exact_elbo_as_their_mean():
     close(expectation(Toy(), weight_of, mask_probability), exact_elbo(Toy()))
 
 
-def test_coupled_counts_have_the_exact_elbo_as_their_mean():
+def test_estimated_logp_of_coupled_counts_has_the_exact_elbo_as_mean():
     batch = drawn(CoupledCounts(pairs=1))
     seen = patterns(batch)
     subset, rest = seen[::2], seen[1::2]
@@ -138,7 +138,7 @@ def test_coupled_counts_have_the_exact_elbo_as_their_mean():
     close(expectation(Toy(), weight_of, lambda mask: law[mask] + law[tuple(not m for m in mask)]), exact_elbo(Toy()))
 
 
-def test_inverse_times_have_the_exact_elbo_as_their_mean():
+def test_estimated_logp_of_inverse_times_has_the_exact_elbo_as_mean():
     """E[1/t 1[S]] is the integral of t^(|S|-1) (1-t)^(L-|S|): a beta function."""
     beta = {mask: factorial(sum(mask) - 1) * factorial(LENGTH - sum(mask)) / factorial(LENGTH) for mask in MASKS}
     close(expectation(Toy(), beta, lambda mask: 1.0), exact_elbo(Toy()))
@@ -149,7 +149,7 @@ def test_inverse_times_have_the_exact_elbo_as_their_mean():
     assert errors.abs().max() < 4
 
 
-def test_left_to_right_likelihoods_sum_to_one():
+def test_estimated_logp_left_to_right_sums_to_one():
     rollout = many_rollouts(1)
     batch = Prefixes()(rollout, torch.ones(len(COMPLETIONS), 1, dtype=torch.float64), Uniforms(), 0, 1)
     value_UK, _ = per_token(row_logp(Toy(), batch), batch)
@@ -157,7 +157,7 @@ def test_left_to_right_likelihoods_sum_to_one():
     close(logp_N.exp().sum().detach(), torch.tensor(1.0).double())
 
 
-def test_the_table_of_estimates_shows_the_biases():
+def test_estimates_show_the_biases():
     methods = {name: METHODS[name]() for name in ("coupled-grpo", "espo", "gdpo", "rspo", "spg")}
     table = estimates(Toy(), methods, 2000)
     for name, row in table.items():
@@ -169,7 +169,7 @@ def test_the_table_of_estimates_shows_the_biases():
     assert table["spg, bad samples"].mean > table["spg"].mean
 
 
-def test_masks_hide_what_they_score():
+def test_scoring_batch_masks_hide_what_they_score():
     batch = every_mask(dict.fromkeys(MASKS, 1.0))
     assert bool((batch.inputs_FL[batch.scored_RL] == MASK).all())
     close(elbo(row_logp(Toy(), batch), batch).value_UK * LENGTH, weighted_sum(row_logp(Toy(), batch), batch).value_UK)

@@ -70,13 +70,13 @@ def close(ours, exact):
 
 
 @pytest.mark.parametrize("name", ENUMERATED)
-def test_trajectory_probabilities_sum_to_one(name):
+def test_trajectories_probabilities_sum_to_one(name):
     _, trajectories = enumerated(name)
     close(torch.stack([trajectory.logp for trajectory in trajectories]).exp().sum(), torch.tensor(1.0).double())
 
 
 @pytest.mark.parametrize("name", ENUMERATED)
-def test_the_sampler_draws_the_enumerated_law(name):
+def test_sampler_draws_the_enumerated_distribution(name):
     toy, trajectories = enumerated(name)
     probability = dict.fromkeys(product(COMPLETIONS, product(range(LENGTH), repeat=LENGTH)), 0.0)
     for trajectory in trajectories:
@@ -119,7 +119,7 @@ def trajectory_views(trajectories) -> ScoringBatch:
 
 
 @pytest.mark.parametrize("name", ENUMERATED)
-def test_trajectory_policy_gradient_is_the_gradient_of_expected_reward(name):
+def test_trajectories_policy_gradient_is_that_of_expected_reward(name):
     toy, trajectories = enumerated(name)
     expected_reward = sum(trajectory.logp.exp() * reward(trajectory.completion) for trajectory in trajectories)
     (exact,) = torch.autograd.grad(expected_reward, toy.table, retain_graph=True)
@@ -131,7 +131,7 @@ def test_trajectory_policy_gradient_is_the_gradient_of_expected_reward(name):
     close(ours, exact)
 
 
-def test_revealed_at_gives_the_canvases_of_every_trajectory():
+def test_rollout_revealed_at_gives_the_canvases_of_every_trajectory():
     _, trajectories = enumerated("random")
     rollout = rollout_of([t.completion for t in trajectories], [t.revealed_at for t in trajectories])
     for step in range(LENGTH):
@@ -212,7 +212,7 @@ def test_dispo_factor_off_policy_holds_for_the_sequence_ratio_alone(guesses):
 
 
 @pytest.mark.parametrize("guesses", [2, 3])
-def test_leaving_one_out_removes_the_factor(guesses):
+def test_dispo_leave_one_out_removes_the_factor(guesses):
     toy = Toy()
     ours, exact = step_gradient(toy, toy, guesses, leave_one_out, sequence=True)
     close(ours, exact)
@@ -230,7 +230,7 @@ def test_mdpo_advantages_by_hand():
     close(z_score(scores), torch.stack([first, -first])[None])
 
 
-def test_centered_and_z_score_by_hand():
+def test_advantages_centered_and_z_score_by_hand():
     rewards = torch.tensor([[1.0, 2.0, 6.0], [5.0, 5.0, 5.0]], dtype=torch.float64)
     close(centered(rewards), torch.tensor([[-2.0, -1.0, 3.0], [0.0, 0.0, 0.0]]).double())
     close(z_score(rewards)[0], torch.tensor([-2.0, -1.0, 3.0]).double() / (7**0.5 + 1e-4))

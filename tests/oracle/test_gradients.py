@@ -10,12 +10,12 @@ from unmask.oracle.gradients import biases, compare, expected_reward_gradient, o
 from unmask.oracle.toy import COMPLETIONS, LENGTH, MASK, SAMPLERS, Toy, reward, with_prompt
 
 
-def test_rewards_are_looked_up():
+def test_rewards_of_looks_rewards_up():
     rows = with_prompt([*COMPLETIONS, (0, MASK, 1)])
     assert rewards_of(rows).tolist() == [*map(reward, COMPLETIONS), 0.0]
 
 
-def test_known_gradients_compare_as_they_should():
+def test_compare_of_known_gradients():
     exact = torch.tensor([3.0, 4.0]).double()
     noise = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]).double()
     bias = compare(2 * exact + noise, exact, groups=5, group_size=6, forwards=2.0)
@@ -39,7 +39,7 @@ def table():
     return biases(Toy(), methods, tuple(SAMPLERS), batches=8, groups=200, group_size=6)
 
 
-def test_exact_scores_follow_the_exact_gradient(table):
+def test_biases_of_exact_scores_follow_the_exact_gradient(table):
     """Up to the z-score's group-dependent scale."""
     assert table["d2"]["random"].cosine > 0.98
     assert table["tracerl"]["random"].cosine > 0.98
@@ -47,7 +47,7 @@ def test_exact_scores_follow_the_exact_gradient(table):
         assert table[name]["left_to_right"].cosine > 0.99
 
 
-def test_another_samplers_scores_do_not(table):
+def test_biases_of_another_samplers_scores_do_not(table):
     assert table["just-grpo"]["random"].cosine < 0.8
     assert table["merged"]["random"].cosine < 0.8
     assert table["d2"]["low_confidence"].cosine < 0.98  # its proposals decide the order, and are not scored
@@ -55,7 +55,7 @@ def test_another_samplers_scores_do_not(table):
     assert table["merged"]["random"].forwards == 1
 
 
-def test_every_method_is_in_the_table():
+def test_oracle_methods_has_every_method():
     methods = oracle_methods()
     small = biases(Toy(), methods, ("random",), batches=3, groups=4, group_size=3)
     assert set(small) == set(methods)
@@ -63,7 +63,7 @@ def test_every_method_is_in_the_table():
     assert isinstance(methods["mdpo"], MDPO)
 
 
-def test_exact_gradients_differ_between_samplers():
+def test_expected_reward_gradient_differs_between_samplers():
     gradients = [expected_reward_gradient(Toy(), name) for name in SAMPLERS]
     assert all(gradient.norm() > 1e-2 for gradient in gradients)
     assert torch.cosine_similarity(gradients[0], gradients[1], dim=0) < 0.9

@@ -31,7 +31,7 @@ def flops(action) -> int:
     [("diffu-grpo", {"num_iterations": 2}), *((name, {}) for name in list(METHODS)[1:]), ("spg", ADAPTERS)],
     ids=[*METHODS, "spg with adapters, recomputed"],
 )
-def test_flops(method, train, tmp_path, monkeypatch):
+def test_plan_flops_are_those_measured(method, train, tmp_path, monkeypatch):
     monkeypatch.setattr("unmask.plan.estimate.peak_bytes", lambda *arguments: 0)  # slow, and of no account here
     run = SmallRun(settings_of(tmp_path, METHODS[method], train=train, shape={"num_hidden_layers": 2}))
     planned = run.plan.flops
@@ -62,7 +62,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(("method", "train", "shape"), CASES.values(), ids=CASES)
-def test_peak_of_rollout_and_of_update(method, train, shape, tmp_path):
+def test_plan_peak_of_rollout_and_update_is_that_measured(method, train, shape, tmp_path):
     run = SmallRun(settings_of(tmp_path, METHODS[method], train=train, shape=shape))
     memory = run.plan.memory
     # Recorded states are there while it samples, as the plan's moments say; of the smallest runs they are 3 %.
@@ -77,7 +77,7 @@ def test_peak_of_rollout_and_of_update(method, train, shape, tmp_path):
     assert planned == pytest.approx(peak(backward), rel=0.05)
 
 
-def test_peak_of_a_whole_step(tmp_path):
+def test_plan_peak_of_a_whole_step_is_that_measured(tmp_path):
     """Everything from the weights on, with the optimizer that GPUs have."""
     settings = settings_of(tmp_path, METHODS["diffu-grpo"], train={"micro_batch": 4, "num_iterations": 2})
     made = []

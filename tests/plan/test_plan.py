@@ -37,11 +37,11 @@ PUBLISHED = {  # as their authors count them
 
 
 @pytest.mark.parametrize(("model", "billions"), PUBLISHED.items())
-def test_published_models_have_their_published_size(model, billions):
+def test_size_of_published_models_is_as_published(model, billions):
     assert round(size_of(model, "fp32", 0).parameters / 1e9, 2) == billions
 
 
-def test_llada_8b_to_the_last_parameter():
+def test_size_of_llada_8b_to_the_last_parameter():
     layer = 4 * 4096**2 + 3 * 4096 * 12288 + 2 * 4096
     size = size_of("GSAI-ML/LLaDA-8B-Instruct", "bf16", 128)
     assert size.parameters == 32 * layer + 2 * 126464 * 4096 + 4096 == 8_015_581_184
@@ -49,17 +49,17 @@ def test_llada_8b_to_the_last_parameter():
     assert (size.weight_bytes, size.trained_bytes) == (2 * size.parameters + 4 * size.trained, 4 * size.trained)
 
 
-def test_a_token_meets_one_billion_of_seven():
+def test_size_of_moe_counts_the_experts_a_token_meets():
     size = size_of("inclusionAI/LLaDA-MoE-7B-A1B-Instruct", "fp32", 0)
     assert 1.0e9 < size.active < 1.5e9
 
 
-def test_embedded_models_are_counted_exactly():
+def test_size_of_embedded_models_is_exact():
     counted = sum(weight.numel() for weight in load_denoiser("embedded:sudoku").parameters())
     assert size_of("embedded:sudoku", "fp32", 0).parameters == counted
 
 
-def test_every_published_shape_is_a_network():
+def test_published_shapes_are_networks():
     for model in published_shapes():
         assert blank_denoiser(read_shape(model), TrainSettings()).model.lm_head.weight.device.type == "meta"
 
@@ -68,7 +68,7 @@ def test_every_published_shape_is_a_network():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_recipes_of_the_benchmarks_fit_one_gpu_and_eight(method):
+def test_make_plan_of_benchmark_recipes_fits_one_gpu_and_eight(method):
     for task in BENCHMARKS:
         for gpus in ("1x80GB", "8x80GB") if method in ("diffu-grpo", "mdpo") else ("1x80GB",):  # others sample alike
             plan = make_plan(settings(f"{task}-llada8b-{method}", gpus=gpus))
@@ -93,7 +93,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_settings_follow_the_papers(name):
+def test_recipes_of_llada_follow_the_papers(name):
     recipe = settings(name)
     bound = getattr(recipe.method, "base", recipe.method)
     spg = bound.beta if bound.name == "spg" else None
@@ -109,7 +109,7 @@ def test_recipes_of_llada_resolve_and_are_counted(name, monkeypatch):
     assert one.fits == (one.settings.train.lora_rank > 0)
 
 
-def test_where_all_weights_do_not_fit_adapters_do():
+def test_make_plan_adapters_fit_where_all_weights_do_not():
     full = make_plan(settings("llada8b-mdpo", gpus="8x80GB"))
     assert not full.fits
     (line,) = advice(full)
@@ -136,7 +136,7 @@ def test_advice_on_a_small_gpu_makes_it_fit(advised, tmp_path):
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_nothing_of_the_page_is_cut_off(columns, capsys, monkeypatch):
+def test_print_plan_cuts_nothing_off(columns, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
     assert main(["plan", "sudoku-dispo", "--gpus", "2x24GB", "--all-methods"]) == 0
     text = capsys.readouterr().out
@@ -146,7 +146,7 @@ def test_nothing_of_the_page_is_cut_off(columns, capsys, monkeypatch):
         assert part in text
 
 
-def test_flags_override_the_recipe():
+def test_plan_command_flags_override_the_recipe():
     words = ["gsm8k-llada8b-dispo", "--gpus", "8x80GB", "--train.micro-batch", "2", "--method.branches=3"]
     planned, _ = parse("plan", COMMANDS["plan"], words)
     assert (planned.train.micro_batch, planned.method.branches, planned.gpus) == (2, 3, "8x80GB")
@@ -165,12 +165,12 @@ def test_flags_override_the_recipe():
         (["sudoku-disp"], "'sudoku-dispo'"),
     ],
 )
-def test_errors_name_value_and_mend(words, said, capsys):
+def test_plan_command_errors_name_value_and_mend(words, said, capsys):
     assert main(["plan", *words]) == 2
     assert said in capsys.readouterr().err
 
 
-def test_speed_of_gpus():
+def test_parse_gpus_knows_speeds():
     assert parse_gpus("8x80GB", "a100", "bf16").peak == 312e12
     assert parse_gpus("8x80GB", "a100", "fp32").peak == 19.5e12
     assert parse_gpus("1x24GB", "165", "bf16").peak == 165e12
@@ -180,31 +180,31 @@ def test_speed_of_gpus():
 # ---- recipes that build on another ----
 
 
-def test_a_base_is_changed_where_the_recipe_says(tmp_path):
+def test_read_recipe_changes_its_base_where_it_says(tmp_path):
     (tmp_path / "a.toml").write_text('base = "sudoku-dispo"\n[train]\nsteps = 7\n[method]\nalpha = 0.5\n')
     recipe = read_recipe(str(tmp_path / "a.toml"))
     assert (recipe["train"]["steps"], recipe["train"]["learning_rate"]) == (7, 1e-4)
     assert (recipe["method"]["alpha"], recipe["method"]["branches"], "base" in recipe) == (0.5, 32, False)
 
 
-def test_another_choice_drops_the_settings_of_the_base_s(tmp_path):
+def test_read_recipe_with_another_choice_drops_settings_of_the_base_s(tmp_path):
     (tmp_path / "a.toml").write_text('base = "sudoku-dispo"\n[method]\nname = "mdpo"\n')
     assert read_recipe(str(tmp_path / "a.toml"))["method"] == {"name": "mdpo"}
 
 
-def test_a_recipe_on_itself_is_refused(tmp_path):
+def test_read_recipe_refuses_a_recipe_on_itself(tmp_path):
     path = tmp_path / "a.toml"
     path.write_text(f"base = {json.dumps(str(path))}\n")
     with pytest.raises(UserError, match="itself"):
         read_recipe(str(path))
 
 
-def test_bf16_weights_are_for_adapters():
+def test_train_settings_allow_bf16_weights_for_adapters_alone():
     with pytest.raises(UserError, match=r"train\.lora_rank"):
         TrainSettings(param_dtype="bf16")
 
 
-def test_a_blank_network_has_the_shapes_of_the_real_one(tmp_path):
+def test_blank_denoiser_has_the_shapes_of_the_real_one(tmp_path):
     denoiser = small_denoiser()
     denoiser.model.config.save_pretrained(tmp_path)
     blank = blank_denoiser(read_shape(str(tmp_path)), TrainSettings())
@@ -213,7 +213,7 @@ def test_a_blank_network_has_the_shapes_of_the_real_one(tmp_path):
     assert all(weight.device == torch.device("meta") for weight in blank.parameters())
 
 
-def test_weights_in_four_bits_are_not_planned():
+def test_make_plan_refuses_weights_in_four_bits():
     four_bit = settings("llada8b-wd1", train={"lora_rank": 16, "four_bit": True})
     with pytest.raises(UserError, match="set it to false"):
         make_plan(four_bit)

@@ -33,7 +33,7 @@ def _share_of(pixels: np.ndarray, color: tuple[int, int, int]) -> float:
     return float((np.abs(pixels[..., :3] - np.array(color) / 255) < 0.02).all(axis=-1).mean())
 
 
-def test_curve_shows_rewards_and_each_evaluation_in_its_color(tmp_path: Path) -> None:
+def test_draw_curve_shows_rewards_and_each_evaluation_in_its_color(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     draw_curve(_run(), tmp_path / "new" / "curve.png", "Sudoku")
     pixels = imread(tmp_path / "new" / "curve.png")
@@ -62,7 +62,7 @@ def test_curve_shows_rewards_and_each_evaluation_in_its_color(tmp_path: Path) ->
         [{"step": step, "reward": 0.0} for step in (1, 2)],
     ],
 )
-def test_sparse_metrics_still_give_a_picture(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+def test_draw_curve_of_sparse_metrics_gives_a_picture(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     draw_curve(rows, tmp_path / "curve.png", "Sudoku")
     assert imread(tmp_path / "curve.png").shape[:2] == pytest.approx((700, 1000), abs=2)
 
@@ -71,5 +71,5 @@ def test_running_mean_looks_back_only() -> None:
     assert running_mean([1, 3, 5, 7], window=2) == [1, 2, 4, 6]
 
 
-def test_labels_keep_their_distance_and_their_order() -> None:
+def test_spread_keeps_distance_and_order() -> None:
     assert spread([0.5, 0.2, 0.52, 0.9], gap=0.1) == pytest.approx([0.5, 0.2, 0.6, 0.9])

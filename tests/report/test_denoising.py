@@ -38,7 +38,7 @@ def _printed(
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
-def test_plain_text_marks_what_is_new_and_what_is_masked_again() -> None:
+def test_print_denoising_marks_new_and_remasked_tokens_without_color() -> None:
     printed = _printed(_frames(SENTENCE, ["+..+.", "=+..+", "==+++"]))
     assert printed == (
         "prompt  2+[b]2⏎\n"
@@ -53,11 +53,11 @@ def test_plain_text_marks_what_is_new_and_what_is_masked_again() -> None:
     )
 
 
-def test_an_answer_that_nobody_scored_has_no_reward_line() -> None:
+def test_print_denoising_without_reward_has_no_reward_line() -> None:
     assert _printed(_frames(["4"], ["+"]), reward=None).endswith("\nanswer  4")
 
 
-def test_grids_stand_side_by_side_as_far_as_they_fit() -> None:
+def test_print_denoising_puts_grids_side_by_side_as_far_as_they_fit() -> None:
     frames = _frames(list("1221"), ["+...", "=++.", "===+"])
     printed = _printed(frames, columns=2, width=30)
     assert printed.split("\n")[2:10] == [
@@ -73,12 +73,12 @@ def test_grids_stand_side_by_side_as_far_as_they_fit() -> None:
     assert "step 1  60 %    step 2  70 %    step 3  80 %" in _printed(frames, columns=2)
 
 
-def test_grid_cells_are_as_wide_as_the_widest_token() -> None:
+def test_print_denoising_grid_cells_are_as_wide_as_the_widest_token() -> None:
     printed = _printed(_frames(["10", "2", "3"], ["+..", "=++"]), columns=2)
     assert printed.split("\n")[3:5] == ["[10] ░░          10 [2]", " ░░             [3]"]
 
 
-def test_colors_tell_the_states_apart() -> None:
+def test_print_denoising_colors_tell_the_states_apart() -> None:
     printed = _printed(_frames(SENTENCE, ["+..+.", "=+..+"]), color=True)
     assert "\x1b[1;42mThe\x1b[0m" in printed
     assert "\x1b[2m░░░░░░░\x1b[0m" in printed
@@ -86,17 +86,17 @@ def test_colors_tell_the_states_apart() -> None:
     assert "The\x1b[1;42m answer\x1b[0m" in printed
 
 
-def test_text_of_one_frame_has_one_column_a_mask() -> None:
+def test_denoising_text_has_one_column_a_mask() -> None:
     frame = _frames(SENTENCE, ["+...="])[0]
     assert denoising_text(frame).plain == "The░░░4"
     assert denoising_text(frame, color=False).plain == "[The]░░░4"
 
 
-def test_remasked_tokens_the_frame_names_are_believed() -> None:
+def test_frame_remasked_is_believed() -> None:
     frame = Frame(step=1, tokens=["a"], masked=[True], revealed=[False], confidence=None, remasked=[True])
     assert denoising_text(frame, color=False).plain == "(░)"
 
 
 @pytest.mark.parametrize(("token", "shown"), [("\x1b[2J", "�[2J"), ("\t", "⇥"), ("é ", "é ")])
-def test_control_characters_never_reach_the_terminal(token: str, shown: str) -> None:
+def test_print_denoising_shows_no_control_characters(token: str, shown: str) -> None:
     assert denoising_text(_frames([token], ["="])[0]).plain == shown

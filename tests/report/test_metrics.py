@@ -17,20 +17,20 @@ def _write(path: Path, rows: list[dict[str, object]], keep_bytes: int | None = N
         return log.position()
 
 
-def test_records_come_back_as_written(tmp_path: Path) -> None:
+def test_read_metrics_gives_records_as_written(tmp_path: Path) -> None:
     path = tmp_path / "new" / "metrics.jsonl"
     assert _write(path, ROWS) == path.stat().st_size
     assert read_metrics(path) == ROWS
 
 
-def test_each_line_is_on_the_disk_at_once(tmp_path: Path) -> None:
+def test_metrics_log_writes_each_line_at_once(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
     log.write({"step": 1})
     assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"step": 1}\n'
     log.close()
 
 
-def test_run_resumed_from_a_checkpoint_leaves_the_same_bytes(tmp_path: Path) -> None:
+def test_metrics_log_resumed_from_a_checkpoint_leaves_the_same_bytes(tmp_path: Path) -> None:
     whole, resumed = tmp_path / "whole.jsonl", tmp_path / "resumed.jsonl"
     _write(whole, ROWS)
     position = _write(resumed, ROWS[:3])
@@ -40,40 +40,40 @@ def test_run_resumed_from_a_checkpoint_leaves_the_same_bytes(tmp_path: Path) -> 
     assert resumed.read_bytes() == whole.read_bytes()
 
 
-def test_without_a_position_the_log_is_continued(tmp_path: Path) -> None:
+def test_metrics_log_without_a_position_is_continued(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     _write(path, ROWS[:2])
     _write(path, ROWS[2:])
     assert read_metrics(path) == ROWS
 
 
-def test_file_shorter_than_the_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_metrics_log_refuses_a_file_shorter_than_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     position = _write(path, ROWS[:1])
     with pytest.raises(UserError, match=rf"{position} bytes .* saved at {position + 1}"):
         MetricsLog(path, keep_bytes=position + 1)
 
 
-def test_numbers_json_cannot_express_become_null(tmp_path: Path) -> None:
+def test_metrics_log_writes_numbers_that_are_not_finite_as_null(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     _write(path, [{"a": float("nan"), "b": [float("inf"), 1.5], "c": {"d": -float("inf")}}])
     assert path.read_text() == '{"a": null, "b": [null, 1.5], "c": {"d": null}}\n'
 
 
 @pytest.mark.parametrize("bad", [b'{"step": 2', b"[1]", b"\xff"])
-def test_malformed_line_is_named(tmp_path: Path, bad: bytes) -> None:
+def test_read_metrics_names_a_malformed_line(tmp_path: Path, bad: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n' + bad)
     with pytest.raises(UserError, match="line 2 is not a JSON object"):
         read_metrics(path)
 
 
-def test_missing_file_is_named(tmp_path: Path) -> None:
+def test_read_metrics_names_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"metrics\.jsonl does not exist"):
         read_metrics(tmp_path / "metrics.jsonl")
 
 
-def test_empty_file_has_no_records(tmp_path: Path) -> None:
+def test_read_metrics_of_an_empty_file_has_no_records(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.touch()
     assert read_metrics(path) == []

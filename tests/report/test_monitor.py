@@ -40,7 +40,7 @@ def _warnings(rows: list[dict[str, Any]]) -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize(("start", "end", "stderr"), [(0.4, 0.4, 0.04), (0.4, 0.7, 0.04), (0.55, 0.55, 0.08)])
-def test_healthy_runs_never_warn(start: float, end: float, stderr: float) -> None:
+def test_monitor_never_warns_of_healthy_runs(start: float, end: float, stderr: float) -> None:
     for seed in SEEDS:
         noise = random.Random(seed)
         rows = [
@@ -54,7 +54,7 @@ def test_healthy_runs_never_warn(start: float, end: float, stderr: float) -> Non
 @pytest.mark.parametrize(
     ("fall_steps", "told_stderr"), [(20, True), (30, True), (40, True), (60, True), (30, False), (60, False)]
 )
-def test_collapse_is_told_before_the_rate_has_halved(fall_steps: int, told_stderr: bool) -> None:
+def test_monitor_warns_of_collapse_before_the_rate_has_halved(fall_steps: int, told_stderr: bool) -> None:
     for seed in SEEDS:
         noise = random.Random(seed)
         # Eight time constants lead from 98 % of the peak to 2 %: they are the fall.
@@ -69,7 +69,7 @@ def test_collapse_is_told_before_the_rate_has_halved(fall_steps: int, told_stder
         assert "lower learning_rate from 2e-05 to 1e-05 or 6.7e-06" in text
 
 
-def test_each_kind_is_told_once_in_fifty_steps() -> None:
+def test_monitor_warns_of_each_kind_once_in_fifty_steps() -> None:
     noise = random.Random(0)
     rows = [_metrics(0.5, noise, frac_reward_zero_std=0.95) for _ in range(120)]
     assert [step for step, _ in _warnings(rows)] == [9, 59, 109]
@@ -87,7 +87,7 @@ def test_each_kind_is_told_once_in_fifty_steps() -> None:
         ({"frac_reward_zero_std": 0.99}, 0.9, "give harder tasks"),
     ],
 )
-def test_every_kind_of_collapse_is_seen(late: dict[str, float], rate: float, seen: str) -> None:
+def test_monitor_sees_every_kind_of_collapse(late: dict[str, float], rate: float, seen: str) -> None:
     noise = random.Random(0)
     early_rate = max(rate, 0.5) if "entropy" in late else rate
     rows = [_metrics(early_rate, noise, stderr=0.01) for _ in range(20)]
@@ -96,7 +96,7 @@ def test_every_kind_of_collapse_is_seen(late: dict[str, float], rate: float, see
     assert len(_warnings(rows)) == 1
 
 
-def test_growing_entropy_is_no_alarm_while_the_reward_holds() -> None:
+def test_monitor_ignores_growing_entropy_while_the_reward_holds() -> None:
     noise = random.Random(0)
     rows = [_metrics(0.3 + step / 200, noise, entropy=0.2 + step / 20) for step in range(60)]
     assert _warnings(rows) == []
@@ -104,21 +104,21 @@ def test_growing_entropy_is_no_alarm_while_the_reward_holds() -> None:
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_numbers_that_are_not_finite_are_told_at_once(name: str, value: float) -> None:
+def test_monitor_warns_of_numbers_that_are_not_finite_at_once(name: str, value: float) -> None:
     assert [f"{name} is {value}" in text for text in CollapseMonitor().update({name: value})] == [True]
 
 
-def test_missing_and_null_metrics_are_passed_over() -> None:
+def test_monitor_ignores_missing_and_null_metrics() -> None:
     assert _warnings([{"step": step, "reward": None, "loss": None} for step in range(60)]) == []
     assert CollapseMonitor().update({"loss": math.nan})[0].endswith("lower learning_rate to a half or a third")
 
 
-def test_rewards_below_zero_have_no_share_to_lose() -> None:
+def test_monitor_ignores_rewards_below_zero() -> None:
     assert not reward_collapses(fast=-0.5, best=0.0, standard_error=0.0)
     assert _warnings([{"reward": -1 - step / 100} for step in range(60)]) == []
 
 
-def test_noise_is_estimated_where_it_is_not_told() -> None:
+def test_monitor_estimates_noise_where_it_is_not_told() -> None:
     noise = random.Random(0)
     history = MetricsHistory()
     for step in range(400):
@@ -130,7 +130,7 @@ def test_noise_is_estimated_where_it_is_not_told() -> None:
     assert pstdev(means) == pytest.approx(fast_standard_error(0.04), rel=0.1)
 
 
-def test_loaded_monitor_goes_on_bit_for_bit() -> None:
+def test_monitor_load_goes_on_bit_for_bit() -> None:
     noise = random.Random(3)
     rates = [0.5 / (1 + math.exp((step - 60) / 4)) for step in range(160)]
     rows = [_metrics(rate, noise) for rate in rates]
@@ -147,7 +147,7 @@ def test_loaded_monitor_goes_on_bit_for_bit() -> None:
     assert saved == first.state()
 
 
-def test_one_batch_that_looks_certain_is_no_collapse() -> None:
+def test_monitor_ignores_one_batch_that_looks_certain() -> None:
     """A rate of 0.27 in batches of 16 prompts falls by chance; so does the standard error of such a batch."""
     monitor = CollapseMonitor()
     noise = random.Random(0)

@@ -22,7 +22,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return seconds
 
 
-def test_plain_lines_come_at_most_every_ten_seconds_and_at_the_end(clock: list[float]) -> None:
+def test_training_progress_prints_plain_lines_every_ten_seconds_and_at_the_end(clock: list[float]) -> None:
     file = io.StringIO()
     with TrainingProgress(30, first_step=5, console=Console(file=file, width=20)) as shown:
         for step in range(6, 31):
@@ -38,7 +38,7 @@ def test_plain_lines_come_at_most_every_ten_seconds_and_at_the_end(clock: list[f
     ]
 
 
-def test_terminal_shows_a_bar_with_messages_above() -> None:
+def test_training_progress_shows_a_bar_with_messages_above() -> None:
     file = io.StringIO()
     with TrainingProgress(4, console=Console(file=file, width=100, force_terminal=True, color_system=None)) as shown:
         shown.update(1, "reward 0.250")
@@ -59,5 +59,5 @@ def test_terminal_shows_a_bar_with_messages_above() -> None:
         (0.0, 10, "reward 0.500"),
     ],
 )
-def test_speed_and_time_left_at_every_scale(speed: float, left: int, end: str) -> None:
+def test_with_speed_at_every_scale(speed: float, left: int, end: str) -> None:
     assert with_speed("reward 0.500", speed, left).endswith(end)

@@ -24,13 +24,13 @@ from unmask.verifiers.expressions import leaves, parse, render, value
         ("4*5", "20"),
     ],
 )
-def test_steps(problem: str, chain: str) -> None:
+def test_steps_work_an_expression_out(problem: str, chain: str) -> None:
     assert "=".join(map(render, steps(parse(problem)))) == chain
 
 
 @pytest.mark.parametrize(("terms", "max_number"), [(2, 9), (3, 9), (4, 9), (4, 99), (5, 9)])
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_every_solution_is_right(terms: int, max_number: int, split: str) -> None:
+def test_arithmetic_every_solution_is_right(terms: int, max_number: int, split: str) -> None:
     task = Arithmetic(terms=terms, max_number=max_number)
     for example in task.examples(split, 60, 3):
         problem = example.prompt.removesuffix("=")
@@ -67,24 +67,24 @@ def test_every_solution_is_right(terms: int, max_number: int, split: str) -> Non
         ("1/0=7", 0.0, 0.0),
     ],
 )
-def test_scores(completion: str, solved: float, chain_valid: float) -> None:
+def test_arithmetic_rewards_and_metrics(completion: str, solved: float, chain_valid: float) -> None:
     scores = Arithmetic().metrics(["(3+5)*4-7="], [completion], answer=[25])
     assert scores == {"solved": [solved], "chain_valid": [pytest.approx(chain_valid)]}
 
 
-def test_negative_answers() -> None:
+def test_arithmetic_negative_answers() -> None:
     assert Arithmetic().rewards(["", ""], ["2-9=-7", "2-9=7"], answer=[-7, -7]) == [1.0, 0.0]
 
 
 @given(st.text(alphabet="0123456789+-*/()= _\x00", max_size=40))
 @settings(deadline=None)
-def test_any_text_can_be_scored(completion: str) -> None:
+def test_arithmetic_any_text_can_be_scored(completion: str) -> None:
     scores = Arithmetic().metrics([""], [completion], answer=[25])
     assert scores["solved"][0] in (0.0, 1.0)
     assert 0.0 <= scores["chain_valid"][0] <= 1.0
 
 
-def test_splits_share_no_problem() -> None:
+def test_arithmetic_splits_share_no_problem() -> None:
     task = Arithmetic(terms=2, max_number=20)
     train = {example.prompt for seed in range(3) for example in task.examples("train", 1000, seed)}
     test = {example.prompt for seed in range(3) for example in task.examples("test", 150, seed)}
@@ -95,17 +95,17 @@ def test_splits_share_no_problem() -> None:
 
 @given(st.integers(0, 15), st.integers(0, 15), st.integers())
 @settings(deadline=None, max_examples=20)
-def test_examples_are_a_stable_prefix(first: int, second: int, seed: int) -> None:
+def test_arithmetic_examples_are_a_stable_prefix(first: int, second: int, seed: int) -> None:
     task = Arithmetic()
     shorter, longer = sorted((first, second))
     assert task.examples("test", longer, seed)[:shorter] == task.examples("test", shorter, seed)
 
 
-def test_tokens_per_term() -> None:
+def test_arithmetic_max_new_tokens_per_term() -> None:
     assert [Arithmetic(terms=terms).max_new_tokens for terms in (2, 3, 4, 5)] == [8, 16, 24, 32]
 
 
-def test_wrong_use_is_named() -> None:
+def test_arithmetic_refuses_wrong_settings_and_columns() -> None:
     with pytest.raises(UserError, match="terms is 6; choose an integer from 2 to 5"):
         Arithmetic(terms=6)
     with pytest.raises(UserError, match="max_number is 100"):
@@ -116,7 +116,7 @@ def test_wrong_use_is_named() -> None:
         Arithmetic().rewards([""], ["1"])
 
 
-def test_form_is_a_chain_of_expressions() -> None:
+def test_arithmetic_well_formed_is_a_chain_of_expressions() -> None:
     task = Arithmetic()
     assert task.well_formed("8*4-7=32-7=25")
     assert task.well_formed("25")

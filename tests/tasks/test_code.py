@@ -92,7 +92,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unmask.tasks.code.check_sandbox", lambda: None)
 
 
-def test_solutions_pass_and_are_well_formed(files: dict[str, str]) -> None:
+def test_code_solutions_pass_and_are_well_formed(files: dict[str, str]) -> None:
     try:
         check_sandbox()
     except UserError as error:
@@ -109,7 +109,7 @@ def test_solutions_pass_and_are_well_formed(files: dict[str, str]) -> None:
     assert task.metrics(prompts, wrong, **columns) == {"solved": [0.0] * 6, "parses": [1.0, 1.0, 0.0, 1.0, 1.0, 1.0]}
 
 
-def test_hostile_completions_get_no_reward(files: dict[str, str]) -> None:
+def test_code_hostile_completions_get_no_reward(files: dict[str, str]) -> None:
     try:
         check_sandbox()
     except UserError as error:
@@ -134,7 +134,7 @@ def test_hostile_completions_get_no_reward(files: dict[str, str]) -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_prompts(files: dict[str, str]) -> None:
+def test_code_prompts_show_the_problem(files: dict[str, str]) -> None:
     first, *_, circle, _ = (example.prompt for example in Code(**files).examples("test", 10, 0))
     assert first.endswith(f"\n\nComplete this function:\n```python\n{MAX.rstrip()}\n```\n")
     assert "```python\nyour program\n```" in first
@@ -170,7 +170,7 @@ def test_prompts(files: dict[str, str]) -> None:
         ("A = 1" + " " * LONGEST_PROGRAM + "# " + "x" * LONGEST_PROGRAM, None),
     ],
 )
-def test_which_program_a_completion_gives(completion: str, wanted: str | None) -> None:
+def test_program_of_a_completion(completion: str, wanted: str | None) -> None:
     assert program(completion) == wanted
 
 
@@ -195,7 +195,7 @@ def test_which_program_a_completion_gives(completion: str, wanted: str | None) -
         ("", MAX, "largest", None),
     ],
 )
-def test_a_body_or_a_whole_function(completion: str, stub: str, name: str, wanted: str | None) -> None:
+def test_program_may_be_a_body_or_a_whole_function(completion: str, stub: str, name: str, wanted: str | None) -> None:
     assert program(completion, stub, name) == wanted
 
 
@@ -215,12 +215,12 @@ def test_a_body_or_a_whole_function(completion: str, stub: str, name: str, wante
         (["a"], "keys are missing"),
     ],
 )
-def test_faults_of_files(tmp_path: Path, row: dict, message: str) -> None:
+def test_code_refuses_faulty_files(tmp_path: Path, row: dict, message: str) -> None:
     with pytest.raises(UserError, match=f"line 1: {message}"):
         Code(data=written(tmp_path / "faulty.jsonl", [row])).examples("test", 1, 0)
 
 
-def test_faults_of_settings(tmp_path: Path) -> None:
+def test_code_refuses_faulty_settings(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"give data, the path of a file of lines .*entry_point"):
         Code().examples("test", 1, 0)
     with pytest.raises(UserError, match="time_limit_seconds is 0"):
@@ -231,7 +231,7 @@ def test_faults_of_settings(tmp_path: Path) -> None:
         Code().rewards([""], [""])
 
 
-def test_refused_before_training_where_there_is_no_sandbox(
+def test_code_examples_refused_where_there_is_no_sandbox(
     files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("unmask.tasks.code.check_sandbox", check_sandbox.__wrapped__)
@@ -275,7 +275,9 @@ def filtered(program_bytes: bytes, architecture: int, number: int) -> int:
         ("aarch64", 0xC00000B7, [63, 222, 221, 94], [220, 435, 194, 279]),
     ],
 )
-def test_system_calls(machine: str, architecture: int, allowed: list[int], refused: list[int]) -> None:
+def test_seccomp_filter_refuses_system_calls(
+    machine: str, architecture: int, allowed: list[int], refused: list[int]
+) -> None:
     program_bytes = seccomp_filter(machine)
     assert {filtered(program_bytes, architecture, number) for number in allowed} == {0x7FFF0000}
     assert {filtered(program_bytes, architecture, number) for number in refused} == {0x50000 | errno.EPERM}

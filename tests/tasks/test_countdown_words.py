@@ -6,7 +6,7 @@ import pytest
 
 from unmask.errors import UserError
 from unmask.tasks import Countdown
-from unmask.tasks.countdown_words import CountdownWords, is_right_in_words
+from unmask.tasks.countdown_words import CountdownWords, is_solved_in_words
 from unmask.verifiers.published import d1
 
 TASKS = [CountdownWords(), CountdownWords(count=4, max_number=20)]
@@ -14,7 +14,7 @@ TASKS = [CountdownWords(), CountdownWords(count=4, max_number=20)]
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_puzzles_are_those_of_countdown(task: CountdownWords, split: str) -> None:
+def test_countdown_words_puzzles_are_those_of_countdown(task: CountdownWords, split: str) -> None:
     examples = task.examples(split, 30, 5)
     puzzles = Countdown(count=task.count, max_number=task.max_number).examples(split, 30, 5)
     assert [example.columns for example in examples] == [puzzle.columns for puzzle in puzzles]
@@ -32,7 +32,7 @@ def test_puzzles_are_those_of_countdown(task: CountdownWords, split: str) -> Non
     assert CountdownWords(scoring="d1").rewards([""] * 30, solutions, **columns) == [0.1] * 30
 
 
-def test_settings_are_checked() -> None:
+def test_countdown_words_settings_are_checked() -> None:
     with pytest.raises(UserError, match="count is 5"):
         CountdownWords(count=5)
     with pytest.raises(UserError, match="scoring is ''"):
@@ -61,8 +61,8 @@ def test_settings_are_checked() -> None:
         (r"\boxed{-(-5) * 4 + 2}", False, True),
     ],
 )
-def test_where_the_two_scorers_part(completion: str, corrected: bool, published: bool) -> None:
-    assert is_right_in_words(completion, [2, 4, 5], 22) is corrected
+def test_is_solved_in_words_and_d1_part_here(completion: str, corrected: bool, published: bool) -> None:
+    assert is_solved_in_words(completion, [2, 4, 5], 22) is corrected
     assert d1.countdown_correct(completion, [2, 4, 5], 22) is published
 
 
@@ -97,17 +97,17 @@ def test_where_the_two_scorers_part(completion: str, corrected: bool, published:
         ("1" * 1001, None),
     ],
 )
-def test_arithmetic_is_pythons(text: str, value: float | None) -> None:
+def test_d1_arithmetic_is_pythons(text: str, value: float | None) -> None:
     result = d1.arithmetic(text)
     assert result == value
     assert type(result) is type(value)
 
 
-def test_roots_of_negative_numbers_are_complex_as_in_python() -> None:
+def test_d1_arithmetic_of_negative_roots_is_complex_as_in_python() -> None:
     assert d1.arithmetic("(-8)**(1/3)") == (-8) ** (1 / 3)
     assert d1.countdown_correct("\\boxed{(0-1)**(1/2)}", [0, 1, 1, 2], 0) is False
 
 
-def test_float_results_count_to_a_hundred_thousandth() -> None:
+def test_d1_countdown_counts_floats_to_a_hundred_thousandth() -> None:
     assert d1.countdown_correct("\\boxed{10000001/10000000}", [10000001, 10000000], 1)
-    assert not is_right_in_words("\\boxed{10000001/10000000}", [10000001, 10000000], 1)
+    assert not is_solved_in_words("\\boxed{10000001/10000000}", [10000001, 10000000], 1)

@@ -44,7 +44,7 @@ def dataset(tmp_path: Path, rows: list[dict[str, Any]] = ROWS, **settings: Any) 
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
-def test_every_kind_of_file_gives_the_same_rows_in_their_order(tmp_path, kind):
+def test_read_table_gives_the_same_rows_in_order_for_every_kind_of_file(tmp_path, kind):
     rows = [row | {"note": 'two\nlines, "quoted"'} for row in ROWS]
     path = written(tmp_path / f"rows.{kind}", rows)
     examples = Dataset(test_data=path, answer_kind="number").examples("test", 100, 0)
@@ -53,7 +53,7 @@ def test_every_kind_of_file_gives_the_same_rows_in_their_order(tmp_path, kind):
     assert examples[7].columns == {"answer": "14", "note": 'two\nlines, "quoted"'}
 
 
-def test_json_lines_need_no_further_library_and_others_name_it(tmp_path, monkeypatch):
+def test_read_table_of_json_lines_needs_no_further_library(tmp_path, monkeypatch):
     for name in ("datasets", "pyarrow", "pandas"):
         monkeypatch.setitem(sys.modules, name, None)
     assert len(Dataset(test_data=written(tmp_path / "rows.jsonl", ROWS)).examples("test", 5, 0)) == 5
@@ -62,7 +62,7 @@ def test_json_lines_need_no_further_library_and_others_name_it(tmp_path, monkeyp
             Dataset(data=source).examples("train", 5, 0)
 
 
-def test_a_hub_data_set_by_configuration_and_split(monkeypatch):
+def test_read_table_of_a_hub_data_set_by_configuration_and_split(monkeypatch):
     asked = []
 
     def load_dataset(name, config, split):
@@ -83,7 +83,7 @@ def test_a_hub_data_set_by_configuration_and_split(monkeypatch):
         Dataset(data="org/name", hub_split="dev").examples("train", 1, 0)
 
 
-def test_a_tenth_of_the_prompts_is_held_out(tmp_path):
+def test_dataset_a_tenth_of_the_prompts_is_held_out(tmp_path):
     rows = [{"prompt": f"Question {n}?"} for n in range(500)] + [{"prompt": f" Question\n{n}? "} for n in range(500)]
     task = dataset(tmp_path, rows)
     train, test = (task.examples(split, 2000, 0) for split in task.splits)
@@ -96,7 +96,7 @@ def test_a_tenth_of_the_prompts_is_held_out(tmp_path):
     assert [example.prompt for example in train] == kept
 
 
-def test_what_is_tested_or_shown_is_not_trained_on(tmp_path):
+def test_dataset_what_is_tested_or_shown_is_not_trained_on(tmp_path):
     task = dataset(tmp_path, test_data=written(tmp_path / "test.jsonl", ROWS[:2]), few_shot=2)
     train = task.examples("train", 100, 0)
     assert len(train) == 56
@@ -105,7 +105,7 @@ def test_what_is_tested_or_shown_is_not_trained_on(tmp_path):
     assert task.examples("test", 1, 0)[0].prompt == shown + "What is 0 + 0?"
 
 
-def test_conversations_show_solved_ones_as_turns(tmp_path):
+def test_dataset_conversations_show_solved_ones_as_turns(tmp_path):
     system = {"role": "system", "content": "Be short."}
     rows = [
         {
@@ -122,7 +122,7 @@ def test_conversations_show_solved_ones_as_turns(tmp_path):
     assert example.prompt == "Be short.\n\nTwo and two?"
 
 
-def test_columns_are_mapped_and_the_others_passed_as_they_are(tmp_path):
+def test_dataset_columns_are_mapped_and_the_others_passed_as_they_are(tmp_path):
     rows = [{"question": "Why?", "gold": 3, "tags": [1, {"a": None}]}, {"question": "How?", "gold": 4, "more": 0.5}]
     task = Dataset(
         test_data=written(tmp_path / "rows.json", rows),
@@ -156,20 +156,20 @@ def test_columns_are_mapped_and_the_others_passed_as_they_are(tmp_path):
         ("latex", r"\frac{1}{2}", "", 0.0),
     ],
 )
-def test_answers_are_compared_by_their_kind(kind, answer, completion, reward):
+def test_dataset_answers_are_compared_by_their_kind(kind, answer, completion, reward):
     task = Dataset(answer_kind=kind)
     assert task.rewards([""], [completion], answer=[answer]) == [reward]
     assert task.metrics([""], [completion], answer=[answer]) == {"solved": [reward]}
 
 
-def test_what_is_well_formed():
+def test_dataset_well_formed():
     assert Dataset(answer_kind="number").well_formed("it is 5")
     assert not Dataset(answer_kind="number").well_formed("it is many")
     assert Dataset(answer_kind="text").well_formed("many")
     assert not Dataset().well_formed(" \n<|endoftext|>")
 
 
-def test_without_answers_rewards_come_from_elsewhere():
+def test_dataset_without_answers_rewards_come_from_elsewhere():
     assert not Dataset().verifies
     assert Dataset().metrics([""], ["x"], answer=["x"]) == {}
     with pytest.raises(UserError, match=r"answer_kind is none.*give --reward.functions"):
@@ -195,7 +195,7 @@ def test_without_answers_rewards_come_from_elsewhere():
         ("", "is empty"),
     ],
 )
-def test_faults_of_rows_name_file_line_and_mend(tmp_path, rows, message):
+def test_dataset_faults_of_rows_name_file_line_and_mend(tmp_path, rows, message):
     path = tmp_path / "faulty.jsonl"
     path.write_text(rows)
     with pytest.raises(UserError, match=message) as caught:
@@ -207,7 +207,7 @@ def test_faults_of_rows_name_file_line_and_mend(tmp_path, rows, message):
     ("answer", "message"),
     [("five", "ends in 'five'"), (True, "answer is True"), (None, "answer is None"), (float("inf"), "'inf'")],
 )
-def test_references_that_are_no_number(tmp_path, answer, message):
+def test_dataset_references_that_are_no_number(tmp_path, answer, message):
     path = written(tmp_path / "rows.jsonl", [ROWS[0], {"prompt": "b", "answer": answer}])
     with pytest.raises(UserError, match=f"line 2: .*{message}"):
         Dataset(test_data=path, answer_kind="number").examples("test", 1, 0)
@@ -226,20 +226,20 @@ def test_references_that_are_no_number(tmp_path, answer, message):
         ("a.txt", "a", r"give a file that ends in .jsonl, .json, .csv, .parquet, or org/name"),
     ],
 )
-def test_faults_of_other_files(tmp_path, name, content, message):
+def test_dataset_faults_of_other_files(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         Dataset(test_data=str(tmp_path / name)).examples("test", 1, 0)
 
 
-def test_a_file_that_is_no_parquet(tmp_path):
+def test_read_table_refuses_a_file_that_is_no_parquet(tmp_path):
     pytest.importorskip("pyarrow")
     (tmp_path / "a.parquet").write_text("text")
     with pytest.raises(UserError, match="give the path of a Parquet file"):
         Dataset(test_data=str(tmp_path / "a.parquet")).examples("test", 1, 0)
 
 
-def test_faults_of_settings(tmp_path):
+def test_dataset_faults_of_settings(tmp_path):
     with pytest.raises(UserError, match=r"give data, a .jsonl"):
         Dataset().examples("train", 1, 0)
     with pytest.raises(UserError, match="no split 'dev'"):
@@ -287,13 +287,13 @@ def test_pairs_plain_and_as_whole_conversations(tmp_path):
         ),
     ],
 )
-def test_faults_of_pairs(tmp_path, row, message):
+def test_pairs_refuse_faulty_rows(tmp_path, row, message):
     path = written(tmp_path / "rows.jsonl", [row])
     with pytest.raises(UserError, match=f"line 1: .*{message}"):
         Pairs(test_data=path).examples("test", 1, 0)
 
 
-def test_a_model_trains_on_rows_of_the_user_s(tmp_path):
+def test_train_command_learns_from_rows_of_the_user_s(tmp_path):
     puzzles = Sudoku().examples("train", 24, 0)
     rows = [{"puzzle": item.prompt, "grid": item.solution, "level": 3} for item in puzzles]
     task = {"name": "dataset", "data": written(tmp_path / "rows.jsonl", rows), "prompt_column": "puzzle"}

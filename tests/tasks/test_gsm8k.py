@@ -12,7 +12,7 @@ from unmask.data.example import Example
 from unmask.errors import UserError
 from unmask.tasks.gsm8k import GSM8K
 from unmask.verifiers.published import d1
-from unmask.verifiers.quantities import is_right, reference
+from unmask.verifiers.quantities import answers_number, reference_number
 
 TRAIN = [
     ("Two and three?", "2+3=<<2+3=5>>5\n#### 5"),
@@ -36,7 +36,7 @@ def rewards(task: GSM8K, examples: list[Example], completions: list[str]) -> lis
     return task.rewards([""] * len(examples), completions, answer=[example.columns["answer"] for example in examples])
 
 
-def test_solutions_are_right_and_well_formed(files: dict[str, str]) -> None:
+def test_gsm8k_solutions_are_right_and_well_formed(files: dict[str, str]) -> None:
     task = GSM8K(**files)
     for split in task.splits:
         examples = task.examples(split, 10, 0)
@@ -47,7 +47,7 @@ def test_solutions_are_right_and_well_formed(files: dict[str, str]) -> None:
     assert not task.well_formed("I do not know, 5 perhaps")
 
 
-def test_files_are_read_in_order_whatever_the_seed(files: dict[str, str]) -> None:
+def test_gsm8k_files_are_read_in_order_whatever_the_seed(files: dict[str, str]) -> None:
     examples = GSM8K(**files).examples("test", 10, 0)
     assert [example.columns["answer"] for example in examples] == ["42", "5"]
     assert GSM8K(**files).examples("test", 1, 7) == examples[:1]
@@ -56,12 +56,12 @@ def test_files_are_read_in_order_whatever_the_seed(files: dict[str, str]) -> Non
     assert examples[0].solution.startswith("<reasoning>\n6*7=42\n</reasoning>\n<answer>")
 
 
-def test_calculator_notes_are_left_out(files: dict[str, str]) -> None:
+def test_gsm8k_leaves_out_calculator_notes(files: dict[str, str]) -> None:
     shown = GSM8K(train_data=files["train_data"]).examples("train", 1, 0)
     assert "2+3=5\n</reasoning>" in shown[0].solution
 
 
-def test_what_is_tested_or_shown_is_not_trained_on(files: dict[str, str]) -> None:
+def test_gsm8k_what_is_tested_or_shown_is_not_trained_on(files: dict[str, str]) -> None:
     assert [e.columns["answer"] for e in GSM8K(**files).examples("train", 10, 0)] == ["1,000", "-4"]
     task = GSM8K(**files, few_shot=1)
     assert [e.columns["answer"] for e in task.examples("train", 10, 0)] == ["-4"]
@@ -82,14 +82,14 @@ def test_what_is_tested_or_shown_is_not_trained_on(files: dict[str, str]) -> Non
         ("", "is empty"),
     ],
 )
-def test_faults_of_files(tmp_path: Path, rows: str, message: str) -> None:
+def test_gsm8k_refuses_faulty_files(tmp_path: Path, rows: str, message: str) -> None:
     path = tmp_path / "faulty.jsonl"
     path.write_text(rows)
     with pytest.raises(UserError, match=message):
         GSM8K(data=str(path)).examples("test", 1, 0)
 
 
-def test_faults_of_settings(files: dict[str, str]) -> None:
+def test_gsm8k_refuses_faulty_settings(files: dict[str, str]) -> None:
     with pytest.raises(UserError, match=r"give data, the path of a file of lines .*question"):
         GSM8K().examples("test", 1, 0)
     with pytest.raises(UserError, match="give train_data"):
@@ -108,9 +108,9 @@ def test_faults_of_settings(files: dict[str, str]) -> None:
         GSM8K().rewards([""], [""], answer=["many"])
 
 
-def test_the_reference_may_be_the_whole_published_answer() -> None:
-    assert reference("so 2+3=5\n#### 5") == reference("5") == 5
-    assert reference("#### 70,000") == 70_000
+def test_gsm8k_the_reference_may_be_the_whole_published_answer() -> None:
+    assert reference_number("so 2+3=5\n#### 5") == reference_number("5") == 5
+    assert reference_number("#### 70,000") == 70_000
     assert GSM8K().rewards([""], ["\\boxed{5}"], answer=["so 2+3=5\n#### 5"]) == [1.0]
     assert GSM8K(scoring="d1").metrics([""], ["\\boxed{5}"], answer=["so\n#### 5"]) == {"solved": [1.0]}
 
@@ -135,12 +135,12 @@ def test_the_reference_may_be_the_whole_published_answer() -> None:
         ("\\boxed{7 \\text{ apples}}", 7, True, True),
     ],
 )
-def test_where_the_two_scorers_part(completion: str, wanted: int, corrected: bool, published: bool) -> None:
-    assert is_right(completion, Fraction(wanted)) is corrected
+def test_answers_number_and_d1_part_here(completion: str, wanted: int, corrected: bool, published: bool) -> None:
+    assert answers_number(completion, Fraction(wanted)) is corrected
     assert d1.gsm8k_correct(completion, d1.gsm8k_reference(str(wanted))) is published
 
 
-def test_d1_rewards_are_the_published_sum() -> None:
+def test_gsm8k_d1_rewards_are_the_published_sum() -> None:
     completion = "<reasoning>\nsteps\n</reasoning>\n<answer>\n5\n</answer>\n"
     assert GSM8K(scoring="d1").rewards([""], [completion], answer=["5"]) == [3.5]
     assert GSM8K(scoring="d1").rewards([""], ["nothing"], answer=["5"]) == [0.0]

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from unmask.tasks.countdown_words import CountdownWords, is_right_in_words
+from unmask.tasks.countdown_words import CountdownWords, is_solved_in_words
 from unmask.tasks.gsm8k import GSM8K
 from unmask.verifiers.answers import before_end, boxed, final_answer
 from unmask.verifiers.published import d1
-from unmask.verifiers.quantities import is_right
+from unmask.verifiers.quantities import answers_number
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "golden" / "generations"
 CASES = Path(__file__).resolve().parents[1] / "reference" / "rewards" / "reward_cases.jsonl"
@@ -49,7 +49,7 @@ def training_texts(row: Row) -> list[tuple[str, str]]:
 
 
 @published
-def test_published_gsm8k_item_for_item() -> None:
+def test_d1_gsm8k_as_published_item_for_item() -> None:
     items = generations("gsm8k")
     for row in items:
         assert d1.gsm8k_extracted(row["completion"]) == row["reference_extracted"]
@@ -64,7 +64,7 @@ def test_published_gsm8k_item_for_item() -> None:
 
 
 @published
-def test_published_countdown_item_for_item() -> None:
+def test_d1_countdown_as_published_item_for_item() -> None:
     items = generations("countdown")
     for row in items:
         expression = d1.countdown_extracted(row["completion"])
@@ -81,7 +81,7 @@ def test_published_countdown_item_for_item() -> None:
 
 
 @pytest.mark.parametrize("row", rows(CASES), ids=lambda row: f"{row['task']}-{row['variant']}")
-def test_reward_cases_item_for_item(row: Row) -> None:
+def test_d1_reward_cases_item_for_item(row: Row) -> None:
     text = row["text"]
     if row["task"] == "gsm8k":
         assert d1.gsm8k_rewards(text, row["answer"]) == row["rewards"]
@@ -113,11 +113,11 @@ def printed(title: str, counts: Counter[tuple[str, str]]) -> None:
 
 
 @published
-def test_differences_on_gsm8k_by_reason() -> None:
+def test_corrected_scoring_differs_from_d1_on_gsm8k_by_reason() -> None:
     counts, solved = Counter[tuple[str, str]](), 0
     for row in generations("gsm8k"):
         wanted = Fraction(NEGATIVE[row["shard"]] if row["ground_truth"] is None else row["ground_truth"])
-        right = is_right(row["completion"], wanted)
+        right = answers_number(row["completion"], wanted)
         solved += right
         if right is not row["reference_correct"]:
             counts["right, d1 wrong" if right else "wrong, d1 right", gsm8k_reason(row)] += 1
@@ -134,10 +134,10 @@ def test_differences_on_gsm8k_by_reason() -> None:
 
 
 @published
-def test_differences_on_countdown_by_reason() -> None:
+def test_corrected_scoring_differs_from_d1_on_countdown_by_reason() -> None:
     counts, solved = Counter[tuple[str, str]](), 0
     for row in generations("countdown"):
-        right = is_right_in_words(row["completion"], *row["ground_truth"])
+        right = is_solved_in_words(row["completion"], *row["ground_truth"])
         solved += right
         if right is not row["reference_correct"]:
             closed = d1.boxed_or_whole(row["completion"]) != row["completion"]
@@ -148,13 +148,13 @@ def test_differences_on_countdown_by_reason() -> None:
     assert counts == {("right, d1 wrong", "the box is not closed"): 1}
 
 
-def test_differences_on_reward_cases_by_variant() -> None:
+def test_corrected_scoring_differs_from_d1_on_reward_cases_by_variant() -> None:
     counts = Counter[tuple[str, str]]()
     for row in rows(CASES):
         if row["task"] == "gsm8k":
-            right = is_right(row["text"], Fraction(row["answer"]))
+            right = answers_number(row["text"], Fraction(row["answer"]))
         else:
-            right = is_right_in_words(row["text"], row["numbers"], row["target"])
+            right = is_solved_in_words(row["text"], row["numbers"], row["target"])
         if right is not row["eval_correct"]:
             counts["right, d1 wrong" if right else "wrong, d1 right", f"{row['task']} {row['variant']}"] += 1
     printed("Made-up texts", counts)
@@ -171,7 +171,7 @@ def test_differences_on_reward_cases_by_variant() -> None:
 
 
 @published
-def test_the_published_training_rewards_find_no_boxed_answer() -> None:
+def test_d1_training_rewards_find_no_boxed_answer() -> None:
     math, puzzles = generations("gsm8k"), generations("countdown")
     for clean in (0, 1):
         found = [d1.gsm8k_rewards(training_texts(row)[clean][0], row["answer_string"]) for row in math]

@@ -35,7 +35,7 @@ def fits(puzzle: str, grid: str) -> bool:
     return all(given in ("0", digit) for given, digit in zip(puzzle, grid, strict=True))
 
 
-def test_all_grids_of_size_4_by_brute_force() -> None:
+def test_solution_grids_by_brute_force() -> None:
     rows = ["".join(row) for row in permutations("1234")]
     valid = [
         "".join(grid)
@@ -54,7 +54,7 @@ def test_unseen_grids_are_fixed_for_ever() -> None:
     assert blake2b("".join(sorted(unseen_grids())).encode(), digest_size=8).hexdigest() == "ea40e7dca78fa711"
 
 
-def test_splits_of_size_4_share_no_puzzle_and_no_unseen_grid() -> None:
+def test_sudoku_splits_of_size_4_share_no_puzzle_and_no_unseen_grid() -> None:
     task = Sudoku(min_empty=1, max_empty=12)
     prompts = {
         split: {example.prompt for seed in range(3) for example in task.examples(split, 700, seed)}
@@ -69,12 +69,12 @@ def test_splits_of_size_4_share_no_puzzle_and_no_unseen_grid() -> None:
 
 @given(st.text(alphabet="01234", min_size=16, max_size=16))
 @settings(deadline=None)
-def test_unseen_solutions_are_found(puzzle: str) -> None:
+def test_has_unseen_solution_finds_unseen_solutions(puzzle: str) -> None:
     assert has_unseen_solution(puzzle) == any(fits(puzzle, grid) for grid in unseen_grids())
 
 
 @pytest.mark.parametrize(("size", "count"), [(6, 60), (9, 20)])
-def test_splits_of_other_sizes_share_no_puzzle(size: int, count: int) -> None:
+def test_sudoku_splits_of_other_sizes_share_no_puzzle(size: int, count: int) -> None:
     # Nearly empty puzzles, of which there are few, so that the same ones come again and again.
     task = Sudoku(size=size, min_empty=size**2 - 1, max_empty=size**2 - 1)
     train = {example.prompt for example in task.examples("train", count, 0)}
@@ -95,7 +95,7 @@ def test_splits_of_other_sizes_share_no_puzzle(size: int, count: int) -> None:
         (9, "test", 5),
     ],
 )
-def test_every_solution_is_right(size: int, split: str, count: int) -> None:
+def test_sudoku_every_solution_is_right(size: int, split: str, count: int) -> None:
     task = Sudoku(size=size, min_empty=size, max_empty=3 * size)
     for example in task.examples(split, count, 7):
         assert example.columns == {"puzzle": example.prompt, "solution": example.solution}
@@ -108,33 +108,33 @@ def test_every_solution_is_right(size: int, split: str, count: int) -> None:
         assert scores == {"solved": [1.0], "correct_cells": [1.0]}
 
 
-def test_numbers_of_empty_cells_are_uniform() -> None:
+def test_sudoku_numbers_of_empty_cells_are_uniform() -> None:
     counts = [example.prompt.count("0") for example in Sudoku().examples("train", 5000, 0)]
     assert set(counts) == {8, 9, 10, 11, 12}
     assert all(850 < counts.count(empty) < 1150 for empty in range(8, 13))
 
 
-def test_every_seen_grid_is_drawn() -> None:
+def test_sudoku_every_seen_grid_is_drawn() -> None:
     drawn = {example.solution for example in Sudoku().examples("train", 5000, 0)}
     assert drawn == set(seen_grids())
 
 
 @given(st.integers(0, 20), st.integers(0, 20), st.integers())
 @settings(deadline=None, max_examples=20)
-def test_examples_are_a_stable_prefix(first: int, second: int, seed: int) -> None:
+def test_sudoku_examples_are_a_stable_prefix(first: int, second: int, seed: int) -> None:
     task = Sudoku()
     shorter, longer = sorted((first, second))
     for split in task.splits:
         assert task.examples(split, longer, seed)[:shorter] == task.examples(split, shorter, seed)
 
 
-def test_seeds_differ_and_are_the_same_on_every_machine() -> None:
+def test_sudoku_seeds_differ_and_are_the_same_on_every_machine() -> None:
     task = Sudoku()
     assert task.examples("train", 1, 0)[0].prompt == "4000010010230041"
     assert task.examples("train", 20, 0) != task.examples("train", 20, 1)
 
 
-def test_any_valid_completion_is_right() -> None:
+def test_sudoku_any_valid_completion_is_right() -> None:
     puzzle = "3000000000000001"
     answers = [grid for grid in solution_grids() if fits(puzzle, grid)]
     assert len(answers) > 10
@@ -146,7 +146,7 @@ def test_any_valid_completion_is_right() -> None:
 
 @given(st.sampled_from(range(288)), st.integers(0, 15), st.sampled_from("01234x５ "))
 @settings(deadline=None)
-def test_one_changed_cell_is_wrong(number: int, cell: int, digit: str) -> None:
+def test_sudoku_one_changed_cell_is_wrong(number: int, cell: int, digit: str) -> None:
     grid = solution_grids()[number]
     changed = grid[:cell] + digit + grid[cell + 1 :]
     assert reward("0" * 16, changed) == float(changed == grid)
@@ -154,7 +154,7 @@ def test_one_changed_cell_is_wrong(number: int, cell: int, digit: str) -> None:
 
 @given(st.text(alphabet="1234", min_size=16, max_size=16))
 @settings(deadline=None)
-def test_only_grids_are_right(completion: str) -> None:
+def test_sudoku_only_grids_are_right(completion: str) -> None:
     assert reward("0" * 16, completion) == float(completion in solution_grids())
 
 
@@ -172,13 +172,13 @@ def test_only_grids_are_right(completion: str) -> None:
     ],
     ids=lambda text: ascii(text[:20]),
 )
-def test_wrong_completions_get_nothing(completion: str) -> None:
+def test_sudoku_wrong_completions_get_nothing(completion: str) -> None:
     assert reward(PUZZLE, SOLUTION) == reward(PUZZLE, f" {SOLUTION}\n") == 1.0
     assert reward(PUZZLE, completion) == 0.0
 
 
 @pytest.mark.parametrize(("size", "grid"), [(6, SIX), (9, NINE)])
-def test_rows_columns_and_boxes_of_other_sizes(size: int, grid: str) -> None:
+def test_sudoku_rows_columns_and_boxes_of_other_sizes(size: int, grid: str) -> None:
     empty = "0" * size**2
     assert reward(empty, grid, size) == 1.0
     # Every row and column is still right after two rows of different boxes change places, the boxes are not.
@@ -189,7 +189,7 @@ def test_rows_columns_and_boxes_of_other_sizes(size: int, grid: str) -> None:
     assert reward(empty, shifted, size) == 0.0
 
 
-def test_correct_cells_counts_empty_cells_against_the_solution() -> None:
+def test_sudoku_correct_cells_counts_empty_cells_against_the_solution() -> None:
     def correct_cells(completion: str) -> float:
         columns = {"puzzle": [PUZZLE], "solution": [SOLUTION]}
         return Sudoku().metrics([PUZZLE], [completion], **columns)["correct_cells"][0]
@@ -210,7 +210,7 @@ def test_correct_cells_counts_empty_cells_against_the_solution() -> None:
     assert correct_cells(SOLUTION[:8]) == sum(cell < 8 for cell in empty) / 8
 
 
-def test_correct_cells_and_solved_differ_where_solutions_are_many() -> None:
+def test_sudoku_correct_cells_and_solved_differ_where_solutions_are_many() -> None:
     puzzle = "3000000000000001"
     first, second, *_ = solutions(puzzle, 4)
     scores = Sudoku().metrics([puzzle], [second], puzzle=[puzzle], solution=[first])
@@ -224,7 +224,7 @@ def test_solutions_of_clashing_and_full_puzzles() -> None:
     assert list(solutions(NINE[:40] + "0" * 10 + NINE[50:], 9)) == [NINE]
 
 
-def test_random_grids_reach_far() -> None:
+def test_sudoku_random_grids_reach_far() -> None:
     rng = Random(0)
     assert {next(solutions("0" * 16, 4, rng)) for _ in range(2500)} == set(solution_grids())
     grids = {next(solutions("0" * 36, 6, rng)) for _ in range(20)}
@@ -232,7 +232,7 @@ def test_random_grids_reach_far() -> None:
     assert all(is_solved("0" * 36, grid, 6) for grid in grids)
 
 
-def test_generation_is_fast() -> None:
+def test_sudoku_generation_is_fast() -> None:
     start = perf_counter()
     assert len(Sudoku().examples("train", 10_000, 0)) == 10_000
     assert perf_counter() - start < 3.0
@@ -248,12 +248,12 @@ def test_generation_is_fast() -> None:
         ({"size": 6, "max_empty": 37}, "max_empty is 37"),
     ],
 )
-def test_options_out_of_range(options: dict[str, int], message: str) -> None:
+def test_sudoku_refuses_options_out_of_range(options: dict[str, int], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Sudoku(**options)  # type: ignore[arg-type]
 
 
-def test_wrong_use_is_named() -> None:
+def test_sudoku_refuses_wrong_use() -> None:
     with pytest.raises(UserError, match="'dev'; choose one of train, test, test_unseen_grids"):
         Sudoku().examples("dev", 1, 0)
     with pytest.raises(UserError, match=r"no split 'test_unseen_grids'; choose one of train, test$"):
@@ -264,7 +264,7 @@ def test_wrong_use_is_named() -> None:
         Sudoku().rewards([""], [""])
 
 
-def test_form_is_a_full_grid_of_digits() -> None:
+def test_sudoku_well_formed_is_a_full_grid_of_digits() -> None:
     task = Sudoku()
     assert task.well_formed("1" * 16)
     assert [text for text in ("1" * 15, "1" * 17, "0" * 16, "5" * 16, "", " " * 16) if task.well_formed(text)] == []

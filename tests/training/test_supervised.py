@@ -36,7 +36,7 @@ def sudoku_batch(rows: int):
     task = Sudoku()
     tokenizer = task_tokenizer(task.vocabulary)
     items = task.examples("train", rows, 0)
-    examples = Examples.of(items, tokenizer, tokenizer.eos_token_id, room=16)
+    examples = Examples.of(items, tokenizer, tokenizer.eos_token_id, max_prompt_tokens=16)
     return supervised_batch(examples, encode(tokenizer, [item.solution for item in items]), list(range(rows)), 16)
 
 

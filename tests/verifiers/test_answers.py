@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unmask.tasks.countdown_words import expression_of, is_right_in_words
+from unmask.tasks.countdown_words import expression_of, is_solved_in_words
 from unmask.verifiers.answers import DECLARED, before_end, boxed, final_answer, hashed, last_number, tagged
 from unmask.verifiers.published import d1, d1_math
-from unmask.verifiers.quantities import is_right, quantity
+from unmask.verifiers.quantities import answers_number, quantity
 
 some = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 ALL = (*DECLARED, "number")
@@ -41,7 +41,7 @@ ALL = (*DECLARED, "number")
         ("", None, None),
     ],
 )
-def test_boxes(text: str, last: str | None, first: str | None) -> None:
+def test_boxed_reads_boxes(text: str, last: str | None, first: str | None) -> None:
     assert boxed(text) == last
     assert boxed(text, "first") == first
 
@@ -64,7 +64,7 @@ def test_boxes(text: str, last: str | None, first: str | None) -> None:
         ("answer: 42", None),
     ],
 )
-def test_tags(text: str, answer: str | None) -> None:
+def test_tagged_reads_tags(text: str, answer: str | None) -> None:
     assert tagged(text) == answer
     assert tagged("<answer>7</answer>" + text, "first") == "7"
 
@@ -82,7 +82,7 @@ def test_tags(text: str, answer: str | None) -> None:
         ("### 42", None),
     ],
 )
-def test_hashes(text: str, answer: str | None) -> None:
+def test_hashed_reads_hashes(text: str, answer: str | None) -> None:
     assert hashed(text) == answer
 
 
@@ -99,12 +99,12 @@ def test_hashes(text: str, answer: str | None) -> None:
         ("none", None),
     ],
 )
-def test_last_numbers(text: str, number: Fraction | int | None) -> None:
+def test_last_number_reads_the_last_number(text: str, number: Fraction | int | None) -> None:
     found = last_number(text)
     assert (found if found is None else quantity(found)) == number
 
 
-def test_formats_come_in_order() -> None:
+def test_final_answer_takes_formats_in_order() -> None:
     text = "the sum of 1 \\boxed{2} #### 3\n<answer>4</answer> and 5"
     assert final_answer(text, ALL) == "4"
     assert final_answer(text, ("boxed", "answer")) == "2"
@@ -112,7 +112,7 @@ def test_formats_come_in_order() -> None:
     assert final_answer("the sum is 5") is None
 
 
-def test_the_text_ends_at_its_end_token() -> None:
+def test_before_end_cuts_at_the_end_token() -> None:
     assert before_end("a<|eot_id|>b<|endoftext|>") == "a"
     assert before_end("a<|mask|>b") == "a<|mask|>b"
     assert final_answer("<answer>4<|eot_id|><|endoftext|></answer>") == "4"
@@ -177,7 +177,7 @@ def test_the_text_ends_at_its_end_token() -> None:
         ("9" * 61, None),
     ],
 )
-def test_quantities(text: str, number: Fraction | int | None) -> None:
+def test_quantity_reads_written_numbers(text: str, number: Fraction | int | None) -> None:
     assert quantity(text) == number
 
 
@@ -201,17 +201,17 @@ FORMATS = (
     form=st.sampled_from(FORMATS),
     ending=st.sampled_from(("", "<|eot_id|>", "<|eot_id|><|endoftext|><|endoftext|>", "\n", " \n")),
 )
-def test_a_number_survives_every_format(number: int, written: str, form: str, ending: str) -> None:
+def test_answers_number_in_every_format(number: int, written: str, form: str, ending: str) -> None:
     completion = form.format(written.format(number)) + ending
-    assert is_right(completion, Fraction(number))
-    assert not is_right(completion, Fraction(number + 1))
+    assert answers_number(completion, Fraction(number))
+    assert not answers_number(completion, Fraction(number + 1))
 
 
 @some
 @given(above=st.integers(-999, 999), below=st.integers(1, 999), form=st.sampled_from(FORMATS[2:5]))
-def test_a_fraction_survives_boxes_and_tags(above: int, below: int, form: str) -> None:
+def test_answers_number_of_fractions_in_boxes_and_tags(above: int, below: int, form: str) -> None:
     for written in ("{}/{}", r"\frac{{{}}}{{{}}}"):
-        assert is_right(form.format(written.format(above, below)), Fraction(above, below))
+        assert answers_number(form.format(written.format(above, below)), Fraction(above, below))
 
 
 pieces = st.sampled_from(
@@ -224,8 +224,8 @@ READERS = (
     lambda text: final_answer(text, ALL),
     lambda text: final_answer(text, ALL, "first"),
     quantity,
-    lambda text: is_right(text, Fraction(1)),
-    lambda text: is_right_in_words(text, [1, 2], 3),
+    lambda text: answers_number(text, Fraction(1)),
+    lambda text: is_solved_in_words(text, [1, 2], 3),
     lambda text: d1.gsm8k_correct(text, 1.0),
     lambda text: d1.gsm8k_rewards(text, "1"),
     lambda text: d1.countdown_correct(text, [1, 2], 3),
@@ -237,14 +237,14 @@ READERS = (
 
 @some
 @given(texts)
-def test_no_text_makes_the_readers_fail(text: str) -> None:
+def test_answer_readers_take_any_text(text: str) -> None:
     for read in READERS:
         read(text)
 
 
 @some
 @given(texts)
-def test_what_is_declared_is_in_the_text(text: str) -> None:
+def test_final_answer_is_in_the_text(text: str) -> None:
     answer = final_answer(text)
     assert answer is None or all(part in text for part in answer.split("boxed")[0].split())
 
@@ -284,7 +284,7 @@ def test_what_is_declared_is_in_the_text(text: str) -> None:
         "\ud800",
     ],
 )
-def test_huge_texts_take_no_time(unit: str) -> None:
+def test_answer_readers_take_no_time_for_huge_texts(unit: str) -> None:
     line = unit * (100_000 // len(unit))
     for text in (line, f"<reasoning>{line}\n\\boxed{{{line}}}<answer>{line}"):
         for read in READERS:
@@ -310,5 +310,5 @@ def test_huge_texts_take_no_time(unit: str) -> None:
         ("so 3 + 7 + 12 it is", "so 3 + 7 + 12 it is"),
     ],
 )
-def test_expressions_in_words(completion: str, expression: str) -> None:
+def test_expression_of_completions_in_words(completion: str, expression: str) -> None:
     assert expression_of(completion) == expression

@@ -90,7 +90,7 @@ HOSTILE = [
         ("(" * 99 + "1" + ")" * 99, Fraction(1)),
     ],
 )
-def test_values_are_exact(text: str, expected: Fraction) -> None:
+def test_value_is_exact(text: str, expected: Fraction) -> None:
     result = value(text)
     assert result == expected
     assert isinstance(result, Fraction)
@@ -101,7 +101,7 @@ def test_numbers_from_left_to_right() -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:20]))
-def test_hostile_text_is_refused_quickly(text: str) -> None:
+def test_parse_refuses_hostile_text_quickly(text: str) -> None:
     start = perf_counter()
     with pytest.raises(InvalidExpression):
         value(text)
@@ -110,7 +110,7 @@ def test_hostile_text_is_refused_quickly(text: str) -> None:
 
 @given(st.text(alphabet="0123456789+-*/() _.,=x\n\x00", max_size=30))
 @settings(deadline=None, max_examples=300)
-def test_any_text_has_a_value_or_is_refused(text: str) -> None:
+def test_value_of_any_text_or_refusal(text: str) -> None:
     try:
         result = value(text)
     except InvalidExpression:
@@ -121,7 +121,7 @@ def test_any_text_has_a_value_or_is_refused(text: str) -> None:
 
 @given(TREES)
 @settings(deadline=None)
-def test_printing_keeps_value_and_numbers(tree: Expression) -> None:
+def test_render_keeps_value_and_numbers(tree: Expression) -> None:
     text = render(tree)
     assert numbers(text) == leaves(tree)
     assert render(parse(text)) == text
@@ -136,7 +136,7 @@ def test_printing_keeps_value_and_numbers(tree: Expression) -> None:
 
 @given(TREES)
 @settings(deadline=None)
-def test_no_pair_of_parentheses_can_go(tree: Expression) -> None:
+def test_render_has_no_superfluous_parentheses(tree: Expression) -> None:
     text = render(tree)
     opened: list[int] = []
     for place, character in enumerate(text):
@@ -163,11 +163,11 @@ def test_no_pair_of_parentheses_can_go(tree: Expression) -> None:
         (("*", -4, 5), "-4*5"),
     ],
 )
-def test_printed_form(tree: Expression, text: str) -> None:
+def test_render_form(tree: Expression, text: str) -> None:
     assert render(tree) == text
 
 
-def test_random_expressions_are_fair() -> None:
+def test_random_expression_is_fair() -> None:
     rng = Random(0)
     drawn = Counter(str(random_expression(rng, [1, 2, 3, 4], "+*")) for _ in range(20_000))
     # 5 shapes of trees with 4 leaves, times 2 signs at 3 places; each 500 times on average.

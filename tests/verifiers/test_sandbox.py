@@ -95,7 +95,7 @@ HONEST = {
 }
 
 
-def test_honest_programs_pass() -> None:
+def test_run_trials_passes_honest_programs() -> None:
     results = timed({name: trial(*texts) for name, texts in HONEST.items()})
     assert {name: verdict for name, (verdict, _) in results.items() if verdict.status != "passed"} == {}
 
@@ -163,11 +163,11 @@ FORGED = {
 }
 
 
-def test_forgeries_fail() -> None:
+def test_run_trials_fails_forgeries() -> None:
     assert_none_passes(FORGED, ("failed",))
 
 
-def test_weak_tests_are_not_cut_short() -> None:
+def test_run_trials_does_not_cut_weak_tests_short() -> None:
     """An exception of the program neither ends a loop over its results nor gets past a bare except for good."""
     loops = "for value, wanted in zip(map(f, [1, 2]), [2, 3]):\n    assert value == wanted"
     swallows = "try:\n    assert f(1) == 2\nexcept:\n    pass"
@@ -221,11 +221,11 @@ EXHAUSTING = {
 }
 
 
-def test_exhaustion_ends_in_time() -> None:
+def test_run_trials_ends_exhaustion_in_time() -> None:
     assert_none_passes(EXHAUSTING, ("failed", "timed out"))
 
 
-def test_nothing_outside_is_seen_or_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sandbox_hides_everything_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNMASK_SECRET", "xyzzy")
     secret = tmp_path / "secret"
     secret.write_text("xyzzy")
@@ -304,7 +304,7 @@ def seen_while(thread: Thread, process: int, wanted: int) -> set[int]:
     return now
 
 
-def test_daemons_die_with_their_sandbox_even_where_forks_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sandbox_ends_daemons_even_where_forks_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     allow_all = seccomp_filter()[-8:]
     monkeypatch.setattr(sandbox, "seccomp_filter", lambda: allow_all)
     daemon = (
@@ -322,7 +322,7 @@ def test_daemons_die_with_their_sandbox_even_where_forks_are_allowed(monkeypatch
     assert [verdict.status for verdict in verdicts] == ["passed"]
 
 
-def test_nothing_outlives_a_killed_trainer() -> None:
+def test_sandbox_does_not_outlive_a_killed_trainer() -> None:
     script = (
         "from unmask.verifiers.sandbox import *\n"
         "trial = Trial(program='while True: pass', reference='', names=('f',), tests='f()')\n"
@@ -341,7 +341,7 @@ def test_nothing_outlives_a_killed_trainer() -> None:
         time.sleep(0.02)
 
 
-def test_each_different_trial_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_trials_runs_each_different_trial_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[Trial] = []
 
     def run(one: Trial, limits: Limits) -> Verdict:

@@ -1,4 +1,4 @@
-"""How a prompt is worded for the model: the tokenizer's chat template, a system message, a start of the answer."""
+"""Rendering prompts: the tokenizer's chat template, a system message, a prefilled start of the completion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEMPLATES = ("auto", "never")
 
 @dataclass(frozen=True, kw_only=True)
 class ChatSettings:
-    """How prompts are worded for the model."""
+    """How prompts are rendered for the model."""
 
     template: str = setting(
         "auto", "auto: the tokenizer's chat template where it has one; never: the prompt's text as it is"
@@ -34,16 +34,20 @@ PLAIN = ChatSettings()
 
 @dataclass(frozen=True, kw_only=True)
 class RenderedPrompt:
-    """The text that the model reads, and the part of the completion that it ends with."""
+    """Text of a rendered prompt, and its end that already belongs to the completion (the prefill)."""
 
     text: str
     prefill: str
 
 
 def render_prompt(tokenizer: Any, example: Example, chat: ChatSettings) -> RenderedPrompt:
-    """The example's prompt for the model. An assistant's message at its end is prefilled, like `chat.prefill`.
+    """The text that the model reads for an example: chat template, system message and prefill applied.
 
-    Raises UserError where the prompt needs a chat template that there is not, or that refuses it.
+    A trailing assistant message of the example is prefilled, followed by `chat.prefill`. Raises UserError where the
+    prompt needs a chat template and there is none, or the template refuses it.
+
+        render_prompt(tokenizer, Example(prompt="2+2?", ...), ChatSettings(prefill="<reasoning>"))
+        # text "<user>2+2?<end><assistant><reasoning>", prefill "<reasoning>"
     """
     turns, prefill = _turns(example, chat)
     if _uses_template(tokenizer, chat):
@@ -57,10 +61,11 @@ def render_prompt(tokenizer: Any, example: Example, chat: ChatSettings) -> Rende
     return RenderedPrompt(text=turns[0]["content"] + prefill, prefill=prefill)
 
 
-def continuation(tokenizer: Any, example: Example, completion: str, chat: ChatSettings) -> str:
-    """What the model should write after the worded prompt: the completion behind its prefill, and the turn's end.
+def render_completion(tokenizer: Any, example: Example, completion: str, chat: ChatSettings) -> str:
+    """The text that the model should write after the rendered prompt, for supervised training.
 
-    Raises UserError where the chat template words the prompt otherwise once it is answered.
+    It is the completion without its prefill, and the template's end of the turn. Raises UserError where the chat
+    template renders the prompt differently once it is answered.
     """
     start = render_prompt(tokenizer, example, chat)
     rest = completion.removeprefix(start.prefill)

@@ -1,4 +1,4 @@
-"""An example (one prompt and what is known of it), and which split it belongs to. Torch-free."""
+"""Example: one prompt and what is known of it; and how prompts are dealt to splits. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from unmask.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One prompt, one valid completion of it, and the columns that the reward reads.
+    """One prompt, one right completion of it, and the columns that the reward reads.
 
-    `solution` is for supervised training (empty where none is known); other completions may be right too.
-    `messages` is the prompt as a conversation, where the data give it as one; `prompt` is then its text.
-    `ranked`: completions to learn from in place of sampled ones, the best first.
+    solution: a right completion for supervised training, empty where none is known; others may be right too.
+    messages: the prompt as a conversation, where the data give it as one; `prompt` is then its text.
+    ranked: completions to learn from instead of sampled ones (preference pairs), the best first.
     """
 
     prompt: str
@@ -27,12 +27,12 @@ class Example:
 
 
 def prompt_key(example: Example) -> str:
-    """What makes two prompts the same: their words."""
+    """The prompt with white space normalised: equal keys mean equal prompts."""
     return " ".join(example.prompt.split())
 
 
 class HasSplits(Protocol):
-    """As much of a task as names its splits."""
+    """The part of a Task that `check_split` reads."""
 
     name: ClassVar[str]
 
@@ -47,10 +47,10 @@ def check_split(task: HasSplits, split: str) -> None:
 
 
 def digest(text: str) -> int:
-    """Hash a text to an integer that is the same in every process and on every machine."""
+    """A 64-bit hash of a text, the same in every process and on every machine."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def in_split(puzzle: str, split: str) -> bool:
-    """Tell whether a puzzle belongs to "train" (nine tenths of all puzzles) or to any other split."""
+    """Whether a puzzle belongs to the split: by its hash nine tenths are "train", the rest every other split."""
     return (digest(puzzle) % 10 > 0) == (split == "train")

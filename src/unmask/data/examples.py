@@ -1,4 +1,4 @@
-"""Text and tokens: tokenizers of the embedded models, batches of prompts, decoded completions."""
+"""Examples: tokenized prompts of a split, dealt into batches; and the texts of sampled completions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from unmask.data.chat import PLAIN, ChatSettings, continuation, render_prompt
+from unmask.data.chat import PLAIN, ChatSettings, render_completion, render_prompt
 from unmask.data.example import Example
 from unmask.data.tokenization import completion_texts, encode, left_pad
 from unmask.errors import UserError
@@ -22,7 +22,15 @@ _WIDTH_STEP = 16  # prompts of a batch are padded to a multiple, so that kernels
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """Examples with their prompts encoded once; an example's index keys the random draws of its samples."""
+    """Examples of a split with their prompts tokenized once.
+
+    An example's index keys the random draws of its samples, so results do not depend on batching.
+
+        examples = Examples.of(task.examples("test", 100, 0), tokenizer, denoiser.eos_id, denoiser.max_length - 64)
+        rollout = sampler(denoiser, examples.prompts(range(8), group_size=4), uniforms)
+        texts = rollout_texts(tokenizer, rollout, examples)
+        rewards = task.rewards([...], texts, **examples.columns(range(8), repeats=4))
+    """
 
     items: Sequence[Example]
     prompt_ids: Sequence[Sequence[int]]
@@ -35,20 +43,20 @@ class Examples:
         items: Sequence[Example],
         tokenizer: PreTrainedTokenizerFast,
         eos_id: int,
-        room: int,
+        max_prompt_tokens: int,
         chat: ChatSettings = PLAIN,
     ) -> Examples:
-        """Word and encode the prompts, and completions that are given with them.
+        """Render and tokenize the prompts, and the ranked completions that come with them.
 
-        Raises UserError where a prompt is longer than the `room` (tokens) that the model leaves.
+        Raises UserError where a prompt is longer than `max_prompt_tokens`.
         """
         prompts = [render_prompt(tokenizer, item, chat) for item in items]
         prompt_ids = encode(tokenizer, [prompt.text for prompt in prompts])
         for item, ids in zip(items, prompt_ids, strict=True):
-            if len(ids) > room:
+            if len(ids) > max_prompt_tokens:
                 raise UserError(
-                    f"prompt {item.prompt[:40]!r} has {len(ids)} tokens, the model leaves room for {room}: "
-                    "shorten the prompt or max_new_tokens"
+                    f"prompt {item.prompt[:40]!r} has {len(ids)} tokens, the model leaves room for "
+                    f"{max_prompt_tokens}: shorten the prompt or max_new_tokens"
                 )
         return Examples(
             items=items,
@@ -63,7 +71,7 @@ class Examples:
         )
 
     def prompts(self, indices: Sequence[int], group_size: int, device: torch.device | str = "cpu") -> Prompts:
-        """`group_size` neighbouring rows for each example, as wide as one of a few widths."""
+        """A batch: `group_size` adjacent rows per example, left-padded to a multiple of 16 tokens."""
         rows = [self.prompt_ids[index] for index in indices]
         width = -(-max(map(len, rows)) // _WIDTH_STEP) * _WIDTH_STEP
         tokens, attention = left_pad(rows, self.eos_id, min(width, self.longest))
@@ -77,22 +85,22 @@ class Examples:
 
     @cached_property
     def longest(self) -> int:
-        """Tokens of the longest prompt."""
+        """Length of the longest prompt in tokens."""
         return max(map(len, self.prompt_ids))
 
     def columns(self, indices: Sequence[int], repeats: int) -> dict[str, list[Any]]:
-        """Columns of the examples, each value `repeats` times: what a reward takes beside prompts and completions."""
+        """Columns of the examples for a reward call, each value repeated `repeats` times."""
         names = self.items[indices[0]].columns
         return {name: [self.items[index].columns[name] for index in indices for _ in range(repeats)] for name in names}
 
     def texts(self, tokenizer: PreTrainedTokenizerFast, indices: Sequence[int], rows: list[list[int]]) -> list[str]:
-        """Completions of the examples at `indices` as rewards read them: decoded, behind their prefill."""
+        """Decoded completions of the examples at `indices`, prefill included: what rewards read."""
         texts = completion_texts(tokenizer, rows, self.eos_id)
         return [self.prefills[index] + text for index, text in zip(indices, texts, strict=True)]
 
 
 def completed(prompts: Prompts, rows: Sequence[Sequence[int]], length: int, eos_id: int) -> tuple[Tensor, Tensor]:
-    """Prompts with completions behind them, filled up to `length` with end-of-sequence tokens: (tokens, attention)."""
+    """Prompts followed by completions, padded to `length` with end-of-sequence tokens: (tokens, attention) [N, L]."""
     filled = [[*row, *[eos_id] * (length - len(row))] for row in rows]
     tokens_NL = torch.cat([prompts.tokens_NP, torch.tensor(filled, device=prompts.tokens_NP.device)], dim=1)
     return tokens_NL, torch.nn.functional.pad(prompts.attention_NP, (0, length), value=True)
@@ -101,19 +109,19 @@ def completed(prompts: Prompts, rows: Sequence[Sequence[int]], length: int, eos_
 def encode_completions(
     tokenizer: PreTrainedTokenizerFast, items: Sequence[Example], completions: Sequence[str], chat: ChatSettings = PLAIN
 ) -> list[list[int]]:
-    """Token ids of what the model should write to complete each item so. Raises UserError as `continuation` does."""
+    """Token ids of the completions, rendered for each item by `render_completion`. Raises UserError as it does."""
     pairs = zip(items, completions, strict=True)
-    return encode(tokenizer, [continuation(tokenizer, item, completion, chat) for item, completion in pairs])
+    return encode(tokenizer, [render_completion(tokenizer, item, completion, chat) for item, completion in pairs])
 
 
 def rollout_texts(tokenizer: PreTrainedTokenizerFast, rollout: Rollout, examples: Examples) -> list[str]:
-    """Texts of the finished completions."""
+    """Text of each completion of a rollout."""
     rows = rollout.tokens_NL[:, rollout.prompt_length :].tolist()
     return examples.texts(tokenizer, rollout.prompt_N.tolist(), rows)
 
 
 def guess_texts(tokenizer: PreTrainedTokenizerFast, rollout: Rollout, examples: Examples) -> list[list[str]]:
-    """Texts of all recorded guesses of each sample: snapshots in order, their guesses in order."""
+    """Texts of each sample's recorded guesses (completions of snapshots): by snapshot, then by guess."""
     guesses = [state.guesses_ZNL[..., rollout.prompt_length :] for state in rollout.snapshots]
     stacked = torch.cat(guesses).transpose(0, 1)
     each = stacked.shape[1]

@@ -1,4 +1,4 @@
-"""Text and token ids: tokenizers of the embedded models, encoding, padding, decoding."""
+"""Text to token ids and back: tokenizers of the embedded models, encoding, padding, decoding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EOS_TOKEN = "<|endoftext|>"  # noqa: S105
 
 
 def task_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer whose tokens are the longest matches among `vocabulary`, with an end and a mask token behind them."""
+    """A tokenizer that splits text into the longest matches among `vocabulary`, plus an end and a mask token."""
     tokens = {token: index for index, token in enumerate((*vocabulary, EOS_TOKEN, MASK_TOKEN))}
     tokenizer = Tokenizer(models.WordLevel(tokens, unk_token=EOS_TOKEN))  # `encode` refuses what it stands for
     longest_first = sorted(vocabulary, key=len, reverse=True)
@@ -35,7 +35,7 @@ def task_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, without special tokens. Raises UserError where a text cannot be spelt."""
+    """Token ids of each text, without special tokens. Raises UserError for a text that the tokenizer cannot spell."""
     encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     for text, ids in zip(texts, encoded, strict=True):
         if not ids or tokenizer.unk_token_id in ids:
@@ -46,7 +46,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[lis
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int, width: int | None = None) -> tuple[Tensor, Tensor]:
-    """Rows of ids as one matrix, padded on the left to `width`, or the longest: (tokens, attention as bool)."""
+    """Rows of ids padded on the left to `width` (default: the longest): (tokens, attention as bool) [N, L]."""
     width = width or max(len(row) for row in rows)
     tokens = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows], dtype=torch.long)
     attention = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], dtype=torch.bool)

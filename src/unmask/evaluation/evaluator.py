@@ -15,7 +15,6 @@ from unmask.denoisers.base import Denoiser
 from unmask.sampling.records import EveryStep, Record
 from unmask.sampling.sampler import Sampler
 from unmask.tasks import Task
-from unmask.tasks.base import verifies
 from unmask.types import Rollout
 from unmask.uniforms import Uniforms
 
@@ -53,7 +52,7 @@ class Evaluator:
     def metrics(self, denoiser: Denoiser, sampler: Sampler, count: int | None = None) -> dict[str, list[float]]:
         """Each of the task's metrics for each of the first `count` examples, one completion each."""
         values: dict[str, list[float]] = {}
-        if not verifies(self.task):  # why sample?
+        if not self.task.verifies:  # why sample?
             return values
         for indices, rollout in self.rollouts(denoiser, sampler, count=count):
             texts = rollout_texts(self.tokenizer, rollout, self.examples)

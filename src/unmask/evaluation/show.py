@@ -15,7 +15,6 @@ from unmask.errors import UserError
 from unmask.report.denoising import Frame, print_denoising
 from unmask.settings.commands import SampleSettings
 from unmask.settings.recipe import RolloutSettings
-from unmask.tasks.base import verifies
 from unmask.uniforms import Uniforms
 
 
@@ -39,7 +38,7 @@ def show_sample(settings: SampleSettings, prompt: str | None) -> None:
         watch=lambda canvas: canvases.append(canvas[0, -sampler.max_new_tokens :].clone()),
     )
     (text,) = rollout_texts(tokenizer, rollout, examples)
-    known = item.columns and verifies(settings.task)
+    known = item.columns and settings.task.verifies
     reward = settings.task.rewards([item.prompt], [text], **examples.columns([0], 1))[0] if known else None
     frames = _frames(canvases, denoiser.mask_id, tokenizer)
     size = getattr(settings.task, "size", None)

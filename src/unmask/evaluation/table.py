@@ -13,7 +13,6 @@ from unmask.errors import UserError
 from unmask.evaluation.evaluator import Evaluator, measured
 from unmask.sampling.records import EveryStep
 from unmask.settings.commands import EvaluateSettings
-from unmask.tasks.base import verifies
 from unmask.uniforms import Uniforms
 
 _COLUMNS = {"unmasking": "unmasking", "tokens": "tokens", "steps": "steps", "solved": "solved (95 %)"}
@@ -21,7 +20,7 @@ _COLUMNS = {"unmasking": "unmasking", "tokens": "tokens", "steps": "steps", "sol
 
 def evaluation_table(settings: EvaluateSettings) -> list[dict[str, Any]]:
     """A row for each rule, length and number of steps: every metric of the task, with intervals on the solve rate."""
-    if not verifies(settings.task):
+    if not settings.task.verifies:
         raise UserError(f"task {settings.task.name} compares no answers: nothing can be measured by sampling")
     device, samplers = best_device(), settings.samplers()
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32

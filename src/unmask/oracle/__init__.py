@@ -1,1 +1,1 @@
-"""A denoiser small enough to enumerate, and what every method's gradient is on it."""
+"""Exact checks: a denoiser small enough to enumerate, and bias and noise of every method's gradient on it."""

@@ -1,4 +1,4 @@
-"""What the likelihood estimates of the methods are estimates of: exact bounds by enumeration of all masks."""
+"""Exact ELBO, EUBO and log p on the toy by enumeration of all masks, and the methods' estimates beside them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ MASKS = [mask for mask in product((False, True), repeat=LENGTH) if any(mask)]
 
 
 def mask_probability(mask: tuple[bool, ...]) -> float:
-    """Under a uniform count of 1..L, then a uniform subset of that size."""
+    """Probability of a mask: its count is uniform over 1..L, then its subset is uniform among that size."""
     return 1 / (LENGTH * comb(LENGTH, sum(mask)))
 
 
 def every_mask(rows_weight: dict[tuple[bool, ...], float]) -> ScoringBatch:
-    """A unit a completion, a row a mask, weighted as given."""
+    """A ScoringBatch of all completions under all masks: a unit per completion, a row per (completion, mask).
+
+    `rows_weight`: token weight of the rows of each mask.
+    """
     completions = with_prompt(COMPLETIONS)
     masked_RL = torch.nn.functional.pad(torch.tensor(list(rows_weight)), (PROMPT, 0)).repeat(len(completions), 1)
     weight_R1 = torch.tensor(list(rows_weight.values()), dtype=torch.float64).repeat(len(completions))[:, None]
@@ -71,7 +74,7 @@ def exact_logp(toy: Toy) -> Tensor:
 
 
 def many_rollouts(copies: int) -> Rollout:
-    """Every completion `copies` times, each a sample with its own draws, as if written left to right."""
+    """A Rollout with every completion `copies` times, each a sample with its own draws, written left to right."""
     tokens_NL = with_prompt(COMPLETIONS).repeat_interleave(copies, dim=0)
     place_L = torch.arange(PROMPT + LENGTH) - PROMPT
     region_NL = (place_L >= 0).expand_as(tokens_NL)
@@ -96,7 +99,7 @@ def many_rollouts(copies: int) -> Rollout:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A method's log-likelihood estimate of completions drawn from the toy, in nats."""
+    """Summary of a method's log-likelihood estimates over completions drawn from the toy, in nats."""
 
     mean: float
     to_elbo: float  # mean minus the exact ELBO's
@@ -119,9 +122,9 @@ def estimated_logp(toy: Toy, term: Term, copies: int, seed: int, sign: float = 1
 
 
 def estimates(toy: Toy, methods: dict[str, Method], copies: int) -> dict[str, Estimate]:
-    """The estimate of every method that scores whole completions; SPG's for good and bad samples."""
+    """The Estimate of every method that scores whole completions; SPG for good and for bad samples."""
     elbo, logp = exact_elbo(toy), exact_logp(toy)
-    law = logp.exp()
+    probability_U = logp.exp()
     table = {}
     for name, method in methods.items():
         term = method.terms(toy.eos_id)[0]
@@ -131,10 +134,10 @@ def estimates(toy: Toy, methods: dict[str, Method], copies: int) -> dict[str, Es
             value = estimated_logp(toy, term, copies, 0, sign)
             mean = value.mean(1)
             table[label] = Estimate(
-                mean=float(law @ mean),
-                to_elbo=float(law @ (mean - elbo)),
-                to_logp=float(law @ (mean - logp)),
-                deviation=float((law @ value.var(1)).sqrt()),
-                above=float(law @ (mean > logp).double()),
+                mean=float(probability_U @ mean),
+                to_elbo=float(probability_U @ (mean - elbo)),
+                to_logp=float(probability_U @ (mean - logp)),
+                deviation=float((probability_U @ value.var(1)).sqrt()),
+                above=float(probability_U @ (mean > logp).double()),
             )
     return table

@@ -1,4 +1,4 @@
-"""Bias and variance of every method's gradient, against the exact gradient of the expected reward."""
+"""Bias and variance of every method's gradient against the exact gradient of the expected reward."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _REWARDS = torch.tensor(
 
 @dataclass(frozen=True, kw_only=True)
 class Bias:
-    """A method's mean gradient beside the exact one, and its noise."""
+    """A method's mean gradient compared with the exact one, and its noise."""
 
     cosine: float
     cosine_error: float  # standard error
@@ -33,14 +33,14 @@ class Bias:
 
 
 def expected_reward_gradient(toy: Toy, sampler: str) -> Tensor:
-    """grad E[r], every trajectory of the sampler enumerated: flat, float64."""
+    """The exact grad E[r], by enumeration of every trajectory of the sampler: flat [D], float64."""
     expected = sum(t.logp.exp() * reward(t.completion) for t in SAMPLERS[sampler][1](toy))
     (gradient,) = torch.autograd.grad(torch.as_tensor(expected), toy.table)
     return gradient.flatten()
 
 
 def rewards_of(tokens_NL: Tensor) -> Tensor:
-    """Rewards [...] of token rows [..., L]; 0 for those with a mask."""
+    """Rewards [...] of token rows [..., L]; 0 for rows that hold a mask."""
     completions = tokens_NL[..., PROMPT:]
     index = (completions.clamp(max=SYMBOLS - 1) * _PLACES).sum(-1)
     return torch.where((completions == MASK).any(-1), 0.0, _REWARDS[index])
@@ -64,24 +64,27 @@ def _term_gradient(toy: Toy, term: Term, rollout: Rollout, uniforms: Uniforms) -
 def gradient_batches(
     toy: Toy, method: Method, sampler: str, *, batches: int, groups: int, group_size: int, seed: int
 ) -> tuple[Tensor, float]:
-    """Independent gradients of batches of groups [batches, D], and forwards with gradient a completion."""
+    """Independent gradient estimates of a method, each from a batch of groups: [batches, D] and a cost.
+
+    The cost is the number of forwards with gradient per completion.
+    """
     terms = method.terms(toy.eos_id)
     draw = Sampler(
         max_new_tokens=LENGTH, block_length=LENGTH, steps=LENGTH, temperature=1.0, unmasking=SAMPLERS[sampler][0]
     )
-    asked = prompts(groups * group_size, group_size)
+    samples = prompts(groups * group_size, group_size)
     rows, forwards = [], 0
     for batch in range(batches):
         uniforms = Uniforms().key("oracle", seed, batch)
-        rollout = draw(toy, asked, uniforms, record=record_of(terms), group_size=group_size)
+        rollout = draw(toy, samples, uniforms, record=record_of(terms), group_size=group_size)
         parts = [_term_gradient(toy, term, rollout, uniforms) for term in terms]
         rows.append(torch.stack([gradient for gradient, _ in parts]).sum(0))
         forwards = sum(count for _, count in parts)
-    return torch.stack(rows), forwards / len(asked.prompt_N)
+    return torch.stack(rows), forwards / len(samples.prompt_N)
 
 
 def compare(gradient_BD: Tensor, exact_D: Tensor, *, groups: int, group_size: int, forwards: float) -> Bias:
-    """Batch gradients against the exact one; the noise of the mean is taken out of its norm."""
+    """The Bias of gradient estimates [B, D] against the exact gradient [D]; the norm is freed of their noise."""
     cosine, norm = _cosine(gradient_BD, exact_D)
     keep = ~torch.eye(len(gradient_BD), dtype=torch.bool)
     left_out = torch.stack([_cosine(gradient_BD[rows], exact_D)[0] for rows in keep])
@@ -107,7 +110,7 @@ def _cosine(gradient_BD: Tensor, exact_D: Tensor) -> tuple[Tensor, Tensor]:
 def biases(
     toy: Toy, methods: dict[str, Method], samplers: Sequence[str], *, batches: int, groups: int, group_size: int
 ) -> dict[str, dict[str, Bias]]:
-    """For each method, its bias under each sampler."""
+    """The Bias of each method under each sampler: {method: {sampler: Bias}}."""
     exact = {sampler: expected_reward_gradient(toy, sampler) for sampler in samplers}
     table: dict[str, dict[str, Bias]] = {}
     for name, method in methods.items():
@@ -122,7 +125,7 @@ def biases(
 
 
 def oracle_methods() -> dict[str, Method]:
-    """Every method with its paper's settings, fitted to three tokens in three steps; bases of DiSPO other_model."""
+    """Every method with its paper's settings, fitted to three tokens in three steps; DiSPO on each of its bases."""
     from unmask.methods import MDPO, METHODS, DiSPO, JustGRPO, TraceRL
     from unmask.methods.dispo import BASES
 

@@ -1,4 +1,4 @@
-"""A denoiser so small that all it can do is enumerated: three tokens over three symbols, float64."""
+"""A denoiser small enough to enumerate: three tokens over three symbols, logits from a table, float64."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ COMPLETIONS: list[Canvas] = list(product(range(SYMBOLS), repeat=LENGTH))
 
 
 class Toy(Denoiser):
-    """Logits are a table lookup on the whole completion (the prompt says nothing); the mask token is never drawn."""
+    """Denoiser whose logits are a table lookup on the whole completion; the prompt is ignored, the mask never drawn.
+
+    4^3 states x 3 positions x 3 symbols: every completion, mask and trajectory can be enumerated.
+    """
 
     mask_id, eos_id, max_length = MASK, -1, PROMPT + LENGTH
 
@@ -51,7 +54,7 @@ class Toy(Denoiser):
         part: Any = None,
         selected_Q: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """As any denoiser answers; no guidance, no part. `other_model` is a toy too."""
+        """As Denoiser.forward, without guidance and parts; `other_model` must be a Toy."""
         place_Q = torch.arange(query_FA.numel()) if selected_Q is None else selected_Q
         logits = [self._at(tokens_FL, query_FA)[place_Q]]
         if isinstance(other_model, Toy):
@@ -71,12 +74,15 @@ class Toy(Denoiser):
 
 
 def reward(completion: Canvas) -> float:
-    """Some fixed number in [0, 1) for every completion."""
+    """A fixed pseudo-random reward in [0, 1) of each completion."""
     return float(Uniforms().key("reward", *completion).draw())
 
 
 class Trajectory(NamedTuple):
-    """Step by step, the canvas and the tokens proposed there (position: token); what was committed when."""
+    """One way the sampler can write a completion, with its log-probability.
+
+    Step by step, the canvas and the tokens proposed there (position: token); and the step that revealed each position.
+    """
 
     canvases: tuple[Canvas, ...]
     proposals: tuple[dict[int, int], ...]
@@ -86,7 +92,7 @@ class Trajectory(NamedTuple):
 
 
 def random_order_trajectories(toy: Toy) -> Iterator[Trajectory]:
-    """Every order and every token: p = 1/3! times the product of p(token | canvas before it)."""
+    """Every order and every completion: p = 1/3! times the product of p(token | canvas before it)."""
     chance = -torch.tensor(factorial(LENGTH), dtype=torch.float64).log()
     for order in permutations(range(LENGTH)):
         for completion in COMPLETIONS:
@@ -95,13 +101,13 @@ def random_order_trajectories(toy: Toy) -> Iterator[Trajectory]:
 
 
 def left_to_right_trajectories(toy: Toy) -> Iterator[Trajectory]:
-    """Every token in the one order."""
+    """Every completion in the one order."""
     for completion in COMPLETIONS:
         yield ordered_trajectory(toy, tuple(range(LENGTH)), completion)
 
 
 def ordered_trajectory(toy: Toy, order: tuple[int, ...], completion: Canvas) -> Trajectory:
-    """The completion written in a given order, one token a step: p = product of p(token | canvas before it)."""
+    """A completion written in a given order, one token a step: p = product of p(token | canvas before it)."""
     canvas: Canvas = (MASK,) * LENGTH
     canvases, proposals = [], []
     logp = torch.zeros((), dtype=torch.float64)
@@ -115,7 +121,7 @@ def ordered_trajectory(toy: Toy, order: tuple[int, ...], completion: Canvas) -> 
 
 
 def low_confidence_trajectories(toy: Toy) -> Iterator[Trajectory]:
-    """Every proposal of all masked positions at every step; the rule itself says which one is committed."""
+    """Every combination of proposals at every step; LowConfidence decides which position is committed."""
     nothing = torch.zeros((), dtype=torch.float64)
     yield from _continued(toy, Trajectory((), (), (-1,) * LENGTH, (MASK,) * LENGTH, nothing))
 
@@ -170,7 +176,7 @@ SAMPLERS: dict[str, tuple[Unmasking, Callable[[Toy], Iterator[Trajectory]]]] = {
 
 
 def prompts(count: int, group_size: int = 1) -> Prompts:
-    """`count` samples of the one prompt, in groups with their own draws."""
+    """Prompts of `count` samples of the one prompt, in groups; every sample has its own draws."""
     sample = torch.arange(count)
     return Prompts(
         tokens_NP=torch.zeros(count, PROMPT, dtype=torch.long),
@@ -181,5 +187,5 @@ def prompts(count: int, group_size: int = 1) -> Prompts:
 
 
 def with_prompt(rows: list[Canvas]) -> Tensor:
-    """Completions or canvases behind the prompt."""
+    """Token rows [N, 1 + L] of completions or canvases, the prompt in front."""
     return nn.functional.pad(torch.tensor(rows), (PROMPT, 0), value=0)

@@ -1,1 +1,1 @@
-"""What a recipe takes before it is run: memory of each GPU, forwards, FLOPs and time of a training step."""
+"""`unmask plan`: memory of each GPU, forwards, FLOPs and time of a training step, before a recipe is run."""

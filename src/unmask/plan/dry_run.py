@@ -30,7 +30,7 @@ from unmask.settings.recipe import TrainSettings
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes of the tensors that are made while it is on: their highest sum between two marks."""
+    """Dispatch mode that counts the bytes of live tensors made under it, and their peak between two marks."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -39,12 +39,12 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._references: dict[int, weakref.ref[Any]] = {}
 
     def mark(self) -> None:
-        """End a stretch, and note its peak."""
+        """End a stretch and record its peak."""
         self.peaks.append(self._highest)
         self._highest = self.alive
 
     def begin(self) -> None:
-        """Forget the stretches so far, not what is alive."""
+        """Forget the recorded stretches; tensors still alive stay counted."""
         self.peaks.clear()
         self._highest = self.alive
 
@@ -72,7 +72,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _grouped(func: Any, args: Any, kwargs: Any) -> Tensor:
-    """The experts' product, which without numbers is answered in bf16 alone."""
+    """The experts' product, which without numbers exists in bf16 alone."""
     left, right, *others = args
     product: Tensor = func(left.bfloat16(), right.bfloat16(), *others, **kwargs)
     return product.to(left.dtype)
@@ -80,14 +80,17 @@ def _grouped(func: Any, args: Any, kwargs: Any) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """Forwards that are made at once: F of L positions, A columns of each asked, Q of all answered, K targets each."""
+    """One pass whose peak memory is wanted: F forwards of L tokens, with A query positions each.
+
+    scored: positions whose logits are made, over all forwards; targets: per position.
+    """
 
     forwards: int
     length: int
-    asked: int
-    answered: int
+    queries: int
+    scored: int
     targets: int = 1
-    blended: bool = False  # beside the logits of the old policy
+    blended: bool = False  # with the logits of the old policy
     separable: bool = False  # the head's gradient is made with its logits
     samples: bool = False  # a denoising step, else a pass with gradient
     guided: bool = False
@@ -95,7 +98,7 @@ class Pass:
 
 
 def peak_bytes(model: str, settings: TrainSettings, work: Pass) -> int:
-    """Bytes that a pass takes at its peak beyond weights, optimizer and gradients that were there before it."""
+    """Peak bytes of a pass beyond the weights, optimizer state and gradients that were there before it."""
     return _peak(model, _TraceSettings.of(settings), work)
 
 
@@ -119,19 +122,19 @@ class _TraceSettings:
 def _peak(model: str, settings: _TraceSettings, work: Pass) -> int:
     shape = read_shape(model)
     short = _fewer_chunks(shape, work)
-    # A hidden state that is asked takes little, and its gradient as much; its logits take the place of others.
-    unseen = (work.answered - short.answered) * _hidden_size(shape) * torch.float32.itemsize
+    # A hidden state at a scored position takes little, and its gradient as much; its logits take the place of others.
+    unseen = (work.scored - short.scored) * _hidden_size(shape) * torch.float32.itemsize
     return int(_peak_of_layers(shape, settings, short) + unseen * (1 if work.samples else 2))
 
 
 def _fewer_chunks(shape: Mapping[str, Any], work: Pass) -> Pass:
-    """The pass with as many positions answered as fill three chunks of logits: more take time, and no more memory.
+    """The pass with as many scored positions as fill three chunks of logits: more take time, and no more memory.
 
     Where sampling reads slices of the vocabulary, with as many as it does at a time.
     """
     vocabulary = shape.get("embedding_size") or shape["vocab_size"]
     enough = max(3 * chunk_positions(int(vocabulary)), POSITIONS if work.samples else 0)
-    return replace(work, answered=min(work.answered, enough))
+    return replace(work, scored=min(work.scored, enough))
 
 
 def _hidden_size(shape: Mapping[str, Any]) -> int:
@@ -210,22 +213,22 @@ def _marked(denoiser: Denoiser, live: LiveBytes) -> Iterator[None]:
 def _run(denoiser: Denoiser, work: Pass, autocast: Any) -> None:
     tokens_FL = torch.zeros(work.forwards, work.length, dtype=torch.long)
     attention_FL = torch.ones(work.forwards, work.length, dtype=torch.bool)
-    query_FA = torch.zeros(work.forwards, work.asked, dtype=torch.long)
+    query_FA = torch.zeros(work.forwards, work.queries, dtype=torch.long)
     guidance = Guidance(scale=1.0, prompt_FL=attention_FL) if work.guided else None
-    beside = denoiser if work.blended else None
-    selected_Q = torch.arange(work.answered) if work.answered < query_FA.numel() else None
+    other_model = denoiser if work.blended else None
+    selected_Q = torch.arange(work.scored) if work.scored < query_FA.numel() else None
     with autocast:
         (answers, *_) = denoiser(
-            tokens_FL, attention_FL, query_FA, _answer(work), guidance, beside, selected_Q=selected_Q
+            tokens_FL, attention_FL, query_FA, _reducer(work), guidance, other_model, selected_Q=selected_Q
         )
     if not work.samples:
         answers.sum().backward()
 
 
-def _answer(work: Pass) -> LogitsReducer:
-    asked = work.answered
+def _reducer(work: Pass) -> LogitsReducer:
+    positions = work.scored
     if work.samples:
-        uniform_QZ = torch.zeros(asked, work.targets, dtype=torch.float64)
+        uniform_QZ = torch.zeros(positions, work.targets, dtype=torch.float64)
         return Propose(
             temperature=1.0,
             mask_id=0,
@@ -235,6 +238,6 @@ def _answer(work: Pass) -> LogitsReducer:
             stride=work.targets,
         )
     if work.blended:
-        return ContrastiveLogProb(torch.zeros(asked, dtype=torch.long), 1.0)
+        return ContrastiveLogProb(torch.zeros(positions, dtype=torch.long), 1.0)
     grad_logp = (lambda logp_CK, chunk: torch.ones_like(logp_CK)) if work.separable else None
-    return TargetLogProb(torch.zeros(asked, work.targets, dtype=torch.long), grad_logp=grad_logp)
+    return TargetLogProb(torch.zeros(positions, work.targets, dtype=torch.long), grad_logp=grad_logp)

@@ -22,14 +22,14 @@ _PROMPT = 256  # tokens, where nothing is said
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on one GPU: what is always there, and what comes on top at three moments."""
+    """Bytes on one GPU: what is always held, and what comes on top in rollout, update and optimizer step."""
 
     weights: int
     reference: int
     old: int
     moments: int
     gradients: int
-    records: int  # rollout, recorded states, questions
+    records: int  # rollout, recorded states, scoring batches
     rollout: int
     update: int  # gradients are part of it where the first backward pass makes them
     optimizer: int
@@ -37,11 +37,11 @@ class Memory:
 
     @property
     def held(self) -> int:
-        """Always there, but for gradients."""
+        """Bytes always held, gradients apart."""
         return self.weights + self.reference + self.old + self.moments
 
     @property
-    def moments_of_truth(self) -> dict[str, int]:
+    def bytes_by_moment(self) -> dict[str, int]:
         """Bytes in all at each moment."""
         before = self.gradients if self.accumulates else 0
         return {
@@ -52,13 +52,13 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """The most that is there at once."""
-        return max(self.moments_of_truth.values())
+        """The largest sum of bytes at any moment."""
+        return max(self.bytes_by_moment.values())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seconds:
-    """Predicted time of one training step by its parts."""
+    """Predicted seconds of one training step by part."""
 
     rollout: float
     trained: float
@@ -66,13 +66,13 @@ class Seconds:
 
     @property
     def step(self) -> float:
-        """All together."""
+        """Seconds of the whole training step."""
         return self.rollout + self.trained + self.other
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A recipe on GPUs."""
+    """A recipe on given GPUs: sizes, memory, work, FLOPs and time."""
 
     settings: PlanSettings
     gpus: GPUs
@@ -84,18 +84,18 @@ class Plan:
     prompt: int
 
     @property
-    def room(self) -> float:
+    def usable(self) -> float:
         """Bytes of a GPU that may be used."""
         return self.gpus.memory * (1 - self.settings.headroom)
 
     @property
     def fits(self) -> bool:
-        """Whether the peak stays within them."""
-        return self.memory.peak <= self.room
+        """Whether the peak stays within the usable bytes."""
+        return self.memory.peak <= self.usable
 
 
 def make_plan(settings: PlanSettings) -> Plan:
-    """Plan a recipe. Raises UserError where model, GPUs or settings do not go together."""
+    """The Plan of a recipe. Raises UserError where model, GPUs or settings do not go together."""
     if settings.train.four_bit:
         raise UserError(
             "train.four_bit cannot be planned: set it to false and train.param_dtype to bf16, which needs more"
@@ -118,7 +118,7 @@ def make_plan(settings: PlanSettings) -> Plan:
 
 
 def method_costs(plan: Plan, method: Method) -> tuple[Work, Seconds, Seconds]:
-    """Work, FLOPs and seconds of another method with the settings of a plan."""
+    """Another method's (work, FLOPs, seconds) with the settings of a plan."""
     _, work = _work(plan.settings, method, plan.gpus, plan.prompt + plan.work.length)
     return work, *costs(plan.settings, work, plan.size, plan.gpus)
 
@@ -148,7 +148,7 @@ def _work(settings: PlanSettings, method: Method, gpus: GPUs, max_length: int) -
 
 
 def costs(settings: PlanSettings, work: Work, size: Size, gpus: GPUs) -> tuple[Seconds, Seconds]:
-    """FLOPs of one GPU in a training step, and the seconds that they take."""
+    """(FLOPs of one GPU in a training step, predicted seconds), each by part."""
     flops = Seconds(
         rollout=work.rollout_flops(size),
         trained=work.trained_flops(size, recompute=settings.train.gradient_checkpointing),
@@ -167,8 +167,8 @@ def _memory(settings: PlanSettings, terms: tuple[Term, ...], work: Work, size: S
         Pass(
             forwards=term.batch,
             length=work.length,
-            asked=term.widest,
-            answered=term.most,
+            queries=term.widest,
+            scored=term.most,
             targets=term.targets,
             blended=term.blended,
             separable=all(term.separable[: work.updates]),
@@ -183,8 +183,8 @@ def _memory(settings: PlanSettings, terms: tuple[Term, ...], work: Work, size: S
         Pass(
             forwards=step.forwards,
             length=work.length,
-            asked=step.positions,
-            answered=step.forwards * step.positions,
+            queries=step.positions,
+            scored=step.forwards * step.positions,
             targets=step.tokens,
             samples=True,
             guided=work.guided,
@@ -193,14 +193,14 @@ def _memory(settings: PlanSettings, terms: tuple[Term, ...], work: Work, size: S
     ]
     # AdamW takes all weights at once and holds a root of their moments; several ranks send one flat copy of a copy.
     temporary = size.trained_bytes * (2 if gpus.count > 1 else 1)
-    questions = sum(term.question_bytes for term in work.terms) * work.updates
+    batches = sum(term.batch_bytes for term in work.terms) * work.updates
     return Memory(
         weights=size.weight_bytes,
         reference=copied,
         old=size.weight_bytes if keeps_old else 0,
         moments=2 * size.trained_bytes,
         gradients=size.trained_bytes,
-        records=work.record_bytes + questions,
+        records=work.record_bytes + batches,
         rollout=max(peak_bytes(settings.model, train, each) for each in denoising),
         update=max(peak_bytes(settings.model, train, each) for each in passes),
         optimizer=temporary,
@@ -209,10 +209,10 @@ def _memory(settings: PlanSettings, terms: tuple[Term, ...], work: Work, size: S
 
 
 def advice(plan: Plan) -> list[str]:
-    """What to change where the recipe does not fit, the most telling first."""
-    train, memory, room = plan.settings.train, plan.memory, plan.room
+    """What to change where the recipe does not fit, the most effective first."""
+    train, memory, usable = plan.settings.train, plan.memory, plan.usable
     state = memory.held + memory.gradients + memory.optimizer + memory.records
-    if state > room and not train.lora_rank:
+    if state > usable and not train.lora_rank:
         return [
             f"the model's own state takes {state / GIBIBYTE:.0f} GiB on every GPU, however many there are: train "
             "adapters (train.lora_rank 128), with their frozen base in bf16 (train.param_dtype bf16)"
@@ -220,15 +220,15 @@ def advice(plan: Plan) -> list[str]:
     said = []
     if train.lora_rank and train.param_dtype == "fp32" and train.precision == "bf16":
         said.append("hold the frozen base in bf16: train.param_dtype bf16")
-    moments = memory.moments_of_truth
-    if moments["update"] > room and not train.gradient_checkpointing:
+    moments = memory.bytes_by_moment
+    if moments["update"] > usable and not train.gradient_checkpointing:
         said.append("recompute activations in the backward pass: train.gradient_checkpointing true")
     batch = max(term.batch for term in plan.work.terms)
-    if moments["update"] > room and batch > 1:
-        left = max(0.0, room - memory.held - memory.gradients - memory.records)
+    if moments["update"] > usable and batch > 1:
+        left = max(0.0, usable - memory.held - memory.gradients - memory.records)
         fewer = max(1, int(0.9 * batch * left / memory.update))
         said.append(f"fewer forwards at a time: train.micro_batch {fewer} (now {batch})")
-    if moments["rollout"] > room:
+    if moments["rollout"] > usable:
         said.append(
             f"a GPU samples {plan.work.samples} completions at once: more GPUs, fewer rollout.prompts or a smaller "
             "rollout.group_size"

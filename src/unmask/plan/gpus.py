@@ -1,4 +1,4 @@
-"""GPUs: how many, how large, how fast."""
+"""GPUs of a plan: how many, how large, how fast."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PEAKS = {
 
 @dataclass(frozen=True, kw_only=True)
 class GPUs:
-    """`count` alike, each of `memory` bytes and `peak` FLOP/s at the recipe's precision."""
+    """`count` equal GPUs, each of `memory` bytes and `peak` FLOP/s at the recipe's precision."""
 
     count: int
     memory: int
@@ -29,7 +29,7 @@ class GPUs:
 
 
 def parse_gpus(gpus: str, gpu: str, precision: str) -> GPUs:
-    """From `8x80GB` and `a100`, or a number of TFLOP/s. Raises UserError."""
+    """GPUs from "8x80GB" and a name such as "a100", or a number of TFLOP/s. Raises UserError."""
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)GB", gpus)
     if match is None:
         raise UserError(f"gpus is {gpus!r}: give number and memory, such as 8x80GB")

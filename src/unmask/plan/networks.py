@@ -27,13 +27,13 @@ _PER_LAYER = ("layer_types", "mlp_layer_types")  # lists as long as there are la
 
 @cache
 def published_shapes() -> dict[str, dict[str, Any]]:
-    """config.json of published checkpoints by their names on the hub: what decides the network's shape."""
+    """config.json of published checkpoints by their Hub names, as far as it decides the shape of the network."""
     tables = tomllib.loads(files("unmask").joinpath("plan/published.toml").read_text())
     return {name: tables[table.get("same_as", name)] for name, table in tables.items()}
 
 
 def read_shape(model: str) -> dict[str, Any]:
-    """config.json of a model: a directory's, an embedded model's, or a published one. Raises UserError."""
+    """config.json of a model: of a directory, an embedded model, or a published checkpoint. Raises UserError."""
     shapes = published_shapes()
     on_disk = model.startswith(EMBEDDED) or (Path(model).expanduser() / "config.json").is_file()
     if not on_disk:
@@ -45,18 +45,18 @@ def read_shape(model: str) -> dict[str, Any]:
 
 
 def layer_count(shape: Mapping[str, Any]) -> int:
-    """Layers of the network."""
+    """Number of layers of a network."""
     return int(next(shape[name] for name in _LAYERS if name in shape))
 
 
 def with_layers(shape: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """The same network with its first `count` layers alone."""
+    """The config of the same network cut to its first `count` layers."""
     shorter = dict(shape) | {name: count for name in _LAYERS if name in shape}
     return shorter | {name: shape[name][:count] for name in _PER_LAYER if shape.get(name)}
 
 
 def blank_denoiser(shape: Mapping[str, Any], settings: TrainSettings) -> Denoiser:
-    """The denoiser that is trained, on the meta device: it has shapes and no numbers. Raises UserError."""
+    """The denoiser as it is trained, on the meta device (shapes without numbers). Raises UserError."""
     layout = next((layout for layout in FORMATS if layout.matches(shape)), None)
     if layout is None and shape.get("is_causal") is not False:
         raise UserError("the model attends causally: a masked diffusion model has is_causal = false in config.json")
@@ -74,7 +74,7 @@ def blank_denoiser(shape: Mapping[str, Any], settings: TrainSettings) -> Denoise
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Numbers of a denoiser; `active` weights multiply every token (experts by the share that a token meets)."""
+    """Weight counts of a denoiser; `active` weights multiply every token (experts by the share that a token meets)."""
 
     parameters: int  # without adapters
     trained: int
@@ -82,18 +82,18 @@ class Size:
     trained_bytes: int
     active: float  # in matrices of the layers, adapters and head apart
     adapters: float  # active weights of adapters
-    last: float  # of `active`, those of the last layer that work at asked positions alone
+    last: float  # of `active`, those of the last layer that work at query positions alone
     last_adapters: float  # of `adapters`, likewise
     head: int  # weights of the head
     vocabulary: int
     attention: int  # layers x heads x width of a head
-    last_attention: int  # of these, those of the last layer if it works at asked positions alone
+    last_attention: int  # of these, those of the last layer if it works at query positions alone
     max_length: int  # tokens
 
 
 @cache
 def size_of(model: str, weights: str, lora_rank: int) -> Size:
-    """The numbers of a model as it is trained, counted on its tensors. Raises UserError."""
+    """The Size of a model as it is trained, counted on its tensors. Raises UserError."""
     denoiser = blank_denoiser(read_shape(model), TrainSettings(param_dtype=weights, lora_rank=lora_rank))
     config = denoiser.model.config
     named = dict(denoiser.model.base_model.named_parameters())
@@ -107,8 +107,8 @@ def size_of(model: str, weights: str, lora_rank: int) -> Size:
 
     matrices = [name for name, weight in named.items() if weight.ndim > 1 and "embed_tokens" not in name]
     adapters = [name for name in matrices if ".lora_" in name]
-    asked = f"layers.{config.num_hidden_layers - 1}." if denoiser.queries_last_layer else "none"
-    last = [name for name in matrices if name.startswith(asked) and "k_proj" not in name and "v_proj" not in name]
+    last_layer = f"layers.{config.num_hidden_layers - 1}." if denoiser.queries_last_layer else "none"
+    last = [name for name in matrices if name.startswith(last_layer) and "k_proj" not in name and "v_proj" not in name]
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Size(
         parameters=sum(weight.numel() for name, weight in denoiser.named_parameters() if ".lora_" not in name),

@@ -1,4 +1,4 @@
-"""What `unmask plan` prints."""
+"""The page that `unmask plan` prints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _METHODS_SHOWN = ("method", "forwards with\ngradient", "without", "update\nPFLOP
 
 
 def print_plan(settings: PlanSettings, *, all_methods: bool) -> None:
-    """Plan and print; the costs of all methods where asked."""
+    """Plan a recipe and print it; with `all_methods`, the costs of all methods too."""
     from rich.console import Console
 
     console = Console(markup=False, highlight=False, emoji=False)
@@ -61,9 +61,9 @@ def _memory_rows(plan: Plan) -> list[list[str]]:
         "old policy": memory.old,
         "optimizer moments": memory.moments,
         "gradients": memory.gradients,
-        "rollout and questions": memory.records,
+        "rollout and scoring batches": memory.records,
     }
-    moments = memory.moments_of_truth
+    moments = memory.bytes_by_moment
     update = memory.update - (0 if memory.accumulates else memory.gradients)
     passing = {
         f"denoising, {work.samples} samples at once": memory.rollout,
@@ -104,8 +104,8 @@ def _time(seconds: float) -> str:
 
 
 def verdict(plan: Plan) -> str:
-    """Whether it fits, and what to change where it does not."""
-    peak, room = plan.memory.peak / GIBIBYTE, plan.room / GIBIBYTE
+    """A sentence: whether the recipe fits, and what to change where it does not."""
+    peak, room = plan.memory.peak / GIBIBYTE, plan.usable / GIBIBYTE
     if plan.fits:
         return f"It fits: {peak:.1f} GiB at the peak, {room:.1f} GiB usable on each GPU."
     lines = [f"It does NOT fit: {peak:.1f} GiB at the peak, {room:.1f} GiB usable on each GPU. Change:"]

@@ -1,4 +1,4 @@
-"""Forwards and FLOPs of a training step, counted on the questions that the method asks of a dry rollout.
+"""Forwards and FLOPs of a training step, counted on the scoring batches that a method makes of a dry rollout.
 
 Upper bounds: completions fill their length, and no group has equal rewards (such a group is not trained).
 """
@@ -27,13 +27,13 @@ from unmask.uniforms import Uniforms
 
 @dataclass(frozen=True, kw_only=True)
 class TermWork:
-    """One term in one optimizer update on one GPU."""
+    """Forwards of one Term in one optimizer update on one GPU."""
 
     forwards: int
     batch: int  # forwards at a time
-    asked: float  # columns of a forward that the last layer is asked for, on average
-    answered: float  # positions of a forward that the head answers, on average
-    widest: int  # columns that a forward of the widest batch is asked for
+    queries: float  # query positions of a forward, on average
+    scored: float  # positions of a forward whose logits are made, on average
+    widest: int  # query positions of a forward in the widest batch
     most: int  # positions that the head answers in the largest batch
     targets: int  # tokens that are scored at a position: rows of a forward
     without_gradient: tuple[int, int]  # passes of other policies over the same rows: in the first update, in later ones
@@ -41,12 +41,12 @@ class TermWork:
     separable: tuple[
         bool, bool
     ]  # whether the head's gradient is made with its logits: in the first update, in later ones
-    question_bytes: int
+    batch_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """Forwards of a rollout that ask about as many positions each."""
+class DenoisingForwards:
+    """Forwards of a rollout with equally many query positions each."""
 
     forwards: int
     positions: int
@@ -55,11 +55,11 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What one GPU does in one training step."""
+    """What one GPU computes in one training step."""
 
     samples: int
     length: int  # prompt and completion
-    denoising: tuple[Asked, ...]  # what each denoising step asks, and recorded states for themselves
+    denoising: tuple[DenoisingForwards, ...]  # one a step; recorded states apart
     guided: bool
     terms: tuple[TermWork, ...]
     updates: int
@@ -67,17 +67,20 @@ class Work:
 
     @property
     def rollout_forwards(self) -> int:
-        """One a sample and denoising step (a prompt in the first), two with guidance; one for a recorded state."""
+        """Forwards of the rollout: one per sample and step (per prompt in the first), doubled with guidance.
+
+        A recorded state adds one.
+        """
         return sum(step.forwards for step in self.denoising) * (2 if self.guided else 1)
 
     @property
     def trained_forwards(self) -> int:
-        """With gradient."""
+        """Forwards with gradient."""
         return self.updates * sum(term.forwards for term in self.terms)
 
     @property
     def other_forwards(self) -> int:
-        """Without gradient, of the reference and of the old policy."""
+        """Forwards without gradient, of the reference and the old policy."""
         return sum(self._other(term) for term in self.terms)
 
     def _other(self, term: TermWork) -> int:
@@ -92,13 +95,13 @@ class Work:
         )
 
     def other_flops(self, size: Size) -> float:
-        """FLOPs of the passes without gradient."""
+        """FLOPs of the forwards without gradient."""
         return sum(
-            self._other(term) * _forward_flops(size, self.length, term.asked, term.answered) for term in self.terms
+            self._other(term) * _forward_flops(size, self.length, term.queries, term.scored) for term in self.terms
         )
 
     def trained_flops(self, size: Size, *, recompute: bool) -> float:
-        """FLOPs of the passes with gradient."""
+        """FLOPs of the forwards with gradient and their backward passes."""
         return sum(
             term.forwards * _trained_flops(size, self.length, term, separable, recompute=recompute)
             for term in self.terms
@@ -106,20 +109,20 @@ class Work:
         )
 
 
-def _layer_flops(size: Size, length: int, asked: float) -> tuple[float, float, float]:
+def _layer_flops(size: Size, length: int, queries: float) -> tuple[float, float, float]:
     """A forward: weights of the layers, adapters (2 FLOPs each and token), attention scores and their use.
 
-    The last layer's queries, and what follows them, at asked positions only.
+    The last layer's queries, and what follows them, at query positions only.
     """
-    weights = 2 * ((size.active - size.last) * length + size.last * asked)
-    adapters = 2 * ((size.adapters - size.last_adapters) * length + size.last_adapters * asked)
-    attention = 4 * ((size.attention - size.last_attention) * length**2 + size.last_attention * length * asked)
+    weights = 2 * ((size.active - size.last) * length + size.last * queries)
+    adapters = 2 * ((size.adapters - size.last_adapters) * length + size.last_adapters * queries)
+    attention = 4 * ((size.attention - size.last_attention) * length**2 + size.last_attention * length * queries)
     return weights, adapters, attention
 
 
-def _forward_flops(size: Size, length: int, asked: float, answered: float) -> float:
-    """The layers, and the head at the positions that it answers."""
-    return sum(_layer_flops(size, length, asked)) + 2 * size.head * answered
+def _forward_flops(size: Size, length: int, queries: float, scored: float) -> float:
+    """FLOPs of a forward: the layers, and the head at scored positions."""
+    return sum(_layer_flops(size, length, queries)) + 2 * size.head * scored
 
 
 def _trained_flops(size: Size, length: int, term: TermWork, separable: bool, *, recompute: bool) -> float:
@@ -129,10 +132,10 @@ def _trained_flops(size: Size, length: int, term: TermWork, separable: bool, *, 
     are not used up at once.
     """
     again, frozen = (1 if recompute else 0), size.adapters > 0
-    weights, adapters, attention = _layer_flops(size, length, term.asked)
+    weights, adapters, attention = _layer_flops(size, length, term.queries)
     body = weights * ((2 if frozen else 3) + again) + (adapters + attention) * (3 + again)
     chunked = 1 if _in_chunks(size, term) and not separable else 0
-    return body + 2 * size.head * term.answered * ((2 if frozen else 3) + chunked)
+    return body + 2 * size.head * term.scored * ((2 if frozen else 3) + chunked)
 
 
 def _in_chunks(size: Size, term: TermWork) -> bool:
@@ -142,7 +145,7 @@ def _in_chunks(size: Size, term: TermWork) -> bool:
 def work_of(
     method: Method, rollout: RolloutSettings, *, prompt: int, length: int, updates: int, micro_batch: int, ranks: int
 ) -> Work:
-    """The work of one rank; `prompt` and `length` in tokens."""
+    """The Work of one rank; `prompt` and `length` (with the completion) in tokens."""
     terms = method.terms(EOS)
     record = record_of(terms)
     blocks = length // (rollout.block_length or length)
@@ -160,8 +163,10 @@ def work_of(
     )
 
 
-def _denoising(rollout: RolloutSettings, record: Record | None, prompts: int, length: int) -> Iterator[Asked]:
-    """What the sampler asks: what is masked in the block, and all that is masked where states are recorded."""
+def _denoising(
+    rollout: RolloutSettings, record: Record | None, prompts: int, length: int
+) -> Iterator[DenoisingForwards]:
+    """Query positions: what is masked in the block, and all that is masked where states are recorded."""
     block = rollout.block_length or length
     counts = SCHEDULES[rollout.schedule](block, rollout.steps // (length // block))
     samples = prompts * rollout.group_size
@@ -179,11 +184,11 @@ def _denoising(rollout: RolloutSettings, record: Record | None, prompts: int, le
         tokens = 1 + (guesses if everything else 0)
         if step == 0:
             positions = masked + (later if everything else 0)
-            yield Asked(forwards=prompts, positions=positions, tokens=tokens * rollout.group_size)
+            yield DenoisingForwards(forwards=prompts, positions=positions, tokens=tokens * rollout.group_size)
         else:
-            yield Asked(forwards=samples, positions=masked + (later if everything else 0), tokens=tokens)
+            yield DenoisingForwards(forwards=samples, positions=masked + (later if everything else 0), tokens=tokens)
         if step in wanted and not everything:
-            yield Asked(forwards=wanted[step], positions=masked + later, tokens=1 + guesses)
+            yield DenoisingForwards(forwards=wanted[step], positions=masked + later, tokens=1 + guesses)
 
 
 def _term_work(term: Term, dry: Rollout, prompts: int, micro_batch: int) -> TermWork:
@@ -197,21 +202,21 @@ def _term_work(term: Term, dry: Rollout, prompts: int, micro_batch: int) -> Term
         micro = min(forwards, -(-micro_batch // of_unit) * of_unit)
     parts = [(len(part.inputs_FL), *query_columns(part)) for part in _parts(batch, micro_batch)]
     dry_forwards = sum(count for count, _, _ in parts)
-    answered = sum(int(counted_FA.sum()) for _, _, counted_FA in parts) / dry_forwards
+    scored = sum(int(counted_FA.sum()) for _, _, counted_FA in parts) / dry_forwards
     first, later = passes_without_gradient(term, batch)
     again = 1 if term.advantage_reads_scores and micro < forwards else 0
     return TermWork(
         forwards=forwards,
         batch=micro,
-        asked=sum(count * query_FA.shape[1] for count, query_FA, _ in parts) / dry_forwards,
-        answered=answered,
+        queries=sum(count * query_FA.shape[1] for count, query_FA, _ in parts) / dry_forwards,
+        scored=scored,
         widest=max(query_FA.shape[1] for _, query_FA, _ in parts),
         most=max(round(int(counted_FA.sum()) * min(micro, forwards) / count) for count, _, counted_FA in parts),
         targets=targets,
         without_gradient=(first + again, later + again),
         blended=term.blend is not None,
         separable=(term.is_separable(old_is_now=True), term.is_separable(old_is_now=False)),
-        question_bytes=prompts * _bytes_of(batch),
+        batch_bytes=prompts * _bytes_of(batch),
     )
 
 

@@ -1,4 +1,4 @@
-"""Draws the learning curve of a training run as a PNG."""
+"""The learning curve of a training run, drawn as a PNG."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Label:
 
 
 def draw_curve(metrics: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Draw the training reward, the evaluations and the run's health into a PNG of 1000x700 pixels."""
+    """Draw the training reward, evaluations, entropy and share of zero-spread groups as a PNG of 1000x700 pixels."""
     from matplotlib.figure import Figure
 
     health = [name for name in ("entropy", "frac_reward_zero_std") if _points(metrics, name)]
@@ -50,7 +50,7 @@ def draw_curve(metrics: list[dict[str, Any]], path: Path, title: str) -> None:
 
 
 def running_mean(values: Sequence[float], window: int = RUNNING_MEAN_STEPS) -> list[float]:
-    """Mean of each value and of those before it, `window` values at most."""
+    """Mean of each value and those before it, over at most `window` values."""
     means = []
     for end in range(1, len(values) + 1):
         part = values[max(0, end - window) : end]
@@ -59,7 +59,7 @@ def running_mean(values: Sequence[float], window: int = RUNNING_MEAN_STEPS) -> l
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:
-    """The values moved upwards as little as keeps each `gap` above the one below it."""
+    """The values moved up as little as keeps at least `gap` between neighbours: labels that do not overlap."""
     spread_values = list(values)
     order = sorted(range(len(values)), key=values.__getitem__)
     for below, above in pairwise(order):

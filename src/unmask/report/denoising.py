@@ -1,4 +1,4 @@
-"""Shows in the terminal how a completion appears, denoising step by denoising step."""
+"""A completion shown in the terminal as it appears, denoising step by denoising step."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _REMASKED = ("red", "(", ")")
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """The completion after one denoising step; each list has one entry a token.
+    """A completion after one denoising step; each list has one entry per token.
 
-    `revealed` marks the tokens this step filled in, `remasked` those it masked again, `confidence`
-    the probability the model gave each token. What `tokens` holds under a mask is never shown.
+    revealed: tokens that this step filled in. remasked: tokens that it masked again. confidence: the probability
+    that the model gave each token. What `tokens` holds under a mask is never shown.
     """
 
     step: int
@@ -40,8 +40,8 @@ class Frame:
 def denoising_text(frame: Frame, widths: Sequence[int] | None = None, color: bool = True) -> Text:
     """One frame as running text.
 
-    A mask is as wide as `widths` says for its token, by default one column. Without colour a newly
-    revealed token reads [x] and a token masked again (░).
+    A mask is as wide as `widths` says for its token, by default one column. Without colour a newly revealed token reads
+    [x] and a token masked again (░).
     """
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""What the collapse monitor remembers of a run, in plain numbers that a checkpoint can hold."""
+"""The metric history of the collapse monitor, in plain numbers that a checkpoint can hold."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOISE_WINDOW_STEPS = 50
 
 @dataclass(kw_only=True)
 class MetricsHistory:
-    """The first and the latest values of each metric, and the exponential means of the reward."""
+    """First and latest values of each metric, and exponential means of the reward."""
 
     steps: int = 0
     rewards: int = 0
@@ -30,7 +30,7 @@ class MetricsHistory:
     warned_at: dict[str, int] = field(default_factory=dict)
 
     def add(self, metrics: Mapping[str, Any], names: Iterable[str]) -> None:
-        """Take in the finite ones among the named metrics of one step."""
+        """Add the finite ones among the named metrics of one training step."""
         self.steps += 1
         for name in names:
             value = finite_number(metrics, name)
@@ -44,12 +44,12 @@ class MetricsHistory:
                 self._add_reward(value)
 
     def start(self, name: str) -> float | None:
-        """Mean over the first steps, once there have been enough of them."""
+        """Mean over the first 10 values; None before there are that many."""
         first = self.first.get(name, [])
         return fmean(first) if len(first) == WINDOW_STEPS else None
 
     def lately(self, name: str, steps: int = WINDOW_STEPS) -> float:
-        """Mean over the last `steps` values, 0 before there are that many."""
+        """Mean over the last `steps` values; 0 before there are that many."""
         recent = self.recent.get(name, [])[-steps:]
         return fmean(recent) if len(recent) == steps else 0.0
 
@@ -69,7 +69,7 @@ class MetricsHistory:
 
 
 def exponential_mean(mean: float, value: float, count: int, window: int) -> float:
-    """The exponential mean after its `count`-th value; a plain mean until the window has filled."""
+    """The exponential moving average after its `count`-th value; a plain mean until the window is full."""
     return mean + (value - mean) * max(1 / count, 2 / (window + 1))
 
 

@@ -1,4 +1,4 @@
-"""The run's records: one JSON object a line, cut back to the checkpoint when a run resumes."""
+"""Metrics files: one JSON object a line, truncated to the checkpoint when a run resumes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class MetricsLog:
         self._file.flush()
 
     def position(self) -> int:
-        """Byte offset of the end of the file, once everything before it is safely on the disk."""
+        """Byte offset of the end of the file, after an fsync."""
         os.fsync(self._file.fileno())
         return self._file.tell()
 
@@ -51,7 +51,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read back the records that a `MetricsLog` wrote, in order."""
+    """The records of a file that a `MetricsLog` wrote, in order. Raises UserError where there is none."""
     if not path.is_file():
         raise UserError(f"{path} does not exist: name the folder of a run that has written metrics")
     # Only \n ends a record: str.splitlines would also cut inside a completion that holds U+2028.

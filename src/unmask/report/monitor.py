@@ -1,4 +1,4 @@
-"""Warns while a run can still be saved: what is seen, the figures, and what to change."""
+"""Warnings of collapse while a run can still be saved: what is seen, the figures, and what to change."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _FOLLOWED = ("reward", _STANDARD_ERROR, "entropy", _VALID, _ZERO_STD, _CLIP_RATI
 
 
 class CollapseMonitor:
-    """Follows the training metrics and warns of collapse, each kind at most once in 50 steps."""
+    """Follows the training metrics and warns of collapse, of each kind at most once in 50 steps."""
 
     def __init__(self) -> None:
         self._history = MetricsHistory()
 
     def update(self, metrics: Mapping[str, Any]) -> list[str]:
-        """Take in the metrics of one training step and return the warnings they give rise to."""
+        """Add the metrics of one training step; returns the warnings that they cause."""
         history = self._history
         history.add(metrics, _FOLLOWED)
         warnings = []
@@ -49,22 +49,22 @@ class CollapseMonitor:
         return warnings
 
     def state(self) -> dict[str, object]:
-        """Plain numbers, lists and dicts from which `load` goes on bit for bit."""
+        """The state as plain numbers, lists and dicts, for a checkpoint."""
         return asdict(self._history)
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Restore what `state` returned."""
         self._history = MetricsHistory(**deepcopy(dict(state)))
 
 
 def fast_standard_error(reward_stderr: float) -> float:
-    """Standard error of the fast exponential mean, from that of the reward of a single step."""
+    """Standard error of the fast exponential mean, from that of a single step's reward."""
     # An exponential mean of weight a has the variance a / (2 - a) of one value: 1 / window.
     return reward_stderr / math.sqrt(FAST_WINDOW_STEPS)
 
 
 def reward_collapses(fast: float, best: float, standard_error: float) -> bool:
-    """Whether the recent reward lies below its best by much more than noise explains.
+    """Whether the recent reward is below its best by much more than noise explains.
 
     A best that is not positive has no share to lose and never counts as a collapse.
     """

@@ -18,7 +18,7 @@ _WITHOUT_ESTIMATE = ("mdpo", "lfpo", "vrpo", "dispo")  # score states, contrasts
 
 
 def print_oracle(settings: OracleSettings) -> None:
-    """Measure and print."""
+    """Measure bias and noise of all methods on the enumerable toy, and print the tables of `unmask oracle`."""
     from rich.console import Console
 
     toy, methods = Toy(settings.seed, settings.scale), oracle_methods()

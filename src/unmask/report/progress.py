@@ -1,4 +1,4 @@
-"""How far the training run is: a bar in a terminal, a plain line now and then in a log file."""
+"""Progress of a training run: a bar in a terminal, a plain line now and then in a log file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class TrainingProgress:
-    """Context manager that shows the step, reward, solve rate, speed and time left of a run."""
+    """Context manager that shows step, reward, solve rate, speed and time left of a run."""
 
     def __init__(
         self,

@@ -1,4 +1,7 @@
-"""Puzzles that are generated on the spot and problems from files, each with a reward that checks a completion."""
+"""The tasks: generated puzzles and problems from files, each with a reward that checks a completion.
+
+`TASKS` has one row a task; `Task` (base.py) says what a task must have.
+"""
 
 from __future__ import annotations
 

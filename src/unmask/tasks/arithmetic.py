@@ -7,7 +7,7 @@ from random import Random
 from typing import Any, ClassVar
 
 from unmask.data.example import Example, check_split, in_split
-from unmask.tasks.base import column, first_accepted
+from unmask.tasks.base import Task, column, first_accepted
 from unmask.validation import check_range, setting
 from unmask.verifiers.expressions import (
     Expression,
@@ -26,15 +26,14 @@ LEAST, GREATEST = -99, 999
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arithmetic:
-    """Sums with steps: the prompt "(3+5)*4-7=" asks for "8*4-7=32-7=25".
+class Arithmetic(Task):
+    """Arithmetic with steps: the prompt "(3+5)*4-7=" asks for "8*4-7=32-7=25".
 
-    Values on the way stay within -99 and 999. Sums whose steps do not fit in `max_new_tokens` with the end token are
-    not drawn.
+    Intermediate values lie between -99 and 999. An expression whose steps and end token exceed `max_new_tokens` is not
+    drawn.
     """
 
     name: ClassVar[str] = "arithmetic"
-    splits: ClassVar[tuple[str, ...]] = ("train", "test")
 
     terms: int = setting(4, "numbers in a sum, 2 to 5")
     max_number: int = setting(9, "largest number in a prompt, 1 to 99")
@@ -50,18 +49,18 @@ class Arithmetic:
 
     @property
     def max_new_tokens(self) -> int:
-        """Eight tokens for each operation: 24 for four terms."""
+        """Eight tokens per operation: 24 for four terms."""
         return 8 * (self.terms - 1)
 
     def examples(self, split: str, count: int, seed: int) -> list[Example]:
-        """Draw random expressions and work them out. See Task.examples."""
+        """Random expressions with their worked-out steps. See Task.examples."""
         check_split(self, split)
         rng = Random(f"{self.name}-{split}-{seed}")
         mend = "choose another terms or max_number"
         return [first_accepted(lambda: self._draw(rng, split), self, split, mend) for _ in range(count)]
 
     def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
-        """Give 1.0 where the text after the last "=" is the answer, else 0.0; the steps do not count."""
+        """1.0 where the text after the last "=" is the answer, else 0.0; the steps do not count."""
         answers = column(columns, "answer", completions)
         return [
             float(completion.rpartition("=")[2].strip() == str(answer))
@@ -69,11 +68,11 @@ class Arithmetic:
         ]
 
     def well_formed(self, completion: str) -> bool:
-        """Tell whether a completion is a chain of expressions that have values."""
+        """Whether a completion is a chain of expressions that have values, joined by "="."""
         return all(map(is_expression, completion.split("=")))
 
     def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
-        """Give "solved", which is the reward, and "chain_valid", the fraction of steps worth the answer."""
+        """ "solved", which is the reward, and "chain_valid", the fraction of steps whose value is the answer."""
         answers = column(columns, "answer", completions)
         return {
             "solved": self.rewards(prompts, completions, **columns),
@@ -97,7 +96,10 @@ class Arithmetic:
 
 
 def steps(expression: Expression) -> list[Expression]:
-    """Work an expression out: each step does the leftmost operation whose two sides are numbers."""
+    """The expressions after each operation, the leftmost one whose two sides are numbers first.
+
+    steps(parse("(3+5)*4-7"))  # the trees of "8*4-7", "32-7" and 25
+    """
     chain = []
     while isinstance(expression, tuple):
         expression = _step(expression)

@@ -10,9 +10,10 @@ from reprlib import repr as short_repr
 from typing import Any, ClassVar
 
 from unmask.data.example import Example
-from unmask.data.readers.word_problems import FileTask, ProblemFiles, json_row
+from unmask.data.readers.word_problems import ProblemFiles, json_row
 from unmask.errors import UserError
 from unmask.tasks.base import column
+from unmask.tasks.sources import FileTask
 from unmask.validation import check_range, setting
 from unmask.verifiers.programs import defined_names, parsed, preamble, program
 from unmask.verifiers.sandbox import Limits, Trial, check_sandbox, run_trials
@@ -27,7 +28,10 @@ _FORMATS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Code(FileTask):
-    """Problems from files of lines as HumanEval or MBPP write them; every line may be of either kind."""
+    """Programming problems from JSON lines as HumanEval or MBPP write them; each line may be of either kind.
+
+    The reward runs a completion's program against the tests inside a sandbox (docs/code.md).
+    """
 
     name: ClassVar[str] = "code"
     max_new_tokens: ClassVar[int] = 512
@@ -47,7 +51,7 @@ class Code(FileTask):
         return examples
 
     def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
-        """1.0 for a program that passes all tests, else 0.0."""
+        """1.0 for a program that passes all tests within the limits, else 0.0."""
         stubs, references, names, tests = (
             column(columns, name, completions) for name in ("stub", "reference", "names", "tests")
         )
@@ -65,11 +69,11 @@ class Code(FileTask):
         return [float(text is not None and next(verdicts).status == "passed") for text in programs]
 
     def well_formed(self, completion: str) -> bool:
-        """Tell whether Python can parse the program that a completion gives, or takes it for the body of a function."""
+        """Whether a completion's program parses as Python, as a whole or as the body of a function."""
         return program(completion, "def solution():\n", "solution") is not None
 
     def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
-        """Give "solved" (all tests pass) and "parses" (see well_formed)."""
+        """ "solved" (all tests pass) and "parses" (see well_formed)."""
         return {
             "solved": self.rewards(prompts, completions, **columns),
             "parses": [float(self.well_formed(completion)) for completion in completions],

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from unmask.data.example import Example, check_split, in_split
 from unmask.data.readers.files import read_jsonl
 from unmask.errors import UserError
-from unmask.tasks.base import column, first_accepted
+from unmask.tasks.base import Task, column, first_accepted
 from unmask.validation import check_range, setting
 from unmask.verifiers.expressions import (
     OPERATIONS,
@@ -31,11 +31,10 @@ SYMBOLS = "".join(OPERATIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Countdown:
+class Countdown(Task):
     """Countdown puzzles: the prompt "3 7 12=57:" asks for an expression such as "3*(7+12)"."""
 
     name: ClassVar[str] = "countdown"
-    splits: ClassVar[tuple[str, ...]] = ("train", "test")
     # The longest expression of four numbers has 11 tokens, but runs decode in 16 steps.
     max_new_tokens: ClassVar[int] = 16
 
@@ -54,12 +53,12 @@ class Countdown:
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
-        """Every integer up to the largest number or target as one token, and the signs."""
+        """One token for every integer up to the largest number or target, and the signs."""
         largest = max(self.max_number, self.max_target)
         return (*(str(number) for number in range(largest + 1)), *SYMBOLS, *"()=: ")
 
     def examples(self, split: str, count: int, seed: int) -> list[Example]:
-        """Draw numbers and a random expression of them, whose value is the target. See Task.examples."""
+        """Random numbers, and the value of a random expression of them as target. See Task.examples."""
         check_split(self, split)
         if split == "test" and self.data is not None:
             return self._published[:count]
@@ -68,7 +67,7 @@ class Countdown:
         return [first_accepted(lambda: self._draw(rng, split), self, split, mend) for _ in range(count)]
 
     def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
-        """Give 1.0 to one expression that uses each number once and is exactly the target, else 0.0."""
+        """1.0 for one expression that uses each number once and equals the target exactly, else 0.0."""
         puzzles = zip(
             completions,
             column(columns, "numbers", completions),
@@ -78,12 +77,8 @@ class Countdown:
         return [float(is_solved(*puzzle)) for puzzle in puzzles]
 
     def well_formed(self, completion: str) -> bool:
-        """Tell whether a completion is one expression that has a value."""
+        """Whether a completion is one expression that has a value."""
         return is_expression(completion)
-
-    def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
-        """Give "solved", which is the reward."""
-        return {"solved": self.rewards(prompts, completions, **columns)}
 
     def _draw(self, rng: Random, split: str) -> Example | None:
         drawn = [rng.randint(1, self.max_number) for _ in range(self.count)]
@@ -124,7 +119,10 @@ class Countdown:
 
 
 def is_solved(completion: str, given: list[int], target: int) -> bool:
-    """Tell whether a text is one expression of exactly the given numbers whose value is the target."""
+    """Whether a text is one expression that uses exactly the given numbers and has the target as its value.
+
+    is_solved("3*(7+12)", [3, 7, 12], 57)  # True
+    """
     try:
         return sorted(numbers(completion)) == sorted(given) and value(completion) == target
     except InvalidExpression:
@@ -132,7 +130,10 @@ def is_solved(completion: str, given: list[int], target: int) -> bool:
 
 
 def solve(pool: list[Expression], target: int) -> str | None:
-    """Give an expression that uses each part of `pool` once and is the target, or None if there is none."""
+    """An expression that uses each part of `pool` once and equals the target, by exhaustive search; None if none does.
+
+    solve([3, 7, 12], 57)  # "3*(7+12)", or another that is right
+    """
     if len(pool) == 1:
         try:
             return render(pool[0]) if evaluate(pool[0]) == target else None

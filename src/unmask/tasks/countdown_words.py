@@ -1,4 +1,4 @@
-"""Countdown as published evaluations ask for it: in words, with room to reason, the expression in a box."""
+"""Countdown in words, as published evaluations pose it: reasoning is free, the expression stands in a box."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from unmask.data.example import Example
-from unmask.data.readers.word_problems import answered, asked, check_scoring
-from unmask.tasks.base import column
+from unmask.data.readers.word_problems import build_prompt, build_solution, check_scoring
+from unmask.tasks.base import Task, column
 from unmask.tasks.countdown import Countdown, is_solved
 from unmask.validation import setting
 from unmask.verifiers.answers import LONGEST_ANSWER, before_end, final_answer
@@ -28,12 +28,10 @@ _BRACKETS = str.maketrans("[]{}", "()()")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CountdownWords:
-    """Countdown puzzles in words: "Numbers: [3, 7, 12]", "Target: 57"."""
+class CountdownWords(Task):
+    """Countdown puzzles in words, for models with a tokenizer: "Numbers: [3, 7, 12]", "Target: 57"."""
 
     name: ClassVar[str] = "countdown-words"
-    splits: ClassVar[tuple[str, ...]] = ("train", "test")
-    vocabulary: ClassVar[tuple[str, ...]] = ()  # prose: for models that bring a tokenizer
     max_new_tokens: ClassVar[int] = 256
 
     count: int = setting(3, "numbers in a puzzle, 3 or 4")
@@ -49,25 +47,28 @@ class CountdownWords:
         _ = self._puzzles  # refuses what Countdown refuses
 
     def examples(self, split: str, count: int, seed: int) -> list[Example]:
-        """The puzzles of Countdown, put into words. See Task.examples."""
+        """The puzzles of Countdown, worded. See Task.examples."""
         return [_worded(example) for example in self._puzzles.examples(split, count, seed)]
 
     def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
-        """1.0 for an expression of each number once that is the target, else 0.0; by d1, 1, 0.1 or 0."""
+        """1.0 for an expression that uses each number once and equals the target, else 0.0.
+
+        With scoring d1 its published training reward: 1.0, 0.1 for an answer that is wrong, 0.0 without one.
+        """
         if self.scoring == "corrected":
             return self._solved(completions, columns)
         return [d1.countdown_reward(*puzzle) for puzzle in _puzzles(completions, columns)]
 
     def well_formed(self, completion: str) -> bool:
-        """Tell whether the answer is one expression that has a value."""
+        """Whether the answer is one expression that has a value."""
         return is_expression(expression_of(completion))
 
     def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
-        """Give "solved": the expression uses each number once and is the target."""
+        """ "solved": the expression uses each number once and equals the target."""
         return {"solved": self._solved(completions, columns)}
 
     def _solved(self, completions: list[str], columns: Mapping[str, list[Any]]) -> list[float]:
-        is_right = d1.countdown_correct if self.scoring == "d1" else is_right_in_words
+        is_right = d1.countdown_correct if self.scoring == "d1" else is_solved_in_words
         return [float(is_right(*puzzle)) for puzzle in _puzzles(completions, columns)]
 
     @cached_property
@@ -75,15 +76,17 @@ class CountdownWords:
         return Countdown(count=self.count, max_number=self.max_number, max_target=self.max_target, data=self.data)
 
 
-def is_right_in_words(completion: str, given: list[int], target: int) -> bool:
-    """Tell whether the answer of a completion uses each number once and is exactly the target."""
+def is_solved_in_words(completion: str, given: list[int], target: int) -> bool:
+    """Whether a completion's answer uses each given number once and equals the target exactly."""
     return is_solved(expression_of(completion), given, target)
 
 
 def expression_of(completion: str) -> str:
     """The expression that a completion gives as its answer, in plain signs; of an equation, its first expression.
 
-    Without tags or a box, all of the completion is the answer.
+    Without <answer> tags or a box, the whole completion is the answer.
+
+        expression_of(r"so \\boxed{3 \\times (7+12) = 57}")  # "3 * (7+12)"
     """
     answer = final_answer(completion, ("answer", "boxed"))
     text = before_end(completion) if answer is None else answer
@@ -107,7 +110,7 @@ def _puzzles(completions: list[str], columns: Mapping[str, list[Any]]) -> zip[tu
 def _worded(example: Example) -> Example:
     numbers, target = example.columns["numbers"], example.columns["target"]
     return Example(
-        prompt=asked(_INSTRUCTION, f"Numbers: {numbers}\nTarget: {target}"),
-        solution=answered(f"{example.solution} = {target}", example.solution),
+        prompt=build_prompt(_INSTRUCTION, f"Numbers: {numbers}\nTarget: {target}"),
+        solution=build_solution(f"{example.solution} = {target}", example.solution),
         columns=example.columns,
     )

@@ -1,4 +1,4 @@
-"""The user's own prompts, with answers to check or without."""
+"""The user's own prompts, with reference answers to compare with or without."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 
 from unmask.data.example import Example
 from unmask.data.readers.tables import Row
-from unmask.data.readers.user_rows import RowsTask, cell, completion_of, prompt_of
+from unmask.data.readers.user_rows import cell, completion_of, prompt_of
 from unmask.errors import UserError
 from unmask.tasks.base import column
+from unmask.tasks.sources import RowsTask
 from unmask.validation import check_range, setting
 from unmask.verifiers.answers import DECLARED, before_end, final_answer
 from unmask.verifiers.latex import same_latex
-from unmask.verifiers.quantities import is_right, quantity, reference
+from unmask.verifiers.quantities import answers_number, quantity, reference_number
 
 ANSWER_KINDS = ("number", "latex", "text", "none")
 _ARGUMENTS = ("self", "prompts", "completions")  # of reward functions: no column can be called so
@@ -23,7 +24,10 @@ _ARGUMENTS = ("self", "prompts", "completions")  # of reward functions: no colum
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset(RowsTask):
-    """Rows of a file or of a Hub data set; columns that are neither prompt nor completion go to rewards as they are."""
+    """Rows of a file or of a Hub data set: prompts, optionally completions and reference answers.
+
+    All columns but prompt and completion are passed to the reward functions.
+    """
 
     name: ClassVar[str] = "dataset"
 
@@ -42,7 +46,7 @@ class Dataset(RowsTask):
 
     @property
     def verifies(self) -> bool:
-        """Whether there are answers to compare with."""
+        """Whether there are reference answers to compare with."""
         return self.answer_kind != "none"
 
     def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
@@ -55,21 +59,21 @@ class Dataset(RowsTask):
         return self._right(completions, columns)
 
     def well_formed(self, completion: str) -> bool:
-        """Tell whether a completion states a number, where that is asked for; else, whether it says anything."""
+        """Whether a completion states a number, where answer_kind is number; else whether it holds any text."""
         if self.answer_kind != "number":
             return bool(before_end(completion).strip())
         answer = final_answer(completion, (*DECLARED, "number"))
         return answer is not None and quantity(answer) is not None
 
     def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
-        """Give "solved": the answer is right; nothing where answer_kind is none."""
+        """ "solved": the answer is right; empty where answer_kind is none."""
         return {"solved": self._right(completions, columns)} if self.verifies else {}
 
     def _right(self, completions: list[str], columns: Mapping[str, list[Any]]) -> list[float]:
         wanted = list(map(str, column(columns, self.answer_column, completions)))
         if self.answer_kind == "number":
             pairs = zip(completions, wanted, strict=True)
-            return [float(is_right(completion, reference(answer))) for completion, answer in pairs]
+            return [float(answers_number(completion, reference_number(answer))) for completion, answer in pairs]
         answers = [final_answer(completion) or before_end(completion) for completion in completions]
         if self.answer_kind == "latex":
             return list(map(float, same_latex(list(zip(wanted, answers, strict=True)))))
@@ -97,4 +101,4 @@ class Dataset(RowsTask):
         if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
             raise UserError(f"{self.answer_column} is {short_repr(answer)}; write a text or a number")
         if self.answer_kind == "number":
-            reference(str(answer))
+            reference_number(str(answer))

@@ -8,8 +8,9 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from unmask.data.example import Example
-from unmask.data.readers.word_problems import FileTask, ProblemFiles, answered, check_scoring
+from unmask.data.readers.word_problems import ProblemFiles, build_solution, check_scoring
 from unmask.tasks.base import column
+from unmask.tasks.sources import FileTask
 from unmask.validation import setting
 from unmask.verifiers.answers import final_answer
 from unmask.verifiers.latex import same_latex
@@ -20,7 +21,7 @@ _INSTRUCTION = "Solve the math problem; write the answer in LaTeX and as simple 
 
 @dataclass(frozen=True, kw_only=True)
 class Math500(FileTask):
-    """Problems from files of lines {"problem": "...", "answer": "\\\\frac{1}{2}"}; "solution" is read if there."""
+    """MATH-500 problems from JSON lines {"problem": "...", "answer": "\\\\frac{1}{2}"}; "solution" is read if there."""
 
     name: ClassVar[str] = "math500"
     max_new_tokens: ClassVar[int] = 512
@@ -34,18 +35,18 @@ class Math500(FileTask):
         check_scoring(self.scoring)
 
     def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
-        """1.0 for what is the same as the reference answer, else 0.0; by d1, the sum of its two rewards."""
+        """1.0 for an answer equivalent to the reference, else 0.0; with scoring d1, the sum of its two rewards."""
         if self.scoring == "corrected":
             return self._solved(completions, columns)
         pairs = zip(completions, column(columns, "answer", completions), strict=True)
         return [sum(d1_math.math_rewards(*pair).values()) for pair in pairs]
 
     def well_formed(self, completion: str) -> bool:
-        """Tell whether a completion states an answer."""
+        """Whether a completion declares an answer."""
         return final_answer(completion) is not None
 
     def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
-        """Give "solved": the answer is the same mathematics as the reference."""
+        """ "solved": the answer is mathematically equivalent to the reference."""
         return {"solved": self._solved(completions, columns)}
 
     def _solved(self, completions: list[str], columns: Mapping[str, list[Any]]) -> list[float]:
@@ -70,5 +71,5 @@ class Math500(FileTask):
 
 def _read(row: Mapping[str, str]) -> Example:
     answer = row["answer"].strip()
-    solution = answered(row.get("solution", "").strip(), answer)
+    solution = build_solution(row.get("solution", "").strip(), answer)
     return Example(prompt=row["problem"].strip(), solution=solution, columns={"answer": answer})

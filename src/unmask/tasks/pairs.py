@@ -1,4 +1,4 @@
-"""The user's preference data: for each prompt, a completion that was chosen and one that was rejected."""
+"""The user's preference data: for each prompt, a chosen and a rejected completion."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from typing import Any, ClassVar
 
 from unmask.data.example import Example
 from unmask.data.readers.tables import Row
-from unmask.data.readers.user_rows import RowsTask, cell, completion_of, conversation, prompt_of
+from unmask.data.readers.user_rows import cell, completion_of, conversation, prompt_of
 from unmask.errors import UserError
+from unmask.tasks.sources import RowsTask
 from unmask.validation import setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs(RowsTask):
-    """Rows {"prompt", "chosen", "rejected"}; without a prompt, chosen and rejected are conversations that share it."""
+    """Preference rows {"prompt", "chosen", "rejected"}, for VRPO; the completions of an example are its `ranked` ones.
+
+    Without a prompt column, chosen and rejected are conversations that share all messages but the last.
+    """
 
     name: ClassVar[str] = "pairs"
-    verifies: ClassVar[bool] = False
+    verifies: ClassVar[bool] = False  # of a completion that is in no pair, nothing is known
 
     chosen_column: str = setting("chosen", "text, or messages that end with the assistant's")
     rejected_column: str = setting("rejected", "likewise")
 
     def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
-        """Raises UserError: pairs say nothing about other completions."""
+        """Raises UserError: nothing is known of completions other than those of the pairs."""
         raise UserError("task pairs knows the given completions alone: train on them with --method vrpo")
 
-    def well_formed(self, completion: str) -> bool:
-        """Tell whether a completion says anything."""
-        return bool(completion.strip())
-
     def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
-        """Give nothing: pairs say nothing about other completions."""
+        """Empty: nothing is known of completions other than those of the pairs."""
         return {}
 
     def _read(self, row: Row) -> Example:
@@ -40,10 +40,10 @@ class Pairs(RowsTask):
         prompt, messages = prompt_of(shared or cell(row, self.prompt_column), self.prompt_column)
         if shared:
             chosen, rejected = chosen[-1:], rejected[-1:]
-        given = completion_of(chosen, self.chosen_column), completion_of(rejected, self.rejected_column)
-        if given[0] == given[1]:
+        pair = completion_of(chosen, self.chosen_column), completion_of(rejected, self.rejected_column)
+        if pair[0] == pair[1]:
             raise UserError(f"{self.chosen_column} and {self.rejected_column} are the same; remove the row")
-        return Example(prompt=prompt, solution=given[0], columns={}, messages=messages, ranked=given)
+        return Example(prompt=prompt, solution=pair[0], columns={}, messages=messages, ranked=pair)
 
     def _shared(self, chosen: Any, rejected: Any) -> list[Any]:
         """The messages before the last of two whole conversations, which must agree; none where there is one each."""

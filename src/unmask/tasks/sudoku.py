@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from unmask.data.example import Example, check_split, digest, in_split
 from unmask.data.readers.files import read_csv
 from unmask.errors import UserError
-from unmask.tasks.base import column, first_accepted
+from unmask.tasks.base import Task, column, first_accepted
 from unmask.validation import check_range, setting
 
 BOX_SHAPES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size: (rows, columns) of a box
@@ -19,11 +19,11 @@ UNSEEN_GRIDS = 58  # a fifth of the 288 grids of size 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sudoku:
-    """Sudoku puzzles: the prompt is the grid row by row with 0 for an empty cell, the answer the full one.
+class Sudoku(Task):
+    """Sudoku of size 4, 6 or 9: the prompt is the grid row by row with 0 for an empty cell, the answer the full grid.
 
-    A puzzle may have several solutions. Size 4 has 288 grids. The split "test_unseen_grids" is made of 58 of them,
-    and no puzzle of "train" or "test" has any of the 58 among its solutions.
+    A puzzle may have several solutions; each is right. Size 4 has 288 full grids: the split "test_unseen_grids" is made
+    of 58 of them, and no puzzle of "train" or "test" has any of the 58 among its solutions.
     """
 
     name: ClassVar[str] = "sudoku"
@@ -43,21 +43,21 @@ class Sudoku:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Size 4 has grids that are kept from training; the other sizes have too many grids to meet one twice."""
+        """Size 4 has a split of grids kept from training; larger sizes have too many grids to meet one twice."""
         return ("train", "test", "test_unseen_grids") if self.size == 4 else ("train", "test")
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
-        """The digits, 0 for an empty cell."""
+        """The digits, and 0 for an empty cell."""
         return tuple(str(digit) for digit in range(self.size + 1))
 
     @property
     def max_new_tokens(self) -> int:
-        """One token for each cell; every solution is as long, so none is needed for its end."""
+        """One token per cell; all solutions are equally long, so there is no end token."""
         return self.size**2
 
     def examples(self, split: str, count: int, seed: int) -> list[Example]:
-        """Draw a grid and empty some of its cells. See Task.examples."""
+        """Random full grids with some cells emptied. See Task.examples."""
         check_split(self, split)
         if split == "test" and self.data is not None:
             return self._published[:count]
@@ -65,7 +65,7 @@ class Sudoku:
         return [self._draw(rng, split) for _ in range(count)]
 
     def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
-        """Give 1.0 to a full valid grid that keeps the givens, else 0.0."""
+        """1.0 for a full valid grid that keeps the given digits, else 0.0."""
         puzzles = column(columns, "puzzle", completions)
         return [
             float(is_solved(puzzle, completion, self.size))
@@ -73,13 +73,13 @@ class Sudoku:
         ]
 
     def well_formed(self, completion: str) -> bool:
-        """Tell whether a completion is a full grid of the digits that may stand in one."""
+        """Whether a completion is a full grid of digits that may occur in one."""
         return len(completion) == self.size**2 and set(completion) <= set("123456789"[: self.size])
 
     def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
-        """Give "solved", which is the reward, and "correct_cells", the score that d1 published.
+        """ "solved", which is the reward, and "correct_cells", the score that d1 (arXiv 2504.12216) published.
 
-        That one is the fraction of empty cells filled as in the one solution on record.
+        "correct_cells" is the fraction of empty cells filled as in the recorded solution.
         """
         puzzles = column(columns, "puzzle", completions)
         solutions_on_record = column(columns, "solution", completions)
@@ -135,7 +135,7 @@ class Sudoku:
 
 
 def is_solved(puzzle: str, completion: str, size: int) -> bool:
-    """Tell whether a completion is a full valid grid with the puzzle's givens; spaces around it are free."""
+    """Whether a completion is a full valid grid with the puzzle's given digits; surrounding spaces are ignored."""
     grid = completion.strip()
     if len(grid) != size**2 or any(given not in ("0", cell) for given, cell in zip(puzzle, grid, strict=True)):
         return False
@@ -144,7 +144,7 @@ def is_solved(puzzle: str, completion: str, size: int) -> bool:
 
 
 def solutions(puzzle: str, size: int, rng: Random | None = None) -> Iterator[str]:
-    """Yield every solution of a puzzle once, by backtracking; with `rng` in random order."""
+    """Every solution of a puzzle once, by backtracking; in random order with `rng`."""
     options = {cell: _candidates(puzzle, cell, size) for cell, digit in enumerate(puzzle) if digit == "0"}
     if not options:
         # Givens that clash are seen only here.
@@ -166,24 +166,24 @@ def _candidates(puzzle: str, cell: int, size: int) -> list[str]:
 
 @cache
 def solution_grids() -> tuple[str, ...]:
-    """All 288 full grids of size 4, in order."""
+    """All 288 full grids of size 4, sorted."""
     return tuple(sorted(solutions("0" * 16, 4)))
 
 
 @cache
 def unseen_grids() -> tuple[str, ...]:
-    """The 58 grids of size 4 that are kept from training; the same ones for ever, in order of their hash."""
+    """The 58 grids of size 4 kept from training: always the same, the first by hash."""
     return tuple(sorted(solution_grids(), key=digest)[:UNSEEN_GRIDS])
 
 
 @cache
 def seen_grids() -> tuple[str, ...]:
-    """The other 230 grids of size 4."""
+    """The other 230 grids of size 4, sorted."""
     return tuple(sorted(set(solution_grids()) - set(unseen_grids())))
 
 
 def has_unseen_solution(puzzle: str) -> bool:
-    """Tell whether one of the unseen grids solves a puzzle of size 4."""
+    """Whether one of the unseen grids solves a puzzle of size 4."""
     table = _unseen_by_given()
     remaining = (1 << UNSEEN_GRIDS) - 1
     for given in enumerate(puzzle):

@@ -1,4 +1,4 @@
-"""Where a completion states its answer: in <answer> tags, in \\boxed{...}, after "####", or as its last number."""
+"""Extracting a completion's final answer: <answer> tags, \\boxed{...}, "#### number", or the last number."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ NUMBER = re.compile(
 
 
 def before_end(text: str) -> str:
-    """The text before its first end token such as <|eot_id|> or <|endoftext|>."""
+    """The text before its first special end token such as <|eot_id|> or <|endoftext|>."""
     end = _END.search(text)
     return text[: end.start()] if end else text
 
 
 def boxed(text: str, which: str = "last") -> str | None:
-    """The content of the last (or "first") box that holds anything, braces nested; None without one.
+    """The content of the last (or "first") non-empty \\boxed{...}, braces nested; None without one.
 
-    A box that never closes, as in a completion that was cut off, ends with its line.
+    A box that never closes, as in a truncated completion, ends with its line.
+
+        boxed(r"so \\boxed{\\frac{1}{2}}.")  # r"\\frac{1}{2}"
     """
     closing = _closing(text)
     starts = [match.end() for match in _BOX.finditer(text)]
@@ -59,7 +61,7 @@ def _closing(text: str) -> dict[int, int]:
 
 
 def tagged(text: str, which: str = "last") -> str | None:
-    """The content of the last (or "first") <answer> block that holds anything, or of the box in it.
+    """The content of the last (or "first") non-empty <answer> block, or of the box in it; None without one.
 
     A block that is not closed ends with the text.
     """
@@ -90,13 +92,13 @@ def _says_something(content: str) -> bool:
 
 
 def hashed(text: str, which: str = "last") -> str | None:
-    """The number of the last (or "first") line that ends in "#### number", as GSM8K writes it; headings are none."""
+    """The number of the last (or "first") line that ends in "#### number", GSM8K's format; None without one."""
     found = _HASHES.findall(text)
     return found[0 if which == "first" else -1] if found else None
 
 
 def last_number(text: str, which: str = "last") -> str | None:
-    """The last number anywhere, whatever `which` says."""
+    """The last number anywhere in the text, with its sign, whatever `which` says; None without one."""
     found = deque(NUMBER.finditer(text), maxlen=1)
     if not found:
         return None
@@ -116,7 +118,14 @@ DECLARED = ("answer", "boxed", "hashes")
 
 
 def final_answer(text: str, formats: tuple[str, ...] = DECLARED, which: str = "last") -> str | None:
-    """What a completion gives as its answer, in the first of the formats that it uses; None if it uses none."""
+    """The answer of a completion in the first of `formats` (keys of FORMATS) that it uses; None if it uses none.
+
+    `which` of several is the answer, "last" or "first". Text after an end token is ignored.
+
+        final_answer("<answer>12</answer>")                           # "12"
+        final_answer("it is 12 or 13")                                # None: nothing is declared
+        final_answer("it is 12 or 13", (*DECLARED, "number"))         # "13"
+    """
     text = before_end(text)
     for name in formats:
         answer = FORMATS[name](text, which)

@@ -1,4 +1,4 @@
-"""Arithmetic expressions as trees: read without running anything, evaluated exactly, printed minimally."""
+"""Arithmetic expressions as trees: parsed without eval, evaluated exactly, printed with few parentheses."""
 
 from __future__ import annotations
 
@@ -26,13 +26,16 @@ _ALLOWED = re.compile(rf"[0-9+\-*/() ]{{1,{LONGEST_TEXT}}}")
 
 
 class InvalidExpression(ValueError):
-    """A text that is not one expression of integers, + - * / and parentheses, or that has no value."""
+    """The text is not one expression of integers, + - * / and parentheses, or has no value."""
 
 
 def parse(text: str) -> Expression:
-    """Read an expression of integers, + - * / and parentheses; a sign belongs only to a number.
+    """The tree of an expression of integers, + - * / and parentheses: a number, or (symbol, left, right).
 
-    Spaces are free. Raises InvalidExpression for anything else, and for more than 200 characters.
+    A sign belongs only to a number; spaces are free. Raises InvalidExpression for anything else, and for more than 200
+    characters.
+
+        parse("3*(7+12)")  # ("*", 3, ("+", 7, 12))
     """
     text = text.strip()
     # The characters come first: Python's own syntax would take 1_0, 0x10 and names.
@@ -57,7 +60,7 @@ def _tree(node: ast.expr) -> Expression:
 
 
 def evaluate(expression: Expression) -> Rational:
-    """Give the exact value; raise InvalidExpression for a division by zero."""
+    """The exact value of a tree. Raises InvalidExpression for a division by zero."""
     if isinstance(expression, int):
         return expression
     symbol, left, right = expression
@@ -68,19 +71,19 @@ def evaluate(expression: Expression) -> Rational:
 
 
 def leaves(expression: Expression) -> list[int]:
-    """Give the numbers of a tree from left to right."""
+    """The numbers of a tree from left to right."""
     if isinstance(expression, int):
         return [expression]
     return leaves(expression[1]) + leaves(expression[2])
 
 
 def value(text: str) -> Fraction:
-    """Give the exact value of an expression; raise InvalidExpression if it has none."""
+    """The exact value of an expression in text. Raises InvalidExpression if it has none."""
     return Fraction(evaluate(parse(text)))
 
 
 def is_expression(text: str) -> bool:
-    """Tell whether a text is an expression that has a value."""
+    """Whether a text is an expression that has a value."""
     try:
         value(text)
     except InvalidExpression:
@@ -89,12 +92,12 @@ def is_expression(text: str) -> bool:
 
 
 def numbers(text: str) -> list[int]:
-    """Give the numbers in an expression from left to right; raise InvalidExpression if it is none."""
+    """The numbers of an expression in text from left to right. Raises InvalidExpression if it is none."""
     return leaves(parse(text))
 
 
 def render(expression: Expression) -> str:
-    """Print without spaces and with as few parentheses as keep the value."""
+    """The text of a tree, without spaces and with as few parentheses as keep its value."""
     if isinstance(expression, int):
         return str(expression)
     symbol, left, right = expression
@@ -114,7 +117,7 @@ def _binding(expression: Expression) -> int:
 
 
 def random_expression(rng: Random, operands: Sequence[int], symbols: str) -> Expression:
-    """Draw a tree over the operands in their order; every shape and every choice of symbols is as likely."""
+    """A random tree over the operands in their order; every shape and choice of symbols is equally likely."""
     if len(operands) == 1:
         return operands[0]
     cuts = range(1, len(operands))

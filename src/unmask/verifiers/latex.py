@@ -1,4 +1,4 @@
-"""Whether two LaTeX answers are the same mathematics, by math-verify, in processes that cannot hang."""
+"""Mathematical equivalence of LaTeX answers by math-verify, in processes that are ended when they take too long."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox) ?\{([^{}]*)\}")
 
 
 def same_latex(pairs: Sequence[tuple[str, str]]) -> list[bool]:
-    """Tell of each (reference, answer) whether they are the same; what takes too long or cannot be read is not."""
+    """Whether each (reference, answer) pair is mathematically equivalent; False if it takes too long or cannot be read.
+
+    same_latex([(r"\\frac{1}{2}", "0.5"), ("x=5", "6")])  # [True, False]
+    """
     return _checker(os.getpid()).same(pairs)
 
 
@@ -41,7 +44,7 @@ def _checker(process: int) -> Checker:
 
 
 class Checker:
-    """Compares answers with the help of one server process, which starts when it is first needed and stays."""
+    """A comparer of LaTeX answers with one server process, which starts when first needed and stays."""
 
     def __init__(self, seconds: float = SECONDS, workers: int | None = None) -> None:
         self.limits = {
@@ -53,11 +56,11 @@ class Checker:
         self._lock = Lock()
 
     def same(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
-        """Tell of each (reference, answer) whether they are the same."""
+        """Whether each (reference, answer) pair is mathematically equivalent, in order."""
         tidy = [(_tidy(reference), _tidy(answer)) for reference, answer in pairs]
         # A group of completions often agrees: each different pair is compared once.
-        asked = list(dict.fromkeys(pair for pair in tidy if _needs_comparison(*pair)))
-        known = dict(zip(asked, self._compare(asked), strict=True)) if asked else {}
+        compared = list(dict.fromkeys(pair for pair in tidy if _needs_comparison(*pair)))
+        known = dict(zip(compared, self._compare(compared), strict=True)) if compared else {}
         return [known.get(pair, pair[0] == pair[1] != "") for pair in tidy]
 
     def _compare(self, pairs: list[tuple[str, str]]) -> list[bool]:
@@ -98,7 +101,7 @@ class Checker:
         return list(json.loads(line)) if line else None
 
     def close(self) -> None:
-        """Let the server go; a later comparison starts another one."""
+        """Stop the server; a later comparison starts another one."""
         with self._lock:
             self._stop()
 

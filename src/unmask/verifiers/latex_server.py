@@ -25,7 +25,7 @@ _KINDS = (
 
 
 def comparer() -> Callable[[str, str], bool]:
-    """Import math-verify and give its comparison of a reference answer with another one."""
+    """math-verify's comparison of a reference answer with another answer, imported."""
     from math_verify import parse, verify
     from math_verify.parser import LatexExtractionConfig
 
@@ -44,7 +44,7 @@ def comparer() -> Callable[[str, str], bool]:
 def compare_all(
     same: Callable[[str, str], bool], pairs: Sequence[Sequence[str]], seconds: float, memory: int, workers: int
 ) -> list[bool]:
-    """Compare each pair in a process of its own, `workers` at a time; False where one is ended before its answer."""
+    """Whether each pair is equivalent, compared in a process each, `workers` at a time; False if it is ended."""
     results = [False] * len(pairs)
     waiting = list(reversed(list(enumerate(pairs))))
     running: dict[int, int] = {}
@@ -82,7 +82,7 @@ def _limit_memory(size: int) -> None:
 
 
 def main() -> None:
-    """Answer requests, one JSON line each, until the input ends."""
+    """Serve comparison requests from stdin, one JSON line each, until it ends."""
     # Parsers print now and then; nothing but results may reach the pipe.
     replies = os.fdopen(os.dup(1), "w")
     quiet = os.open(os.devnull, os.O_WRONLY)

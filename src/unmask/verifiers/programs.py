@@ -1,4 +1,4 @@
-"""Which program a completion gives: in a fenced block, in <answer> tags, or as its whole text. Nothing is run here."""
+"""Extracting a completion's Python program: a fenced block, <answer> tags, or the whole text. Nothing is run here."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _EMPTY_LINES = re.compile(r"\A(?:[ \t\r]*\n)+")
 
 
 def program(completion: str, stub: str = "", name: str = "") -> str | None:
-    """The program of a completion; None where there is none that Python can parse.
+    """The Python program of a completion; None where there is none that parses.
 
-    stub: the beginning of a program, up to the body of its last function, which is called `name`. A completion either
-    defines that function itself, and what stands before it in the stub is kept, or goes on with its body.
+    `stub`: the beginning of a program, up to the body of its last function, called `name`. A completion either defines
+    that function itself, and the stub's lines above it are kept, or continues with its body.
     """
     code = _code(completion)
     if not code or len(code) > LONGEST_PROGRAM:
@@ -40,7 +40,7 @@ def preamble(stub: str, name: str) -> str | None:
 
 
 def parsed(text: str) -> ast.Module | None:
-    """The syntax tree of a program; None if it has none."""
+    """The syntax tree of a program; None if it does not parse."""
     try:
         with warnings.catch_warnings(action="ignore"):
             return ast.parse(text)
@@ -49,7 +49,7 @@ def parsed(text: str) -> ast.Module | None:
 
 
 def defined_names(tree: ast.Module) -> set[str]:
-    """Functions, classes and variables of a module; not what it imports."""
+    """Names of the functions, classes and variables that a module defines; not what it imports."""
     definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     assigned = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
     named = {node.name for node in tree.body if isinstance(node, definitions)}

@@ -1,4 +1,4 @@
-"""A written quantity as an exact number: "$1,234.50", "\\frac{3}{4} \\text{ cups}", "-7 %", "x = 12"."""
+"""Reading a written quantity as an exact number: "$1,234.50", "\\frac{3}{4} \\text{ cups}", "-7 %", "x = 12"."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ _SYMBOLIC = re.compile(r"\\(?:pi|sqrt|times|cdot|div|log|ln|sin|cos|tan|pm|infty
 def quantity(text: str) -> Fraction | None:
     """The one number that a text states, exactly; None if it states none, several, or one with symbols such as π.
 
-    Currency, per cent, degrees, units and thousands separators are read over, of equations the last side counts.
+    Currency, per cent, degrees, units and thousands separators are ignored; of an equation the last side counts.
+
+        quantity("$1,234.50")  # Fraction(2469, 2)
+        quantity("12 or 13")   # None
     """
     if len(text) > LONGEST_ANSWER:
         return None
@@ -76,14 +79,14 @@ def _value(number: re.Match[str]) -> Fraction:
     return Fraction(digits) * Fraction(10) ** power
 
 
-def is_right(completion: str, wanted: Fraction) -> bool:
-    """Tell whether the answer of a completion, or its last number where it declares none, is the number wanted."""
+def answers_number(completion: str, wanted: Fraction) -> bool:
+    """Whether a completion's answer, or its last number where it declares none, equals the wanted number."""
     answer = final_answer(completion, (*DECLARED, "number"))
     return answer is not None and quantity(answer) == wanted
 
 
-def reference(answer: str) -> Fraction:
-    """The number of a reference answer, alone or behind "####"; raise UserError where there is none."""
+def reference_number(answer: str) -> Fraction:
+    """The number of a reference answer, alone or behind "####". Raises UserError where there is none."""
     value = quantity(answer.split("####")[-1])
     if value is None:
         raise UserError(f"answer ends in {answer[-40:]!r}; end it in a number, behind #### if there is more")

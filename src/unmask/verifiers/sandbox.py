@@ -1,4 +1,4 @@
-"""Whether programs pass tests, run inside bubblewrap and nowhere else. docs/code.md tells what that defends against."""
+"""Running programs against tests inside bubblewrap, and nowhere else. docs/code.md tells what that defends against."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A program and the tests that it is to pass.
+    """A program and the tests that it must pass.
 
     program: the text under test
     reference: a right program, which the tests' interpreter runs for its imports and helpers
@@ -49,7 +49,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a program may use."""
+    """Limits of one program and its tests: wall-clock seconds, and memory."""
 
     seconds: int
     memory_megabytes: int
@@ -57,14 +57,14 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """How a trial ended: "passed", "failed" or "timed out"; `error` is the beginning of what was raised."""
+    """Result of a trial: status "passed", "failed" or "timed out", and the beginning of the error raised."""
 
     status: str
     error: str = ""
 
 
 def run_trials(trials: Sequence[Trial], limits: Limits) -> list[Verdict]:
-    """Run each different trial once, as many at a time as there are cores. Raises UserError without a sandbox."""
+    """The verdict of each trial; equal ones are run once, one per core. Raises UserError without a sandbox."""
     check_sandbox()
     distinct = list(dict.fromkeys(trials))
     with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_WORKERS)) as pool:
@@ -75,7 +75,7 @@ def run_trials(trials: Sequence[Trial], limits: Limits) -> list[Verdict]:
 
 @cache
 def check_sandbox() -> None:
-    """Try the sandbox, once in each process. Raises UserError where programs cannot be run safely."""
+    """Check once per process that the sandbox works. Raises UserError where programs cannot be run safely."""
     trial = Trial(program="def one(): return 1", reference="", names=("one",), tests="assert one() == 1")
     verdict = _run(trial, Limits(seconds=STARTUP_SECONDS, memory_megabytes=256))
     if verdict.status != "passed":

@@ -94,6 +94,7 @@ class Channel:
         self._output = os.fdopen(os.dup(descriptor), "wb")
 
     def send(self, value: object) -> None:
+        """Write one value as a line of JSON."""
         self._output.write(json.dumps(value).encode() + b"\n")
         self._output.flush()
 

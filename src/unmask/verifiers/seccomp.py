@@ -1,8 +1,4 @@
-"""The system calls that a sandbox refuses, as the filter program that `bwrap --seccomp` takes.
-
-Limits of processes (RLIMIT_NPROC) do not bind root, and limits of memory (RLIMIT_AS) do not count memory that belongs
-to no address space. So the calls themselves are refused: a program stays one process, and all its memory is counted.
-"""
+"""The system calls that a sandbox refuses, as the filter program that `bwrap --seccomp` takes."""
 
 from __future__ import annotations
 
@@ -43,7 +39,7 @@ _OTHER_CALLS = 0x40000000  # x32: the same calls under other numbers
 
 
 def seccomp_filter(machine: str | None = None) -> bytes:
-    """Classic BPF: refused calls fail with EPERM, all others pass. Raises UserError for a processor without a table."""
+    """A classic BPF filter: refused calls fail with EPERM, others pass. Raises UserError for an unknown processor."""
     machine = machine or platform.machine()
     if machine not in _ARCHITECTURES:
         raise UserError(f"code cannot be run on {machine} processors; use one of {', '.join(_ARCHITECTURES)}")

@@ -30,7 +30,7 @@ def countdown(tmp_path: Path, content: str) -> Countdown:
 
 
 @published
-def test_published_sudoku() -> None:
+def test_read_csv_reads_published_sudoku() -> None:
     task = Sudoku(data=str(SUDOKU_FILE))
     examples = task.examples("test", 1000, 0)
     assert len(examples) == 500
@@ -44,7 +44,7 @@ def test_published_sudoku() -> None:
 
 
 @published
-def test_published_countdown() -> None:
+def test_read_jsonl_reads_published_countdown() -> None:
     task = Countdown(max_number=100, data=str(COUNTDOWN_FILE))
     examples = task.examples("test", 1000, 0)
     assert len(examples) == 256
@@ -55,32 +55,32 @@ def test_published_countdown() -> None:
 
 
 @published
-def test_published_countdown_needs_larger_numbers_than_the_default() -> None:
+def test_countdown_file_needs_larger_numbers_than_the_default() -> None:
     with pytest.raises(UserError, match="line 1: a number of input is 30; choose an integer from 1 to 20"):
         Countdown(data=str(COUNTDOWN_FILE)).examples("test", 1, 0)
 
 
-def test_dropped_zeros_and_traces_of_spreadsheets(tmp_path: Path) -> None:
+def test_sudoku_file_may_have_dropped_zeros_and_traces_of_spreadsheets(tmp_path: Path) -> None:
     content = "\ufeffPuzzle,Solution\r\n140432014020000,2143432114323214\r\n" + f'"{ROW[:16]}","{ROW[17:33]}"'
     for example in sudoku(tmp_path, content).examples("test", 10, 0):
         assert (example.prompt, example.solution) == ("0140432014020000", "2143432114323214")
 
 
-def test_data_replaces_the_test_split_only(tmp_path: Path) -> None:
+def test_sudoku_data_replaces_the_test_split_only(tmp_path: Path) -> None:
     task = sudoku(tmp_path, HEADER + ROW)
     assert [example.prompt for example in task.examples("test", 5, 0)] == ["0140432014020000"]
     assert task.examples("train", 50, 0) == Sudoku().examples("train", 50, 0)
     assert task.examples("test_unseen_grids", 50, 0) == Sudoku().examples("test_unseen_grids", 50, 0)
 
 
-def test_puzzles_of_the_file_are_left_out_of_training(tmp_path: Path) -> None:
+def test_sudoku_train_leaves_out_puzzles_of_the_file(tmp_path: Path) -> None:
     trained = Sudoku().examples("train", 20, 0)
     rows = "".join(f"{example.prompt},{example.solution}\n" for example in trained)
     task = sudoku(tmp_path, HEADER + rows)
     assert not {e.prompt for e in task.examples("train", 200, 0)} & {e.prompt for e in trained}
 
 
-def test_countdown_puzzles_of_the_file_are_left_out_in_any_order(tmp_path: Path) -> None:
+def test_countdown_train_leaves_out_puzzles_of_the_file_in_any_order(tmp_path: Path) -> None:
     def orders(task: Countdown) -> set[str]:
         prompts = {example.prompt for example in task.examples("train", 1000, 0)}
         return prompts & {"2 3 4=9:", "2 4 3=9:", "3 2 4=9:", "3 4 2=9:", "4 2 3=9:", "4 3 2=9:"}
@@ -114,7 +114,7 @@ def test_countdown_puzzles_of_the_file_are_left_out_in_any_order(tmp_path: Path)
         (HEADER + '"' + "0" * 200_000 + '",1\n', "line 2: not comma-separated values"),
     ],
 )
-def test_faults_of_sudoku_files(tmp_path: Path, content: str | bytes, message: str) -> None:
+def test_read_csv_refuses_faulty_sudoku_files(tmp_path: Path, content: str | bytes, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         sudoku(tmp_path, content).examples("test", 1, 0)
     assert "puzzles.csv" in str(caught.value)
@@ -143,7 +143,7 @@ def test_faults_of_sudoku_files(tmp_path: Path, content: str | bytes, message: s
         ('{"input": "1,1,1", "output": "50"}', "no expression of 1,1,1 is 50"),
     ],
 )
-def test_faults_of_countdown_files(tmp_path: Path, line: str, message: str) -> None:
+def test_read_jsonl_refuses_faulty_countdown_files(tmp_path: Path, line: str, message: str) -> None:
     good = '{"input": "1,2,3", "output": "6"}\n'
     with pytest.raises(UserError, match=f"puzzles.jsonl, line 2: .*{message}") as caught:
         countdown(tmp_path, good + line + "\n" + good).examples("test", 1, 0)
@@ -151,7 +151,7 @@ def test_faults_of_countdown_files(tmp_path: Path, line: str, message: str) -> N
     assert len(str(caught.value)) < 400
 
 
-def test_missing_files_and_folders(tmp_path: Path) -> None:
+def test_read_text_refuses_missing_files_and_folders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*nothing\.csv"):
         Sudoku(data=str(tmp_path / "nothing.csv")).examples("test", 1, 0)
     with pytest.raises(UserError, match="cannot read"):

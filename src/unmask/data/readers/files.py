@@ -1,4 +1,4 @@
-"""Readers of puzzle files; every fault is a UserError that names the file and the line."""
+"""Readers of puzzle files. Every fault is a UserError that names the file and the line."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ RowReader = Callable[[Mapping[str, str]], Example]
 
 
 def read_csv(path: str, names: tuple[str, ...], example: RowReader) -> list[Example]:
-    """Read a comma-separated file whose first line is exactly `names`.
+    """The examples of a comma-separated file whose first line is exactly `names`.
 
-    `example` makes an example of one row and raises UserError for values that it cannot use.
+    `example` makes an example of a row and raises UserError for values that it cannot use.
     """
     header, *lines = read_lines(path)
     if header != ",".join(names):
@@ -38,9 +38,9 @@ def read_csv(path: str, names: tuple[str, ...], example: RowReader) -> list[Exam
 
 
 def read_jsonl(path: str, names: tuple[str, ...], example: RowReader) -> list[Example]:
-    """Read a file of one JSON object per line, each with exactly the keys `names` and text values.
+    """The examples of a file of JSON objects, one a line, each with exactly the keys `names` and text values.
 
-    `example` makes an example of one row and raises UserError for values that it cannot use.
+    `example` makes an example of a row and raises UserError for values that it cannot use.
     """
 
     def row(line: str) -> dict[str, str]:
@@ -59,11 +59,12 @@ def read_jsonl(path: str, names: tuple[str, ...], example: RowReader) -> list[Ex
 
 
 def read_lines(path: str) -> list[str]:
+    """The lines of a text file. Raises UserError as `read_text` does."""
     return read_text(path).removesuffix("\n").split("\n")
 
 
 def read_text(path: str) -> str:
-    """A file of UTF-8 text that is not empty. Raises UserError."""
+    """The content of a non-empty UTF-8 file. Raises UserError where it cannot be read."""
     try:
         # Spreadsheet tools put a byte-order mark first.
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -77,6 +78,7 @@ def read_text(path: str) -> str:
 
 
 def each_line(path: str, lines: list[str], first: int, parse: Callable[[str], Example]) -> list[Example]:
+    """Examples that `parse` makes of lines numbered from `first`. Raises UserError with file and line."""
     examples = []
     for number, line in enumerate(lines, first):
         try:

@@ -1,4 +1,4 @@
-"""The user's tables: JSON lines, JSON, CSV and Parquet files, and data sets of the Hub, as rows with their places."""
+"""Reading the user's tables: JSON lines, JSON, CSV and Parquet files, and Hub data sets, as rows with their places."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _INSTALL = "run pip install 'unmask[data]'"
 
 
 def read_table(source: str, config: str | None, split: str) -> list[Placed]:
-    """The rows of a file, or of a `split` of a Hub data set, in their order; what a row lacks is None.
+    """(place, row) of each row of a file, or of a `split` of a Hub data set, in order; missing values are None.
 
-    Raises UserError for what cannot be read, with file, line and mend.
+    `place` ("line 3") is for error messages. Raises UserError for what cannot be read, with file, line and mend.
     """
     reader = _READERS.get(Path(source).suffix.lower())
     if reader is None and (Path(source).exists() or not _HUB_NAME.fullmatch(source)):

@@ -1,72 +1,26 @@
-"""The user's own rows as examples: what prompts and completions may look like, and what is held out."""
+"""The user's rows as examples: parsing of prompts and completions, train/test split, few-shot prompts."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from reprlib import repr as short_repr
-from typing import Any, ClassVar
+from typing import Any
 
-from unmask.data.example import Example, check_split, in_split, prompt_key
+from unmask.data.example import Example, in_split, prompt_key
 from unmask.data.readers.tables import Row, read_table
 from unmask.errors import UserError
-from unmask.validation import check_range, setting
 
 Message = Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowsTask(ABC):
-    """What tasks on the user's own rows have in common."""
-
-    name: ClassVar[str]
-    splits: ClassVar[tuple[str, ...]] = ("train", "test")
-    vocabulary: ClassVar[tuple[str, ...]] = ()  # prose: for models that bring a tokenizer
-
-    data: str | None = setting(None, "training rows: a .jsonl, .json, .csv or .parquet file, or org/name on the Hub")
-    test_data: str | None = setting(None, "held-out rows, likewise; unset: a tenth of the data, chosen by prompt")
-    hub_config: str | None = setting(None, "configuration of the Hub data set, where it has several")
-    hub_split: str = setting("train", "split of the Hub data set that data names")
-    hub_test_split: str = setting("test", "split of the Hub data set that test_data names")
-    prompt_column: str = setting("prompt", "text, or a list of messages")
-    max_new_tokens: int = setting(256, "completion length in tokens; given completions must fit")
-
-    def __post_init__(self) -> None:
-        check_range("max_new_tokens", self.max_new_tokens, 1, 1_000_000)
-
-    def examples(self, split: str, count: int, seed: int) -> list[Example]:
-        """The first rows of a split. See Task.examples."""
-        check_split(self, split)
-        return self._rows.examples(split, count)
-
-    @cached_property
-    def _rows(self) -> UserData:
-        return UserData(
-            data=self.data,
-            test_data=self.test_data,
-            hub_config=self.hub_config,
-            hub_split=self.hub_split,
-            hub_test_split=self.hub_test_split,
-            read=self._read,
-            few_shot=self._shots,
-        )
-
-    @property
-    def _shots(self) -> int:
-        """Training rows that every prompt shows solved."""
-        return 0
-
-    @abstractmethod
-    def _read(self, row: Row) -> Example: ...
-
-
-@dataclass(frozen=True, kw_only=True)
 class UserData:
-    """Training rows and test rows; without test data, a tenth of the data, chosen by prompt, is held out.
+    """Training and test rows; without test data, a tenth of the rows, chosen by a hash of the prompt, is held out.
 
-    read: an example of one row; raises UserError. All others show the first `few_shot` training examples solved.
+    read: makes an example of a row; raises UserError.
+    few_shot: so many training examples are shown solved in all other prompts.
     """
 
     data: str | None
@@ -78,7 +32,7 @@ class UserData:
     few_shot: int = 0
 
     def examples(self, split: str, count: int) -> list[Example]:
-        """The first `count` of a split, in the data's order; no prompt is in both splits."""
+        """The first `count` examples of a split, in the data's order; no prompt is in both splits."""
         chosen = self._test if split == "test" else self._train
         return [with_shots(example, self._shots) for example in chosen[:count]]
 
@@ -157,21 +111,21 @@ def _without_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 
 
 def cell(row: Row, column: str) -> Any:
-    """A value that must be there."""
+    """The value of a column. Raises UserError where the row has no such column."""
     if column not in row:
         raise UserError(f"there is no column {column!r}; name one of {', '.join(row)}")
     return row[column]
 
 
 def text(value: Any, column: str) -> str:
-    """A text that says something."""
+    """A cell that must be non-empty text. Raises UserError."""
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{column} is {short_repr(value)}; write text that is not empty")
     return value
 
 
 def conversation(value: Any, column: str) -> tuple[Message, ...]:
-    """Messages of a list of {"role": ..., "content": ...}; further keys are left out."""
+    """Messages of a cell [{"role": ..., "content": ...}, ...]; other keys are dropped. Raises UserError."""
     if not isinstance(value, list) or not value:
         raise UserError(f'{column} is {short_repr(value)}; write text, or a list of {{"role": ..., "content": ...}}')
     for message in value:
@@ -181,7 +135,7 @@ def conversation(value: Any, column: str) -> tuple[Message, ...]:
 
 
 def prompt_of(value: Any, column: str) -> tuple[str, tuple[Message, ...]]:
-    """A prompt's text, and its messages where it is a conversation."""
+    """A prompt cell's (text, messages); no messages where it is plain text. Raises UserError."""
     if not isinstance(value, list):
         return text(value, column), ()
     messages = conversation(value, column)
@@ -191,7 +145,7 @@ def prompt_of(value: Any, column: str) -> tuple[str, tuple[Message, ...]]:
 
 
 def completion_of(value: Any, column: str) -> str:
-    """A completion: text, or one message of the assistant's."""
+    """A completion cell's text: plain text, or one assistant message. Raises UserError."""
     if not isinstance(value, list):
         return text(value, column)
     messages = conversation(value, column)

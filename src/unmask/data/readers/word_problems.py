@@ -1,19 +1,17 @@
-"""Problems in words, read from the user's files and asked for in the field's format of tags and a box."""
+"""Word problems from the user's files, and their prompts in the <reasoning>/<answer>/\\boxed format of d1."""
 
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from reprlib import repr as short_repr
-from typing import Any, ClassVar
+from typing import Any
 
-from unmask.data.example import Example, check_split, prompt_key
+from unmask.data.example import Example, prompt_key
 from unmask.data.readers.files import each_line, read_lines
 from unmask.errors import UserError
-from unmask.validation import check_range, setting
 
 SCORINGS = ("corrected", "d1")
 _FORMAT = (
@@ -24,24 +22,24 @@ _FORMAT = (
 
 
 def check_scoring(scoring: str) -> None:
-    """Raise UserError unless it names a way to score."""
+    """Raise UserError unless `scoring` is "corrected" or "d1"."""
     if scoring not in SCORINGS:
         raise UserError(f"scoring is {scoring!r}; choose one of {', '.join(SCORINGS)}")
 
 
-def asked(instruction: str, question: str, shots: Sequence[tuple[str, str]] = ()) -> str:
-    """A prompt: what to do, in which format, then solved questions, then the one to solve."""
+def build_prompt(instruction: str, question: str, shots: Sequence[tuple[str, str]] = ()) -> str:
+    """A prompt: instruction, answer format, solved questions (few-shot), then the question to solve."""
     solved = "".join(f"Question: {shown}\n{solution}\n\n" for shown, solution in shots)
     return f"{instruction}{_FORMAT}\n\n{solved}Question: {question}\n"
 
 
-def answered(reasoning: str, answer: str) -> str:
-    """A completion in the format that prompts ask for."""
+def build_solution(reasoning: str, answer: str) -> str:
+    """A completion in the format that `build_prompt` asks for."""
     return f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n\\boxed{{{answer}}}\n</answer>"
 
 
 def text_row(line: str, names: tuple[str, ...]) -> dict[str, str]:
-    """One JSON object with at least these keys; of its values, the texts."""
+    """The text values of a JSON object in a line. Raises UserError where one of `names` is missing or is no text."""
     values = json_row(line, names)
     for name in names:
         if not isinstance(values[name], str) or not values[name].strip():
@@ -50,7 +48,7 @@ def text_row(line: str, names: tuple[str, ...]) -> dict[str, str]:
 
 
 def json_row(line: str, names: tuple[str, ...]) -> dict[str, Any]:
-    """One JSON object with at least these keys."""
+    """The JSON object in a line. Raises UserError where one of `names` is missing."""
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):
@@ -61,36 +59,12 @@ def json_row(line: str, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileTask(ABC):
-    """What tasks whose problems come from files have in common."""
-
-    name: ClassVar[str]
-    splits: ClassVar[tuple[str, ...]] = ("train", "test")
-    vocabulary: ClassVar[tuple[str, ...]] = ()  # prose: for models that bring a tokenizer
-
-    data: str | None = setting(None, "path of the test file")
-    train_data: str | None = setting(None, "path of the training file")
-    few_shot: int = setting(0, "training problems that every prompt shows solved")
-
-    def __post_init__(self) -> None:
-        check_range("few_shot", self.few_shot, 0, 64)
-
-    def examples(self, split: str, count: int, seed: int) -> list[Example]:
-        """The first problems of a file. See Task.examples."""
-        check_split(self, split)
-        return self._files.examples(split, count)
-
-    @property
-    @abstractmethod
-    def _files(self) -> ProblemFiles: ...
-
-
-@dataclass(frozen=True, kw_only=True)
 class ProblemFiles:
-    """Problems of a test file and of a training file, whose first ones can be shown solved in every prompt.
+    """Problems of a test file and a training file, the first training problems optionally shown solved (few-shot).
 
-    read: gives question and solution as they are in a prompt, and the columns, of one row; raises UserError.
-    ask: makes a prompt of the instruction, a question and the solved ones. row: makes a row of a line and the names.
+    read: makes an example of a row, with question and solution as they stand in a prompt; raises UserError.
+    ask: makes a prompt of instruction, question and solved (question, solution) pairs.
+    row: parses a line, given the names of its keys.
     """
 
     task: str
@@ -100,11 +74,11 @@ class ProblemFiles:
     data: str | None
     train_data: str | None
     few_shot: int
-    ask: Callable[[str, str, Sequence[tuple[str, str]]], str] = asked
+    ask: Callable[[str, str, Sequence[tuple[str, str]]], str] = build_prompt
     row: Callable[[str, tuple[str, ...]], Mapping[str, Any]] = text_row
 
     def examples(self, split: str, count: int) -> list[Example]:
-        """The first `count` of a split, in the file's order; what is tested or shown solved is not trained on."""
+        """The first `count` of a split, in the file's order; problems tested or shown solved are not trained on."""
         chosen = self._test if split == "test" else self._train
         shots = [(shot.prompt, shot.solution) for shot in self._shots]
         return [

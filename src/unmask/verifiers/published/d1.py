@@ -85,7 +85,7 @@ def countdown_correct(text: str, numbers: Sequence[int], target: int) -> bool:
 
 
 def gsm8k_rewards(text: str, answer: str) -> dict[str, float]:
-    """Each reward function by name; d1 adds them up."""
+    """Each of the five training rewards by name; d1 adds them up."""
     extracted = text.split("<answer>")[-1].split("</answer>")[0].strip()
     return {
         "correctness": 2.0 * (extracted == answer),

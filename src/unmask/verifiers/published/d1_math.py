@@ -23,7 +23,7 @@ def math_correct(text: str, reference: str) -> bool:
 
 
 def math_rewards(text: str, reference: str) -> dict[str, float]:
-    """Each reward by name; d1 adds them up."""
+    """Each of the two training rewards by name; d1 adds them up."""
     answer = text.partition("<answer>")[2].partition("</answer>")
     tagged = bool(answer[1])
     boxed = "\\boxed" in (answer[0] if tagged else text)

@@ -1,15 +1,12 @@
-"""`make check-gpu`: the same tokens, rewards and gradients on a GPU as on the CPU, and a bf16 training step.
+"""Checks of a device: the same tokens and gradients as on the CPU, no host wait within a block, training steps.
 
-Prints one line a check and ends with 1 if any fails. `--device cpu` runs the same checks without a GPU.
+Each takes the device's name and tells whether it holds; test_device.py runs them on a GPU, the cheap ones on the CPU
+too.
 """
 
 from __future__ import annotations
 
-import argparse
-import subprocess
-import sys
-from collections.abc import Callable
-from functools import partial
+from unittest.mock import patch
 
 import torch
 
@@ -62,29 +59,32 @@ def samples_agree(device: str, caching: str = "none", *, compiled: bool = False)
     return bool((results[0] == results[1]).all(1).float().mean() >= 0.99)
 
 
-def nothing_waits(device: str) -> bool:
+def block_never_waits(device: str) -> bool:
     """Within a block no value is read back, nor a list copied to the GPU, whatever is recorded and cached."""
-    whole = Block.denoise
+    whole, blocks = Block.denoise, 0
 
     def watched(block: Block) -> None:
-        torch.cuda.set_sync_debug_mode("error")
+        nonlocal blocks
+        blocks += 1
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("error")  # PyTorch then raises where the host would wait
         try:
             whole(block)
         finally:
-            torch.cuda.set_sync_debug_mode("default")
+            if device == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
 
-    if device == "cuda":
-        Block.denoise = watched  # type: ignore[method-assign]
     tokens = torch.randint(0, 5, (8, 16), generator=torch.Generator().manual_seed(0)).to(device)
     count = torch.arange(8, device=device)
     padded = torch.arange(16, device=device) >= count[:, None]
     prompts = Prompts(tokens_NP=tokens, attention_NP=padded, prompt_N=count // 2, sample_N=count % 2)
     denoiser = load_denoiser("embedded:sudoku").to(device).eval()
-    for caching in CACHINGS.values():
-        sampler = Sampler(max_new_tokens=16, block_length=8, steps=8, temperature=1.0, caching=caching)
-        for record in (None, OneStep(degree=0.0), *([EveryStep()] if caching is None else [])):
-            sampler(denoiser, prompts, Uniforms().key(1), record, group_size=2)
-    return True
+    with patch.object(Block, "denoise", watched):
+        for caching in CACHINGS.values():
+            sampler = Sampler(max_new_tokens=16, block_length=8, steps=8, temperature=1.0, caching=caching)
+            for record in (None, OneStep(degree=0.0), *([EveryStep()] if caching is None else [])):
+                sampler(denoiser, prompts, Uniforms().key(1), record, group_size=2)
+    return blocks > 0
 
 
 def gradients_agree(device: str) -> bool:
@@ -121,71 +121,33 @@ def layers_agree(device: str, dtype: torch.dtype, within: float) -> bool:
     return all(bool((ours - theirs).norm() <= within * theirs.norm()) for ours, theirs in zip(*results, strict=True))
 
 
-def half_precision_law(device: str) -> bool:
+def half_precision_draws_exact(device: str) -> bool:
     """Draws from a large head in bf16 have the entropy of the exact softmax of its logits, within 0.02 nats."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, 16, generator=generator).bfloat16().to(device)
     weight = torch.randn(126_464, 16, generator=generator).div(2).bfloat16().to(device)
-    law = (hidden @ weight.t()).double().softmax(1)
-    entropy = float(-(law * law.log()).sum())
+    probability_V = (hidden @ weight.t()).double().softmax(1)
+    entropy = float(-(probability_V * probability_V.log()).sum())
     uniform = Uniforms().key(torch.arange(100_000, device=device)[None]).draw()
-    answer = Propose(temperature=1.0, mask_id=0, measure=probability, uniform_QZ=uniform, draws=100_000, stride=100_000)
-    _, logp, _ = reduce_by_slices(answer, hidden, weight, Workspace())
+    propose = Propose(
+        temperature=1.0, mask_id=0, measure=probability, uniform_QZ=uniform, draws=100_000, stride=100_000
+    )
+    _, logp, _ = reduce_by_slices(propose, hidden, weight, Workspace())
     return abs(float(-logp.double().mean()) - entropy) < 0.02
 
 
-def training_runs(precision: str) -> Callable[[str], bool]:
-    """Two training steps of every method give finite losses and gradients."""
+def training_runs(device: str, precision: str, methods: tuple[str, ...] = ("diffu-grpo", "mdpo", "dispo")) -> bool:
+    """Two training steps of each method, on `device`, give finite losses and gradients.
 
-    def check(device: str) -> bool:
-        for method in ("diffu-grpo", "mdpo", "dispo"):
-            document = SMALL | {"method": {"name": method}, "train": SMALL["train"] | {"precision": precision}}
-            trainer = build_trainer(build(Recipe, document))
-            for step in range(2):
-                metrics, _ = trainer.step(step)
-                if not 0 < metrics["grad_norm"] < float("inf"):
-                    return False
-        return True
-
-    return check
-
-
-CHECKS = {
-    "keyed draws": uniforms_agree,
-    "sampled completions": samples_agree,
-    "sampled completions, dual cache": partial(samples_agree, caching="dual"),
-    "sampled completions, delayed dual cache": partial(samples_agree, caching="dual_delayed"),
-    "sampled completions, compiled layers": partial(samples_agree, compiled=True),
-    "no wait within a block": nothing_waits,
-    "gradients of the head": gradients_agree,
-    "layers beside transformers', float32": partial(layers_agree, dtype=torch.float32, within=1e-4),
-    "layers beside transformers', bf16": partial(layers_agree, dtype=torch.bfloat16, within=0.15),
-    "draws from bf16 logits": half_precision_law,
-    "training in float32": training_runs("fp32"),
-    "training in bf16": training_runs("bf16"),
-}
-
-
-def main() -> int:
-    """Run the checks on the device."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--only", choices=list(CHECKS), help="run one check, in this process")
-    options = parser.parse_args()
-    device = options.device
-    if device == "cuda" and not torch.cuda.is_available():
-        print("no CUDA device: nothing checked (--device cpu runs the checks without one)")
-        return 1
-    if options.only:
-        return 0 if CHECKS[options.only](device) else 1
-    failed = 0
-    for name in CHECKS:  # a process each: the precision of a process is set once
-        command = [sys.executable, __file__, "--device", device, "--only", name]
-        code = subprocess.run(command, check=False).returncode  # noqa: S603
-        failed += code != 0
-        print(f"{'ok  ' if code == 0 else 'FAIL'} {name} on {device}", flush=True)
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Needs a process of its own: Accelerate fixes the precision of a process once.
+    """
+    for method in methods:
+        train = SMALL["train"] | {"precision": precision}
+        trainer = build_trainer(build(Recipe, SMALL | {"method": {"name": method}, "train": train}))
+        if trainer.device.type != device:
+            return False
+        for step in range(2):
+            metrics, _ = trainer.step(step)
+            if not 0 < metrics["grad_norm"] < float("inf"):
+                return False
+    return True

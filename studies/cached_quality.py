@@ -1,16 +1,17 @@
 """What cached and parallel rollouts cost in truth, on the trained models that ship with the package.
 
-    python benchmarks/cached_quality.py [--examples 500] [--markdown FILE]
+    python studies/cached_quality.py [--examples 500] [--markdown FILE]
 
 For each caching rule, and for parallel thresholds: the speed against exact steps (one thread, CPU time, medians), the
-share of equal tokens, the solve rate with its 95 % interval and the change of it in pairs, and the mean gap between the
-log-probs of sampling and those of scoring the same canvases again.
+share of equal tokens, the solve rate with its 95 % interval and its change in paired samples, and the mean mismatch
+between the log-probs recorded in sampling and those of scoring the same canvases again.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import allocator
 
 SETTINGS = {  # model: task settings, tokens, block, steps
@@ -25,7 +27,7 @@ SETTINGS = {  # model: task settings, tokens, block, steps
     "embedded:arithmetic": ({"name": "arithmetic", "terms": 3, "max_number": 5}, 16, 8, 16),
     "embedded:countdown": ({"name": "countdown", "max_number": 9, "max_target": 40}, 16, 8, 16),
 }
-HEADER = ("model", "rollout", "times faster", "equal tokens", "solved", "change, in pairs", "gap, nats a token")
+HEADER = ("model", "rollout", "times faster", "equal tokens", "solved", "change, in pairs", "mismatch, nats a token")
 
 
 def _options() -> argparse.Namespace:

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import rollouts
 import updates
-from questions import token_question
-from timing import Calls, compare
+from batches import diffu_grpo_batch
+from core import Calls, compare
 from toy import Sizes, toy_denoiser
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.head.chunks import chunks_of
@@ -225,10 +225,10 @@ def update_piece(sizes: Sizes, *, shared: bool, rounds: int, ceilings: Ceilings)
     """Our update of diffu-GRPO, beside its layers alone and the head's products alone."""
     bench = updates.Bench(sizes)
     batch = updates.fully_masked(bench, shared=shared)
-    whole = bench.ours(token_question(batch))
+    whole = bench.ours(diffu_grpo_batch(batch))
     body = _body_alone(bench, batch)
-    asked = len(batch.inputs_FL) * sizes.completion
-    products = _products_alone(bench.denoiser, asked)
+    positions = len(batch.inputs_FL) * sizes.completion
+    products = _products_alone(bench.denoiser, positions)
     calls: Calls = {"whole": whole, "body": body, "products": products, "peak": ceilings.product}
     timed = compare(calls, {name: partial(flops_of, call) for name, call in calls.items()}, rounds)
     flops: dict[str, float] = timed.outputs
@@ -282,8 +282,8 @@ def pieces(rounds: int, ceilings: Ceilings, *, short: bool) -> list[Piece]:
     """Those of the table."""
     large = Sizes(vocabulary=LARGE, rows=6, prompt=64, completion=64, steps=2 if short else 16)
     small, few, many = replace(large, vocabulary=SMALL), replace(large, rows=2), replace(large, rows=24)
-    asked = [(few, 1.0), (small, 1.0)] if short else [(large, 0.0), (large, 1.0), (few, 1.0), (many, 1.0), (small, 1.0)]
-    found = [rollout_piece(sizes, temperature, rounds, ceilings) for sizes, temperature in asked]
+    cases = [(few, 1.0), (small, 1.0)] if short else [(large, 0.0), (large, 1.0), (few, 1.0), (many, 1.0), (small, 1.0)]
+    found = [rollout_piece(sizes, temperature, rounds, ceilings) for sizes, temperature in cases]
     if not short:
         found += [rollout_piece(sizes, 1.0, rounds, ceilings, compiled=True) for sizes in (large, many)]
     for sizes in (updates.LARGE, updates.SMALL):

@@ -1,7 +1,7 @@
 """Real weights: the end of antibody heavy chains made to like water, with and without staying near the base model.
 
-    python tools/real_weights.py antiberty --output models/antiberty
-    python tools/study_antibody.py --model models/antiberty --output DIR [--betas 0.04,0] [--steps 40] [--threads 1]
+    python studies/real_weights.py antiberty --output models/antiberty
+    python studies/antibody.py --model models/antiberty --output DIR [--betas 0.04,0] [--steps 40] [--threads 1]
 
 Prompts are variable regions up to the third loop, written by the model itself from the first residues of human germline
 genes; the model writes the 24 residues that follow. Trains on eight of them, once for each weight of the divergence
@@ -177,12 +177,12 @@ def main() -> None:
             train(arguments.model, prompts, float(name.split()[1]), arguments, directory)
     draw(runs, arguments.output / "antibody.png")
     base = load_denoiser(arguments.model).eval()
-    asked = [json.loads(line)["prompt"] for line in prompts.read_text().splitlines()] * 2
+    measured_prompts = [json.loads(line)["prompt"] for line in prompts.read_text().splitlines()] * 2
     models = {"base": arguments.model} | {
         name: str(directory / "checkpoints" / f"step_{arguments.steps:06d}") for name, directory in runs.items()
     }
     for name, model in models.items():
-        print(name, measure(model, base, asked), flush=True)
+        print(name, measure(model, base, measured_prompts), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Does every method learn? Each trained on the embedded Sudoku model, at equal rollouts and updates, beside a control.
 
-    python tools/study_methods.py --output DIR [--only wd1,spg] [--seeds 1,2,3] [--threads 1]
+    python studies/methods.py --output DIR [--only wd1,spg] [--seeds 1,2,3] [--threads 1]
 
 For each method: seed 0 at each learning rate; the rate with the higher solve rate on a validation split is taken; fresh
 seeds and one run with shuffled rewards at that rate. Runs are one line each of DIR/runs.jsonl, and those already there

@@ -1,4 +1,4 @@
-"""What our update is asked: rows, their scores and credits, without the sampler that would have made them."""
+"""Scoring batches and update batches for the benchmarks, built from tensors without running a sampler."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from unmask.training.policy import UpdateBatch
 from unmask.types import Rollout, ScoringBatch
 
 
-def views_of(
+def scoring_batch_of(
     inputs_FL: Tensor,
     targets_RL: Tensor,
     scored_RL: Tensor,
     advantage_U: Tensor,
     **others: Tensor | float,
 ) -> ScoringBatch:
-    """Unpadded rows, one a unit and a forward, every scored token of weight 1, unless told otherwise."""
+    """A ScoringBatch of unpadded rows: one unit and one forward each, token weights 1, unless told otherwise."""
     row_R = torch.arange(len(targets_RL))
     settings: dict[str, Any] = {
         "forward_R": row_R,
@@ -41,18 +41,18 @@ def views_of(
 
 
 def update_batch(term: Term, batch: ScoringBatch, normalizer: Tensor, old_RL: Tensor | None = None) -> UpdateBatch:
-    """What an update asks; no reference policy."""
+    """The UpdateBatch of one term, without a reference policy."""
     return UpdateBatch(term=term, batch=batch, normalizer=normalizer, old_RL=old_RL, reference_RL=None, blended=None)
 
 
-def token_question(batch: ScoringBatch) -> UpdateBatch:
-    """diffu-GRPO's surrogate: clipped, a mean over tokens."""
+def diffu_grpo_batch(batch: ScoringBatch) -> UpdateBatch:
+    """The UpdateBatch of diffu-GRPO: clipped surrogate, mean over tokens."""
     (term,) = DiffuGRPO(beta=0.0, epsilon=0.5).terms(0)
     return update_batch(term, batch, likelihood.token_count(batch))
 
 
 def rollout_of(tokens_NL: Tensor, sizes: Sizes) -> Rollout:
-    """The samples of a prompt as if revealed in one step."""
+    """A Rollout of one prompt's samples as if all tokens had been revealed in one step."""
     region_L = torch.arange(tokens_NL.shape[1]) >= sizes.prompt
     index_N, zeros_NL = torch.arange(len(tokens_NL)), torch.zeros(tokens_NL.shape)
     return Rollout(

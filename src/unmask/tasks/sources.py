@@ -1,0 +1,76 @@
+"""Bases of the tasks whose examples come from files: the package's benchmarks, and the user's own rows."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+
+from unmask.data.example import Example, check_split
+from unmask.data.readers.tables import Row
+from unmask.data.readers.user_rows import UserData
+from unmask.data.readers.word_problems import ProblemFiles
+from unmask.tasks.base import Task
+from unmask.validation import check_range, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileTask(Task):
+    """Base of tasks whose problems come from a test file and a training file of JSON lines."""
+
+    data: str | None = setting(None, "path of the test file")
+    train_data: str | None = setting(None, "path of the training file")
+    few_shot: int = setting(0, "training problems that every prompt shows solved")
+
+    def __post_init__(self) -> None:
+        check_range("few_shot", self.few_shot, 0, 64)
+
+    def examples(self, split: str, count: int, seed: int) -> list[Example]:
+        """The first problems of a file. See Task.examples."""
+        check_split(self, split)
+        return self._files.examples(split, count)
+
+    @property
+    @abstractmethod
+    def _files(self) -> ProblemFiles: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsTask(Task):
+    """Base of tasks on the user's own rows, from a file or the Hugging Face Hub."""
+
+    data: str | None = setting(None, "training rows: a .jsonl, .json, .csv or .parquet file, or org/name on the Hub")
+    test_data: str | None = setting(None, "held-out rows, likewise; unset: a tenth of the data, chosen by prompt")
+    hub_config: str | None = setting(None, "configuration of the Hub data set, where it has several")
+    hub_split: str = setting("train", "split of the Hub data set that data names")
+    hub_test_split: str = setting("test", "split of the Hub data set that test_data names")
+    prompt_column: str = setting("prompt", "text, or a list of messages")
+    max_new_tokens: int = setting(256, "completion length in tokens; given completions must fit")
+
+    def __post_init__(self) -> None:
+        check_range("max_new_tokens", self.max_new_tokens, 1, 1_000_000)
+
+    def examples(self, split: str, count: int, seed: int) -> list[Example]:
+        """The first rows of a split. See Task.examples."""
+        check_split(self, split)
+        return self._rows.examples(split, count)
+
+    @cached_property
+    def _rows(self) -> UserData:
+        return UserData(
+            data=self.data,
+            test_data=self.test_data,
+            hub_config=self.hub_config,
+            hub_split=self.hub_split,
+            hub_test_split=self.hub_test_split,
+            read=self._read,
+            few_shot=self._shots,
+        )
+
+    @property
+    def _shots(self) -> int:
+        """Training rows that every prompt shows solved."""
+        return 0
+
+    @abstractmethod
+    def _read(self, row: Row) -> Example: ...
