@@ -248,10 +248,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--group-size", type=int, default=8, help="completions a puzzle (paper: 6)")
     add("--denoising-steps", type=int, default=4, help="for 16 tokens (paper: 128 for 256)")
     add("--temperature", type=float, default=1.4, help="of sampling (paper: 0.9)")
-    add("--updates", type=int, default=2, help="on each batch (paper: 8 on Sudoku)")
+    add("--num-iterations", type=int, default=2, help="updates on each batch (paper: 8 on Sudoku)")
     add("--prompt-mask-prob", type=float, default=0.0, help="p (paper: 0.15; a hidden given makes another puzzle)")
     add("--epsilon", type=float, default=0.5, help="clip range of the ratio")
-    add("--beta", type=float, default=0.04, help="weight of the divergence to the base model")
+    add("--beta", type=float, default=0.04, help="coefficient of the KL penalty to the reference")
     add("--learning-rate", type=float, default=3e-5, help="AdamW's (paper: 3e-6)")
     add("--max-grad-norm", type=float, default=0.2, help="gradients are clipped to this norm")
     add("--threads", type=int, default=1, help="of the CPU; so small a model does not gain from more")
@@ -283,7 +283,7 @@ def main(arguments: list[str] | None = None) -> None:
             optimizer,
             tokens_NL,
             group_advantages(rewards_N, settings.group_size),
-            [draw_prompt_mask(prompts_NP, settings.prompt_mask_prob) for _ in range(settings.updates)],
+            [draw_prompt_mask(prompts_NP, settings.prompt_mask_prob) for _ in range(settings.num_iterations)],
             mask_id=mask_id,
             end_id=end_id,
             epsilon=settings.epsilon,

@@ -51,7 +51,7 @@ def settings_of(method: str, learning_rate: float, seed: int, shuffled: bool, ar
     train = replace(
         recipe.train,
         steps=arguments.steps,
-        updates=1,
+        num_iterations=1,
         learning_rate=learning_rate,
         final_fraction=1.0,
         seed=seed,

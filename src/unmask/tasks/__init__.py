@@ -18,7 +18,18 @@ from unmask.tasks.pairs import Pairs
 from unmask.tasks.sudoku import Sudoku
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Sudoku, Countdown, Arithmetic, CountdownWords, GSM8K, Math500, Code, Dataset, Pairs)
+    task.name: task
+    for task in (
+        Sudoku,
+        Countdown,
+        Arithmetic,
+        CountdownWords,
+        GSM8K,
+        Math500,
+        Code,
+        Dataset,
+        Pairs,
+    )
 }
 
 __all__ = [
