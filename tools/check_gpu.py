@@ -13,8 +13,10 @@ from functools import partial
 
 import torch
 
-from unmask.denoisers.head.chunks import TargetLogProb, Workspace, linear_logp
+from unmask.denoisers.head.log_prob import linear_logp
+from unmask.denoisers.head.reducers import TargetLogProb
 from unmask.denoisers.head.vocabulary import reduce_by_slices
+from unmask.denoisers.head.workspace import Workspace
 from unmask.denoisers.layers.compiled import compile_layers
 from unmask.denoisers.loading import load_denoiser
 from unmask.sampling.block import Block

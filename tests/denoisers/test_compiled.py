@@ -5,7 +5,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from helpers.small import MASK, prompts_of, small_denoiser
-from unmask.denoisers.head.chunks import TargetLogProb
+from unmask.denoisers.head.reducers import TargetLogProb
 from unmask.denoisers.layers.compiled import compile_layers
 from unmask.denoisers.layers.recompute import recompute_layers
 from unmask.sampling.sampler import Sampler

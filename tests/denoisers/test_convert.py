@@ -16,7 +16,7 @@ from transformers import (
 from unmask.cli.main import main
 from unmask.data.tokenization import task_tokenizer
 from unmask.denoisers.convert import convert
-from unmask.denoisers.head.chunks import TargetLogProb
+from unmask.denoisers.head.reducers import TargetLogProb
 from unmask.denoisers.loading import load_denoiser, load_tokenizer, save_denoiser
 from unmask.errors import UserError
 from unmask.tasks import Sudoku

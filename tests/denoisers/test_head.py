@@ -9,7 +9,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unmask.denoisers.head import chunks as heads
-from unmask.denoisers.head.chunks import TargetLogProb, chunks_of, is_plain, linear_logp
+from unmask.denoisers.head.chunks import chunks_of
+from unmask.denoisers.head.log_prob import linear_logp
+from unmask.denoisers.head.reducers import TargetLogProb, is_plain
 
 POSITIONS, VOCABULARY, WIDTH = 11, 7, 5
 

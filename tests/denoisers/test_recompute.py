@@ -7,7 +7,7 @@ import torch
 
 from helpers.small import small_denoiser
 from unmask.denoisers.adapters import add_adapters
-from unmask.denoisers.head.chunks import TargetLogProb
+from unmask.denoisers.head.reducers import TargetLogProb
 from unmask.denoisers.layers.recompute import recompute_layers
 from unmask.denoisers.loading import load_denoiser
 from unmask.plan.dry_run import LiveBytes

@@ -8,7 +8,7 @@ import torch
 
 from helpers.by_hand import close, exact, hand_views
 from helpers.small import EOS, MASK, small_denoiser
-from unmask.denoisers.head.chunks import TargetLogProb
+from unmask.denoisers.head.reducers import TargetLogProb
 from unmask.objective.likelihood import (
     EUBO,
     Sandwich,

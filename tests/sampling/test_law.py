@@ -7,8 +7,8 @@ from torch.utils._pytree import tree_leaves
 
 from helpers.small import surprise
 from unmask.denoisers.head import vocabulary as slices
-from unmask.denoisers.head.chunks import Workspace
 from unmask.denoisers.head.vocabulary import GivenLogits, HeadLogits, reduce_by_slices
+from unmask.denoisers.head.workspace import Workspace
 from unmask.sampling.proposals import Propose, draw, greedy
 from unmask.sampling.unmasking import probability
 from unmask.uniforms import Uniforms

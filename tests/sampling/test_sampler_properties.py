@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from helpers.small import EOS, MASK, VOCABULARY, few, prompts_of, small_denoiser, surprise
 from unmask.denoisers.base import Guidance
-from unmask.denoisers.head.chunks import TargetLogProb, Workspace
+from unmask.denoisers.head.reducers import TargetLogProb
 from unmask.denoisers.head.vocabulary import GivenLogits
+from unmask.denoisers.head.workspace import Workspace
 from unmask.errors import UserError
 from unmask.sampling.proposals import draw
 from unmask.sampling.records import EveryStep, OneStep

@@ -7,7 +7,7 @@ are those of a real pass. Attention is one fused kernel, as on GPUs.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -20,10 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from unmask.denoisers.base import Denoiser, Guidance
-from unmask.denoisers.head.chunks import ContrastiveLogProb, LogitsReducer, TargetLogProb, chunk_positions
+from unmask.denoisers.head.chunks import chunk_positions
+from unmask.denoisers.head.reducers import ContrastiveLogProb, LogitsReducer, TargetLogProb
 from unmask.denoisers.head.vocabulary import POSITIONS
 from unmask.denoisers.layers.recompute import recompute_layers
-from unmask.plan.networks import blank_denoiser, layer_count, read_shape, with_layers
+from unmask.plan.networks import Shape, blank_denoiser, read_shape
 from unmask.sampling.proposals import Propose
 from unmask.sampling.unmasking import LowConfidence
 from unmask.settings.recipe import TrainSettings
@@ -80,23 +81,23 @@ def _grouped(func: Any, args: Any, kwargs: Any) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """Forwards that are made at once: F of L positions, A columns of each asked, Q of all answered, K targets each."""
+    """One batch of forwards: F of L positions, A query columns in each, Q of all reduced, K targets each."""
 
     forwards: int
     length: int
     asked: int
     answered: int
     targets: int = 1
-    blended: bool = False  # beside the logits of the old policy
+    blended: bool = False  # with the logits of the old policy
     separable: bool = False  # the head's gradient is made with its logits
     samples: bool = False  # a denoising step, else a pass with gradient
     guided: bool = False
     accumulates: bool = False  # gradients are there already
 
 
-def peak_bytes(model: str, settings: TrainSettings, work: Pass) -> int:
+def peak_bytes(model: str, settings: TrainSettings, work: Pass, model_format: str | None = None) -> int:
     """Bytes that a pass takes at its peak beyond weights, optimizer and gradients that were there before it."""
-    return _peak(model, _TraceSettings.of(settings), work)
+    return _peak(model, model_format, _TraceSettings.of(settings), work)
 
 
 @dataclass(frozen=True)
@@ -116,41 +117,36 @@ class _TraceSettings:
 
 
 @cache
-def _peak(model: str, settings: _TraceSettings, work: Pass) -> int:
-    shape = read_shape(model)
+def _peak(model: str, model_format: str | None, settings: _TraceSettings, work: Pass) -> int:
+    shape = read_shape(model, model_format)
     short = _fewer_chunks(shape, work)
-    # A hidden state that is asked takes little, and its gradient as much; its logits take the place of others.
-    unseen = (work.answered - short.answered) * _hidden_size(shape) * torch.float32.itemsize
+    # A hidden state at a query position takes little, and its gradient as much; its logits take the place of others.
+    unseen = (work.answered - short.answered) * int(shape.config.hidden_size) * torch.float32.itemsize
     return int(_peak_of_layers(shape, settings, short) + unseen * (1 if work.samples else 2))
 
 
-def _fewer_chunks(shape: Mapping[str, Any], work: Pass) -> Pass:
+def _fewer_chunks(shape: Shape, work: Pass) -> Pass:
     """The pass with as many positions answered as fill three chunks of logits: more take time, and no more memory.
 
     Where sampling reads slices of the vocabulary, with as many as it does at a time.
     """
-    vocabulary = shape.get("embedding_size") or shape["vocab_size"]
-    enough = max(3 * chunk_positions(int(vocabulary)), POSITIONS if work.samples else 0)
+    enough = max(3 * chunk_positions(int(shape.config.vocab_size)), POSITIONS if work.samples else 0)
     return replace(work, answered=min(work.answered, enough))
 
 
-def _hidden_size(shape: Mapping[str, Any]) -> int:
-    return int(shape.get("d_model") or shape["hidden_size"])
-
-
-def _peak_of_layers(shape: Mapping[str, Any], settings: _TraceSettings, work: Pass) -> int:
+def _peak_of_layers(shape: Shape, settings: _TraceSettings, work: Pass) -> int:
     """Layers are alike: a stretch of a pass grows by the same amount with each, so two short networks tell."""
     # The first and the last layer are not like the others.
-    layers, few = layer_count(shape), int(shape.get("first_k_dense_replace", 0)) + 3
+    layers, few = int(shape.config.num_hidden_layers), int(getattr(shape.config, "first_k_dense_replace", 0)) + 3
     if layers <= few + 1:
         return max(_stretches(shape, settings, work))
-    fewer, more = (_stretches(with_layers(shape, count), settings, work) for count in (few, few + 1))
+    fewer, more = (_stretches(shape.with_layers(count), settings, work) for count in (few, few + 1))
     # Body forwards, head, last layer, ..., first layer, embedding: the ends of the list correspond.
     pairs = [*zip(fewer[:3], more[:3], strict=True), *zip(fewer[-2:], more[-2:], strict=True)]
     return max(low + (high - low) * (layers - few) for low, high in pairs)
 
 
-def _stretches(shape: Mapping[str, Any], settings: _TraceSettings, work: Pass) -> list[int]:
+def _stretches(shape: Shape, settings: _TraceSettings, work: Pass) -> list[int]:
     train = TrainSettings(
         param_dtype=settings.param_dtype,
         precision=settings.precision,
@@ -212,20 +208,20 @@ def _run(denoiser: Denoiser, work: Pass, autocast: Any) -> None:
     attention_FL = torch.ones(work.forwards, work.length, dtype=torch.bool)
     query_FA = torch.zeros(work.forwards, work.asked, dtype=torch.long)
     guidance = Guidance(scale=1.0, prompt_FL=attention_FL) if work.guided else None
-    beside = denoiser if work.blended else None
+    other_model = denoiser if work.blended else None
     selected_Q = torch.arange(work.answered) if work.answered < query_FA.numel() else None
     with autocast:
-        (answers, *_) = denoiser(
-            tokens_FL, attention_FL, query_FA, _answer(work), guidance, beside, selected_Q=selected_Q
+        (result, *_) = denoiser(
+            tokens_FL, attention_FL, query_FA, _reducer(work), guidance, other_model, selected_Q=selected_Q
         )
     if not work.samples:
-        answers.sum().backward()
+        result.sum().backward()
 
 
-def _answer(work: Pass) -> LogitsReducer:
-    asked = work.answered
+def _reducer(work: Pass) -> LogitsReducer:
+    count = work.answered
     if work.samples:
-        uniform_QZ = torch.zeros(asked, work.targets, dtype=torch.float64)
+        uniform_QZ = torch.zeros(count, work.targets, dtype=torch.float64)
         return Propose(
             temperature=1.0,
             mask_id=0,
@@ -235,6 +231,6 @@ def _answer(work: Pass) -> LogitsReducer:
             stride=work.targets,
         )
     if work.blended:
-        return ContrastiveLogProb(torch.zeros(asked, dtype=torch.long), 1.0)
+        return ContrastiveLogProb(torch.zeros(count, dtype=torch.long), 1.0)
     grad_logp = (lambda logp_CK, chunk: torch.ones_like(logp_CK)) if work.separable else None
-    return TargetLogProb(torch.zeros(asked, work.targets, dtype=torch.long), grad_logp=grad_logp)
+    return TargetLogProb(torch.zeros(count, work.targets, dtype=torch.long), grad_logp=grad_logp)

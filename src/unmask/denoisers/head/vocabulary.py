@@ -6,13 +6,13 @@ Here and in `proposals`: C positions, T slices, S tokens of a slice, B folds, W 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any, Protocol, TypeGuard
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from unmask.denoisers.head.chunks import Workspace, chunk_positions, even_chunks, is_mixed, multiply_into
+from unmask.denoisers.head.chunks import chunk_positions, even_chunks
+from unmask.denoisers.head.workspace import Workspace, is_mixed, multiply_into
 
 _FOLD = 64  # neighbouring tokens; long rows are searched fold by fold
 _LONG = 1024  # tokens; rows of no more are searched token by token
@@ -113,32 +113,20 @@ class HeadLogits(Logits):
         return torch.cat(parts).view(token_CZW.shape)
 
 
-class SliceReducer(Protocol):
-    """An answer that can do with slices."""
-
-    mask_id: int
-
-    @property
-    def reads_slices(self) -> bool:
-        """Whether it does, with its settings."""
-
-    def of_slices(self, logits: Logits, chunk: slice) -> tuple[Tensor, ...]:
-        """As of all logits."""
-
-
-def reads_slices(reducer: Any) -> TypeGuard[SliceReducer]:
-    """Whether an answer can do with slices of the logits."""
-    return getattr(reducer, "reads_slices", False)
-
-
-def reduce_by_slices(reducer: SliceReducer, hidden_QD: Tensor, weight_VD: Tensor, workspace: Workspace) -> list[Tensor]:
-    """What `reducer` makes of the logits of a plain head."""
+def reduce_slices(
+    reduce: Callable[[Logits, slice], tuple[Tensor, ...]],
+    hidden_QD: Tensor,
+    weight_VD: Tensor,
+    mask_id: int,
+    workspace: Workspace,
+) -> tuple[Tensor, ...]:
+    """`reduce` called on the sliced logits of every chunk of positions, results concatenated."""
     most = chunk_positions(len(weight_VD)) if _is_cast(weight_VD) else POSITIONS
     parts = [
-        reducer.of_slices(HeadLogits(hidden_QD[chunk], weight_VD, reducer.mask_id, workspace), chunk)
+        reduce(HeadLogits(hidden_QD[chunk], weight_VD, mask_id, workspace), chunk)
         for chunk in even_chunks(len(hidden_QD), most)
     ]
-    return [torch.cat(part) for part in zip(*parts, strict=True)]
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
 def _width(positions: int, device: torch.device) -> int:
