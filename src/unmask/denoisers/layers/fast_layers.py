@@ -12,6 +12,7 @@ the layer (FSDP2 gathers parameters in one) are called. `fast_layers`, `recomput
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 from functools import cache as remember
@@ -107,7 +108,8 @@ def _why_not(layer: Any) -> str | None:
     ]
     if not known:
         return f"{name} is none of the known decoder layers ({', '.join(_KNOWN)})"
-    if type(layer).forward is not known[-1].forward:  # type: ignore[attr-defined]
+    # transformers puts a wrapper around the forward of every subclass.
+    if inspect.unwrap(type(layer).forward) is not inspect.unwrap(known[-1].forward):  # type: ignore[attr-defined]
         return f"{name} overrides the forward of {known[-1].__name__}"
     if not runs_class_forward(layer):
         return f"the forward of a {name} was replaced: call fast_layers before whatever did"
