@@ -1,4 +1,4 @@
-"""Denoiser: logits of the whole model, a network that stays as it was, the last layer at query columns, cache windows."""
+"""Denoiser: logits of the whole model, of a network that stays as it was; query columns and cache windows."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""Published checkpoint formats: the authors' logits, and checkpoints written back tensor by tensor as they were read."""
+"""Published checkpoint formats: the authors' logits, and checkpoints written back as they were read."""
 
 import json
 import re
@@ -324,7 +324,7 @@ def test_load_denoiser_of_a_plain_checkpoint_runs_no_code(tmp_path):
 
 # ---- a format of the user's own ----
 
-TOY = """
+TOY = r"""
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from unmask.denoisers.formats.base import CheckpointFormat
@@ -340,7 +340,12 @@ def _config(published):
 
 def toy():
     return CheckpointFormat(
-        name="Toy", network=LlamaForCausalLM, config=_config, renaming={r"^toy[.]": "model."}, shift=True, block_length=4
+        name="Toy",
+        network=LlamaForCausalLM,
+        config=_config,
+        renaming={r"^toy\.": "model."},
+        shift=True,
+        block_length=4,
     )
 
 
