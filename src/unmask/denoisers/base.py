@@ -19,8 +19,12 @@ from unmask.denoisers.key_values import CacheWindow
 from unmask.denoisers.layers.fast_layers import has_fast_layers
 from unmask.errors import UserError
 
-# False at pads; or the block of each position, -1 at pads; or None where there are no pads. As `mask_of` makes it, no
-# forward waits for the device to learn whether there are pads.
+# Which tokens are pads, and who attends to whom. One of:
+# None: no pads, all attend to all (or as the denoiser's own `block_length` says, here and below);
+# bool [F, L]: False at pads, which nobody attends to;
+# bool [F, 1, 1, L]: the same as a mask of keys, made once for many forwards by `mask_of`: with it or None, no forward
+#     waits for the device to learn whether there are pads;
+# int [F, L]: the block of each position, -1 at pads: a position attends to its own block and to earlier ones.
 Attention = Bool[Tensor, "F L"] | Bool[Tensor, "F 1 1 L"] | Int[Tensor, "F L"] | None
 
 MASK_TOKEN = "<|mask|>"  # noqa: S105  text of a mask token that is added to a vocabulary
@@ -44,8 +48,8 @@ class Guidance:
 class Denoiser(nn.Module):
     """A network of `transformers` as p(token | canvas) at masked positions.
 
-    `model` is a causal-LM class with `is_causal=False` in its config, or BERT's for masked language modelling; nothing
-    of it is changed. Call `fast_layers(model)` for fewer passes over memory, as `load_denoiser` does.
+    `model` is a causal-LM class with `is_causal=False` in its config, or BERT's for masked language modelling; it
+    is left as it is. Call `fast_layers(model)` for fewer passes over memory, as `load_denoiser` does.
     `shift`: the network's output at i-1 predicts the token at i (Dream).
     `block_length`: a position attends to its own block of so many tokens, counted from the prompt's first, and to
     earlier ones (LLaDA2); None: to all. Raises UserError for networks that change logits after the head.
@@ -158,8 +162,8 @@ class Denoiser(nn.Module):
         options: dict[str, Any] = {"use_cache": False}
         if part is not None:
             part.cache.begin(part.columns, tokens_FL.shape[1], part.end)
-            tokens_FL, position_FL, mask = part.of(tokens_FL), part.of(position_FL), part.mask(mask)
-            columns_FA = part.places(columns_FA)
+            tokens_FL, position_FL, mask = part.select(tokens_FL), part.select(position_FL), part.select_mask(mask)
+            columns_FA = part.index(columns_FA)
             options["cache"] = part.cache
         if mask is not None and mask.ndim == 4 and self.model.config._attn_implementation == "eager":
             mask = torch.zeros_like(mask, dtype=self.model.dtype).masked_fill(~mask, torch.finfo(self.model.dtype).min)
@@ -221,7 +225,7 @@ def _at(hidden_QD: Tensor, selected_Q: Tensor | None) -> Tensor:
 
 
 def mask_of(attention_FL: Bool[Tensor, "F L"]) -> Attention:
-    """The attention of many forwards to come, looked at once: None without pads, else a mask of keys."""
+    """The `Attention` of many forwards with these pads (False): None without, else a mask of keys; one host sync."""
     return None if bool(attention_FL.all()) else attention_FL[:, None, None, :]
 
 

@@ -1,4 +1,4 @@
-"""Small bidirectional Llamas: the embedded models and those of tests share all code with the real ones."""
+"""Small bidirectional Llamas, for the embedded models and tests: same classes as the real ones."""
 
 from __future__ import annotations
 

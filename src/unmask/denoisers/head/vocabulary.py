@@ -1,4 +1,4 @@
-"""Logits of some positions, a slice of the vocabulary at a time: sampling never needs all of them at once.
+"""Logits of some positions, one slice of the vocabulary at a time: sampling never needs all of them at once.
 
 Here and in `proposals`: C positions, T slices, S tokens of a slice, B folds, W tokens of a fold, Z draws a position.
 """
@@ -23,9 +23,12 @@ _CACHED_WIDTH = 2048  # on a CPU: tokens of a slice whose weights and logits are
 
 
 class Logits(ABC):
-    """float32 logits of C positions; those of the mask token, which is never proposed, are NEVER, and kept aside."""
+    """float32 logits of C positions, read slice by slice.
 
-    mask_C1: Tensor  # after the slices were read
+    The logit of the mask token, which is never proposed, is NEVER in the slices; `mask_C1` has it.
+    """
+
+    mask_C1: Tensor  # there once the slices were read
 
     def __init__(self, shape_CV: tuple[int, int], width: int, mask_id: int, like: Tensor, workspace: Workspace) -> None:
         self.positions, self.vocabulary = shape_CV
@@ -36,7 +39,7 @@ class Logits(ABC):
         self._all: Tensor | None = None
 
     def slices(self) -> Iterator[tuple[int, Tensor]]:
-        """The first token of each slice and its logits [C, S], which the next slice overwrites.
+        """Yield each slice's first token and its logits [C, S], which the next slice overwrites.
 
         S is whole folds: what is behind the vocabulary's end is NEVER.
         """
@@ -73,7 +76,7 @@ class Logits(ABC):
 
 
 class GivenLogits(Logits):
-    """Of a tensor [C, V]."""
+    """Logits that exist as a tensor [C, V]."""
 
     def __init__(self, logits_CV: Tensor, mask_id: int, workspace: Workspace) -> None:
         positions, vocabulary = logits_CV.shape
@@ -89,7 +92,7 @@ class GivenLogits(Logits):
 
 
 class HeadLogits(Logits):
-    """Of hidden states [C, D] and a head's weight [V, D]; those of a fold that is asked again are made again."""
+    """Logits computed from hidden states [C, D] and a head's weight [V, D], slice by slice; those of a fold again."""
 
     def __init__(self, hidden_CD: Tensor, weight_VD: Tensor, mask_id: int, workspace: Workspace) -> None:
         shape_CV = (len(hidden_CD), len(weight_VD))
