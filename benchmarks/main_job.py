@@ -97,11 +97,13 @@ def bare(denoiser: Any, forwards: list[tuple[Any, ...]]) -> dict[str, float]:
     """CPU seconds of the forwards alone: those without gradient, and those with, their backward passes included."""
     import torch
 
+    from unmask.denoisers.head.reducers import AllLogits
+
     seconds = {"rollout": 0.0, "update": 0.0}
     for tokens, attention, query, trained in forwards:
         start = time.process_time()
         with torch.set_grad_enabled(trained):
-            (logits,) = denoiser(tokens, attention, query, lambda logits, _: (logits,))
+            (logits,) = denoiser(tokens, attention, query, AllLogits())
             if trained:
                 logits.sum().backward()
         seconds["update" if trained else "rollout"] += time.process_time() - start

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask.denoisers.base import Denoiser
+from unmask.denoisers.head.reducers import LogitsReducer
 from unmask.denoisers.tiny import tiny_denoiser
 from unmask.types import Prompts
 
@@ -107,19 +108,29 @@ def planted_ends(sizes: Sizes) -> Tensor:
     return sizes.prompt + (torch.linspace(0.32, 1.0, sizes.rows) * sizes.completion).round().long()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Planted(LogitsReducer):
+    """Another reducer's results, the end-of-sequence token all but certain at `ended_Q`."""
+
+    reducer: LogitsReducer
+    ended_Q: Tensor
+    eos_id: int
+
+    def from_logits(self, logits_CV: Tensor, chunk: slice, other_CV: Tensor | None = None) -> tuple[Tensor, ...]:
+        """From logits that are written over."""
+        logits_CV[:, self.eos_id] += CERTAIN * self.ended_Q[chunk]
+        return self.reducer.from_logits(logits_CV, chunk)
+
+
 class PlantedDenoiser(Denoiser):
     """A denoiser whose answers end at `ends_N` of the row that the first prompt token names."""
 
     ends_N: Tensor
 
     def forward(self, tokens_FL: Tensor, attention_FL: Any, query_FA: Tensor, reducer: Any, **options: Any) -> Any:
-        """As the denoiser's own; the end-of-sequence token is all but certain from the end of the answer on."""
+        """As the denoiser's own, the end-of-sequence token all but certain from the end of the answer on."""
         ended_Q = (query_FA >= self.ends_N[tokens_FL[:, 0]][:, None]).flatten()
-
-        def planted(logits_CV: Tensor, chunk: slice) -> tuple[Tensor, ...]:
-            logits_CV[:, self.eos_id] += CERTAIN * ended_Q[chunk]
-            return reducer(logits_CV, chunk)
-
+        planted = Planted(reducer=reducer, ended_Q=ended_Q, eos_id=self.eos_id)
         return super().forward(tokens_FL, attention_FL, query_FA, planted, **options)
 
 

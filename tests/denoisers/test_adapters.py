@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from helpers.small import small_denoiser
 from unmask.cli.main import main
 from unmask.denoisers.adapters import AdaptersOff, add_adapters, merged_state
+from unmask.denoisers.head.reducers import AllLogits
 from unmask.denoisers.loading import load_denoiser, load_tokenizer, save_denoiser
 from unmask.settings.reader import build
 from unmask.settings.recipe import Recipe
@@ -24,7 +25,7 @@ SMALL = {
 
 def logits(denoiser):
     asked = torch.arange(TOKENS.shape[1])[None]
-    return denoiser(TOKENS, torch.ones_like(TOKENS).bool(), asked, lambda rows, chunk: (rows,))[0].detach()
+    return denoiser(TOKENS, torch.ones_like(TOKENS).bool(), asked, AllLogits())[0].detach()
 
 
 def adapted():
@@ -42,7 +43,7 @@ def moved():
     return denoiser
 
 
-def test_new_adapters_change_nothing_and_are_few():
+def test_add_adapters_changes_no_logits_at_first():
     denoiser = adapted()
     torch.testing.assert_close(logits(denoiser), logits(small_denoiser()))
     trained = {name for name, weight in denoiser.named_parameters() if weight.requires_grad}
@@ -51,7 +52,7 @@ def test_new_adapters_change_nothing_and_are_few():
     assert not any("lm_head" in name for name in trained)
 
 
-def test_switched_off_they_are_the_base_and_come_back():
+def test_adapters_off_is_the_base_model():
     denoiser = moved()
     with_adapters = logits(denoiser)
     assert (with_adapters - logits(small_denoiser())).abs().max() > 0.1
@@ -62,7 +63,7 @@ def test_switched_off_they_are_the_base_and_come_back():
     assert torch.equal(logits(denoiser), with_adapters)
 
 
-def test_a_saved_model_has_them_merged(tmp_path):
+def test_save_denoiser_merges_adapters(tmp_path):
     denoiser = moved()
     assert merged_state(small_denoiser()) is None
     save_denoiser(denoiser, load_tokenizer("embedded:sudoku"), tmp_path)
@@ -70,7 +71,7 @@ def test_a_saved_model_has_them_merged(tmp_path):
     torch.testing.assert_close(logits(load_denoiser(str(tmp_path)).eval()), logits(denoiser), rtol=1e-5, atol=1e-5)
 
 
-def test_a_step_moves_adapters_alone_and_the_reference_stays_the_base():
+def test_policy_step_moves_adapters_alone():
     trainer = build_trainer(build(Recipe, SMALL | {"method": {"name": "diffu-grpo"}}))
     policy = trainer.policy
     before = {name: weight.detach().clone() for name, weight in policy.denoiser.named_parameters()}
@@ -83,7 +84,7 @@ def test_a_step_moves_adapters_alone_and_the_reference_stays_the_base():
     torch.testing.assert_close(logits(policy.reference), logits(base))
 
 
-def test_a_run_resumes_to_the_same_adapters(tmp_path):
+def test_load_adapters_resumes_a_run(tmp_path):
     directory = tmp_path / "run"
     flags = [
         word
@@ -102,7 +103,7 @@ def test_a_run_resumes_to_the_same_adapters(tmp_path):
         assert all(torch.equal(resumed[key], tensor) for key, tensor in tensors.items())
 
 
-def test_a_moving_reference_is_refused_with_adapters(capsys, tmp_path):
+def test_moving_reference_is_refused_with_adapters(capsys, tmp_path):
     flags = ("--train.lora-rank", "4", "--train.reference-sync-steps", "8")
     assert main(["train", *flags, "--output", str(tmp_path / "run")]) == 2
     assert "set one of them to 0" in capsys.readouterr().err

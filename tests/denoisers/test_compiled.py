@@ -5,7 +5,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from helpers.small import MASK, prompts_of, small_denoiser
-from unmask.denoisers.head.chunks import TargetLogProb
+from unmask.denoisers.head.reducers import TargetLogProb
 from unmask.denoisers.layers.compiled import compile_layers
 from unmask.denoisers.layers.recompute import recompute_layers
 from unmask.sampling.sampler import Sampler
@@ -22,7 +22,7 @@ def graphs():
 
 
 @pytest.mark.parametrize("batch", [0, 3])
-def test_tokens_are_the_same_and_shapes_few(batch, graphs):
+def test_compile_layers_samples_the_same_tokens_in_few_graphs(batch, graphs):
     sampler = Sampler(max_new_tokens=16, block_length=4, steps=16, temperature=1.0, stop_at_end=True, batch=batch)
     prompts, denoiser = prompts_of([[1, 2, 3], [4, 5, 6]], samples=range(3)), small_denoiser(seed=5)
     expected = sampler(denoiser, prompts, Uniforms()).tokens_NL
@@ -32,7 +32,7 @@ def test_tokens_are_the_same_and_shapes_few(batch, graphs):
     assert 1 <= graphs() <= 2  # one number of samples, then any
 
 
-def test_steps_of_a_block_share_a_graph(graphs):
+def test_compile_layers_steps_of_a_block_share_a_graph(graphs):
     sampler = Sampler(max_new_tokens=16, block_length=8, steps=16, temperature=1.0)
     denoiser = small_denoiser()
     compile_layers(denoiser, backend="aot_eager")
@@ -42,7 +42,7 @@ def test_steps_of_a_block_share_a_graph(graphs):
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at it
 @pytest.mark.parametrize("recomputed", [False, True])
-def test_gradients_are_the_same(recomputed, graphs):
+def test_compile_layers_gradients_are_the_same(recomputed, graphs):
     """Of however many columns are asked."""
     tokens_FL = torch.tensor([[1, 2, MASK, MASK, MASK]])
     for asked in ([2, 3], [4, 2, 3], [4]):

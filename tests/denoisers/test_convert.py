@@ -16,7 +16,7 @@ from transformers import (
 from unmask.cli.main import main
 from unmask.data.tokenization import task_tokenizer
 from unmask.denoisers.convert import convert
-from unmask.denoisers.head.chunks import TargetLogProb
+from unmask.denoisers.head.reducers import TargetLogProb
 from unmask.denoisers.loading import load_denoiser, load_tokenizer, save_denoiser
 from unmask.errors import UserError
 from unmask.tasks import Sudoku
@@ -49,7 +49,7 @@ def autoregressive(directory, vocabulary=VOCABULARY, tied=False):
     return network
 
 
-def test_a_mask_token_is_added_and_all_else_is_kept(tmp_path):
+def test_convert_adds_a_mask_token_and_keeps_the_rest(tmp_path):
     source = autoregressive(tmp_path / "causal")
     denoiser, tokenizer = convert(str(tmp_path / "causal"))
     assert (denoiser.mask_id, denoiser.shift) == (VOCABULARY, True)
@@ -65,14 +65,14 @@ def test_a_mask_token_is_added_and_all_else_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_row_reserved_beyond_the_tokenizer_is_used(tmp_path, tied):
+def test_convert_uses_a_reserved_row_for_the_mask_token(tmp_path, tied):
     autoregressive(tmp_path / "causal", vocabulary=VOCABULARY + 3, tied=tied)
     denoiser, _ = convert(str(tmp_path / "causal"))
     assert denoiser.mask_id == VOCABULARY
     assert denoiser.model.config.vocab_size == VOCABULARY + 3
 
 
-def test_one_token_alone_is_followed_as_before(tmp_path):
+def test_convert_keeps_the_logits_of_one_token(tmp_path):
     """Where nothing stands to the right, attending both ways is attending to the left."""
     source = autoregressive(tmp_path).eval()
     denoiser, _ = convert(str(tmp_path))
@@ -84,7 +84,7 @@ def test_one_token_alone_is_followed_as_before(tmp_path):
     torch.testing.assert_close(ours[0, 0].log_softmax(-1), theirs)
 
 
-def test_the_command_writes_a_model_that_loads_and_trains(tmp_path, capsys):
+def test_convert_command_writes_a_model_that_loads_and_trains(tmp_path, capsys):
     autoregressive(tmp_path / "causal")
     output = tmp_path / "diffusion"
     assert main(["convert", "--model", str(tmp_path / "causal"), "--output", str(output)]) == 0
@@ -103,7 +103,7 @@ def test_the_command_writes_a_model_that_loads_and_trains(tmp_path, capsys):
     assert "is not empty" in capsys.readouterr().err
 
 
-def test_a_token_of_the_tokenizer_is_reused(tmp_path):
+def test_convert_reuses_a_token_of_the_tokenizer(tmp_path):
     autoregressive(tmp_path)
     denoiser, tokenizer = convert(str(tmp_path), mask_token="1")  # noqa: S106
     assert denoiser.mask_id == tokenizer.mask_token_id == tokenizer.get_vocab()["1"]
@@ -111,7 +111,7 @@ def test_a_token_of_the_tokenizer_is_reused(tmp_path):
         convert(str(tmp_path), mask_token="<mask>")  # noqa: S106
 
 
-def test_an_architecture_that_stays_causal_is_refused(tmp_path):
+def test_convert_refuses_an_architecture_that_stays_causal(tmp_path):
     autoregressive(tmp_path)
     config = MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1)
     MambaForCausalLM(config).save_pretrained(tmp_path)
@@ -119,7 +119,7 @@ def test_an_architecture_that_stays_causal_is_refused(tmp_path):
         convert(str(tmp_path))
 
 
-def test_a_masked_language_model_is_a_denoiser_as_it_is(tmp_path):
+def test_load_denoiser_reads_a_masked_language_model(tmp_path):
     torch.manual_seed(0)
     tokenizer = task_tokenizer(Sudoku().vocabulary)
     config = BertConfig(

@@ -30,7 +30,7 @@ def logits(denoiser):
         (("pretrain", "--model", "embedded:sudoku", "--four-bit", "true"), "set lora_rank"),
     ],
 )
-def test_without_adapters_nothing_would_train(command, mend, tmp_path, capsys):
+def test_four_bit_without_adapters_is_refused(command, mend, tmp_path, capsys):
     assert main([*command, "--output", str(tmp_path / "run")]) == 2
     assert mend in capsys.readouterr().err
 
@@ -38,7 +38,7 @@ def test_without_adapters_nothing_would_train(command, mend, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("extra", "gpu", "mend"), [(None, True, "pip install 'unmask[four-bit]'"), (object(), False, "needs a CUDA GPU")]
 )
-def test_without_the_extra_or_a_gpu_it_is_refused(extra, gpu, mend, tmp_path, capsys, monkeypatch):
+def test_four_bit_without_bitsandbytes_or_gpu_is_refused(extra, gpu, mend, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(four_bit, "find_spec", lambda name: extra)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     output = tmp_path / "run"
@@ -70,7 +70,7 @@ MODELS = ("embedded:sudoku", str(REFERENCE / "models" / "llada-tiny"))
 
 
 @pytest.mark.parametrize("trained", MODELS[:1], indirect=True)
-def test_linear_layers_are_in_four_bits_and_adapters_in_float32(trained):
+def test_four_bit_linear_layers_have_float32_adapters(trained):
     weights = dict(trained.named_parameters())
     base = {name for name in weights if name.endswith("base_layer.weight")}
     assert base
@@ -82,7 +82,7 @@ def test_linear_layers_are_in_four_bits_and_adapters_in_float32(trained):
 
 
 @pytest.mark.parametrize("trained", MODELS, indirect=True)
-def test_what_is_saved_is_the_policy_that_was_trained(trained, tmp_path, request):
+def test_save_denoiser_of_four_bits_writes_the_trained_policy(trained, tmp_path, request):
     source = request.node.callspec.params["trained"]
     for module in trained.modules():
         if hasattr(module, "compute_dtype"):
@@ -99,7 +99,7 @@ def test_what_is_saved_is_the_policy_that_was_trained(trained, tmp_path, request
 
 
 @pytest.mark.parametrize("method", ["diffu-grpo", "lfpo"])  # the second keeps a copy of the weights that sampled
-def test_a_step_moves_the_adapters_alone(method, monkeypatch):
+def test_four_bit_step_moves_the_adapters_alone(method, monkeypatch):
     pytest.importorskip("bitsandbytes", reason="needs the extra four-bit")
     monkeypatch.setattr(four_bit, "check_four_bit", lambda: None)
     small = {

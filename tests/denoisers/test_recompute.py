@@ -7,7 +7,7 @@ import torch
 
 from helpers.small import small_denoiser
 from unmask.denoisers.adapters import add_adapters
-from unmask.denoisers.head.chunks import TargetLogProb
+from unmask.denoisers.head.reducers import TargetLogProb
 from unmask.denoisers.layers.recompute import recompute_layers
 from unmask.denoisers.loading import load_denoiser
 from unmask.plan.dry_run import LiveBytes
@@ -40,7 +40,7 @@ def gradients(*, recompute: bool, adapters: bool) -> tuple[dict[str, torch.Tenso
 
 
 @pytest.mark.parametrize("adapters", [False, True])
-def test_gradients_are_the_same_and_take_less_memory(adapters):
+def test_recompute_layers_gives_the_same_gradients_in_less_memory(adapters):
     kept, more = gradients(recompute=False, adapters=adapters)
     again, less = gradients(recompute=True, adapters=adapters)
     assert list(kept) == list(again)
@@ -58,7 +58,7 @@ SMALL = {
 }
 
 
-def test_a_step_with_a_frozen_base_in_bf16(monkeypatch):
+def test_trainer_step_with_a_frozen_bf16_base_trains_float32_adapters(monkeypatch):
     accelerator = SimpleNamespace(  # accelerate has one precision in a process, and other tests have taken it
         num_processes=1,
         process_index=0,
@@ -85,7 +85,7 @@ def test_a_step_with_a_frozen_base_in_bf16(monkeypatch):
     assert trainer.evaluation(4)
 
 
-def test_bf16_weights_say_what_float32_weights_say():
+def test_load_denoiser_in_bf16_is_near_float32():
     half, full = (load_denoiser("embedded:sudoku", dtype).eval() for dtype in (torch.bfloat16, torch.float32))
     tokens = torch.arange(24).view(1, 24) % 6
     asked = torch.arange(24)[None]

@@ -9,7 +9,7 @@ import torch
 from conftest import reference_cases
 from helpers.reference_tools import MASK, close
 from helpers.small import small_denoiser
-from unmask.denoisers.head.chunks import TargetLogProb
+from unmask.denoisers.head.reducers import TargetLogProb
 from unmask.evaluation.lm_eval.bound import Pair, Row, drawn_masks, every_mask, lower_bounds, rows_of
 from unmask.evaluation.lm_eval.settings import HarnessSettings
 from unmask.harness import main

@@ -10,8 +10,8 @@ from unittest.mock import patch
 
 import torch
 
-from unmask.denoisers.head.chunks import TargetLogProb, Workspace, linear_logp
-from unmask.denoisers.head.vocabulary import reduce_by_slices
+from unmask.denoisers.head.log_prob import linear_logp
+from unmask.denoisers.head.workspace import Workspace
 from unmask.denoisers.layers.compiled import compile_layers
 from unmask.denoisers.loading import load_denoiser
 from unmask.sampling.block import Block
@@ -98,7 +98,7 @@ def gradients_agree(device: str) -> bool:
         head.weight.data = weight.to(place)
         leaf = hidden.to(place).requires_grad_()
         for grad_logp in (None, lambda logp, chunk: 2 * logp):
-            logp = linear_logp(leaf, head, TargetLogProb(targets.to(place), 1.0, grad_logp))
+            logp = linear_logp(leaf, head.weight, targets.to(place), grad_logp=grad_logp)
             results.append([each.cpu() for each in torch.autograd.grad(logp.square().sum(), (leaf, head.weight))])
     return all(
         bool((ours - theirs).abs().max() <= 1e-4 * theirs.abs().max())
@@ -132,7 +132,10 @@ def half_precision_draws_exact(device: str) -> bool:
     propose = Propose(
         temperature=1.0, mask_id=0, measure=probability, uniform_QZ=uniform, draws=100_000, stride=100_000
     )
-    _, logp, _ = reduce_by_slices(propose, hidden, weight, Workspace())
+    head = torch.nn.Linear(16, len(weight), bias=False, device=device)
+    head.weight.data = weight
+    with torch.no_grad():
+        _, logp, _ = propose.from_head(hidden, head, Workspace())
     return abs(float(-logp.double().mean()) - entropy) < 0.02
 
 

@@ -9,6 +9,7 @@ import torch
 
 from unmask.denoisers.adapters import AdaptersOff, add_adapters
 from unmask.denoisers.base import Denoiser
+from unmask.denoisers.layers.fast_layers import fast_layers
 from unmask.denoisers.layers.recompute import recompute_layers
 from unmask.objective.term import record_of
 from unmask.plan.estimate import make_plan
@@ -66,6 +67,7 @@ class SmallRun:
             torch.manual_seed(0)
             network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(settings.model))
             network = network.to(torch.bfloat16 if train.param_dtype == "bf16" else torch.float32)
+            fast_layers(network)
             denoiser = Denoiser(network, mask_id=2, eos_id=1).eval()
             if train.lora_rank:
                 add_adapters(denoiser, train.lora_rank, train.lora_alpha)

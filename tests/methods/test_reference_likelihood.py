@@ -6,7 +6,7 @@ import torch
 from conftest import reference_cases
 from helpers.reference_tools import MASK, close
 from unmask.denoisers.base import Guidance
-from unmask.denoisers.head.chunks import TargetLogProb
+from unmask.denoisers.head.reducers import TargetLogProb
 from unmask.objective.likelihood import elbo, row_logp, weighted_sum
 from unmask.objective.masks import RandomMasks
 from unmask.objective.masks.random import Masks

@@ -8,7 +8,7 @@ import torch
 
 from helpers.by_hand import close, exact, hand_views
 from helpers.small import EOS, MASK, small_denoiser
-from unmask.denoisers.head.chunks import TargetLogProb
+from unmask.denoisers.head.reducers import AllLogits, TargetLogProb
 from unmask.objective.likelihood import (
     EUBO,
     Sandwich,
@@ -38,7 +38,7 @@ def test_row_logp_equals_one_forward_a_row():
             batch.inputs_FL[forward][None],
             batch.attention_FL[forward][None],
             torch.arange(4)[None],
-            lambda logits_CV, chunk: (logits_CV,),
+            AllLogits(),
         )
         logp = (logits[0] / 0.7).log_softmax(1).gather(1, batch.targets_RL[row][:, None])[:, 0]
         close(ours[row].detach(), (logp * batch.scored_RL[row]).detach())
@@ -72,9 +72,9 @@ def test_only_scored_columns_are_asked():
 def test_target_log_prob_is_in_float32_at_least():
     logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     targets = torch.tensor([[0, 1], [2, 3], [4, 4]])
-    (exact,) = TargetLogProb(targets, 0.5)(logits, slice(0, 3))
+    (exact,) = TargetLogProb(targets, 0.5).from_logits(logits, slice(0, 3))
     torch.testing.assert_close(exact, (logits / 0.5).log_softmax(1).gather(1, targets))
-    (half,) = TargetLogProb(targets)(logits.bfloat16()[1:], slice(1, 3))
+    (half,) = TargetLogProb(targets).from_logits(logits.bfloat16()[1:], slice(1, 3))
     assert half.dtype == torch.float32
     close(half, logits.bfloat16().float().log_softmax(1).gather(1, targets)[1:])
 
@@ -260,7 +260,7 @@ def contrast_views(scored=CONTRAST_SCORED) -> ScoringBatch:
 
 def logits_of(denoiser, batch):
     columns = torch.arange(4).expand(3, -1)
-    return denoiser(batch.inputs_FL, batch.attention_FL, columns, lambda logits_CV, chunk: (logits_CV,))[0]
+    return denoiser(batch.inputs_FL, batch.attention_FL, columns, AllLogits())[0]
 
 
 def gradients(value):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from helpers.small import EOS, MASK, VOCABULARY, prompts_of, small_denoiser
+from unmask.denoisers.head.reducers import AllLogits
 from unmask.denoisers.tiny import tiny_denoiser
 from unmask.errors import UserError
 from unmask.sampling.caching import CACHINGS
@@ -113,7 +114,7 @@ def test_recorded_guesses_are_exact_beside_a_cache():
     canvas = torch.where(rollout.revealed_at_NL >= state.step_N[:, None], MASK, rollout.tokens_NL)
     assert torch.equal(state.canvas_NL[:, 5:], canvas[:, 5:])
     where = (canvas == MASK)[:, 5:]
-    (logits,) = denoiser(canvas, rollout.attention_NL, torch.arange(5, 17).expand(12, -1), lambda logits, _: (logits,))
+    (logits,) = denoiser(canvas, rollout.attention_NL, torch.arange(5, 17).expand(12, -1), AllLogits())
     for guess in range(2):
         tokens = state.guesses_ZNL[guess, :, 5:, None]
         expected = logits.log_softmax(2).gather(2, tokens)[..., 0]

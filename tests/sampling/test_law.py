@@ -7,8 +7,8 @@ from torch.utils._pytree import tree_leaves
 
 from helpers.small import surprise
 from unmask.denoisers.head import vocabulary as slices
-from unmask.denoisers.head.chunks import Workspace
-from unmask.denoisers.head.vocabulary import GivenLogits, HeadLogits, reduce_by_slices
+from unmask.denoisers.head.vocabulary import GivenLogits, HeadLogits
+from unmask.denoisers.head.workspace import Workspace
 from unmask.sampling.proposals import Propose, draw, greedy
 from unmask.sampling.unmasking import probability
 from unmask.uniforms import Uniforms
@@ -45,7 +45,7 @@ def drawn(logits_1V, draws=DRAWS, temperature=1.0):
     answer = Propose(
         temperature=temperature, mask_id=MASK, measure=probability, uniform_QZ=uniform_QZ, draws=draws, stride=draws
     )
-    return [part[0] for part in answer(logits_1V.clone(), slice(0, 1))]
+    return [part[0] for part in answer.from_logits(logits_1V.clone(), slice(0, 1))]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.9])
@@ -161,6 +161,12 @@ class Largest(TorchDispatchMode):
         return made
 
 
+def plain_head(weight_VD):
+    head = torch.nn.Linear(*reversed(weight_VD.shape), bias=False, device="meta")
+    head.weight = torch.nn.Parameter(weight_VD)
+    return head
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_logits_of_a_step_are_never_all_there(temperature):
     positions = 96
@@ -168,5 +174,5 @@ def test_logits_of_a_step_are_never_all_there(temperature):
     uniform_QZ = torch.rand((positions, 1), dtype=torch.float64) if temperature else None
     answer = Propose(temperature=temperature, mask_id=MASK, measure=probability, uniform_QZ=uniform_QZ)
     with Largest() as largest:
-        reduce_by_slices(answer, hidden_CD, weight_VD, Workspace())
+        answer.from_head(hidden_CD, plain_head(weight_VD), Workspace())
     assert positions * 1000 < largest.most < positions * VOCABULARY / 20

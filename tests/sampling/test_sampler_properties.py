@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from helpers.small import EOS, MASK, VOCABULARY, few, prompts_of, small_denoiser, surprise
 from unmask.denoisers.base import Guidance
-from unmask.denoisers.head.chunks import TargetLogProb, Workspace
+from unmask.denoisers.head.reducers import AllLogits, TargetLogProb
 from unmask.denoisers.head.vocabulary import GivenLogits
+from unmask.denoisers.head.workspace import Workspace
 from unmask.errors import UserError
 from unmask.sampling.proposals import draw
 from unmask.sampling.records import EveryStep, OneStep
@@ -207,7 +208,7 @@ def test_one_step_follows_the_product_law():
     sampler = sampler_of(max_new_tokens=2, block_length=2, steps=1)
     tokens = sampler(DENOISER, prompts, Uniforms()).tokens_NL[:, 2:]
     canvas, asked = torch.tensor([[1, 2, MASK, MASK]]), torch.tensor([[2, 3]])
-    (logits,) = DENOISER(canvas, torch.ones(1, 4).bool(), asked, lambda logits_CV, chunk: (logits_CV,))
+    (logits,) = DENOISER(canvas, torch.ones(1, 4).bool(), asked, AllLogits())
     first, second = logits[0].index_fill(1, torch.tensor([MASK]), -float("inf")).softmax(1)
     counts = (tokens[:, 0] * VOCABULARY + tokens[:, 1]).bincount(minlength=VOCABULARY**2)
     law = torch.outer(first, second).flatten()
@@ -279,7 +280,7 @@ def test_recorded_guesses_follow_the_law_of_their_state():
         torch.tensor([[1, 2, MASK]]),
         torch.ones(1, 3).bool(),
         torch.tensor([[2]]),
-        lambda logits_CV, chunk: (logits_CV,),
+        AllLogits(),
     )
     law = logits[0, 0].index_fill(0, torch.tensor([MASK]), -float("inf")).softmax(0).detach()
     joint = (first * VOCABULARY + second).bincount(minlength=VOCABULARY**2)
@@ -321,7 +322,7 @@ def test_guidance():
     prompt = torch.tensor([[True, True, False, False, False]])
 
     def logits(tokens, guidance=None):
-        return DENOISER(tokens, attention, asked, lambda logits_CV, chunk: (logits_CV,), guidance=guidance)[0]
+        return DENOISER(tokens, attention, asked, AllLogits(), guidance=guidance)[0]
 
     plain, blank = logits(canvas), logits(canvas.masked_fill(prompt, MASK))
     torch.testing.assert_close(logits(canvas, Guidance(scale=0.0, prompt_FL=prompt)), plain)

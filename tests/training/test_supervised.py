@@ -27,9 +27,9 @@ class Uninformed:
 
     mask_id, size = 6, 7
 
-    def __call__(self, tokens, attention, asked, answer):
+    def __call__(self, tokens, attention, asked, reducer):
         logits = torch.zeros(asked.numel(), self.size)
-        return tuple(part.unflatten(0, asked.shape) for part in answer(logits, slice(0, asked.numel())))
+        return tuple(part.unflatten(0, asked.shape) for part in reducer.from_logits(logits, slice(0, asked.numel())))
 
 
 def sudoku_batch(rows: int):

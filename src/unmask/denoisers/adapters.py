@@ -60,7 +60,7 @@ class AdaptersOff(nn.Module):
 
 
 def has_adapters(denoiser: Denoiser) -> bool:
-    """Whether `add_adapters` was called (asked without importing peft)."""
+    """Whether `add_adapters` was called; does not import peft."""
     return hasattr(denoiser.model, "peft_config")
 
 
@@ -83,11 +83,11 @@ def merged_state(denoiser: Denoiser) -> dict[str, Tensor] | None:
 
 
 def save_adapters(denoiser: Denoiser, directory: Path) -> None:
-    """Write the adapters alone, from which a run continues."""
+    """Write the adapters' weights to adapters.safetensors in a directory, for `load_adapters`."""
     trained = {name: weight for name, weight in denoiser.named_parameters() if weight.requires_grad}
     save_file({name: weight.detach().contiguous() for name, weight in trained.items()}, directory / _FILE)
 
 
 def load_adapters(denoiser: Denoiser, directory: Path) -> None:
-    """Put back adapters that `save_adapters` wrote."""
+    """Load adapters that `save_adapters` wrote into a denoiser with adapters of the same rank."""
     denoiser.load_state_dict(load_file(directory / _FILE), strict=False)

@@ -1,7 +1,9 @@
-"""The denoiser: given partly masked canvases, answer how likely tokens are at the asked positions."""
+"""Denoiser: a bidirectional transformer that predicts tokens at query positions of partly masked canvases."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,21 +12,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from unmask.denoisers.head.chunks import (
-    LogitsReducer,
-    TargetLogProb,
-    Workspace,
-    is_plain,
-    linear_logp,
-    reduce_chunks,
-)
-from unmask.denoisers.head.vocabulary import reads_slices, reduce_by_slices
+from unmask.denoisers.head.chunks import reduce_chunks
+from unmask.denoisers.head.reducers import LogitsReducer, is_plain
+from unmask.denoisers.head.workspace import Workspace
 from unmask.denoisers.key_values import CacheWindow
-from unmask.denoisers.layers.fast import use_fast_layers
+from unmask.denoisers.layers.fast_layers import has_fast_layers
 from unmask.errors import UserError
 
-# False at pads; or the block of each position, -1 at pads; or None where there are no pads. As `mask_of` makes it, no
-# forward waits for the device to learn whether there are pads.
+# Which tokens are pads, and who attends to whom. One of:
+# None: no pads, all attend to all (or as the denoiser's own `block_length` says, here and below);
+# bool [F, L]: False at pads, which nobody attends to;
+# bool [F, 1, 1, L]: the same as a mask of keys, made once for many forwards by `mask_of`: with it or None, no forward
+#     waits for the device to learn whether there are pads;
+# int [F, L]: the block of each position, -1 at pads: a position attends to its own block and to earlier ones.
 Attention = Bool[Tensor, "F L"] | Bool[Tensor, "F 1 1 L"] | Int[Tensor, "F L"] | None
 
 MASK_TOKEN = "<|mask|>"  # noqa: S105  text of a mask token that is added to a vocabulary
@@ -36,19 +36,26 @@ _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", 
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """Classifier-free guidance: logits = u + (scale + 1)(c - u), u from the canvas with its prompt masked."""
+    """Classifier-free guidance (LLaDA's): logits = u + (scale + 1)(c - u).
+
+    c are the canvas's logits, u those of the canvas with the columns `prompt_FL` masked.
+    """
 
     scale: float
     prompt_FL: Bool[Tensor, "F L"]
 
 
 class Denoiser(nn.Module):
-    """A bidirectional transformer of `transformers` as p(token | canvas) at masked positions.
+    """A network of `transformers` as p(token | canvas) at masked positions.
 
-    `model` is a causal-LM class with `is_causal=False`, or BERT's for masked language modelling.
+    `model` is a causal-LM class with `is_causal=False` in its config, or BERT's for masked language modelling; it
+    is left as it is. Call `fast_layers(model)` for fewer passes over memory, as `load_denoiser` does.
     `shift`: the network's output at i-1 predicts the token at i (Dream).
     `block_length`: a position attends to its own block of so many tokens, counted from the prompt's first, and to
-    earlier ones (LLaDA2); None: to all.
+    earlier ones (LLaDA2); None: to all. Raises UserError for networks that change logits after the head.
+
+        denoiser = Denoiser(LlamaForCausalLM(config), mask_id=126336, eos_id=126081).eval()
+        (logp_FA1,) = denoiser(tokens_FL, attention_FL, query_FA, TargetLogProb(targets_Q1))
     """
 
     shift: bool = False
@@ -60,18 +67,20 @@ class Denoiser(nn.Module):
         super().__init__()
         _check_logits(model.config)
         self.model = model
-        # Else the pad token, often the end of sequence too, never learns.
-        model.get_input_embeddings().padding_idx = None
         self.mask_id = mask_id
         self.eos_id = eos_id
         self.shift = shift
         self.block_length = block_length
-        self.queries_last_layer = use_fast_layers(model)
         self.workspace = Workspace()
 
     @property
+    def queries_last_layer(self) -> bool:
+        """Whether the last layer works at query positions alone: the network has fast layers."""
+        return has_fast_layers(self.model)
+
+    @property
     def max_length(self) -> int:
-        """Positions that the model takes, prompt and completion together."""
+        """The most positions that the network takes, prompt and completion together."""
         return int(self.model.config.max_position_embeddings)
 
     def forward(
@@ -85,23 +94,21 @@ class Denoiser(nn.Module):
         part: CacheWindow | None = None,
         selected_Q: Int[Tensor, "Q"] | None = None,
     ) -> tuple[Tensor, ...]:
-        """What `reducer` makes of the logits at columns `query_FA`: tensors [F, A, ...].
+        """What `reducer` makes of the logits at the query columns `query_FA`: tensors [F, A, ...].
 
-        Logits exist there only, chunk by chunk; of `selected_Q`, places among the F times A, alone: tensors [Q, ...].
-        Blocks given as `attention_FL` go before the denoiser's own.
-        `part`: run its columns alone, which hold all that is asked.
-        `other_model`: its logits, without gradient, are the reducer's third argument; this denoiser itself stands for a
-        copy of it.
+        Logits exist at these columns only, and for one chunk of them at a time. With `selected_Q`, indices into the
+        F · A flattened query positions: tensors [Q, ...] for those alone.
+        `attention_FL`: see `Attention`; blocks given there go before the denoiser's own `block_length`.
+        `part`: run the columns of this cache window alone, which must hold the query columns.
+        `other_model`: its logits, without gradient, are the reducer's third argument; pass this denoiser itself when
+        both have the same weights.
         """
         shape: tuple[int, ...] = query_FA.shape if selected_Q is None else (-1,)
         hidden_QD = _at(self._hidden(tokens_FL, attention_FL, query_FA, part), selected_Q)
-        head = self.model.get_output_embeddings()
+        head = self._head()
         if guidance is None and other_model is None and is_plain(head):
-            if isinstance(reducer, TargetLogProb):
-                return (torch.unflatten(linear_logp(hidden_QD, head, reducer, self.workspace), 0, shape),)
-            if reads_slices(reducer):
-                reduced = reduce_by_slices(reducer, hidden_QD, head.weight, self.workspace)
-                return tuple(torch.unflatten(each, 0, shape) for each in reduced)
+            reduced = reducer.from_head(hidden_QD, head, self.workspace)
+            return tuple(torch.unflatten(each, 0, shape) for each in reduced)
         blank_QD = other_QD = None
         if other_model is not None and other_model is not self:
             with torch.no_grad():
@@ -111,8 +118,8 @@ class Denoiser(nn.Module):
             blank_QD = _at(self._hidden(blank_FL, attention_FL, query_FA), selected_Q)
         scale = 0.0 if guidance is None else guidance.scale
         reduce = partial(self._reduce, reducer, hidden_QD, blank_QD, scale, other_model, other_QD)
-        reduced = reduce_chunks(reduce, len(hidden_QD), int(self.model.config.vocab_size))
-        return tuple(torch.unflatten(each, 0, shape) for each in reduced)
+        chunks = reduce_chunks(reduce, len(hidden_QD), int(self.model.config.vocab_size))
+        return tuple(torch.unflatten(each, 0, shape) for each in chunks)
 
     def _reduce(
         self,
@@ -124,16 +131,17 @@ class Denoiser(nn.Module):
         other_QD: Float[Tensor, "Q D"] | None,
         chunk: slice,
     ) -> tuple[Tensor, ...]:
-        """`reducer` to one chunk of positions: guided from `blank_QD`, beside the logits of another denoiser."""
-        logits_CV = self._head(hidden_QD[chunk])
+        """Logits of one chunk of positions, guided away from those of `blank_QD`, through `reducer`."""
+        head = self._head()
+        logits_CV = head(hidden_QD[chunk])
         if blank_QD is not None:
-            blank_CV = self._head(blank_QD[chunk])
+            blank_CV = head(blank_QD[chunk])
             logits_CV = blank_CV + (scale + 1) * (logits_CV - blank_CV)
         if other_model is None:
-            return reducer(logits_CV, chunk)
+            return reducer.from_logits(logits_CV, chunk)
         with torch.no_grad():
-            other_CV = logits_CV.detach() if other_QD is None else other_model._head(other_QD[chunk])
-        return reducer(logits_CV, chunk, other_CV)
+            other_CV = logits_CV.detach() if other_QD is None else other_model._head()(other_QD[chunk])
+        return reducer.from_logits(logits_CV, chunk, other_CV)
 
     def _hidden(
         self,
@@ -142,7 +150,7 @@ class Denoiser(nn.Module):
         query_FA: Int[Tensor, "F A"],
         part: CacheWindow | None = None,
     ) -> Float[Tensor, "Q D"]:
-        """Last hidden states at the asked positions, flattened over F and A."""
+        """Last hidden states at the query positions, flattened over F and A."""
         real_FL, mask = _real_and_mask(tokens_FL, attention_FL)
         position_FL = (real_FL.long().cumsum(1) - 1).clamp(min=0)
         if self.block_length is not None and (attention_FL is None or attention_FL.dtype == torch.bool):
@@ -154,29 +162,49 @@ class Denoiser(nn.Module):
         options: dict[str, Any] = {"use_cache": False}
         if part is not None:
             part.cache.begin(part.columns, tokens_FL.shape[1], part.end)
-            tokens_FL, position_FL, mask = part.of(tokens_FL), part.of(position_FL), part.mask(mask)
-            columns_FA = part.places(columns_FA)
+            tokens_FL, position_FL, mask = part.select(tokens_FL), part.select(position_FL), part.select_mask(mask)
+            columns_FA = part.index(columns_FA)
             options["cache"] = part.cache
         if mask is not None and mask.ndim == 4 and self.model.config._attn_implementation == "eager":
             mask = torch.zeros_like(mask, dtype=self.model.dtype).masked_fill(~mask, torch.finfo(self.model.dtype).min)
-        if self.queries_last_layer:
+        queried = self.queries_last_layer
+        if queried:
             options["query_columns"] = columns_FA
-        hidden_FLD: Tensor = self.model.base_model(
-            input_ids=tokens_FL, attention_mask=mask, position_ids=position_FL, **options
-        ).last_hidden_state
-        if not self.queries_last_layer:
+        with _pad_embedding_learns(self.model):
+            hidden_FLD: Tensor = self.model.base_model(
+                input_ids=tokens_FL, attention_mask=mask, position_ids=position_FL, **options
+            ).last_hidden_state
+        if not queried:
             hidden_FLD = hidden_FLD.gather(1, columns_FA[..., None].expand(-1, -1, hidden_FLD.shape[-1]))
         return hidden_FLD.flatten(0, 1)
 
-    def _head(self, hidden_QD: Float[Tensor, "Q D"]) -> Float[Tensor, "Q V"]:
+    def _head(self) -> nn.Module:
         # A masked language model (BERT) has more between its last hidden states and its logits than one matrix.
-        head = getattr(self.model, "cls", None) or self.model.get_output_embeddings()
-        logits: Tensor = head(hidden_QD)
-        return logits
+        head: nn.Module = getattr(self.model, "cls", None) or self.model.get_output_embeddings()
+        return head
+
+
+@contextmanager
+def _pad_embedding_learns(model: Any) -> Iterator[None]:
+    """A forward whose gradient reaches the embedding of the pad token too, often the end of sequence's.
+
+    PyTorch drops that gradient where `padding_idx` is set. It is read in the forward pass alone, and set again behind
+    it. The network calls its embedding itself, so hooks, adapters, sharded weights and scaled embeddings all count.
+    """
+    embedding = model.get_input_embeddings()
+    kept = embedding.padding_idx if torch.is_grad_enabled() else None
+    if kept is None:
+        yield
+        return
+    embedding.padding_idx = None
+    try:
+        yield
+    finally:
+        embedding.padding_idx = kept
 
 
 def _check_logits(config: Any) -> None:
-    """Raise UserError where logits are more than the head's reducer, which alone is read here."""
+    """Raise UserError where logits are not the head's output alone, for the head is all that is read here."""
     config = config.get_text_config()
     for name in _SCALES:
         if getattr(config, name, None) not in (None, 1):
@@ -197,7 +225,7 @@ def _at(hidden_QD: Tensor, selected_Q: Tensor | None) -> Tensor:
 
 
 def mask_of(attention_FL: Bool[Tensor, "F L"]) -> Attention:
-    """The attention of many forwards to come, looked at once: None without pads, else a mask of keys."""
+    """The `Attention` of many forwards with these pads (False): None without, else a mask of keys; one host sync."""
     return None if bool(attention_FL.all()) else attention_FL[:, None, None, :]
 
 

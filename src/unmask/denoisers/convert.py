@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from unmask.denoisers.base import MASK_TOKEN, Denoiser
+from unmask.denoisers.layers.fast_layers import fast_layers_or_log
 from unmask.denoisers.loading import load_tokenizer, resolve, save_denoiser
 from unmask.errors import UserError
 
@@ -37,6 +38,7 @@ def convert(model: str, mask_token: str | None = None) -> tuple[Denoiser, PreTra
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {model!r} names no end-of-sequence token: add eos_token to its config")
     network.config.update({"mask_token_id": mask_id, "logits_shift": True, "eos_token_id": tokenizer.eos_token_id})
+    fast_layers_or_log(network)
     return Denoiser(network, mask_id=mask_id, eos_id=tokenizer.eos_token_id, shift=True), tokenizer
 
 

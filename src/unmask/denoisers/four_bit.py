@@ -12,7 +12,7 @@ from unmask.errors import UserError
 
 
 def check_four_bit() -> None:
-    """Raises UserError where weights in 4 bits cannot be had."""
+    """Raise UserError where bitsandbytes or a CUDA GPU is missing."""
     if find_spec("bitsandbytes") is None:
         raise UserError("four_bit needs bitsandbytes: pip install 'unmask[four-bit]', or set four_bit to false")
     if not torch.cuda.is_available():
@@ -20,7 +20,7 @@ def check_four_bit() -> None:
 
 
 def four_bit_options() -> dict[str, Any]:
-    """What `from_pretrained` needs to load linear layers in 4 bits, which then compute in bfloat16."""
+    """Keyword arguments of `from_pretrained` that load linear layers in NF4, computing in bfloat16."""
     from transformers import BitsAndBytesConfig
 
     check_four_bit()
@@ -35,12 +35,12 @@ def four_bit_options() -> dict[str, Any]:
 
 
 def forget_quantization(network: Any) -> None:
-    """Let the network be saved as any other: in 4 bits are its layers alone, not what is written of it."""
+    """Drop the quantization from the network's config, so that it is saved as an ordinary one with merged weights."""
     network.hf_quantizer.remove_quantization_config(network)
 
 
 def dense(layer: Any) -> Tensor:
-    """The weight of a linear layer as a matrix: written out where it is in 4 bits."""
+    """The weight matrix of a linear layer, dequantized where it is in 4 bits."""
     weight: Tensor = layer.weight
     if (state := getattr(weight, "quant_state", None)) is None:
         return weight

@@ -1,4 +1,4 @@
-"""Keys and values of a canvas that are kept from forward to forward, and which of its columns a forward runs."""
+"""KV cache of a bidirectional model: keys and values of all columns, of which a forward recomputes some."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-Columns = slice | Int[Tensor, "F R"]  # neighbours, the same in every row; or each row's own, ascending (twice: no harm)
+# Columns that a forward runs: a slice, the same for every forward; or R of each forward's own, ascending, repeats
+# allowed.
+Columns = slice | Int[Tensor, "F R"]
 
 
 class KeyValues:
-    """Keys and values of every column, a pair of [F, heads, L, width] a layer; a network of transformers calls it.
+    """KV cache: keys and values [F, heads, L, head width] of every column, a pair for each layer.
 
-    A forward writes those of the columns that it runs, and attends to the columns before `end`.
+    Takes the place of transformers' `Cache`. Where that one appends tokens, this one overwrites: a forward writes the
+    keys and values of the columns that it runs over those of earlier forwards, and attends to all columns before `end`.
     """
 
     is_compileable: ClassVar[bool] = False  # transformers asks
@@ -26,11 +29,17 @@ class KeyValues:
         self.length = self.end = 0
 
     def begin(self, columns: Columns, length: int, end: int) -> None:
-        """Name the columns that the next forward runs, of `length`, and those that it attends to."""
+        """Announce the next forward: it runs `columns` of a canvas of `length`, and attends to columns before `end`.
+
+        `CacheWindow` says what they are; the denoiser calls this before each forward.
+        """
         self.columns, self.length, self.end = columns, length, end
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, **_: Any) -> tuple[Tensor, Tensor]:
-        """As transformers asks: those of the columns run in, those attended to out."""
+        """Store keys and values of the columns run [F, heads, R, width]; return those of all columns before `end`.
+
+        An attention layer calls it, as it calls `Cache.update` of transformers. Columns never run hold zeros.
+        """
         if isinstance(self.columns, slice) and keys.shape[2] == self.length:  # all of them: nothing to copy
             self.layers[layer_idx] = (keys, values)
             return keys, values
@@ -46,39 +55,44 @@ class KeyValues:
         return held_keys.narrow(2, 0, self.end), held_values.narrow(2, 0, self.end)
 
     def take(self, rows: Tensor) -> None:
-        """Keep some rows, in their order; a row may be taken more than once."""
+        """Keep the cache of some forwards, by their indices and in that order; one may be taken more than once."""
         self.layers = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.layers.items()}
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """As transformers asks where there is no mask: how many columns are attended to, from which on."""
+        """Number of columns attended to, and the first of them; transformers calls it where there is no mask."""
         return self.end, 0
 
     def get_query_offset(self, layer_idx: int) -> int:
-        """As transformers asks where there is no mask; nothing depends on it where attention goes both ways."""
+        """0: transformers calls it where there is no mask, and bidirectional attention does not depend on it."""
         return 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheWindow:
-    """Run some columns alone; the keys and values of the others, before `end`, are as `cache` has them.
+    """Which columns of the canvas one forward runs, with the keys and values of the others read from `cache`.
 
-    Exact where nothing that those columns attend to has changed since: tokens of earlier blocks, for denoisers that
-    attend in blocks. Else an approximation.
+    `columns`: the columns run; their keys and values are written to `cache`.
+    `end`: columns before it are attended to, from the cache where they are not run; those behind are not there at all.
+    Exact where nothing that the columns attend to has changed since it was cached: tokens of earlier blocks, for
+    denoisers that attend in blocks. Else an approximation (Fast-dLLM 2505.22618, dKV-Cache 2505.15781).
+
+        everything = CacheWindow(cache=cache, columns=slice(0, L), end=L)  # fills the cache
+        block = CacheWindow(cache=cache, columns=slice(64, 96), end=L)  # one block again, the rest as it was
     """
 
     cache: KeyValues
     columns: Columns
     end: int
 
-    def of(self, tensor_FL: Tensor) -> Tensor:
-        """The columns of a tensor [F, L] that are run."""
+    def select(self, tensor_FL: Tensor) -> Tensor:
+        """The columns run of a tensor [F, L]: [F, R]."""
         if isinstance(self.columns, Tensor):
             return tensor_FL.gather(1, self.columns)
         run_FL: Tensor = tensor_FL[:, self.columns]
         return run_FL
 
-    def mask(self, mask: Any) -> Any:
-        """Their rows, and the columns attended to, of a mask [F, 1, 1 or L, L]."""
+    def select_mask(self, mask: Any) -> Any:
+        """Of an attention mask [F, 1, 1 or L, L] the queries run and the keys attended to: [F, 1, 1 or R, end]."""
         if mask is None:
             return None
         mask = mask[..., : self.end]
@@ -88,9 +102,9 @@ class CacheWindow:
             mask = mask[:, :, self.columns]
         return mask
 
-    def places(self, columns_FA: Int[Tensor, "F A"]) -> Int[Tensor, "F A"]:
-        """Where columns stand among those that are run; some place for those that do not, whose answer nobody reads."""
+    def index(self, columns_FA: Int[Tensor, "F A"]) -> Int[Tensor, "F A"]:
+        """Indices of canvas columns among those run; any index for a column that is not run, whose result is unused."""
         if isinstance(self.columns, slice):
             return torch.clamp(columns_FA - self.columns.start, 0, self.columns.stop - self.columns.start - 1)
-        places_FA = torch.searchsorted(self.columns, columns_FA.contiguous())
-        return places_FA.clamp(max=self.columns.shape[1] - 1)
+        index_FA = torch.searchsorted(self.columns, columns_FA.contiguous())
+        return index_FA.clamp(max=self.columns.shape[1] - 1)

@@ -1,4 +1,4 @@
-"""Load and save denoisers in the Hugging Face layout: config.json, safetensors, tokenizer. Nothing is unpickled."""
+"""Load and save denoisers as Hugging Face checkpoints: config.json, safetensors, tokenizer. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -24,12 +24,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from unmask.denoisers.adapters import merged_state
 from unmask.denoisers.base import Denoiser
+from unmask.denoisers.formats import FORMATS, format_of
 from unmask.denoisers.formats.base import CheckpointFormat
-from unmask.denoisers.formats.dream import DREAM
-from unmask.denoisers.formats.llada import LLADA
-from unmask.denoisers.formats.llada2 import LLADA2
-from unmask.denoisers.formats.llada_moe import LLADA_MOE
 from unmask.denoisers.four_bit import forget_quantization, four_bit_options
+from unmask.denoisers.layers.fast_layers import fast_layers_or_log
 from unmask.errors import UserError
 
 EMBEDDED = "embedded:"
@@ -37,9 +35,6 @@ _MASKED = "bert"  # masked language models attend both ways as they are
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # Of the top folder alone. Code comes along for the original loaders, and is never run here.
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
-
-# The first that matches: LLaDA-MoE's model_type may be LLaDA's.
-FORMATS = (DREAM, LLADA_MOE, LLADA2, LLADA)
 
 
 def resolve(model: str) -> Path:
@@ -75,13 +70,23 @@ def _downloaded(name: str) -> Path:
 
 
 def load_denoiser(
-    model: str, dtype: torch.dtype = torch.float32, *, mask_token_id: int | None = None, four_bit: bool = False
+    model: str,
+    dtype: torch.dtype = torch.float32,
+    *,
+    mask_token_id: int | None = None,
+    four_bit: bool = False,
+    model_format: str | None = None,
 ) -> Denoiser:
-    """The denoiser in a checkpoint directory; `mask_token_id` where its config.json names none, or another.
+    """The denoiser of a checkpoint (see `resolve`), on the CPU; with fast layers, or a log line that says why not.
 
-    `four_bit`: with linear layers in 4 bits, to be frozen, on the GPU.
+    `dtype`: of the weights.
+    `mask_token_id`: where config.json names none, or another one is wanted.
+    `four_bit`: linear layers in 4 bits, to be frozen, on the GPU.
+    `model_format`: the user's own checkpoint format, FILE.py:NAME or MODULE:NAME (see `format_of`); None: known ones.
 
-    Raises UserError for missing files, tensors or special tokens, and for unknown layouts.
+    Raises UserError for missing files, tensors or special tokens, and for unknown formats.
+
+        denoiser = load_denoiser("embedded:sudoku").eval()
     """
     directory = resolve(model)
     published = _read_config(directory)
@@ -99,16 +104,24 @@ def load_denoiser(
         raise UserError(
             f"model {model!r} names no end-of-sequence token: add eos_token_id (one integer) to its config.json"
         )
-    layout = next((layout for layout in FORMATS if layout.matches(published)), None)
-    block_length = published.get("block_length", layout.block_length if layout is not None else None)
-    network = _load_network(directory, published, layout, dtype, four_bit)
+    checkpoint_format = format_of(published, model_format)
+    block_length, shift = None, False
+    if checkpoint_format is not None:
+        block_length, shift = checkpoint_format.block_length, checkpoint_format.shift
+    network = _load_network(directory, published, checkpoint_format, dtype, four_bit)
     if not 0 <= mask_id < network.config.vocab_size:
         raise UserError(
             f"mask_token_id {mask_id} of {model!r} lies outside its vocabulary of {network.config.vocab_size}"
         )
     network.config.mask_token_id = mask_id
-    shift = bool(published.get("logits_shift", layout is not None and layout.shift))
-    return Denoiser(network, mask_id=mask_id, eos_id=eos_id, shift=shift, block_length=block_length)
+    fast_layers_or_log(network)
+    return Denoiser(
+        network,
+        mask_id=mask_id,
+        eos_id=eos_id,
+        shift=bool(published.get("logits_shift", shift)),
+        block_length=published.get("block_length", block_length),
+    )
 
 
 def _read_config(directory: Path, name: str = "config.json") -> dict[str, Any]:
@@ -138,14 +151,18 @@ def _token_id(directory: Path, published: dict[str, Any], name: str) -> int | No
 
 
 def _load_network(
-    directory: Path, published: dict[str, Any], layout: CheckpointFormat | None, dtype: torch.dtype, four_bit: bool
+    directory: Path,
+    published: dict[str, Any],
+    checkpoint_format: CheckpointFormat | None,
+    dtype: torch.dtype,
+    four_bit: bool,
 ) -> Any:
-    """The network of a checkpoint, every tensor in its place; a layout's remembers the files that it came with."""
+    """The network of a checkpoint, every tensor in its place; of a published format, with the files it came with."""
     # Misfits are reported below, with the mend.
     options = {"dtype": dtype, "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
     options |= four_bit_options() if four_bit else {}
-    if layout is not None:
-        network, report = layout.load(directory, published, **options)
+    if checkpoint_format is not None:
+        network, report = checkpoint_format.load(directory, published, **options)
         network.published_files = _published_files(directory)
         network.generation_config = GenerationConfig()  # theirs is for their sampler: kept as a file, never read
     elif published.get("is_causal") is False or published.get("model_type") == _MASKED:
@@ -167,9 +184,9 @@ def _load_network(
 
 
 def _load_plain(directory: Path, published: dict[str, Any], **options: Any) -> Any:
-    """A checkpoint in transformers' own layout; code beside it is never run."""
+    """A checkpoint in transformers' own format; code beside it is never run."""
     if published.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        known = ", ".join(layout.name for layout in FORMATS)
+        known = ", ".join(known.name for known in FORMATS)
         raise UserError(
             f"model {directory.name!r} has model_type {published.get('model_type')!r}: use a causal language model "
             f"of transformers (with is_causal = false), or a checkpoint of {known}"
@@ -188,9 +205,9 @@ def _published_files(directory: Path) -> dict[str, bytes]:
 def save_denoiser(
     denoiser: Denoiser, tokenizer: PreTrainedTokenizerFast, directory: Path, source: Path | None = None
 ) -> None:
-    """Write config.json, model.safetensors, tokenizer.
+    """Write config.json, model.safetensors (adapters merged in) and tokenizer to a directory.
 
-    A published layout keeps its tensor names and the files it was loaded with, or those of `source`. Its config.json
+    A published format keeps its tensor names and the files it was loaded with, or those of `source`. Its config.json
     differs only where it names another mask token, or none.
     """
     denoiser.model.save_pretrained(directory, state_dict=merged_state(denoiser))
@@ -205,7 +222,7 @@ def save_denoiser(
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerFast:
-    """The tokenizer beside a checkpoint. Raises UserError if there is none."""
+    """The tokenizer of a checkpoint (see `resolve`), whatever its format. Raises UserError if there is none."""
     directory = resolve(model)
     if not (directory / "tokenizer.json").is_file():
         raise UserError(f"model {model!r} has no tokenizer.json: copy it from the model's base checkpoint")

@@ -1,4 +1,4 @@
-"""Small bidirectional Llamas: the embedded models and those of tests share all code with the real ones."""
+"""Small bidirectional Llamas, for the embedded models and tests: same classes as the real ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from unmask.denoisers.base import Denoiser
+from unmask.denoisers.layers.fast_layers import fast_layers
 
 
 def tiny_denoiser(
@@ -19,7 +20,7 @@ def tiny_denoiser(
     max_length: int,
     seed: int,
 ) -> Denoiser:
-    """A freshly initialised denoiser of width `hidden`; the same weights for the same seed."""
+    """A randomly initialised bidirectional Llama of width `hidden` with fast layers; same seed, same weights."""
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=hidden,
@@ -38,4 +39,5 @@ def tiny_denoiser(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
+    fast_layers(model)
     return Denoiser(model, mask_id=mask_id, eos_id=eos_id)

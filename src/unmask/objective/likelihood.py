@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unmask.denoisers.base import Denoiser
-from unmask.denoisers.head.chunks import ContrastiveLogProb, TargetLogProb
+from unmask.denoisers.head.reducers import ContrastiveLogProb, TargetLogProb
 from unmask.types import ScoringBatch
 
 # now_RL -> d loss / d now_RL

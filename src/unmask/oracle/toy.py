@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask.denoisers.base import Attention, Denoiser
-from unmask.denoisers.head.chunks import LogitsReducer
+from unmask.denoisers.head.reducers import LogitsReducer
 from unmask.sampling.unmasking import LeftToRight, LowConfidence, Observation, Random, Unmasking
 from unmask.types import Prompts
 from unmask.uniforms import Uniforms
@@ -59,7 +59,7 @@ class Toy(Denoiser):
         logits = [self._at(tokens_FL, query_FA)[place_Q]]
         if isinstance(other_model, Toy):
             logits.append(other_model._at(tokens_FL, query_FA)[place_Q].detach())
-        reduced: tuple[Tensor, ...] = reducer(logits[0], slice(0, len(place_Q)), *logits[1:])
+        reduced: tuple[Tensor, ...] = reducer.from_logits(logits[0], slice(0, len(place_Q)), *logits[1:])
         shape = query_FA.shape if selected_Q is None else selected_Q.shape
         return tuple(each.view(*shape, *each.shape[1:]) for each in reduced)
 

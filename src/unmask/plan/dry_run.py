@@ -7,7 +7,7 @@ are those of a real pass. Attention is one fused kernel, as on GPUs.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -20,10 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from unmask.denoisers.base import Denoiser, Guidance
-from unmask.denoisers.head.chunks import ContrastiveLogProb, LogitsReducer, TargetLogProb, chunk_positions
+from unmask.denoisers.head.chunks import chunk_positions
+from unmask.denoisers.head.reducers import ContrastiveLogProb, LogitsReducer, TargetLogProb
 from unmask.denoisers.head.vocabulary import POSITIONS
 from unmask.denoisers.layers.recompute import recompute_layers
-from unmask.plan.networks import blank_denoiser, layer_count, read_shape, with_layers
+from unmask.plan.networks import Shape, blank_denoiser, read_shape
 from unmask.sampling.proposals import Propose
 from unmask.sampling.unmasking import LowConfidence
 from unmask.settings.recipe import TrainSettings
@@ -97,9 +98,9 @@ class Pass:
     accumulates: bool = False  # gradients are there already
 
 
-def peak_bytes(model: str, settings: TrainSettings, work: Pass) -> int:
-    """Peak bytes of a pass beyond the weights, optimizer state and gradients that were there before it."""
-    return _peak(model, _TraceSettings.of(settings), work)
+def peak_bytes(model: str, settings: TrainSettings, work: Pass, model_format: str | None = None) -> int:
+    """Bytes that a pass takes at its peak beyond weights, optimizer and gradients that were there before it."""
+    return _peak(model, model_format, _TraceSettings.of(settings), work)
 
 
 @dataclass(frozen=True)
@@ -119,41 +120,36 @@ class _TraceSettings:
 
 
 @cache
-def _peak(model: str, settings: _TraceSettings, work: Pass) -> int:
-    shape = read_shape(model)
+def _peak(model: str, model_format: str | None, settings: _TraceSettings, work: Pass) -> int:
+    shape = read_shape(model, model_format)
     short = _fewer_chunks(shape, work)
     # A hidden state at a scored position takes little, and its gradient as much; its logits take the place of others.
-    unseen = (work.scored - short.scored) * _hidden_size(shape) * torch.float32.itemsize
+    unseen = (work.scored - short.scored) * int(shape.config.hidden_size) * torch.float32.itemsize
     return int(_peak_of_layers(shape, settings, short) + unseen * (1 if work.samples else 2))
 
 
-def _fewer_chunks(shape: Mapping[str, Any], work: Pass) -> Pass:
+def _fewer_chunks(shape: Shape, work: Pass) -> Pass:
     """The pass with as many scored positions as fill three chunks of logits: more take time, and no more memory.
 
     Where sampling reads slices of the vocabulary, with as many as it does at a time.
     """
-    vocabulary = shape.get("embedding_size") or shape["vocab_size"]
-    enough = max(3 * chunk_positions(int(vocabulary)), POSITIONS if work.samples else 0)
+    enough = max(3 * chunk_positions(int(shape.config.vocab_size)), POSITIONS if work.samples else 0)
     return replace(work, scored=min(work.scored, enough))
 
 
-def _hidden_size(shape: Mapping[str, Any]) -> int:
-    return int(shape.get("d_model") or shape["hidden_size"])
-
-
-def _peak_of_layers(shape: Mapping[str, Any], settings: _TraceSettings, work: Pass) -> int:
+def _peak_of_layers(shape: Shape, settings: _TraceSettings, work: Pass) -> int:
     """Layers are alike: a stretch of a pass grows by the same amount with each, so two short networks tell."""
     # The first and the last layer are not like the others.
-    layers, few = layer_count(shape), int(shape.get("first_k_dense_replace", 0)) + 3
+    layers, few = int(shape.config.num_hidden_layers), int(getattr(shape.config, "first_k_dense_replace", 0)) + 3
     if layers <= few + 1:
         return max(_stretches(shape, settings, work))
-    fewer, more = (_stretches(with_layers(shape, count), settings, work) for count in (few, few + 1))
+    fewer, more = (_stretches(shape.with_layers(count), settings, work) for count in (few, few + 1))
     # Body forwards, head, last layer, ..., first layer, embedding: the ends of the list correspond.
     pairs = [*zip(fewer[:3], more[:3], strict=True), *zip(fewer[-2:], more[-2:], strict=True)]
     return max(low + (high - low) * (layers - few) for low, high in pairs)
 
 
-def _stretches(shape: Mapping[str, Any], settings: _TraceSettings, work: Pass) -> list[int]:
+def _stretches(shape: Shape, settings: _TraceSettings, work: Pass) -> list[int]:
     train = TrainSettings(
         param_dtype=settings.param_dtype,
         precision=settings.precision,
@@ -218,11 +214,11 @@ def _run(denoiser: Denoiser, work: Pass, autocast: Any) -> None:
     other_model = denoiser if work.blended else None
     selected_Q = torch.arange(work.scored) if work.scored < query_FA.numel() else None
     with autocast:
-        (answers, *_) = denoiser(
+        (result, *_) = denoiser(
             tokens_FL, attention_FL, query_FA, _reducer(work), guidance, other_model, selected_Q=selected_Q
         )
     if not work.samples:
-        answers.sum().backward()
+        result.sum().backward()
 
 
 def _reducer(work: Pass) -> LogitsReducer:

@@ -2,71 +2,89 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from unmask.denoisers.adapters import add_adapters
 from unmask.denoisers.base import Denoiser
-from unmask.denoisers.loading import EMBEDDED, FORMATS, resolve
+from unmask.denoisers.formats import format_of
+from unmask.denoisers.layers.fast_layers import fast_layers_or_log
+from unmask.denoisers.loading import EMBEDDED, resolve
 from unmask.errors import UserError
 from unmask.settings.recipe import TrainSettings
 from unmask.validation import did_you_mean
 
-_LAYERS = ("n_layers", "num_hidden_layers")  # whichever config.json has
 _PER_LAYER = ("layer_types", "mlp_layer_types")  # lists as long as there are layers
 
 
 @cache
 def published_shapes() -> dict[str, dict[str, Any]]:
-    """config.json of published checkpoints by their Hub names, as far as it decides the shape of the network."""
+    """config.json of published checkpoints by their names on the Hub, as far as it decides the network's shape."""
     tables = tomllib.loads(files("unmask").joinpath("plan/published.toml").read_text())
     return {name: tables[table.get("same_as", name)] for name, table in tables.items()}
 
 
-def read_shape(model: str) -> dict[str, Any]:
-    """config.json of a model: of a directory, an embedded model, or a published checkpoint. Raises UserError."""
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A network's configuration, and how the network is made of it."""
+
+    config: PretrainedConfig
+    make: Callable[[PretrainedConfig], Any]
+    shift: bool
+
+    def with_layers(self, count: int) -> Shape:
+        """The same network with its first `count` layers alone."""
+        config = copy.deepcopy(self.config)
+        config.num_hidden_layers = count
+        for name in _PER_LAYER:
+            if getattr(config, name, None):
+                setattr(config, name, getattr(config, name)[:count])
+        return replace(self, config=config)
+
+
+def read_shape(model: str, model_format: str | None = None) -> Shape:
+    """The shape of a model: a directory's, an embedded model's, or a published one's. Raises UserError.
+
+    `model_format`: the user's own checkpoint format, as `load_denoiser` takes it.
+    """
+    published = _read_config(model)
+    checkpoint_format = format_of(published, model_format)
+    if checkpoint_format is not None:
+        config = checkpoint_format.network_config(published)
+        return Shape(config=config, make=checkpoint_format.network, shift=checkpoint_format.shift)
+    if published.get("is_causal") is not False:
+        raise UserError("the model attends causally: a masked diffusion model has is_causal = false in config.json")
+    return Shape(config=AutoConfig.for_model(**published), make=AutoModelForCausalLM.from_config, shift=False)
+
+
+def _read_config(model: str) -> dict[str, Any]:
     shapes = published_shapes()
     on_disk = model.startswith(EMBEDDED) or (Path(model).expanduser() / "config.json").is_file()
     if not on_disk:
         if model in shapes:
             return shapes[model]
         raise UserError(f"model {model!r} is no checkpoint directory{did_you_mean(model, list(shapes))}")
-    shape: dict[str, Any] = json.loads((resolve(model) / "config.json").read_text())
-    return shape
+    published: dict[str, Any] = json.loads((resolve(model) / "config.json").read_text())
+    return published
 
 
-def layer_count(shape: Mapping[str, Any]) -> int:
-    """Number of layers of a network."""
-    return int(next(shape[name] for name in _LAYERS if name in shape))
-
-
-def with_layers(shape: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """The config of the same network cut to its first `count` layers."""
-    shorter = dict(shape) | {name: count for name in _LAYERS if name in shape}
-    return shorter | {name: shape[name][:count] for name in _PER_LAYER if shape.get(name)}
-
-
-def blank_denoiser(shape: Mapping[str, Any], settings: TrainSettings) -> Denoiser:
-    """The denoiser as it is trained, on the meta device (shapes without numbers). Raises UserError."""
-    layout = next((layout for layout in FORMATS if layout.matches(shape)), None)
-    if layout is None and shape.get("is_causal") is not False:
-        raise UserError("the model attends causally: a masked diffusion model has is_causal = false in config.json")
+def blank_denoiser(shape: Shape, settings: TrainSettings) -> Denoiser:
+    """The denoiser that is trained, on the meta device: it has shapes and no numbers."""
     with torch.device("meta"):
-        if layout is not None:
-            network = layout.network(layout.network_config(shape))
-        else:
-            network = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape))
+        network = shape.make(copy.deepcopy(shape.config))
+        fast_layers_or_log(network)
         dtype = torch.bfloat16 if settings.param_dtype == "bf16" else torch.float32
-        denoiser = Denoiser(network.to(dtype), mask_id=0, eos_id=1, shift=layout is not None and layout.shift).eval()
+        denoiser = Denoiser(network.to(dtype), mask_id=0, eos_id=1, shift=shape.shift).eval()
         if settings.lora_rank:
             add_adapters(denoiser, settings.lora_rank, settings.lora_alpha)
     return denoiser
@@ -92,9 +110,10 @@ class Size:
 
 
 @cache
-def size_of(model: str, weights: str, lora_rank: int) -> Size:
-    """The Size of a model as it is trained, counted on its tensors. Raises UserError."""
-    denoiser = blank_denoiser(read_shape(model), TrainSettings(param_dtype=weights, lora_rank=lora_rank))
+def size_of(model: str, param_dtype: str, lora_rank: int, model_format: str | None = None) -> Size:
+    """The numbers of a model as it is trained, counted on its tensors. Raises UserError."""
+    train = TrainSettings(param_dtype=param_dtype, lora_rank=lora_rank)
+    denoiser = blank_denoiser(read_shape(model, model_format), train)
     config = denoiser.model.config
     named = dict(denoiser.model.base_model.named_parameters())
     everything = list(denoiser.parameters())

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from unmask.denoisers.head.chunks import Workspace
-from unmask.denoisers.head.vocabulary import GivenLogits, Logits
+from unmask.denoisers.head.reducers import LogitsReducer
+from unmask.denoisers.head.vocabulary import GivenLogits, Logits, reduce_slices
+from unmask.denoisers.head.workspace import Workspace
 from unmask.sampling.unmasking import Measure, probability
 
 
@@ -107,7 +108,7 @@ def _log_sum(top_CT: Tensor, sum_CT: Tensor, mask_C1: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Propose:
+class Propose(LogitsReducer):
     """The answer of sampling: Z tokens a position, their log-probs at the temperature, confidences of the proposals.
 
     The proposals are the tokens 0, `stride`, 2 `stride`..., the others further guesses. Without uniforms: greedy, and
@@ -121,18 +122,19 @@ class Propose:
     draws: int = 1  # Z
     stride: int = 1
 
-    @property
-    def reads_slices(self) -> bool:
-        """Whether confidences need no logits but those of the proposals."""
-        return self.measure is probability
-
-    def __call__(self, logits_CV: Tensor, chunk: slice) -> tuple[Tensor, ...]:
+    def from_logits(self, logits_CV: Tensor, chunk: slice, other_CV: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Tokens and log-probs [C, Z], confidences of the proposals [C, Z / stride], from whole logits."""
         proposed = self._propose(GivenLogits(logits_CV, self.mask_id, Workspace()), chunk)
         confidence_CK = self.measure(logits_CV.float(), proposed.normalizer_C, proposed.tokens_CZ[:, :: self.stride])
         return proposed.tokens_CZ, proposed.logp_CZ, confidence_CK
 
-    def of_slices(self, logits: Logits, chunk: slice) -> tuple[Tensor, ...]:
-        """The same."""
+    def from_head(self, hidden_QD: Tensor, head: nn.Linear, workspace: Workspace) -> tuple[Tensor, ...]:
+        """The same; slice by slice of the vocabulary where confidences need no logits but those of the proposals."""
+        if self.measure is not probability:
+            return super().from_head(hidden_QD, head, workspace)
+        return reduce_slices(self._from_slices, hidden_QD, head.weight, self.mask_id, workspace)
+
+    def _from_slices(self, logits: Logits, chunk: slice) -> tuple[Tensor, ...]:
         proposed = self._propose(logits, chunk)
         confidence_CK = (proposed.logits_CZ[:, :: self.stride] - proposed.normalizer_C[:, None]).exp()
         return proposed.tokens_CZ, proposed.logp_CZ, confidence_CK

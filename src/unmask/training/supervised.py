@@ -16,7 +16,7 @@ from unmask.data.examples import Examples, completed, encode_completions
 from unmask.data.tokenization import task_tokenizer
 from unmask.denoisers.adapters import add_adapters
 from unmask.denoisers.base import Denoiser
-from unmask.denoisers.head.chunks import TargetLogProb
+from unmask.denoisers.head.reducers import TargetLogProb
 from unmask.denoisers.loading import load_denoiser, load_tokenizer, save_denoiser
 from unmask.denoisers.tiny import tiny_denoiser
 from unmask.distributed import best_device

@@ -1,4 +1,4 @@
-"""Layouts: how published checkpoints are read as transformers' own architectures, and written back as they were."""
+"""Checkpoint formats: how published checkpoints are read as transformers' own architectures, and written back."""
 
 from __future__ import annotations
 
@@ -14,22 +14,34 @@ from unmask.errors import UserError
 Published = Mapping[str, Any]  # a config.json, as published
 
 
+def _never(published: Published) -> bool:
+    return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFormat:
-    """Checkpoints whose config.json `matches`, as a `network` of transformers.
+    """How checkpoints of one kind become a `network` of transformers, such as LlamaForCausalLM.
 
+    `matches`: whether a config.json is of this kind; by default none is, and the user names the format.
+    `config`: config.json -> the network's configuration; a KeyError there is reported as a missing setting.
     `fixed`: settings that the network cannot change; a config.json that says otherwise is another architecture.
     `renaming`: published tensor name -> name in the network, as regular expressions of at most one group.
     `conversions`: tensors that are fused in one of the two, besides those that transformers knows of for `like`.
     `shift`: the output at i-1 predicts the token at i.
     `block_length`: of the blocks that a position attends to, where config.json names none.
+
+        def my_format() -> CheckpointFormat:  # load_denoiser(directory, model_format="my_format.py:my_format")
+            return CheckpointFormat(
+                name="Mine", network=LlamaForCausalLM, config=lambda published: LlamaConfig(**published),
+                renaming={r"^backbone\\.": "model."},
+            )
     """
 
     name: str
-    matches: Callable[[Published], bool]
     network: Any
     config: Callable[[Published], PretrainedConfig]
-    fixed: Mapping[str, Any]
+    matches: Callable[[Published], bool] = _never
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     renaming: Mapping[str, str] = field(default_factory=dict)
     conversions: tuple[Any, ...] = ()
     like: str = ""
@@ -37,7 +49,7 @@ class CheckpointFormat:
     block_length: int | None = None
 
     def network_config(self, published: Published) -> PretrainedConfig:
-        """The configuration of the network. Raises UserError where config.json describes another one."""
+        """The network's configuration. Raises UserError where config.json lacks a key or says other than `fixed`."""
         for key, value in self.fixed.items():
             found = published.get(key, value)
             if (found or None) != (value or None):  # null, false, 0 and absent say the same
@@ -48,7 +60,7 @@ class CheckpointFormat:
             raise UserError(f"{self.name} config has no {error.args[0]}: restore the published config.json") from error
 
     def load(self, directory: Any, published: Published, **options: Any) -> Any:
-        """What `from_pretrained` of the network answers; it remembers how to write the published tensors back."""
+        """What `network.from_pretrained` returns; the network remembers how to write the published tensors back."""
         config = self.network_config(published)
         if self.conversions:
             conversions = [*get_checkpoint_conversion_mapping(self.like), *self.conversions]
@@ -57,12 +69,15 @@ class CheckpointFormat:
 
 
 def is_a(published: Published, architecture: str) -> bool:
-    """Whether config.json names the architecture."""
+    """Whether config.json lists `architecture` among its `architectures`."""
     return architecture in (published.get("architectures") or ())
 
 
 def shared_settings(published: Published) -> dict[str, Any]:
-    """Settings that a config.json in the style of transformers shares with the network's, and a denoiser's own."""
+    """The part of a network's configuration that a config.json with transformers' names gives; attention both ways.
+
+    Raises KeyError for a required name that is not there.
+    """
     required = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
     optional = ("hidden_act", "initializer_range", "attention_dropout", "tie_word_embeddings")
     tokens = ("pad_token_id", "eos_token_id", "bos_token_id")

@@ -1,5 +1,7 @@
-"""Dream's layout (Dream-org/Dream-v0, apple/DiffuCoder): a Qwen2 that attends both ways and keeps the shift of the
-autoregressive model that it grew from (2508.15487, 2506.20639)."""
+"""Dream's checkpoint format (Dream-org/Dream-v0, apple/DiffuCoder): a Qwen2 that attends both ways.
+
+It keeps the shift of the autoregressive model that it grew from (2508.15487, 2506.20639).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""LLaDA's layout (GSAI-ML/LLaDA-8B, LLaDA-1.5): a Llama that attends both ways, under other names (2502.09992)."""
+"""LLaDA's checkpoint format (GSAI-ML/LLaDA-8B, LLaDA-1.5): a Llama that attends both ways (2502.09992).
+
+Settings and tensors have names of their own.
+"""
 
 from __future__ import annotations
 

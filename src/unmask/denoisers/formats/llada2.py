@@ -1,5 +1,8 @@
-"""LLaDA2's layout (inclusionAI/LLaDA2.0, LLaDA2.1): a GLM-4-MoE that attends both ways within a block and to all
-earlier ones (2512.15745). Queries, keys and values are one tensor there, three in transformers."""
+"""LLaDA2's checkpoint format (inclusionAI/LLaDA2.0, LLaDA2.1): a GLM-4-MoE that attends in blocks (2512.15745).
+
+A position attends both ways within its block, and to all earlier ones. Queries, keys and values are one tensor there,
+three in transformers.
+"""
 
 from __future__ import annotations
 

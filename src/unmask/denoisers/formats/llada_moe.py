@@ -1,4 +1,4 @@
-"""LLaDA-MoE's layout (inclusionAI/LLaDA-MoE-7B-A1B): a Qwen3-MoE that attends both ways (2509.24389).
+"""LLaDA-MoE's checkpoint format (inclusionAI/LLaDA-MoE-7B-A1B): a Qwen3-MoE that attends both ways (2509.24389).
 
 Its router mixes with the probabilities as they are, not renormalized, whatever config.json says of `norm_topk_prob`.
 """

@@ -1,1 +1,1 @@
-"""From hidden states to a few numbers a position, logits never all there at once."""
+"""From hidden states to a few numbers a position, without holding logits of all positions at once."""

@@ -1,4 +1,4 @@
-"""Logits of some positions, a slice of the vocabulary at a time: sampling never needs all of them at once.
+"""Logits of some positions, one slice of the vocabulary at a time: sampling never needs all of them at once.
 
 Here and in `proposals`: C positions, T slices, S tokens of a slice, B folds, W tokens of a fold, Z draws a position.
 """
@@ -6,13 +6,13 @@ Here and in `proposals`: C positions, T slices, S tokens of a slice, B folds, W 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any, Protocol, TypeGuard
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from unmask.denoisers.head.chunks import Workspace, chunk_positions, even_chunks, is_mixed, multiply_into
+from unmask.denoisers.head.chunks import chunk_positions, even_chunks
+from unmask.denoisers.head.workspace import Workspace, is_mixed, multiply_into
 
 _FOLD = 64  # neighbouring tokens; long rows are searched fold by fold
 _LONG = 1024  # tokens; rows of no more are searched token by token
@@ -23,9 +23,12 @@ _CACHED_WIDTH = 2048  # on a CPU: tokens of a slice whose weights and logits are
 
 
 class Logits(ABC):
-    """float32 logits of C positions; those of the mask token, which is never proposed, are NEVER, and kept aside."""
+    """float32 logits of C positions, read slice by slice.
 
-    mask_C1: Tensor  # after the slices were read
+    The logit of the mask token, which is never proposed, is NEVER in the slices; `mask_C1` has it.
+    """
+
+    mask_C1: Tensor  # there once the slices were read
 
     def __init__(self, shape_CV: tuple[int, int], width: int, mask_id: int, like: Tensor, workspace: Workspace) -> None:
         self.positions, self.vocabulary = shape_CV
@@ -36,7 +39,7 @@ class Logits(ABC):
         self._all: Tensor | None = None
 
     def slices(self) -> Iterator[tuple[int, Tensor]]:
-        """The first token of each slice and its logits [C, S], which the next slice overwrites.
+        """Yield each slice's first token and its logits [C, S], which the next slice overwrites.
 
         S is whole folds: what is behind the vocabulary's end is NEVER.
         """
@@ -73,7 +76,7 @@ class Logits(ABC):
 
 
 class GivenLogits(Logits):
-    """Of a tensor [C, V]."""
+    """Logits that exist as a tensor [C, V]."""
 
     def __init__(self, logits_CV: Tensor, mask_id: int, workspace: Workspace) -> None:
         positions, vocabulary = logits_CV.shape
@@ -89,7 +92,7 @@ class GivenLogits(Logits):
 
 
 class HeadLogits(Logits):
-    """Of hidden states [C, D] and a head's weight [V, D]; those of a fold that is asked again are made again."""
+    """Logits computed from hidden states [C, D] and a head's weight [V, D], slice by slice; those of a fold again."""
 
     def __init__(self, hidden_CD: Tensor, weight_VD: Tensor, mask_id: int, workspace: Workspace) -> None:
         shape_CV = (len(hidden_CD), len(weight_VD))
@@ -113,32 +116,20 @@ class HeadLogits(Logits):
         return torch.cat(parts).view(token_CZW.shape)
 
 
-class SliceReducer(Protocol):
-    """An answer that can do with slices."""
-
-    mask_id: int
-
-    @property
-    def reads_slices(self) -> bool:
-        """Whether it does, with its settings."""
-
-    def of_slices(self, logits: Logits, chunk: slice) -> tuple[Tensor, ...]:
-        """As of all logits."""
-
-
-def reads_slices(reducer: Any) -> TypeGuard[SliceReducer]:
-    """Whether an answer can do with slices of the logits."""
-    return getattr(reducer, "reads_slices", False)
-
-
-def reduce_by_slices(reducer: SliceReducer, hidden_QD: Tensor, weight_VD: Tensor, workspace: Workspace) -> list[Tensor]:
-    """What `reducer` makes of the logits of a plain head."""
+def reduce_slices(
+    reduce: Callable[[Logits, slice], tuple[Tensor, ...]],
+    hidden_QD: Tensor,
+    weight_VD: Tensor,
+    mask_id: int,
+    workspace: Workspace,
+) -> tuple[Tensor, ...]:
+    """`reduce` called on the sliced logits of every chunk of positions, results concatenated."""
     most = chunk_positions(len(weight_VD)) if _is_cast(weight_VD) else POSITIONS
     parts = [
-        reducer.of_slices(HeadLogits(hidden_QD[chunk], weight_VD, reducer.mask_id, workspace), chunk)
+        reduce(HeadLogits(hidden_QD[chunk], weight_VD, mask_id, workspace), chunk)
         for chunk in even_chunks(len(hidden_QD), most)
     ]
-    return [torch.cat(part) for part in zip(*parts, strict=True)]
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
 def _width(positions: int, device: torch.device) -> int:

@@ -1,1 +1,1 @@
-"""How layers run: fused, compiled, recomputed."""
+"""How decoder layers run: with fewer passes over memory, compiled, recomputed in the backward pass."""

@@ -1,4 +1,4 @@
-"""Layers as compiled kernels: all but the last, whose asked columns are fewer at every step."""
+"""torch.compile of decoder layers: all but the last, whose query columns are fewer at every step."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from unmask.denoisers.base import Denoiser
 
 
 def compile_layers(denoiser: Denoiser, backend: str = "inductor") -> None:
-    """Have torch.compile make kernels of the layers, alike layers sharing them.
+    """Compile each decoder layer but the last in place; layers of one kind share their graphs.
 
-    Within a block their shapes stay; from block to block, numbers of samples and widths of prompts take few values.
+    Shapes stay the same within a block; from block to block, numbers of samples and prompt widths take few values.
     """
     for layer in denoiser.model.base_model.layers[:-1]:
         layer.compile(backend=backend)

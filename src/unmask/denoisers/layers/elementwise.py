@@ -1,4 +1,4 @@
-"""What a layer does element by element, in few passes over memory: the functions of transformers, to rounding.
+"""RMS norm, rotary embedding and SwiGLU gate with written-out gradients: transformers' functions, to rounding.
 
 Activations of a batch are larger than a cache, so a pass over them costs what a small product costs. These take about
 half the passes that autograd makes of the formulas, and keep less for the gradient.
@@ -24,7 +24,7 @@ def rms_norm(x: Float[Tensor, "... D"], weight_D: Float[Tensor, "D"], epsilon: f
 def rotate(
     x: Float[Tensor, "... L H"], cos: Float[Tensor, "... L R"], sin: Float[Tensor, "... L R"]
 ) -> Float[Tensor, "... L H"]:
-    """The first R of H entries turned, entry i with entry i + R/2, both by angle i; the rest as it is (2104.09864).
+    """Rotary position embedding (2104.09864) of the first R of H entries: entry i turned with entry i + R/2 by angle i.
 
     The halves of `cos` are alike, and those of `sin`.
     """

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unmask.data.tokenization import left_pad
 from unmask.denoisers.base import Denoiser, Guidance
-from unmask.denoisers.head.chunks import TargetLogProb
+from unmask.denoisers.head.reducers import TargetLogProb
 from unmask.uniforms import Uniforms
 
 

@@ -29,7 +29,7 @@ def change(path, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def test_a_name_on_the_hub_is_downloaded_once(monkeypatch):
+def test_resolve_downloads_a_hub_name_once(monkeypatch):
     asked = []
 
     def download(name, **options):
@@ -44,7 +44,7 @@ def test_a_name_on_the_hub_is_downloaded_once(monkeypatch):
     assert options["ignore_patterns"] == ["*/*"]
 
 
-def test_a_directory_comes_before_the_hub(monkeypatch, tmp_path):
+def test_resolve_prefers_a_directory_to_the_hub(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loading, "snapshot_download", lambda *_, **__: pytest.fail("asked the Hub"))
     shutil.copytree(SUDOKU, "org/name")
@@ -56,7 +56,7 @@ def test_a_directory_comes_before_the_hub(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("error", [LocalEntryNotFoundError("cannot\nfind it"), ConnectionError("no network")])
-def test_a_model_that_cannot_be_had(monkeypatch, error):
+def test_resolve_names_a_model_that_cannot_be_had(monkeypatch, error):
     def download(name, **options):
         raise error
 
@@ -65,7 +65,7 @@ def test_a_model_that_cannot_be_had(monkeypatch, error):
         resolve("org/name")
 
 
-def test_special_tokens_from_other_files(model):
+def test_load_denoiser_reads_special_tokens_from_other_files(model):
     change(model / "config.json", eos_token_id=None, mask_token_id=None)
     change(model / "generation_config.json", eos_token_id=3)
     denoiser = load_denoiser(str(model))
@@ -76,7 +76,7 @@ def test_special_tokens_from_other_files(model):
 
 
 @pytest.mark.parametrize("others", [[], [2]])
-def test_of_several_end_tokens_the_first_is_taken(model, others, recwarn):
+def test_load_denoiser_takes_the_first_of_several_end_tokens(model, others, recwarn):
     change(model / "config.json", eos_token_id=[5, *others])
     assert load_denoiser(str(model)).eos_id == 5
     assert [str(warning.message) for warning in recwarn] == ["model names eos_token_id [5, 2]: 5 is taken"] * len(

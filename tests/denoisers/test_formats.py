@@ -1,6 +1,7 @@
-"""Published layouts: the authors' logits, and checkpoints written back tensor by tensor as they were read."""
+"""Published checkpoint formats: the authors' logits, and checkpoints written back as they were read."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -9,8 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from conftest import REFERENCE
 from unmask.denoisers.adapters import add_adapters
+from unmask.denoisers.head.reducers import AllLogits
 from unmask.denoisers.loading import load_denoiser, save_denoiser
 from unmask.errors import UserError
+from unmask.plan.dry_run import Pass, peak_bytes
+from unmask.plan.networks import blank_denoiser, read_shape
+from unmask.settings.recipe import TrainSettings
 
 # model -> the id of its mask token, which the last two do not name
 MASKS = {"llada-tiny": 255, "dream-tiny": 190, "llada-moe-tiny": 159, "llada2-moe-tiny": 159}
@@ -35,7 +40,7 @@ def logits(denoiser, tokens, attention=None):
     asked = torch.arange(tokens.shape[1]).expand_as(tokens)
     attention = torch.ones_like(tokens).bool() if attention is None else attention
     with torch.no_grad():
-        return denoiser(tokens, attention, asked, lambda logits_CV, chunk: (logits_CV,))[0]
+        return denoiser(tokens, attention, asked, AllLogits())[0]
 
 
 def shifted(stored):
@@ -63,7 +68,7 @@ def models():
 
 
 @pytest.mark.parametrize("name", NEW)
-def test_logits_equal_the_published_model(models, name):
+def test_format_logits_equal_the_published_model(models, name):
     stored = load_file(published(name) / "logits.safetensors")
     expected = shifted(stored["logits"]) if name == "dream-tiny" else stored["logits"]
     one_block = torch.zeros_like(stored["input_ids"]) if name == "llada2-moe-tiny" else None  # its own are of 32
@@ -74,7 +79,7 @@ def test_logits_equal_the_published_model(models, name):
 
 
 @pytest.mark.parametrize("name", NEW[:2])
-def test_left_padded_logits_equal_the_published_model(models, name):
+def test_format_left_padded_logits_equal_the_published_model(models, name):
     stored = load_file(published(name) / "logits.safetensors")
     real = stored["padded_attention_mask"].bool()
     expected = stored["padded_logits"]
@@ -84,7 +89,7 @@ def test_left_padded_logits_equal_the_published_model(models, name):
     torch.testing.assert_close(ours[real], expected[real], atol=2e-4, rtol=0)
 
 
-def test_block_causal_logits_equal_the_published_model(models):
+def test_llada2_block_causal_logits_equal_the_published_model(models):
     stored = load_file(published("llada2-moe-tiny") / "logits.safetensors")
     tokens = stored["input_ids"]
     blocks = (torch.arange(tokens.shape[1]) // LLADA2_BLOCK).expand_as(tokens)
@@ -95,7 +100,7 @@ def test_block_causal_logits_equal_the_published_model(models):
 
 
 @pytest.mark.parametrize("name", ["dream-tiny", "llada2-moe-tiny"])
-def test_blocks_do_not_see_pads(models, name):
+def test_denoiser_blocks_do_not_see_pads(models, name):
     tokens = load_file(published(name) / "logits.safetensors")["input_ids"][:1, :24]
     blocks = (torch.arange(24) // 5)[None]
     padded = logits(
@@ -108,7 +113,7 @@ def test_blocks_do_not_see_pads(models, name):
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_round_trip_keeps_every_tensor_and_file(models, name, tmp_path):
+def test_save_denoiser_round_trip_keeps_every_tensor_and_file(models, name, tmp_path):
     source = shutil.copytree(published(name), tmp_path / "source", copy_function=shutil.copyfile)
     settings = json.loads((source / "config.json").read_text()) | {"a_key_of_their_own": [1, 2]}
     (source / "config.json").write_text(json.dumps(settings, indent=3))
@@ -131,14 +136,14 @@ def test_round_trip_keeps_every_tensor_and_file(models, name, tmp_path):
     assert torch.equal(logits(again, tokens), logits(models[name], tokens))
 
 
-def test_files_of_another_source_may_go_along(tmp_path):
+def test_save_denoiser_copies_files_of_another_source(tmp_path):
     source = checkpoint(tmp_path / "edited", "llada2-moe-tiny", mask_token_id=159, a_key_of_their_own=3)
     save_denoiser(load("llada2-moe-tiny"), NoTokenizer(), tmp_path, source=source)
     assert (tmp_path / "config.json").read_bytes() == (source / "config.json").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["dream-tiny", "llada2-moe-tiny"])
-def test_merged_adapters_are_written_in_the_published_layout(name, tmp_path):
+def test_save_denoiser_writes_merged_adapters_in_the_published_format(name, tmp_path):
     denoiser = load(name)
     add_adapters(denoiser, rank=2, alpha=4)
     with torch.no_grad():
@@ -156,7 +161,7 @@ def test_merged_adapters_are_written_in_the_published_layout(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_shards_load_as_one_file(models, name, tmp_path):
+def test_load_denoiser_reads_shards_as_one_file(models, name, tmp_path):
     tensors = load_file(published(name) / "model.safetensors")
     checkpoint(tmp_path, name).joinpath("model.safetensors").unlink()
     shards = {f"model-0000{place + 1}-of-00002.safetensors": list(tensors)[place::2] for place in (0, 1)}
@@ -178,7 +183,7 @@ HEADS = {  # tensor name's end -> rows of all but the key and value heads that a
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_fewer_key_heads_are_the_same_as_equal_ones(name, tmp_path):
+def test_format_with_fewer_key_heads_equals_repeated_heads(name, tmp_path):
     """Every second key and value head a copy of the first, or left out: the same network, and each written back."""
     settings = json.loads((published(name) / "config.json").read_text())
     key = "n_kv_heads" if name == "llada-tiny" else "num_key_value_heads"
@@ -199,7 +204,7 @@ def test_fewer_key_heads_are_the_same_as_equal_ones(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_tied_weights_are_stored_once(name, tmp_path):
+def test_save_denoiser_stores_tied_weights_once(name, tmp_path):
     tensors = load_file(published(name) / "model.safetensors")
     head = "model.transformer.ff_out.weight" if name == "llada-tiny" else "lm_head.weight"
     (embedding,) = (key for key in tensors if key.endswith(("wte.weight", "embed_tokens.weight", "embeddings.weight")))
@@ -218,12 +223,12 @@ def test_tied_weights_are_stored_once(name, tmp_path):
     "spelling",
     [{"model_type": "lladamoe"}, {"model_type": "lladamoe", "architectures": None}],
 )
-def test_both_spellings_of_llada_moe(models, tmp_path, spelling):
+def test_llada_moe_matches_both_spellings(models, tmp_path, spelling):
     denoiser = load("llada-moe-tiny", checkpoint(tmp_path, "llada-moe-tiny", **spelling))
     assert_same_tensors(denoiser.state_dict(), models["llada-moe-tiny"].state_dict())
 
 
-def test_llada_moe_may_have_dense_layers(tmp_path):
+def test_llada_moe_round_trip_with_dense_layers(tmp_path):
     tensors = {
         k: v for k, v in load_file(published("llada-moe-tiny") / "model.safetensors").items() if "0.mlp" not in k
     }
@@ -235,7 +240,7 @@ def test_llada_moe_may_have_dense_layers(tmp_path):
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_half_precision_keeps_what_transformers_keeps(models, name):
+def test_load_denoiser_in_bf16_keeps_the_router_in_float32(models, name):
     denoiser = load(name, dtype=torch.bfloat16)
     exact = {key for key, weight in denoiser.state_dict().items() if weight.dtype != torch.bfloat16}
     assert all(key.endswith(("e_score_correction_bias", "mlp.gate.weight")) for key in exact)  # the router
@@ -246,13 +251,13 @@ def test_half_precision_keeps_what_transformers_keeps(models, name):
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_no_two_weights_share_memory(models, name):
+def test_load_denoiser_weights_share_no_memory(models, name):
     places = [weight.untyped_storage().data_ptr() for weight in models[name].parameters()]
     assert len(set(places)) == len(places)
 
 
 @pytest.mark.parametrize("name", ["llada-moe-tiny", "llada2-moe-tiny"])
-def test_a_mask_token_must_be_named_or_given(name):
+def test_load_denoiser_needs_a_mask_token(name):
     with pytest.raises(UserError, match=r"add mask_token_id to its config\.json, or give"):
         load_denoiser(str(published(name)))
     assert load_denoiser(str(published(name)), mask_token_id=3).mask_id == 3
@@ -260,7 +265,7 @@ def test_a_mask_token_must_be_named_or_given(name):
         load_denoiser(str(published(name)), mask_token_id=160)
 
 
-def test_a_given_mask_token_is_the_one_written(tmp_path):
+def test_save_denoiser_writes_the_mask_token_given(tmp_path):
     save_denoiser(load_denoiser(str(published("dream-tiny")), mask_token_id=5), NoTokenizer(), tmp_path)
     assert load_denoiser(str(tmp_path)).mask_id == 5
 
@@ -283,12 +288,12 @@ def test_a_given_mask_token_is_the_one_written(tmp_path):
         ("dream-tiny", {"model_type": "qwen2", "architectures": None}, "attends causally"),
     ],
 )
-def test_what_does_not_fit_is_refused(tmp_path, name, changes, message):
+def test_load_denoiser_refuses_what_does_not_fit(tmp_path, name, changes, message):
     with pytest.raises(UserError, match=message):
         load(name, checkpoint(tmp_path, name, **changes))
 
 
-def test_a_missing_setting_is_named(tmp_path):
+def test_format_names_a_missing_setting(tmp_path):
     directory = checkpoint(tmp_path, "llada-tiny")
     settings = json.loads((directory / "config.json").read_text())
     del settings["d_model"]
@@ -297,7 +302,7 @@ def test_a_missing_setting_is_named(tmp_path):
         load("llada-tiny", directory)
 
 
-def test_a_plain_checkpoint_keeps_unknown_settings_and_runs_no_code(tmp_path):
+def test_load_denoiser_of_a_plain_checkpoint_runs_no_code(tmp_path):
     """Dream's tensors under Qwen2's own name: the logits are not shifted, for nothing says so."""
     directory = checkpoint(
         tmp_path / "plain",
@@ -315,3 +320,86 @@ def test_a_plain_checkpoint_keeps_unknown_settings_and_runs_no_code(tmp_path):
     save_denoiser(denoiser, NoTokenizer(), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["a_key_of_their_own"] == 3
     assert_same_tensors(load_file(tmp_path / "model.safetensors"), load_file(directory / "model.safetensors"))
+
+
+# ---- a format of the user's own ----
+
+TOY = r"""
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from unmask.denoisers.formats.base import CheckpointFormat
+
+SAME = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+
+
+def _config(published):
+    rope = {"rope_type": "default", "rope_theta": published["theta"]}
+    settings = {key: published[key] for key in (*SAME, "max_position_embeddings", "rms_norm_eps")}
+    return LlamaConfig(**settings, rope_parameters=rope, bos_token_id=None, is_causal=False, use_cache=False)
+
+
+def toy():
+    return CheckpointFormat(
+        name="Toy",
+        network=LlamaForCausalLM,
+        config=_config,
+        renaming={r"^toy\.": "model."},
+        shift=True,
+        block_length=4,
+    )
+
+
+def nothing():
+    return None
+"""
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """The directory of a checkpoint in a format of its own, that of LLaDA's with the same weights, and the format."""
+    source = load("llada-tiny")
+    config = source.model.config
+    keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    settings = {key: getattr(config, key) for key in (*keys, "max_position_embeddings", "rms_norm_eps")}
+    settings |= {"kind": "toy", "theta": config.rope_parameters["rope_theta"], "mask_token_id": 255, "eos_token_id": 1}
+    tensors = {re.sub(r"^model[.]", "toy.", name): weight for name, weight in source.model.state_dict().items()}
+    directory = tmp_path / "checkpoint"
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(settings))
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    (tmp_path / "toy_format.py").write_text(TOY)
+    return directory, source, f"{tmp_path / 'toy_format.py'}:toy"
+
+
+def test_load_denoiser_reads_a_format_of_the_users(toy, tmp_path):
+    directory, source, model_format = toy
+    denoiser = load_denoiser(str(directory), model_format=model_format).eval()
+    assert denoiser.shift
+    assert denoiser.block_length == 4
+    assert denoiser.queries_last_layer
+    assert_same_tensors(denoiser.model.state_dict(), source.model.state_dict())
+    save_denoiser(denoiser, NoTokenizer(), tmp_path / "written")
+    assert_same_tensors(load_file(tmp_path / "written/model.safetensors"), load_file(directory / "model.safetensors"))
+    assert json.loads((tmp_path / "written/config.json").read_text())["kind"] == "toy"
+
+
+def test_read_shape_reads_a_format_of_the_users(toy):
+    directory, source, model_format = toy
+    blank = blank_denoiser(read_shape(str(directory), model_format), TrainSettings())
+    theirs = {name: weight.shape for name, weight in source.named_parameters()}
+    assert {name: weight.shape for name, weight in blank.named_parameters()} == theirs
+    assert blank.shift
+    work = Pass(forwards=1, length=8, asked=4, answered=4)
+    assert peak_bytes(str(directory), TrainSettings(), work, model_format) > 0
+
+
+def test_load_denoiser_refuses_what_is_no_format(toy):
+    directory, _, model_format = toy
+    with pytest.raises(UserError, match="attends causally"):
+        load_denoiser(str(directory))
+    with pytest.raises(UserError, match="returns a NoneType: return an unmask"):
+        load_denoiser(str(directory), model_format=model_format.replace(":toy", ":nothing"))
+    with pytest.raises(UserError, match="model_format 'toy' is unknown: give FILE"):
+        load_denoiser(str(directory), model_format="toy")
+    with pytest.raises(UserError, match="has no model_format 'tox': perhaps you meant 'toy'"):
+        load_denoiser(str(directory), model_format=model_format.replace(":toy", ":tox"))
