@@ -389,7 +389,7 @@ def test_read_shape_reads_a_format_of_the_users(toy):
     theirs = {name: weight.shape for name, weight in source.named_parameters()}
     assert {name: weight.shape for name, weight in blank.named_parameters()} == theirs
     assert blank.shift
-    work = Pass(forwards=1, length=8, asked=4, answered=4)
+    work = Pass(forwards=1, length=8, queries=4, scored=4)
     assert peak_bytes(str(directory), TrainSettings(), work, model_format) > 0
 
 
