@@ -196,7 +196,7 @@ def test_what_is_cached_changes_nothing(llada2_tiny, monkeypatch, temperature, r
     if record is None:
         assert sum(columns) < 0.6 * len(columns) * (width + 32)
     monkeypatch.undo()
-    monkeypatch.setattr("unmask.sampling.block.SamplingContext.shown_early", property(lambda context: False))
+    monkeypatch.setattr("unmask.sampling.context.SamplingContext.exact_prefix_cache", property(lambda context: False))
     plain = sampler(llada2_tiny, prompts, Uniforms())
     assert torch.equal(cached.tokens_NL, plain.tokens_NL)
     torch.testing.assert_close(cached.sampled_logp_NL, plain.sampled_logp_NL, rtol=1e-4, atol=1e-4)

@@ -25,6 +25,7 @@ def seen(confidence, masked=None, *, running=None, count=1, remaining=0, uniform
     confidence = torch.tensor(confidence)
     return Observation(
         masked_NC=torch.ones_like(confidence).bool() if masked is None else torch.tensor(masked).bool(),
+        token_NC=torch.zeros_like(confidence, dtype=torch.long),
         confidence_NC=confidence,
         running_NC=confidence if running is None else torch.tensor(running),
         position_NC=torch.arange(confidence.shape[1])[None],

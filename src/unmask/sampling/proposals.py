@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unmask.denoisers.head.chunks import Workspace
 from unmask.denoisers.head.vocabulary import GivenLogits, Logits
-from unmask.sampling.unmasking import Measure, probability
+from unmask.sampling.unmasking import Measure
 
 
 class Proposed(NamedTuple):
@@ -124,7 +124,7 @@ class Propose:
     @property
     def reads_slices(self) -> bool:
         """Whether confidences need no logits but those of the proposals."""
-        return self.measure is probability
+        return not self.measure.reads_all_logits
 
     def __call__(self, logits_CV: Tensor, chunk: slice) -> tuple[Tensor, ...]:
         proposed = self._propose(GivenLogits(logits_CV, self.mask_id, Workspace()), chunk)
@@ -134,7 +134,9 @@ class Propose:
     def of_slices(self, logits: Logits, chunk: slice) -> tuple[Tensor, ...]:
         """The same."""
         proposed = self._propose(logits, chunk)
-        confidence_CK = (proposed.logits_CZ[:, :: self.stride] - proposed.normalizer_C[:, None]).exp()
+        logits_CK = proposed.logits_CZ[:, :: self.stride]
+        place_CK = torch.arange(logits_CK.shape[1], device=logits_CK.device).expand_as(logits_CK)
+        confidence_CK = self.measure(logits_CK, proposed.normalizer_C, place_CK)
         return proposed.tokens_CZ, proposed.logp_CZ, confidence_CK
 
     def _propose(self, logits: Logits, chunk: slice) -> Proposed:
