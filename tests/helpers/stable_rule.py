@@ -27,7 +27,9 @@ class Stable(Unmasking):
         return observation.masked_NC & ~(stable_NC | surest_NC)
 
     def next_state(self, observation):
-        return observation.state.scatter(1, observation.position_NC, observation.token_NC)
+        before_NC = observation.state.gather(1, observation.position_NC)
+        now_NC = torch.where(observation.masked_NC, observation.token_NC, before_NC)
+        return observation.state.scatter(1, observation.position_NC, now_NC)
 
 
 @dataclass(frozen=True, kw_only=True)

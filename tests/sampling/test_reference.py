@@ -58,7 +58,7 @@ def assert_equals_reference(denoiser, prompts, *, guidance_scale=0.0, record=Non
 
 
 @pytest.mark.parametrize("rule", [*SCHEDULED, *RCR, StableFirst()], ids=str)
-@settings(max_examples=6, deadline=None, derandomize=True, database=None)
+@settings(max_examples=4, deadline=None, derandomize=True, database=None)
 @given(
     temperature=st.sampled_from([0.0, 0.7, 1.0]),
     block_length=st.sampled_from([4, 6, 12]),

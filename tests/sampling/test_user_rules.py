@@ -54,7 +54,7 @@ def test_stateful_rule_commits_proposals_that_repeat(rule, temperature):
         repeated += int((stable_NC & committed_NC).sum())
         if rule.adaptive:
             assert bool((committed_NC | ~stable_NC).all())
-        before_NC = observation.token_NC
+        before_NC = torch.where(observation.masked_NC, observation.token_NC, before_NC)
     assert repeated > 0
 
 

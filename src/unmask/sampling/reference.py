@@ -62,8 +62,8 @@ def sample(
         running_NC = torch.where(masked_NC, STATISTICS[unmasking.statistic](running_NC, confidence_NC), running_NC)
         observation = Observation(
             masked_NC=masked_NC,
-            token_NC=token_NC,
-            confidence_NC=confidence_NC,
+            token_NC=token_NC * masked_NC,
+            confidence_NC=confidence_NC * masked_NC,
             running_NC=running_NC.masked_fill(~candidate_C, float("inf")),
             position_NC=position_C.expand_as(masked_NC),
             count=counts[index],

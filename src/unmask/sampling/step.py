@@ -157,11 +157,12 @@ def observe(
     before_NC = canvas.running.gather(1, column_NC)
     now_NC = STATISTICS[context.unmasking.statistic](before_NC, proposal.confidence_NC)
     running_NC = torch.where(masked_NC, now_NC, before_NC)
+    unmasked_NC = ~masked_NC  # what was asked there besides depends on the other samples
     canvas.running = canvas.running.scatter(1, column_NC, running_NC)
     return Observation(
         masked_NC=masked_NC,
-        token_NC=proposal.token_NC,
-        confidence_NC=proposal.confidence_NC,
+        token_NC=proposal.token_NC.masked_fill(unmasked_NC, 0),
+        confidence_NC=proposal.confidence_NC.masked_fill(unmasked_NC, 0.0),
         running_NC=running_NC.masked_fill(~candidates.candidate_NC, float("inf")),
         position_NC=column_NC - context.layout.start,
         count=plan.count,

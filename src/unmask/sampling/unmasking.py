@@ -65,10 +65,13 @@ STATISTICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What a step has seen of its candidates: the active block, or all up to its end (the rule's `candidates`)."""
+    """What a step has seen of its candidates: the active block, or all up to its end (the rule's `candidates`).
+
+    Where a block is cut short, columns that are no candidates are among them: they count as not masked.
+    """
 
     masked_NC: Tensor
-    token_NC: Tensor  # proposed now; meaningless where not masked
+    token_NC: Tensor  # proposed now; 0 where not masked
     confidence_NC: Tensor  # of the proposals now; 0 where not masked
     running_NC: Tensor  # latest (or largest) confidence of each position so far; inf at what is no candidate
     position_NC: Tensor  # from the completion's start
@@ -127,7 +130,7 @@ class Unmasking(ABC):
         """masked_NC after the step; what is False and was masked is committed."""
 
     def next_state(self, observation: Observation) -> Tensor | None:
-        """`observation.state` after the step, of the same shape."""
+        """`observation.state` after the step, of the same shape. Change it for positions that are masked alone."""
         return observation.state
 
 
