@@ -84,16 +84,10 @@ class Block:
     def _denoise_as_scheduled(self) -> None:
         counts = self.context.counts
         for index, count in enumerate(counts):
-            masked = sum(counts[index:])
-            before = sum(counts[max(0, index - 1) :])
+            masked, before = sum(counts[index:]), sum(counts[max(0, index - 1) :])
+            remaining = masked - count
             self._step(
-                StepPlan(
-                    index=index,
-                    count=count,
-                    remaining=masked - count,
-                    most_masked=masked,
-                    most_masked_before=before,
-                )
+                StepPlan(index=index, count=count, remaining=remaining, most_masked=masked, most_masked_before=before)
             )
 
     def _denoise_adaptively(self) -> None:

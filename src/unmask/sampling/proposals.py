@@ -1,4 +1,4 @@
-"""What a denoising step proposes: tokens drawn by keyed uniforms, their log-probs, confidences."""
+"""Reducers of logits to a step's proposals: tokens drawn by keyed uniforms, their log-probs, confidences."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _log_sum(top_CT: Tensor, sum_CT: Tensor, mask_C1: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Propose:
-    """The answer of sampling: Z tokens a position, their log-probs at the temperature, confidences of the proposals.
+    """The LogitsReducer of sampling: Z tokens a position, their log-probs at the temperature, confidences of proposals.
 
     The proposals are the tokens 0, `stride`, 2 `stride`..., the others further guesses. Without uniforms: greedy, and
     log-probs at temperature 1.

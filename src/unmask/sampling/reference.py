@@ -72,11 +72,10 @@ def sample(
             state=state,
         )
         masked_after_NC, state = unmasking(observation) & candidate_C, unmasking.next_state(observation)
-        result.token_NC.masked_fill_(masked_after_NC, mask_id)
+        revealed_NC = masked_NC & ~masked_after_NC
         now = Completions(token_NC, torch.full_like(token_NC, step), logp_NC, confidence_NC)
-        result = Completions(
-            *(torch.where(masked_NC & ~masked_after_NC, new, old) for new, old in zip(now, result, strict=True))
-        )
+        result = Completions(*(torch.where(revealed_NC, new, old) for new, old in zip(now, result, strict=True)))
+        result.token_NC.masked_fill_(masked_after_NC, mask_id)
     return result
 
 
