@@ -83,7 +83,7 @@ def test_sampler_equals_reference(rule, steps, schedule, shift, **options):
 
 def test_reference_draw_takes_the_token_at_the_uniform_and_never_the_mask():
     logits = torch.tensor([[0.5, 0.25, 9.0, 0.25]]).log().expand(5, -1)
-    uniform = torch.tensor([0.0, 0.49, 0.5, 0.74, 0.76], dtype=torch.float64)
+    uniform = torch.tensor([0.0, 0.49, 0.51, 0.74, 0.76], dtype=torch.float64)
     assert reference.draw(logits, uniform, 1.0, mask_id=2).tolist() == [0, 0, 1, 1, 3]
     sharper = reference.draw(logits, uniform, 0.5, mask_id=2)  # 4 : 1 : 1
     assert sharper.tolist() == [0, 0, 0, 1, 1]
