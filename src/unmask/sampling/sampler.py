@@ -37,8 +37,9 @@ class Sampler:
 
     `reference.sample` is its specification. temperature 0 is greedy (log-probs are then recorded at temperature 1).
     Adaptive unmasking rules take as many steps as they need. Draws are keyed by prompt, sample, step and position, so
-    tokens do not depend on the batch or its padding. `stop_at_end`: a sample is done with the block that holds its end-of-sequence token; the rest is filled
-    with that token, as if revealed at the last step taken. Recorded states need every step of every sample.
+    tokens do not depend on the batch or its padding.
+    `stop_at_end`: a sample is done with the block that holds its end-of-sequence token; the rest is filled with that
+    token, as if revealed at the last step taken. Recorded states need every step of every sample.
     `batch`: samples at a time, 0 for all; where some are done, others begin in their places.
     `caching`: None is exact; else keys and values are kept within a block, and tokens are those of another sampler.
     Raises UserError for settings that do not fit one another. Example:
