@@ -27,7 +27,7 @@ BAR = 1.5
 _PARTS = ("rollout", "scoring in a thread", "scoring", "update batches", "update", "the rest")
 _WITHIN = {  # what is not a forward or backward, and where it is called
     "rollout: draws": ("unmask.sampling.proposals", "Propose", "_propose"),
-    "rollout: unmasking rule": ("unmask.sampling.block", "Block", "_commit"),
+    "rollout: unmasking rule": ("unmask.sampling", "block", "commit"),
     "rollout: guesses kept": ("unmask.sampling.snapshots", "SnapshotBuffer", "remember"),
     "update: loss": ("unmask.objective.term", "Term", "loss"),
     "update: optimizer": ("torch.optim", "AdamW", "step"),

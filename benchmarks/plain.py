@@ -1,4 +1,4 @@
-"""The plain way: every position through the whole head, whole softmax, draws by the whole cumulative sum in float64.
+"""The plain way: the reference sampler (all logits, whole softmax), and an update that runs a forward a row.
 
 Slow and obvious, for two uses: what the fast sampler and update must equal, and a baseline where no peer is at hand.
 """
@@ -11,19 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unmask.sampling import reference
 from unmask.types import Prompts, ScoringBatch
 from unmask.uniforms import Uniforms
 
 Network = Callable[..., Any]
 BLOCK = 32
-
-
-def draw(logits_CV: Tensor, uniform_C: Tensor, temperature: float, mask_id: int) -> Tensor:
-    """Token whose cumulative probability at the temperature is the first above the uniform; never the mask."""
-    weight_CV = (logits_CV.double() / temperature).softmax(1)
-    weight_CV[:, mask_id] = 0
-    cdf_CV = weight_CV.cumsum(1)
-    return torch.searchsorted(cdf_CV, uniform_C[:, None] * cdf_CV[:, -1:], right=True)[:, 0]
 
 
 def keyed_uniforms(prompts: Prompts, uniforms: Uniforms, step: int, completion: int) -> Tensor:
@@ -32,7 +25,6 @@ def keyed_uniforms(prompts: Prompts, uniforms: Uniforms, step: int, completion: 
     return sample.key(step).key("token", torch.arange(completion)).draw()
 
 
-@torch.no_grad()
 def sample(
     network: Network,
     prompts: Prompts,
@@ -43,27 +35,18 @@ def sample(
     temperature: float,
     mask_id: int,
 ) -> Tensor:
-    """Completions, most confident tokens of the block first, equally many each step: tokens [N, L]."""
-    start = prompts.tokens_NP.shape[1]
-    tokens_NL = torch.nn.functional.pad(prompts.tokens_NP, (0, completion), value=mask_id)
-    steps_per_block = steps // (completion // BLOCK)
-    for step in range(steps):
-        stop = start + (step // steps_per_block + 1) * BLOCK
-        logits_NLV = network(tokens_NL).logits
-        uniform_NC = keyed_uniforms(prompts, uniforms, step, completion)
-        for row, logits_LV in enumerate(logits_NLV):
-            probability_LV = logits_LV.softmax(1)
-            if temperature:
-                drawn_C = draw(logits_LV[start:], uniform_NC[row], temperature, mask_id)
-                proposal_L = torch.cat([tokens_NL[row, :start], drawn_C])
-            else:
-                proposal_L = logits_LV.argmax(1)
-            candidate_L = tokens_NL[row] == mask_id
-            candidate_L[stop:] = False
-            confidence_L = probability_LV.gather(1, proposal_L[:, None])[:, 0].masked_fill(~candidate_L, -1.0)
-            best = confidence_L.topk(BLOCK // steps_per_block).indices
-            tokens_NL[row, best] = proposal_L[best]
-    return tokens_NL
+    """Completions by `unmask.sampling.reference`, most confident tokens of the block first: tokens [N, L]."""
+    sampled = reference.sample(
+        lambda tokens_NL: network(tokens_NL).logits,
+        prompts,
+        uniforms,
+        max_new_tokens=completion,
+        block_length=BLOCK,
+        steps=steps,
+        temperature=temperature,
+        mask_id=mask_id,
+    )
+    return torch.cat([prompts.tokens_NP, sampled.token_NC], dim=1)
 
 
 def update_loss(network: Network, batch: ScoringBatch, epsilon: float) -> Tensor:

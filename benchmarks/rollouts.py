@@ -24,6 +24,7 @@ from peer_samplers import (
 from peers import Checkouts
 from toy import LIVELY, SURE, PeerView, Sizes, planted_ends, toy_denoiser, toy_prompts, with_planted_answers
 from unmask.denoisers.layers.compiled import compile_layers
+from unmask.sampling import reference
 from unmask.sampling.caching import CACHINGS
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.unmasking import Threshold
@@ -114,7 +115,7 @@ class KeyedNoise:
         self.step = (self.step + 1) % sizes.steps
         chosen_NLV = torch.zeros(logits_NLV.shape, dtype=torch.uint8)
         for row, uniform_C in enumerate(uniform_NC):
-            drawn_C = plain.draw(logits_NLV[row, sizes.prompt :], uniform_C, temperature, sizes.mask_id)
+            drawn_C = reference.draw(logits_NLV[row, sizes.prompt :], uniform_C, temperature, sizes.mask_id)
             chosen_NLV[row, sizes.prompt :].scatter_(1, drawn_C[:, None], 1)
         return chosen_NLV
 

@@ -1,10 +1,11 @@
-"""Cached rollouts: which columns are run, where that is exact, and that what it costs in truth is measured."""
+"""Cached rollouts: which columns are run, where that is exact, and that the mismatch it costs is measured."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from helpers.forwards import count_forwards
 from helpers.small import EOS, MASK, VOCABULARY, prompts_of, small_denoiser
 from unmask.denoisers.head.reducers import AllLogits
 from unmask.denoisers.tiny import tiny_denoiser
@@ -42,7 +43,7 @@ def sampler_of(caching=None, **changes):
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize("rule", [LowConfidence(), Threshold(threshold=0.5)], ids=lambda rule: rule.name)
 @pytest.mark.parametrize("caching", CACHED.values(), ids=CACHED)
-def test_of_one_layer_caches_are_exact(caching, rule, shift, batch):
+def test_caching_is_exact_for_one_layer(caching, rule, shift, batch):
     denoiser, prompts = one_layer(shift), prompts_of(ROWS, samples=range(2))
     exact = sampler_of(unmasking=rule)(denoiser, prompts, Uniforms(), group_size=2)
     cached = sampler_of(caching, unmasking=rule, batch=batch)(denoiser, prompts, Uniforms(), group_size=2)
@@ -53,20 +54,14 @@ def test_of_one_layer_caches_are_exact(caching, rule, shift, batch):
     assert not cached.exact
 
 
-def columns_run(monkeypatch, denoiser, sampler, prompts):
-    """Columns of each forward, by number."""
-    widths, whole = [], denoiser.model.base_model.forward
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            denoiser.model.base_model,
-            "forward",
-            lambda **asked: (widths.append(asked["input_ids"].shape[1]), whole(**asked))[1],
-        )
-        rollout = sampler(denoiser, prompts, Uniforms())
-    return widths, rollout
+def columns_run(denoiser, sampler, prompts):
+    """Number of columns of each forward."""
+    with count_forwards(denoiser) as shapes:
+        sampler(denoiser, prompts, Uniforms())
+    return [columns for _, columns in shapes]
 
 
-def test_columns_that_are_run(monkeypatch):
+def test_cached_forwards_run_few_columns():
     """5 of the prompt and 12, in blocks of 4, two steps a block revealing 2 each."""
     expected = {
         "prefix": [17, 12, 17, 8, 17, 4],
@@ -77,24 +72,23 @@ def test_columns_that_are_run(monkeypatch):
     denoiser = small_denoiser()
     for name, caching in CACHED.items():
         sampler = sampler_of(caching, stop_at_end=False)
-        widths, _ = columns_run(monkeypatch, denoiser, sampler, prompts_of(ROWS))
-        assert widths == expected[name], name
+        assert columns_run(denoiser, sampler, prompts_of(ROWS)) == expected[name], name
     slow = sampler_of(CACHED["dual_delayed"], stop_at_end=False, steps=12)
-    assert columns_run(monkeypatch, denoiser, slow, prompts_of(ROWS))[0] == [17, 3 + 1, 2 + 1, 1 + 1] * 3
+    assert columns_run(denoiser, slow, prompts_of(ROWS)) == [17, 3 + 1, 2 + 1, 1 + 1] * 3
 
 
-def test_of_two_layers_they_are_approximations_and_the_gap_says_so():
+def test_sampling_mismatch_shows_that_caching_approximates():
     denoiser, prompts = small_denoiser(), prompts_of(ROWS, samples=range(8))
     accelerator = SimpleNamespace(num_processes=1)
-    gaps = {}
+    mismatches = {}
     for name, caching in CACHINGS.items():
         rollout = sampler_of(caching, stop_at_end=False)(denoiser, prompts, Uniforms(), group_size=8)
-        gaps[name] = sampling_mismatch(denoiser, rollout, Uniforms(), accelerator)["sampling/logp_gap"]
-    assert gaps.pop("none") < 1e-4
-    assert all(gap > 1e-3 for gap in gaps.values())
+        mismatches[name] = sampling_mismatch(denoiser, rollout, Uniforms(), accelerator)["sampling/logp_gap"]
+    assert mismatches.pop("none") < 1e-4
+    assert all(mismatch > 1e-3 for mismatch in mismatches.values())
 
 
-def test_steps_are_scored_as_sampled():
+def test_step_logps_equal_sampled_logps():
     """All steps together: every token, once."""
     denoiser, prompts = small_denoiser(), prompts_of(ROWS, samples=range(2))
     rollout = sampler_of(stop_at_end=False)(denoiser, prompts, Uniforms(), group_size=2)
@@ -106,7 +100,7 @@ def test_steps_are_scored_as_sampled():
     assert torch.equal(counted, rollout.completion_NL.long())
 
 
-def test_recorded_guesses_are_exact_beside_a_cache():
+def test_recorded_guesses_are_exact_under_caching():
     """DiSPO's states have a forward of their own; MDPO's are the cached forwards themselves, and refused."""
     denoiser, prompts = small_denoiser(), prompts_of(ROWS, samples=range(4))
     rollout = sampler_of(CACHED["dual"])(denoiser, prompts, Uniforms(), OneStep(degree=0.0), group_size=4)
@@ -125,7 +119,7 @@ def test_recorded_guesses_are_exact_beside_a_cache():
 
 @pytest.mark.parametrize(("length", "steps"), [(4, 4), (12, 12), (12, 18)])
 @pytest.mark.parametrize("caching", CACHINGS.values(), ids=CACHINGS)
-def test_recording_changes_no_token(caching, length, steps):
+def test_recording_changes_no_token_under_caching(caching, length, steps):
     """In the last block, too, where a state's masked positions are those of the block; and where steps reveal none."""
     denoiser, prompts = small_denoiser(), prompts_of(ROWS, samples=range(4))
     sampler = sampler_of(caching, stop_at_end=False, max_new_tokens=length, steps=steps)
@@ -143,7 +137,7 @@ def test_recording_changes_no_token(caching, length, steps):
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize("rule", [LowConfidence(), Threshold(threshold=0.2)], ids=lambda rule: rule.name)
 @pytest.mark.parametrize("caching", CACHED.values(), ids=CACHED)
-def test_neighbours_change_nothing_that_is_kept(caching, rule, shift):
+def test_cached_samples_do_not_depend_on_neighbours(caching, rule, shift):
     """Each sample alone, all together, and a few at a time, on blocks of their own."""
     denoiser = small_denoiser()
     denoiser.shift = shift
@@ -158,7 +152,7 @@ def test_neighbours_change_nothing_that_is_kept(caching, rule, shift):
             assert torch.equal(alone.tokens_NL[0, -12:], together.tokens_NL[4 * index + sample, -12:])
 
 
-def test_refusals():
+def test_sampler_refuses_caching_where_it_cannot_hold():
     with pytest.raises(UserError, match="caching prefix has no guidance: set guidance_scale 0"):
         sampler_of(CACHED["prefix"], guidance_scale=1.0)
     with pytest.raises(UserError, match="caching dual keeps tokens that unmasking rcr may mask again"):

@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.small import prompts_of, small_denoiser
+from helpers.stable_rule import StableFirst
 from unmask.sampling.block import Block
 from unmask.sampling.caching import CACHINGS
 from unmask.sampling.records import EveryStep, OneStep
@@ -39,13 +40,13 @@ def watch_blocks(monkeypatch):
     return blocks
 
 
-PLAIN = [rule() for rule in RULES.values() if not rule.adaptive]
+PLAIN = [*(rule() for rule in RULES.values() if not rule.adaptive), StableFirst()]
 WITH_CACHES = [(rule, name) for rule in PLAIN for name in CACHINGS if name == "none" or not rule.remasks]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize(("rule", "caching"), WITH_CACHES, ids=lambda value: getattr(value, "name", value))
-def test_a_block_is_denoised_without_waiting(rule, temperature, caching, monkeypatch):
+def test_block_does_not_wait_for_the_device(rule, temperature, caching, monkeypatch):
     blocks = watch_blocks(monkeypatch)
     sampler = Sampler(
         max_new_tokens=8,
@@ -83,7 +84,7 @@ VARIANTS += [(kind, name) for kind in ("nothing", "one") for name in ("dual", "p
 
 
 @pytest.mark.parametrize(("kind", "name"), VARIANTS)
-def test_whatever_is_asked_nothing_waits(kind, name, monkeypatch):
+def test_block_does_not_wait_for_the_device_when_recording(kind, name, monkeypatch):
     record = RECORDS[kind]
     watch_blocks(monkeypatch)
     denoiser, settings = variant(name)
@@ -93,6 +94,6 @@ def test_whatever_is_asked_nothing_waits(kind, name, monkeypatch):
     assert bool(rollout.snapshots) == (record is not None)
 
 
-def test_waiting_is_noticed():
+def test_no_waiting_notices_a_wait():
     with NoWaiting(), pytest.raises(AssertionError, match="_local_scalar_dense waits"):
         bool(torch.ones(1).any())

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from conftest import REFERENCE, reference_cases
+from helpers.forwards import count_forwards
 from unmask.denoisers.loading import load_denoiser
 from unmask.errors import UserError
 from unmask.sampling.records import EveryStep, OneStep
@@ -40,7 +41,7 @@ def states_of(sampler: Sampler, denoiser, prompts: Prompts):
 
 
 @pytest.mark.parametrize("case", reference_cases("samplers/llada_generate"), ids=lambda case: case["name"])
-def test_llada_generate(case, llada_tiny):
+def test_sampler_equals_llada_generate(case, llada_tiny):
     tensors = case["tensors"]
     sampler = Sampler(
         max_new_tokens=case["gen_length"],
@@ -60,7 +61,7 @@ def fast_dllm_rule(case):
 
 
 @pytest.mark.parametrize("case", reference_cases("samplers/fast_dllm"), ids=lambda case: case["name"])
-def test_fast_dllm(case, llada_tiny):
+def test_sampler_equals_fast_dllm(case, llada_tiny):
     tensors = case["tensors"]
     sampler = Sampler(
         max_new_tokens=case["gen_length"],
@@ -88,7 +89,7 @@ PLAIN_RULES = {"llada": LowConfidence(), "topk_margin": TopKMargin(), "entropy":
 
 
 @pytest.mark.parametrize("case", reference_cases("samplers/rcr_llada"), ids=lambda case: case["name"])
-def test_running_confidence_remasking(case, llada_tiny):
+def test_sampler_equals_mdpo_running_confidence_remasking(case, llada_tiny):
     tensors = case["tensors"]
     rule = PLAIN_RULES[case["conf_alg"]]
     if case["rcr"]:
@@ -115,7 +116,7 @@ def dream_tiny():
 
 
 @pytest.mark.parametrize("case", reference_cases("samplers/dream_generate"), ids=lambda case: case["name"])
-def test_dream_generate(case, dream_tiny):
+def test_sampler_equals_dream_generate(case, dream_tiny):
     tensors = case["tensors"]
     sampler = Sampler(
         max_new_tokens=case["max_new_tokens"],
@@ -149,7 +150,7 @@ def llada2_sampler(case) -> Sampler:
 
 
 @pytest.mark.parametrize("case", reference_cases("samplers/llada2_generate"), ids=lambda case: case["name"])
-def test_llada2_generate(case, llada2_tiny):
+def test_sampler_equals_llada2_generate(case, llada2_tiny):
     tensors = case["tensors"]
     states, rollout = states_of(llada2_sampler(case), llada2_tiny, prompts_of(tensors["prompt"]))
     for ours, theirs in zip(states[:, 0], tensors["states"].long(), strict=False):
@@ -160,7 +161,7 @@ def test_llada2_generate(case, llada2_tiny):
     assert torch.equal(rollout.tokens_NL[0, case["prompt_length"] :][: len(generated)], generated)
 
 
-def test_blocks_of_the_model_do_not_depend_on_the_batch(llada2_tiny):
+def test_block_causal_samples_do_not_depend_on_the_batch(llada2_tiny):
     """Prompts that end in different places of a block, side by side and left-padded, give what each gives alone."""
     cases = reference_cases("samplers/llada2_generate")
     rows = [case["tensors"]["prompt"][0].long() for case in cases]
@@ -178,31 +179,25 @@ def test_blocks_of_the_model_do_not_depend_on_the_batch(llada2_tiny):
 
 @pytest.mark.parametrize("record", [None, OneStep(degree=0.0), OneStep(degree=4.0), EveryStep()], ids=str)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_what_is_cached_changes_nothing(llada2_tiny, monkeypatch, temperature, record):
+def test_exact_prefix_cache_changes_nothing(llada2_tiny, monkeypatch, temperature, record):
     """Ragged prompts: the same tokens as with every column run at every step, and the same log-probs."""
     rows = [torch.arange(3, 3 + length) for length in (2, 9, 16, 23)]
     width = max(map(len, rows))
     padded = torch.stack([torch.nn.functional.pad(row, (width - len(row), 0), value=157) for row in rows])
     attention = torch.stack([torch.arange(width) >= width - len(row) for row in rows])
     sampler = Sampler(max_new_tokens=32, block_length=8, steps=16, temperature=temperature)
-    columns, whole = [], llada2_tiny.model.base_model.forward
-    monkeypatch.setattr(
-        llada2_tiny.model.base_model,
-        "forward",
-        lambda **asked: (columns.append(asked["input_ids"].shape[1]), whole(**asked))[1],
-    )
     prompts = prompts_of(padded, attention)
-    cached = sampler(llada2_tiny, prompts, Uniforms(), record)
+    with count_forwards(llada2_tiny) as shapes:
+        cached = sampler(llada2_tiny, prompts, Uniforms(), record)
     if record is None:
-        assert sum(columns) < 0.6 * len(columns) * (width + 32)
-    monkeypatch.undo()
-    monkeypatch.setattr("unmask.sampling.block.SamplingContext.shown_early", property(lambda context: False))
+        assert sum(columns for _, columns in shapes) < 0.6 * len(shapes) * (width + 32)
+    monkeypatch.setattr("unmask.sampling.context.SamplingContext.exact_prefix_cache", property(lambda context: False))
     plain = sampler(llada2_tiny, prompts, Uniforms())
     assert torch.equal(cached.tokens_NL, plain.tokens_NL)
     torch.testing.assert_close(cached.sampled_logp_NL, plain.sampled_logp_NL, rtol=1e-4, atol=1e-4)
 
 
-def test_other_blocks_than_the_models_are_refused(llada2_tiny):
+def test_sampler_refuses_other_blocks_than_the_models(llada2_tiny):
     sampler = Sampler(max_new_tokens=16, block_length=16, steps=16)
     with pytest.raises(UserError, match="block_length 16 is not the 8 of the model"):
         states_of(sampler, llada2_tiny, prompts_of(torch.ones(1, 3)))
@@ -211,7 +206,7 @@ def test_other_blocks_than_the_models_are_refused(llada2_tiny):
 SCHEDULE_NAMES = {"linear": "linear", "cosine": "cosine", "pow2": "square"}
 
 
-def test_schedules():
+def test_schedules_equal_the_authors():
     tables = json.loads((REFERENCE / "samplers" / "schedules.json").read_text())
     compared = 0
     for row in tables["uniform"]:

@@ -21,10 +21,11 @@ from unmask.sampling.unmasking import (
 from unmask.uniforms import Uniforms
 
 
-def seen(confidence, masked=None, *, running=None, count=1, remaining=0, uniforms=None) -> Observation:
+def observation_of(confidence, masked=None, *, running=None, count=1, remaining=0, uniforms=None) -> Observation:
     confidence = torch.tensor(confidence)
     return Observation(
         masked_NC=torch.ones_like(confidence).bool() if masked is None else torch.tensor(masked).bool(),
+        token_NC=torch.zeros_like(confidence, dtype=torch.long),
         confidence_NC=confidence,
         running_NC=confidence if running is None else torch.tensor(running),
         position_NC=torch.arange(confidence.shape[1])[None],
@@ -49,15 +50,15 @@ def test_measures_by_hand():
 
 
 @pytest.mark.parametrize("rule", [LowConfidence(), TopKMargin(), Entropy()], ids=lambda rule: rule.name)
-def test_the_surest_are_committed(rule):
+def test_confidence_rules_commit_the_surest(rule):
     expected = {0: MASKED, 1: [[1, 0, 1, 0], [0, 1, 1, 0]], 2: [[1, 0, 0, 0], [0, 1, 0, 0]], 3: [[0] * 4] * 2}
     for count, after in expected.items():
-        assert rule(seen(CONFIDENCE, MASKED, count=count)).int().tolist() == after
-    assert rule(seen([[0.5, 0.5, 0.5]])).tolist() == [[False, True, True]]  # ties: the lower column
+        assert rule(observation_of(CONFIDENCE, MASKED, count=count)).int().tolist() == after
+    assert rule(observation_of([[0.5, 0.5, 0.5]])).tolist() == [[False, True, True]]  # ties: the lower column
     assert (rule.adaptive, rule.remasks) == (False, False)
 
 
-def test_rules_measure_what_they_say():
+def test_rules_declare_their_traits():
     expected = {"margin": "margin", "entropy": "entropy", "left_to_right": "entropy"}
     assert all(rule().measure is MEASURES[expected.get(name, "probability")] for name, rule in RULES.items())
     assert all(RunningConfidence(confidence=name).measure is measure for name, measure in MEASURES.items())
@@ -66,13 +67,15 @@ def test_rules_measure_what_they_say():
     assert {name for name, rule in RULES.items() if rule.remasks} == {"rcr"}
 
 
-def test_left_to_right():
-    assert LeftToRight()(seen(CONFIDENCE, MASKED)).int().tolist() == [[0, 0, 1, 1], [0, 1, 1, 0]]
-    assert LeftToRight()(seen(CONFIDENCE, MASKED, count=2)).int().tolist() == [[0, 0, 0, 1], [0, 0, 1, 0]]
+def test_left_to_right_commits_leftmost():
+    assert LeftToRight()(observation_of(CONFIDENCE, MASKED)).int().tolist() == [[0, 0, 1, 1], [0, 1, 1, 0]]
+    assert LeftToRight()(observation_of(CONFIDENCE, MASKED, count=2)).int().tolist() == [[0, 0, 0, 1], [0, 0, 1, 0]]
 
 
-def test_random_positions():
-    after = torch.stack([Random()(seen(CONFIDENCE, MASKED, uniforms=Uniforms().key(seed))) for seed in range(600)])
+def test_random_commits_each_set_equally_often():
+    after = torch.stack(
+        [Random()(observation_of(CONFIDENCE, MASKED, uniforms=Uniforms().key(seed))) for seed in range(600)]
+    )
     assert bool((after.sum(2) == 2).all())
     assert bool((after <= torch.tensor(MASKED).bool()).all())
     chosen = (~after & torch.tensor(MASKED).bool()).float().mean(0)
@@ -91,10 +94,10 @@ def test_random_positions():
         (0.1, [[0] * 4, [0] * 4]),
     ],
 )
-def test_threshold(threshold, after):
-    assert Threshold(threshold=threshold)(seen(CONFIDENCE, MASKED)).int().tolist() == after
+def test_threshold_by_hand(threshold, after):
+    assert Threshold(threshold=threshold)(observation_of(CONFIDENCE, MASKED)).int().tolist() == after
     none = torch.zeros(2, 4).int().tolist()
-    assert Threshold(threshold=threshold)(seen(CONFIDENCE, none)).int().tolist() == none
+    assert Threshold(threshold=threshold)(observation_of(CONFIDENCE, none)).int().tolist() == none
 
 
 @pytest.mark.parametrize(
@@ -108,18 +111,18 @@ def test_threshold(threshold, after):
         ([0.5, 0.6, 0.2], [1, 0, 1]),
     ],
 )
-def test_factor(confidence, after):
-    assert Factor()(seen([confidence])).int().tolist() == [after]
+def test_factor_by_hand(confidence, after):
+    assert Factor()(observation_of([confidence])).int().tolist() == [after]
 
 
 def test_factor_stops_at_the_first_misfit():
     # 1 - 2/3, 1 - 2/4, 1 - 2/5, 1 - 2/6 for ranks 1 to 4 ...: rank 2 fails, whatever follows.
     rule = Factor(factor=2.0)
-    assert rule(seen([[0.9, 0.3, 0.3, 0.3]])).int().tolist() == [[0, 1, 1, 1]]
-    assert rule(seen([[0.9, 0.4, 0.4, 0.3]])).int().tolist() == [[0, 0, 1, 1]]
-    assert rule(seen([[0.9, 0.4, 0.5, 0.3]], [[1, 0, 1, 1]])).int().tolist() == [[0, 0, 0, 1]]
+    assert rule(observation_of([[0.9, 0.3, 0.3, 0.3]])).int().tolist() == [[0, 1, 1, 1]]
+    assert rule(observation_of([[0.9, 0.4, 0.4, 0.3]])).int().tolist() == [[0, 0, 1, 1]]
+    assert rule(observation_of([[0.9, 0.4, 0.5, 0.3]], [[1, 0, 1, 1]])).int().tolist() == [[0, 0, 0, 1]]
     falling = Factor(factor=0.9)  # thresholds 0.55 (rank 1), 0.7, 0.775, 0.82
-    assert falling(seen([[0.9, 0.69, 0.69, 0.69]])).int().tolist() == [[0, 1, 1, 1]]
+    assert falling(observation_of([[0.9, 0.69, 0.69, 0.69]])).int().tolist() == [[0, 1, 1, 1]]
     assert Factor(factor=1e-3).factor == 1e-3
     assert Threshold(threshold=1.0).threshold == 1.0
 
@@ -127,12 +130,12 @@ def test_factor_stops_at_the_first_misfit():
 def test_running_confidence_masks_the_least_confident_again():
     running = [[0.2, 0.9, 0.5, 0.8], [0.7, 0.1, 0.6, 0.3]]
     rule = RunningConfidence()
-    assert rule(seen(CONFIDENCE, MASKED, running=running, remaining=2)).int().tolist() == [
+    assert rule(observation_of(CONFIDENCE, MASKED, running=running, remaining=2)).int().tolist() == [
         [1, 0, 1, 0],
         [0, 1, 0, 1],
     ]
-    assert rule(seen(CONFIDENCE, MASKED, running=running, remaining=0)).int().tolist() == [[0] * 4] * 2
-    assert rule(seen(CONFIDENCE, MASKED, running=running, remaining=4)).int().tolist() == [[1] * 4] * 2
+    assert rule(observation_of(CONFIDENCE, MASKED, running=running, remaining=0)).int().tolist() == [[0] * 4] * 2
+    assert rule(observation_of(CONFIDENCE, MASKED, running=running, remaining=4)).int().tolist() == [[1] * 4] * 2
 
 
 def test_schedules_by_hand():

@@ -157,6 +157,7 @@ def _committed(canvas: Canvas, logps: dict[int, Tensor]) -> int:
     after = LowConfidence()(
         Observation(
             masked_NC=masked,
+            token_NC=torch.zeros_like(masked, dtype=torch.long),
             confidence_NC=confidence,
             running_NC=confidence,
             position_NC=torch.arange(LENGTH)[None],

@@ -1,1 +1,6 @@
-"""Sampling completions: the denoising loop, unmasking rules and schedules, caches, recorded states."""
+"""Sampling completions. Read `reference` first: the whole sampler, plain.
+
+The fast one: `sampler` (settings, call) > `block` (loop over steps) > `recording` > `step` (propose, observe, commit),
+with `batching` (which samples run), `columns` (what a forward runs), `context` and `state` (what a call keeps and what
+the loop changes), `proposals` (draws), `snapshots`. Pieces to choose: `unmasking`, `schedules`, `caching`, `records`.
+"""

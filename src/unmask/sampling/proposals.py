@@ -1,4 +1,4 @@
-"""What a denoising step proposes: tokens drawn by keyed uniforms, their log-probs, confidences."""
+"""Reducers of logits to a step's proposals: tokens drawn by keyed uniforms, their log-probs, confidences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unmask.denoisers.head.reducers import LogitsReducer
 from unmask.denoisers.head.vocabulary import GivenLogits, Logits, reduce_slices
 from unmask.denoisers.head.workspace import Workspace
-from unmask.sampling.unmasking import Measure, probability
+from unmask.sampling.unmasking import Measure
 
 
 class Proposed(NamedTuple):
@@ -109,7 +109,7 @@ def _log_sum(top_CT: Tensor, sum_CT: Tensor, mask_C1: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Propose(LogitsReducer):
-    """The answer of sampling: Z tokens a position, their log-probs at the temperature, confidences of the proposals.
+    """The reducer of sampling: Z tokens a position, their log-probs at the temperature, confidences of the proposals.
 
     The proposals are the tokens 0, `stride`, 2 `stride`..., the others further guesses. Without uniforms: greedy, and
     log-probs at temperature 1.
@@ -130,13 +130,15 @@ class Propose(LogitsReducer):
 
     def from_head(self, hidden_QD: Tensor, head: nn.Linear, workspace: Workspace) -> tuple[Tensor, ...]:
         """The same; slice by slice of the vocabulary where confidences need no logits but those of the proposals."""
-        if self.measure is not probability:
+        if self.measure.reads_all_logits:
             return super().from_head(hidden_QD, head, workspace)
         return reduce_slices(self._from_slices, hidden_QD, head.weight, self.mask_id, workspace)
 
     def _from_slices(self, logits: Logits, chunk: slice) -> tuple[Tensor, ...]:
         proposed = self._propose(logits, chunk)
-        confidence_CK = (proposed.logits_CZ[:, :: self.stride] - proposed.normalizer_C[:, None]).exp()
+        logits_CK = proposed.logits_CZ[:, :: self.stride]
+        place_CK = torch.arange(logits_CK.shape[1], device=logits_CK.device).expand_as(logits_CK)
+        confidence_CK = self.measure(logits_CK, proposed.normalizer_C, place_CK)
         return proposed.tokens_CZ, proposed.logp_CZ, confidence_CK
 
     def _propose(self, logits: Logits, chunk: slice) -> Proposed:

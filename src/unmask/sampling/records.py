@@ -13,34 +13,40 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Record(Protocol):
-    """`guesses` completions of the states before the steps in `steps`; `own`: the sampler's own proposal is one."""
+    """What a method asks the sampler to remember: partly masked canvases, and completions guessed there."""
 
     @property
-    def guesses(self) -> int: ...
+    def guesses(self) -> int:
+        """Completions guessed at each recorded canvas."""
 
     @property
-    def own(self) -> bool: ...
+    def own(self) -> bool:
+        """Whether the sampler's own proposals are the guess (one then); else guesses are drawn besides."""
 
     def steps(self, uniforms: Uniforms, prompt_N: Tensor, sample_N: Tensor, steps: int) -> list[Tensor]:
-        """Slots of the record, each the step of every sample: int64 [N], on the host, known before the rollout."""
+        """For each snapshot the step of every sample before which its canvas is remembered: int64 [N], on the host.
+
+        Known before the rollout, so that no step waits for the device; `steps` are those of a completion.
+        """
 
 
 @dataclass(frozen=True)
 class EveryStep:
-    """Every state, with the full completion that the sampler itself proposes there (MDPO)."""
+    """Record of the canvas before every step, with the completion that the sampler itself proposes there (MDPO)."""
 
     guesses: int = 1
     own: bool = True
 
     def steps(self, uniforms: Uniforms, prompt_N: Tensor, sample_N: Tensor, steps: int) -> list[Tensor]:
+        """All steps, a snapshot each."""
         return [prompt_N.new_full(prompt_N.shape, step) for step in range(steps)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneStep:
-    """One state a trajectory, p(t) = t^degree / sum_s s^degree over t = 0..T-1, filled at once `guesses` times (DiSPO).
+    """Record of one canvas a trajectory, filled at once `guesses` times (DiSPO).
 
-    `shared`: one draw for all samples of a prompt.
+    Before step t with p(t) = t^degree / sum_s s^degree, t = 0..T-1. `shared`: one draw for all samples of a prompt.
     """
 
     guesses: int = 2
@@ -49,6 +55,7 @@ class OneStep:
     shared: bool = False
 
     def steps(self, uniforms: Uniforms, prompt_N: Tensor, sample_N: Tensor, steps: int) -> list[Tensor]:
+        """One snapshot, its step drawn by prompt and sample."""
         import torch
 
         power_S = torch.arange(steps, dtype=torch.float64) ** self.degree

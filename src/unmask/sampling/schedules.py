@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
-Schedule = Callable[[int, int], tuple[int, ...]]
+Schedule = Callable[[int, int], tuple[int, ...]]  # (masks, steps) -> positions to commit in each step
 
 
 def uniform_schedule(masks: int, steps: int) -> tuple[int, ...]:

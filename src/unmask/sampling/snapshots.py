@@ -1,4 +1,4 @@
-"""States that the sampler passes, remembered for the methods that ask."""
+"""Buffers of the states that a sampler passes, and which samples are recorded at which step."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from unmask.types import Snapshot
 
 
 class SnapshotBuffer:
-    """A snapshot that fills as the samples pass their steps (known on the host: no device is waited for)."""
+    """A Snapshot that fills as the samples pass their recorded steps.
+
+    `steps` of every sample are known on the host, so no device is waited for. `guesses`: which of the tokens that a
+    step draws at a column are kept (0 is the sampler's own proposal).
+    """
 
     def __init__(self, step_N: Tensor, record: Record, tokens_NL: Tensor) -> None:
         self.steps: list[int] = step_N.tolist()
         self.wanted = set(self.steps)
-        first = 0 if record.own else 1  # answer 0 is the sampler's own proposal
+        first = 0 if record.own else 1
         self.guesses = slice(first, first + record.guesses)
         empty = torch.zeros((record.guesses, *tokens_NL.shape), device=tokens_NL.device)
         self.snapshot = Snapshot(
@@ -31,7 +35,7 @@ class SnapshotBuffer:
         )
 
     def at(self, step: int, rows: Sequence[int]) -> list[int]:
-        """Places among `rows` of the samples that are at their step."""
+        """Places among `rows` of the samples whose recorded step is `step`."""
         if step not in self.wanted:
             return []
         return [place for place, row in enumerate(rows) if self.steps[row] == step]
@@ -39,9 +43,9 @@ class SnapshotBuffer:
     def remember(
         self, rows: Tensor, canvas_NL: Tensor, column_NA: Tensor, tokens_NAZ: Tensor, logp_NAZ: Tensor, mask_id: int
     ) -> None:
-        """Store canvases of the samples `rows`, and their masked columns (all among those given) as guessed."""
+        """Store canvases of the samples `rows`, and guesses there: all masked columns are among `column_NA`."""
         masked_NA = canvas_NL.gather(1, column_NA) == mask_id
-        held = self.snapshot
+        before = self.snapshot
         guesses, logps = [], []
         for guess in range(*self.guesses.indices(tokens_NAZ.shape[2])):
             token_NA = torch.where(masked_NA, tokens_NAZ[..., guess], canvas_NL.gather(1, column_NA))
@@ -50,17 +54,17 @@ class SnapshotBuffer:
             logps.append(blank_NL.scatter(1, column_NA, logp_NAZ[..., guess] * masked_NA))
         logp, masked = torch.stack(logps), canvas_NL == mask_id
         self.snapshot = replace(
-            held,
-            canvas_NL=held.canvas_NL.index_copy(0, rows, canvas_NL),
-            guesses_ZNL=held.guesses_ZNL.index_copy(1, rows, torch.stack(guesses)),
-            logp_ZNL=held.logp_ZNL.index_copy(1, rows, logp),
-            confidence_ZNL=held.confidence_ZNL.index_copy(1, rows, logp.exp() * masked),
+            before,
+            canvas_NL=before.canvas_NL.index_copy(0, rows, canvas_NL),
+            guesses_ZNL=before.guesses_ZNL.index_copy(1, rows, torch.stack(guesses)),
+            logp_ZNL=before.logp_ZNL.index_copy(1, rows, logp),
+            confidence_ZNL=before.confidence_ZNL.index_copy(1, rows, logp.exp() * masked),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotRequest:
-    """Samples whose state before a step is remembered: their places among those at work, and their rows among all."""
+    """Samples to snapshot before one step: `place_N` indexes the samples that run, `row_N` all samples."""
 
     buffer: SnapshotBuffer
     place_N: Tensor
@@ -74,9 +78,9 @@ def snapshot_requests(
     batch_multiple: int,
     device: torch.device,
 ) -> dict[int, list[SnapshotRequest]]:
-    """What is remembered at each of the steps of a block, in one transfer to the device, for steps must not wait.
+    """The requests of each of a block's steps, made in one transfer to the device, for steps must not wait.
 
-    Numbers of samples are multiples of `batch_multiple`, some samples named twice: a forward of theirs has few shapes.
+    `rows`: the samples that run. Numbers of samples are padded to multiples of `batch_multiple` by naming some twice.
     """
     found = [(step, buffer, places) for step in steps for buffer in buffers if (places := buffer.at(step, rows))]
     padded = [pad_to_multiple(places, batch_multiple) for _, _, places in found]

@@ -1,4 +1,4 @@
-"""The sampler's law at a large vocabulary, from logits in half precision: the exact softmax of those logits."""
+"""Draws at a large vocabulary, from logits in half precision, follow the exact softmax of those logits."""
 
 import pytest
 import torch
@@ -25,18 +25,18 @@ def logits_of() -> torch.Tensor:
     return logits_1V.bfloat16()
 
 
-def exact_law(logits_1V):
-    law_V = logits_1V[0].double()
-    law_V[MASK] = -float("inf")
-    return law_V.softmax(0)
+def exact_distribution(logits_1V):
+    probability_V = logits_1V[0].double()
+    probability_V[MASK] = -float("inf")
+    return probability_V.softmax(0)
 
 
-def binned(tokens, law_V):
+def binned(tokens, probability_V):
     """Counts and probabilities in a hundred bins of about equal mass, likely tokens first."""
-    order = law_V.argsort(descending=True)
+    order = probability_V.argsort(descending=True)
     bin_V = torch.empty(VOCABULARY, dtype=torch.long)
-    bin_V[order] = (law_V[order].cumsum(0) * 100).long().clamp(max=99)
-    law = torch.zeros(100, dtype=torch.float64).index_add(0, bin_V, law_V)
+    bin_V[order] = (probability_V[order].cumsum(0) * 100).long().clamp(max=99)
+    law = torch.zeros(100, dtype=torch.float64).index_add(0, bin_V, probability_V)
     return bin_V[tokens].bincount(minlength=100), law
 
 
@@ -49,24 +49,24 @@ def drawn(logits_1V, draws=DRAWS, temperature=1.0):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.9])
-def test_draws_follow_the_exact_law(temperature):
+def test_draws_follow_the_exact_distribution(temperature):
     logits_1V = logits_of()
     tokens, logp, _ = drawn(logits_1V, temperature=temperature)
-    law_V = exact_law(logits_1V.float() / temperature)
-    assert abs(surprise(*binned(tokens, law_V))) < 4
-    entropy = -(law_V * law_V.clamp(min=1e-300).log()).sum()
-    deviation = (law_V * (law_V.clamp(min=1e-300).log() + entropy).square()).sum().sqrt()
+    probability_V = exact_distribution(logits_1V.float() / temperature)
+    assert abs(surprise(*binned(tokens, probability_V))) < 4
+    entropy = -(probability_V * probability_V.clamp(min=1e-300).log()).sum()
+    deviation = (probability_V * (probability_V.clamp(min=1e-300).log() + entropy).square()).sum().sqrt()
     assert float(-logp.double().mean()) == pytest.approx(float(entropy), abs=4 * float(deviation) / DRAWS**0.5 + 1e-3)
     assert MASK not in tokens
     scored = (logits_1V.double() / temperature).log_softmax(1)[0]  # the mask token keeps its part here
     torch.testing.assert_close(logp.double(), scored[tokens], rtol=1e-5, atol=1e-5)
 
 
-def test_noise_in_half_precision_is_noticed():
+def test_gumbel_noise_in_half_precision_is_noticed():
     """Public samplers draw Gumbel noise in the logits' precision: the tail is lost, and entropy with it."""
     logits_1V, draws = logits_of(), 2000
     generator = torch.Generator().manual_seed(0)
-    law_V = exact_law(logits_1V)
+    probability_V = exact_distribution(logits_1V)
     masked_V = logits_1V[0].clone()
     masked_V[MASK] = -float("inf")
     tokens = []
@@ -74,9 +74,9 @@ def test_noise_in_half_precision_is_noticed():
         noise = torch.rand((50, VOCABULARY), generator=generator, dtype=torch.bfloat16)
         tokens.append((masked_V.exp() / -torch.log(noise)).argmax(1))
     tokens = torch.cat(tokens)
-    assert surprise(*binned(tokens, law_V)) > 10
+    assert surprise(*binned(tokens, probability_V)) > 10
     exact, _, _ = drawn(logits_1V, draws)
-    assert abs(surprise(*binned(exact, law_V))) < 4
+    assert abs(surprise(*binned(exact, probability_V))) < 4
 
 
 def head_of(vocabulary=VOCABULARY, positions=1, dtype=torch.bfloat16, width=16):
@@ -88,14 +88,14 @@ def head_of(vocabulary=VOCABULARY, positions=1, dtype=torch.bfloat16, width=16):
 
 @pytest.mark.parametrize("cast", [False, True], ids=["bf16", "autocast"])
 @pytest.mark.parametrize("temperature", [1.0, 0.9])
-def test_draws_from_a_head_follow_the_exact_law(temperature, cast):
+def test_draws_from_a_head_follow_the_exact_distribution(temperature, cast):
     """Slice by slice in bf16, the fold that a draw falls into made once more; or a float32 head, cast as a whole."""
     hidden_1D, weight_VD = head_of(dtype=torch.float32 if cast else torch.bfloat16)
     uniform_1Z = Uniforms().key("distribution", torch.arange(DRAWS)[None]).draw()
     with torch.autocast("cpu", torch.bfloat16, enabled=cast):
         proposed = draw(HeadLogits(hidden_1D, weight_VD, MASK, Workspace()), uniform_1Z, temperature)
     logits_1V = (hidden_1D.bfloat16() @ weight_VD.bfloat16().t()).float() / temperature
-    assert abs(surprise(*binned(proposed.tokens_CZ[0], exact_law(logits_1V)))) < 4
+    assert abs(surprise(*binned(proposed.tokens_CZ[0], exact_distribution(logits_1V)))) < 4
     scored = logits_1V.double().log_softmax(1).gather(1, proposed.tokens_CZ)
     assert float((proposed.logp_CZ - scored).abs().mean()) < 1e-3  # another kernel may round a bf16 logit otherwise
 
@@ -110,7 +110,7 @@ def drawn_at_once(logits_CV, uniform_CZ, temperature, mask_id):
 
 @pytest.mark.parametrize("width", [64, 128, 4096])
 @pytest.mark.parametrize(("vocabulary", "mask_id"), [(7, 3), (640, 0), (641, 640), (1000, 130), (1000, 999)])
-def test_slices_are_the_whole(vocabulary, mask_id, width, monkeypatch):
+def test_draw_and_greedy_by_slices_equal_the_whole_row(vocabulary, mask_id, width, monkeypatch):
     """Whatever the slices, whether they divide the vocabulary, wherever the mask token is: alone in one (641) too."""
     monkeypatch.setattr(slices, "_CACHED_WIDTH", width)
     monkeypatch.setattr(slices, "_LONG", width // 2)
@@ -138,7 +138,7 @@ def test_slices_are_the_whole(vocabulary, mask_id, width, monkeypatch):
 
 
 @pytest.mark.parametrize("width", [64, 4096])
-def test_the_first_of_equals_is_greedy_and_ends_of_the_cdf_are_tokens(width, monkeypatch):
+def test_greedy_takes_the_first_of_equals_and_draw_reaches_both_ends(width, monkeypatch):
     monkeypatch.setattr(slices, "_CACHED_WIDTH", width)
     logits_CV = (torch.rand((5, 1200), generator=torch.Generator().manual_seed(0)) * 4).floor()
     logits_CV[:, ::3] = -float("inf")
@@ -168,7 +168,7 @@ def plain_head(weight_VD):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
-def test_logits_of_a_step_are_never_all_there(temperature):
+def test_propose_by_slices_never_holds_all_logits(temperature):
     positions = 96
     hidden_CD, weight_VD = head_of(positions=positions, dtype=torch.float32)
     uniform_QZ = torch.rand((positions, 1), dtype=torch.float64) if temperature else None

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.forwards import count_forwards
 from helpers.small import EOS, MASK, VOCABULARY, few, prompts_of, small_denoiser, surprise
 from unmask.denoisers.base import Guidance
 from unmask.denoisers.head.reducers import AllLogits, TargetLogProb
@@ -101,7 +102,7 @@ def test_all_masks_are_filled_and_the_prompt_stays(rule, temperature, blocks, sc
     assert rule.adaptive or rollout.steps == sampler.steps
 
 
-def test_the_completion_ends_with_the_first_end_of_sequence():
+def test_completion_ends_with_the_first_end_of_sequence():
     rollout = sampler_of()(DENOISER, prompts_of([[1, EOS, 3], *ROWS], samples=range(8)), Uniforms())
     lengths = set()
     for row, completion in zip(rollout.tokens_NL.tolist(), rollout.completion_NL.tolist(), strict=True):
@@ -203,7 +204,7 @@ def test_draws_follow_softmax():
     assert draw(GivenLogits(torch.zeros(1, 5), 4, Workspace()), quarters, 1.0).tokens_CZ.tolist() == [[0, 1, 2, 3]]
 
 
-def test_one_step_follows_the_product_law():
+def test_tokens_of_one_step_follow_the_product_distribution():
     prompts = prompts_of([[1, 2]], samples=range(20_000))
     sampler = sampler_of(max_new_tokens=2, block_length=2, steps=1)
     tokens = sampler(DENOISER, prompts, Uniforms()).tokens_NL[:, 2:]
@@ -271,7 +272,7 @@ def test_one_step_records_guesses_at_its_state(shared):
     assert bool((steps == steps[:, :1]).all()) == shared
 
 
-def test_recorded_guesses_follow_the_law_of_their_state():
+def test_recorded_guesses_follow_the_distribution_of_their_state():
     prompts = prompts_of([[1, 2]], samples=range(8000))
     sampler = sampler_of(max_new_tokens=1, block_length=1, steps=1)
     (snapshot,) = sampler(DENOISER, prompts, Uniforms(), OneStep()).snapshots
@@ -316,7 +317,7 @@ def test_recording_does_not_change_the_tokens(rule, record):
 # ---- guidance and refusals ----
 
 
-def test_guidance():
+def test_guidance_mixes_logits_and_changes_tokens():
     canvas = torch.tensor([[1, 2, MASK, 3, MASK]])
     asked, attention = torch.tensor([[2, 4]]), torch.ones(1, 5).bool()
     prompt = torch.tensor([[True, True, False, False, False]])
@@ -345,7 +346,7 @@ def test_guidance():
         ({"temperature": -0.5}, "temperature -0.5 is negative"),
     ],
 )
-def test_settings_that_cannot_be(changes, message):
+def test_sampler_refuses_settings_that_do_not_fit(changes, message):
     with pytest.raises(UserError, match=message):
         sampler_of(**changes)
 
@@ -361,19 +362,19 @@ def test_settings_that_cannot_be(changes, message):
         (RunningConfidence, {"scope": "prompt"}, "'prompt'"),
     ],
 )
-def test_rule_settings_that_cannot_be(rule, settings, message):
+def test_rules_refuse_unknown_settings(rule, settings, message):
     with pytest.raises(UserError, match=message):
         rule(**settings)
 
 
-def test_longer_than_the_model():
+def test_sampler_refuses_prompts_longer_than_the_model():
     fits = prompts_of(ROWS, width=32)
     sampler_of()(DENOISER, fits, Uniforms())
     with pytest.raises(UserError, match="prompt of 33 and completion of 8 tokens exceed the 40"):
         sampler_of()(DENOISER, prompts_of(ROWS, width=33), Uniforms())
 
 
-def test_a_record_needs_a_known_number_of_steps():
+def test_sampler_refuses_records_of_adaptive_rules():
     with pytest.raises(UserError, match="threshold"):
         sampler_of(Threshold())(DENOISER, prompts_of(ROWS), Uniforms(), EveryStep())
 
@@ -391,7 +392,7 @@ def ended_rollouts(blocks_of_the_model=None):
 
 
 @pytest.mark.parametrize("blocks_of_the_model", [None, 4])
-def test_stopping_at_the_end_leaves_what_stands_before_it(blocks_of_the_model):
+def test_stop_at_end_leaves_completions_as_they_are(blocks_of_the_model):
     whole, stopped = ended_rollouts(blocks_of_the_model)
     assert torch.equal(whole.completion_NL, stopped.completion_NL)
     kept = stopped.completion_NL
@@ -408,21 +409,18 @@ def test_stopping_at_the_end_leaves_what_stands_before_it(blocks_of_the_model):
     assert bool((stopped.revealed_at_NL < stopped.steps).all())
 
 
-def test_stopping_saves_forwards(monkeypatch):
-    denoiser, rows = small_denoiser(seed=5), []
-    whole = denoiser.model.base_model.forward
-    monkeypatch.setattr(
-        denoiser.model.base_model, "forward", lambda **asked: (rows.append(len(asked["input_ids"])), whole(**asked))[1]
-    )
+def test_stop_at_end_saves_forwards():
+    denoiser = small_denoiser(seed=5)
     prompts = prompts_of([[1, 2, 3], [4, 5]], samples=range(6))
     sampler = Sampler(max_new_tokens=16, block_length=4, steps=8, temperature=1.0, stop_at_end=True)
-    rollout = sampler(denoiser, prompts, Uniforms())
+    with count_forwards(denoiser) as shapes:
+        rollout = sampler(denoiser, prompts, Uniforms())
     ended = (rollout.tokens_NL[:, 3:].view(-1, 4, 4) == EOS).any(2).long().cumsum(1) > 0  # in this block or before
     going = torch.cat([torch.ones(12, 1), (~ended[:, :-1]).float()], dim=1).sum(0)
-    assert rows == [int(count) for count in going for _ in range(2) if count]
+    assert [samples for samples, _ in shapes] == [int(count) for count in going for _ in range(2) if count]
 
 
-def test_recorded_states_are_of_all_steps():
+def test_stop_at_end_waits_for_every_recorded_step():
     prompts = prompts_of([[1, 2, 3]], samples=range(6))
     sampler = Sampler(max_new_tokens=16, block_length=4, steps=8, temperature=1.0, stop_at_end=True)
     rollout = sampler(small_denoiser(seed=5), prompts, Uniforms(), EveryStep(), group_size=6)

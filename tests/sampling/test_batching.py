@@ -1,9 +1,11 @@
-"""Samples that are done make room for others: tokens, records and log-probs stay what they were."""
+"""Continuous batching: samples that are done make room for others; tokens, records and log-probs stay the same."""
 
 import pytest
 import torch
 
+from helpers.forwards import count_forwards
 from helpers.small import EOS, MASK, prompts_of, small_denoiser
+from helpers.stable_rule import Stable, StableFirst
 from unmask.objective.masks import EqualSegments
 from unmask.sampling.records import EveryStep, OneStep
 from unmask.sampling.sampler import Sampler
@@ -36,8 +38,10 @@ def assert_same(ours, theirs):
 
 @pytest.mark.parametrize("batch", [1, 3, 5])
 @pytest.mark.parametrize("blocks_of_the_model", [None, 4])
-@pytest.mark.parametrize("rule", [rule() for rule in RULES.values()], ids=lambda rule: rule.name)
-def test_a_few_at_a_time_are_as_all_at_once(rule, blocks_of_the_model, batch):
+@pytest.mark.parametrize(
+    "rule", [*(rule() for rule in RULES.values()), Stable(), StableFirst()], ids=lambda rule: rule.name
+)
+def test_batch_size_changes_no_rollout(rule, blocks_of_the_model, batch):
     denoiser = denoiser_of(blocks_of_the_model)
     whole = rollout_of(denoiser, unmasking=rule)
     assert_same(rollout_of(denoiser, unmasking=rule, batch=batch), whole)
@@ -47,7 +51,7 @@ def test_a_few_at_a_time_are_as_all_at_once(rule, blocks_of_the_model, batch):
 
 @pytest.mark.parametrize("record", [EveryStep(), OneStep(guesses=3, degree=0.0)], ids=["every", "one"])
 @pytest.mark.parametrize("batch", [2, 3, 6])
-def test_records_are_as_of_all_at_once(record, batch):
+def test_batch_size_changes_no_record(record, batch):
     denoiser = denoiser_of()
     whole, few = rollout_of(denoiser, record=record), rollout_of(denoiser, record=record, batch=batch)
     assert_same(few, whole)
@@ -59,7 +63,7 @@ def test_records_are_as_of_all_at_once(record, batch):
 
 @pytest.mark.parametrize("blocks_of_the_model", [None, 4])
 @pytest.mark.parametrize("rule", [LowConfidence(), Threshold(threshold=0.2)], ids=lambda rule: rule.name)
-def test_segments_of_a_sample_are_as_without_the_others(rule, blocks_of_the_model):
+def test_equal_segments_of_a_sample_do_not_depend_on_the_others(rule, blocks_of_the_model):
     """However many steps these take, and wherever their prompts end in a block."""
     denoiser = denoiser_of(blocks_of_the_model)
     whole = rollout_of(denoiser, unmasking=rule)
@@ -74,45 +78,35 @@ def test_segments_of_a_sample_are_as_without_the_others(rule, blocks_of_the_mode
     assert rule.adaptive == (len(whole.steps_N.unique()) > 1)
 
 
-def forwards(monkeypatch, denoiser, **changes):
+def forwards(denoiser, **changes):
     """Samples in each forward."""
-    counts, whole = [], denoiser.model.base_model.forward
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            denoiser.model.base_model,
-            "forward",
-            lambda **asked: (counts.append(len(asked["input_ids"])), whole(**asked))[1],
-        )
+    with count_forwards(denoiser) as shapes:
         rollout_of(denoiser, **changes)
-    return counts
+    return [samples for samples, _ in shapes]
 
 
-def test_places_are_filled(monkeypatch):
+def test_batching_admits_waiting_samples_in_free_places():
     denoiser = denoiser_of()
-    counts = forwards(monkeypatch, denoiser, batch=4)
+    counts = forwards(denoiser, batch=4)
     busy = counts[: -2 * 4]  # until the waiting ones have run out
     assert set(busy) == {4}
-    assert sum(counts) == sum(forwards(monkeypatch, denoiser)) + 2 * 4  # no group is whole, and begins in one forward
+    assert sum(counts) == sum(forwards(denoiser)) + 2 * 4  # no group is whole, and begins in one forward
 
 
-def test_the_samples_of_a_prompt_begin_in_one_forward(monkeypatch):
+def test_first_step_of_a_group_is_one_forward_a_prompt():
     denoiser = denoiser_of()
-    assert forwards(monkeypatch, denoiser, stop_at_end=False) == [4, *[12] * 7]
-    assert forwards(monkeypatch, denoiser, stop_at_end=False, batch=6) == [2, *[6] * 7] * 2
-    assert forwards(monkeypatch, denoiser, stop_at_end=False, batch=4) == [*[4] * 8] * 3
+    assert forwards(denoiser, stop_at_end=False) == [4, *[12] * 7]
+    assert forwards(denoiser, stop_at_end=False, batch=6) == [2, *[6] * 7] * 2
+    assert forwards(denoiser, stop_at_end=False, batch=4) == [*[4] * 8] * 3
 
 
-def test_numbers_of_samples_are_few(monkeypatch):
+def test_batch_sizes_are_multiples_of_a_sixteenth():
     """Where many are at work, a few are carried along rather than another shape compiled."""
     denoiser, prompts = denoiser_of(), prompts_of(ROWS, samples=range(16))
     sampler = Sampler(max_new_tokens=16, block_length=4, steps=8, temperature=1.0, stop_at_end=True)
-    counts, whole = [], denoiser.model.base_model.forward
-    monkeypatch.setattr(
-        denoiser.model.base_model,
-        "forward",
-        lambda **asked: (counts.append(len(asked["input_ids"])), whole(**asked))[1],
-    )
-    rollout = sampler(denoiser, prompts, Uniforms())
+    with count_forwards(denoiser) as shapes:
+        rollout = sampler(denoiser, prompts, Uniforms())
+    counts = [samples for samples, _ in shapes]
     assert len(set(counts)) > 2
     assert all(count % 4 == 0 for count in counts)  # 64 / 16
     alone = sampler(denoiser, prompts_of(ROWS[:1], samples=range(16), width=5), Uniforms())
@@ -120,7 +114,7 @@ def test_numbers_of_samples_are_few(monkeypatch):
 
 
 @pytest.mark.parametrize("batch", [0, 4])
-def test_those_that_are_done_are_told_once(batch):
+def test_on_finished_is_given_each_completion_once(batch):
     told = {}
 
     def on_finished(rows, completions_NEC):
@@ -133,7 +127,7 @@ def test_those_that_are_done_are_told_once(batch):
     assert not any(MASK in row for row in told.values())
 
 
-def test_guesses_are_told_when_they_are_recorded():
+def test_on_finished_is_given_recorded_guesses():
     guesses = {}
 
     def on_finished(rows, completions_NEC):
