@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from unmask.training.policy import UpdateBatch
 
 from toy import Sizes
 from unmask.methods import DiffuGRPO
 from unmask.objective import likelihood
 from unmask.objective.term import Term
-from unmask.training.policy import UpdateBatch
 from unmask.types import Rollout, ScoringBatch
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from unmask.training.policy import Policy, UpdateBatch
 
 import plain
 from cases import Build, Case, Comparison, Verdict
@@ -21,7 +22,6 @@ from questions import rollout_of, token_question, update_batch, views_of
 from toy import PeerView, Sizes, toy_denoiser
 from unmask.methods import MDPO, SPG, DiffuGRPO, TraceRL
 from unmask.objective import likelihood
-from unmask.training.policy import Policy, UpdateBatch
 from unmask.types import ScoringBatch
 from unmask.uniforms import Uniforms
 

@@ -6,7 +6,7 @@ from itertools import combinations
 import pytest
 
 from unmask.cli.main import main
-from unmask.evaluation.evaluator import paired_interval, pass_at, solved_summary, wilson_interval
+from unmask.evaluation.statistics import paired_interval, pass_at, solved_summary, wilson_interval
 
 
 def test_wilson_interval_by_hand():

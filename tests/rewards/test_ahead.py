@@ -56,7 +56,7 @@ def test_each_text_is_scored_once_and_before_the_rollout_is_over(method, monkeyp
     calls = [sorted(texts) for _, texts in watched.calls]
     assert len(calls) > 1
 
-    monkeypatch.setattr(on_policy._Ahead, "__call__", lambda self, rows, completions_NEC: None)
+    monkeypatch.setattr(on_policy.BackgroundScoring, "__call__", lambda self, rows, completions_NEC: None)
     late = Watched(monkeypatch)
     expected, _ = trainer_of(method={"name": method}, rollout={"batch": 4}).step(0)
     assert all(main for main, _ in late.calls)

@@ -11,8 +11,10 @@ import torch
 
 from unmask.data.example import Example
 from unmask.data.examples import Examples
+from unmask.distributed import World
 from unmask.errors import UserError
 from unmask.rewards import RewardFunction, Rewards, cached
+from unmask.rewards.functions import is_cached
 
 ITEMS = [Example(prompt=f"prompt {name}", solution="", columns={"answer": name * 2}) for name in "abc"]
 EXAMPLES = Examples(items=ITEMS, prompt_ids=[[0]] * 3, eos_id=0, prefills=[""] * 3, ranked_ids=[])
@@ -25,7 +27,7 @@ def rewards_of(*calls, weights=None, **settings) -> Rewards:
             name=call.__name__,
             call=call,
             weight=weight,
-            cached=getattr(call, "cached", False),
+            cached=is_cached(call),
         )
         for call, weight in zip(calls, weights or [1.0] * len(calls), strict=True)
     )
@@ -226,24 +228,29 @@ def test_a_signature_that_does_not_fit_is_refused_before_the_first_call():
 
 # ---- metrics ----
 
-ALONE = SimpleNamespace(num_processes=1)
+
+class ThreadWorld(World):
+    """One of several ranks that are threads of this process."""
+
+    def __init__(self, rank, shared):
+        super().__init__(device=torch.device("cpu"), rank=rank, size=shared.barrier.parties)
+        object.__setattr__(self, "_shared", shared)
+
+    def sum(self, value):
+        self._shared.values[self.rank] = value
+        self._shared.barrier.wait()
+        summed = sum(self._shared.values)
+        self._shared.barrier.wait()
+        return summed
 
 
 def on_ranks(parts, measure) -> list:
-    """measure(part, accelerator) of each part in a thread of its own, their sums added up as over ranks."""
-    barrier, sums = threading.Barrier(len(parts), timeout=10), [None] * len(parts)
+    """measure(part, world) of each part in a thread of its own, their sums added up as over ranks."""
+    shared = SimpleNamespace(barrier=threading.Barrier(len(parts), timeout=10), values=[None] * len(parts))
     results = [None] * len(parts)
 
     def run(rank):
-        def reduce(value, reduction):
-            assert reduction == "sum"
-            sums[rank] = value
-            barrier.wait()
-            summed = sum(sums)
-            barrier.wait()
-            return summed
-
-        results[rank] = measure(parts[rank], SimpleNamespace(num_processes=len(parts), reduce=reduce))
+        results[rank] = measure(parts[rank], ThreadWorld(rank, shared))
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(parts))]
     for thread in threads:
@@ -266,7 +273,7 @@ def test_metrics_are_of_all_ranks_and_leave_none_out():
         "rewards/rare/none_fraction": 0.75,
         "rewards/never/none_fraction": 1,
     }
-    assert rewards.metrics(scores, ALONE) == pytest.approx(expected, rel=1e-6)
+    assert rewards.metrics(scores, World.single()) == pytest.approx(expected, rel=1e-6)
     for parts in ([scores[:2], scores[2:]], [scores[:1], scores[1:3], scores[3:]]):
         for seen in on_ranks(parts, rewards.metrics):
             assert seen == pytest.approx(expected, rel=1e-6)
@@ -274,4 +281,4 @@ def test_metrics_are_of_all_ranks_and_leave_none_out():
 
 def test_the_task_alone_has_no_metrics_of_its_own():
     task = RewardFunction(spec="task", name="task", call=length)
-    assert Rewards(functions=(task,), examples=EXAMPLES).metrics(torch.ones(4, 1), ALONE) == {}
+    assert Rewards(functions=(task,), examples=EXAMPLES).metrics(torch.ones(4, 1), World.single()) == {}

@@ -79,9 +79,9 @@ def test_guesses_are_rewarded_by_the_same_functions_and_asked_once(spec):
     assert metrics["rewards/ones/mean"] > 0
     indices = trainer._prompts_of(0)
     uniforms = trainer.uniforms.key("iteration", 1)
-    rollout = trainer.source.rollout(trainer.policy, indices, uniforms)
-    first = trainer.source.scored(rollout, indices, uniforms)
-    again = trainer.source.scored(rollout, indices, uniforms)
+    rollout = trainer.source.rollout(trainer.objective.denoiser, indices, uniforms)
+    first = trainer.source.score(rollout, indices, uniforms)
+    again = trainer.source.score(rollout, indices, uniforms)
     assert len(calls) == 2
     assert all(one.equal(other) for one, other in zip(first.term_rewards, again.term_rewards, strict=True))
     assert first.term_rewards[0].shape == (2, 4, rollout.steps)

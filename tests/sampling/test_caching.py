@@ -1,12 +1,11 @@
 """Cached rollouts: which columns are run, where that is exact, and that what it costs in truth is measured."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from helpers.small import EOS, MASK, VOCABULARY, prompts_of, small_denoiser
 from unmask.denoisers.tiny import tiny_denoiser
+from unmask.distributed import World
 from unmask.errors import UserError
 from unmask.sampling.caching import CACHINGS
 from unmask.sampling.records import EveryStep, OneStep
@@ -84,11 +83,10 @@ def test_columns_that_are_run(monkeypatch):
 
 def test_of_two_layers_they_are_approximations_and_the_gap_says_so():
     denoiser, prompts = small_denoiser(), prompts_of(ROWS, samples=range(8))
-    accelerator = SimpleNamespace(num_processes=1)
     gaps = {}
     for name, caching in CACHINGS.items():
         rollout = sampler_of(caching, stop_at_end=False)(denoiser, prompts, Uniforms(), group_size=8)
-        gaps[name] = sampling_mismatch(denoiser, rollout, Uniforms(), accelerator)["sampling/logp_gap"]
+        gaps[name] = sampling_mismatch(denoiser, rollout, Uniforms(), World.single())["sampling/logp_gap"]
     assert gaps.pop("none") < 1e-4
     assert all(gap > 1e-3 for gap in gaps.values())
 

@@ -33,7 +33,7 @@ def recipe(**sections) -> Recipe:
 
 
 def weights(trainer) -> torch.Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in trainer.policy.denoiser.parameters()])
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.objective.denoiser.parameters()])
 
 
 def run_flags(**sections) -> list[str]:
@@ -145,11 +145,11 @@ def test_a_synced_reference_follows_and_is_resumed(tmp_path):
 
 def test_a_reference_is_mixed_with_the_policy():
     trainer = build_trainer(recipe(method={"name": "coupled-grpo"}))
-    policy = trainer.policy
-    base = torch.cat([p.flatten() for p in policy.reference.parameters()])
+    objective = trainer.objective
+    base = torch.cat([p.flatten() for p in objective.reference.parameters()])
     trainer.step(0)
-    policy.sync_reference(0.6)
-    mixed = torch.cat([p.flatten() for p in policy.reference.parameters()])
+    trainer.updater.sync_reference(0.6)
+    mixed = torch.cat([p.flatten() for p in objective.reference.parameters()])
     torch.testing.assert_close(mixed, 0.4 * base + 0.6 * weights(trainer), rtol=1e-6, atol=1e-7)
 
 
@@ -157,9 +157,9 @@ def test_the_old_weights_of_a_contrast_are_those_that_sampled():
     trainer = build_trainer(build(Recipe, document_of("lfpo", updates=2)))
     before = weights(trainer)
     trainer.step(0)
-    old = torch.cat([p.flatten() for p in trainer.policy.old.parameters()])
+    old = torch.cat([p.flatten() for p in trainer.objective.old.parameters()])
     assert torch.equal(old, before)
-    assert build_trainer(recipe(method={"name": "lfpo"})).policy.old is None
+    assert build_trainer(recipe(method={"name": "lfpo"})).objective.old is None
 
 
 def test_equal_rewards_without_divergence_move_nothing(monkeypatch):
@@ -178,15 +178,15 @@ def test_equal_rewards_without_divergence_move_nothing(monkeypatch):
 def test_a_nan_is_reported_and_never_stepped_on(method):
     """Where the head's gradient is made with its logits, of a loss whose grad_logp is known token by token or not."""
     trainer = build_trainer(recipe(method={"name": method}))
-    policy, uniforms = trainer.policy, trainer.uniforms
-    rollout = trainer.source(policy, [0, 1], uniforms).rollout
+    objective, uniforms = trainer.objective, trainer.uniforms
+    rollout = trainer.source(objective.denoiser, [0, 1], uniforms).rollout
     rewards = torch.arange(8.0).view(2, 4)  # so that every completion has advantage
-    (update_batches,) = policy.prepare(trainer.terms, rollout, [rewards], uniforms, 1)
+    (update_batches,) = objective.prepare(rollout, [rewards], uniforms)
     assert [update_batch.term.is_separable(old_is_now=True) for update_batch in update_batches] == [True]
     with torch.no_grad():
-        policy.denoiser.model.get_input_embeddings().weight[policy.denoiser.mask_id] = math.nan
+        objective.denoiser.model.get_input_embeddings().weight[objective.denoiser.mask_id] = math.nan
     before = weights(trainer)
-    metrics = policy.update(update_batches, 1e-4)
+    metrics = trainer.updater.update(update_batches, 1e-4)
     assert math.isnan(metrics["loss"])
     assert "loss is nan" in CollapseMonitor().update(metrics)[0]
     torch.testing.assert_close(weights(trainer), before, rtol=0, atol=0, equal_nan=True)

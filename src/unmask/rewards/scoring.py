@@ -6,19 +6,18 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unmask import distributed
 from unmask.data.examples import Examples
+from unmask.distributed import World
 from unmask.errors import UserError
 from unmask.rewards.functions import Arguments, RewardFunction, Score, ask
 from unmask.rewards.load import TASK
 
-Key = tuple[int, str]  # index of the example, text of the completion
+TextKey = tuple[int, str]  # index of the example, text of the completion: what a score belongs to
 
 
 class ScoreCache:
@@ -26,16 +25,16 @@ class ScoreCache:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._scores: OrderedDict[Key, Score] = OrderedDict()
+        self._scores: OrderedDict[TextKey, Score] = OrderedDict()
 
-    def known(self, keys: Iterable[Key]) -> dict[Key, Score]:
+    def known(self, keys: Iterable[TextKey]) -> dict[TextKey, Score]:
         """Scores of those keys that are remembered."""
         scores = {key: self._scores[key] for key in keys if key in self._scores}
         for key in scores:
             self._scores.move_to_end(key)
         return scores
 
-    def add(self, scores: dict[Key, Score]) -> None:
+    def add(self, scores: dict[TextKey, Score]) -> None:
         """Remember scores of keys that were not known."""
         self._scores |= scores
         while len(self._scores) > self._size:
@@ -74,8 +73,8 @@ class Rewards:
         rewards_N = torch.tensor([rewards[key] for key in keys])
         return rewards_N, torch.tensor([[math.nan if score is None else score for score in rows[key]] for key in keys])
 
-    def ask_ahead(self, indices: Sequence[int], texts: Sequence[str]) -> None:
-        """Have the functions that may be asked ahead score these texts, and remember what they say."""
+    def score_ahead(self, indices: Sequence[int], texts: Sequence[str]) -> None:
+        """Score these texts by the functions that may be asked ahead, in any thread, and remember the scores."""
         keys = list(dict.fromkeys(zip(indices, texts, strict=True)))
         for function, cache in zip(self.functions, self._caches, strict=True):
             known = cache.known(keys)
@@ -83,7 +82,7 @@ class Rewards:
             if function.ahead and missing:
                 cache.add(dict(zip(missing, function.scores(self._arguments(missing)), strict=True)))
 
-    def _scores(self, keys: list[Key]) -> list[dict[Key, Score]]:
+    def _scores(self, keys: list[TextKey]) -> list[dict[TextKey, Score]]:
         """Each function's scores of all keys; it is asked for those that it is not remembered for."""
         tables = [cache.known(keys) for cache in self._caches]
         missing = [[key for key in keys if key not in table] for table in tables]
@@ -95,7 +94,7 @@ class Rewards:
             self._caches[place].add(added)
         return tables
 
-    def _arguments(self, keys: list[Key]) -> Arguments:
+    def _arguments(self, keys: list[TextKey]) -> Arguments:
         """What a function is given; lists of its own, so that it may change them."""
         indices = [index for index, _ in keys]
         prompts = [self.examples.items[index].prompt for index in indices]
@@ -110,7 +109,7 @@ class Rewards:
             )
         return math.fsum(parts)
 
-    def metrics(self, scores_NK: Float[Tensor, "N K"], accelerator: Any) -> dict[str, float]:
+    def metrics(self, scores_NK: Float[Tensor, "N K"], world: World) -> dict[str, float]:
         """Mean and unbiased std of each function's scores over all ranks, and the share of None; none for a task alone.
 
         A function that applies to no completion has only its share of None, 1.
@@ -119,10 +118,10 @@ class Rewards:
             return {}
         applies_NK = ~scores_NK.isnan()
         sums_2K = torch.stack([applies_NK.sum(0), scores_NK.nansum(0)])
-        count_K, sum_K = distributed.total(accelerator, sums_2K)
-        samples = distributed.total(accelerator, scores_NK.new_tensor(float(len(scores_NK))))
+        count_K, sum_K = world.sum(sums_2K)
+        samples = world.sum(scores_NK.new_tensor(float(len(scores_NK))))
         mean_K = sum_K / count_K.clamp(min=1)
-        squares_K = distributed.total(accelerator, (scores_NK - mean_K).square().nansum(0))
+        squares_K = world.sum((scores_NK - mean_K).square().nansum(0))
         std_K = (squares_K / (count_K - 1).clamp(min=1)).sqrt()
         none_K = 1 - count_K / samples
         metrics: dict[str, float] = {}

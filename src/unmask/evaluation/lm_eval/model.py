@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask import distributed
 from unmask.data.tokenization import completion_texts, encode, left_pad
 from unmask.denoisers.loading import load_denoiser, load_tokenizer
+from unmask.distributed import World
 from unmask.errors import UserError
 from unmask.evaluation.lm_eval.bound import Pair, lower_bounds, rows_of
 from unmask.evaluation.lm_eval.settings import HarnessSettings
@@ -62,9 +62,9 @@ class UnmaskLM(TemplateLM):
             model_args["steps"] = str(model_args["steps"])  # the harness makes numbers of words
         self.settings = build(HarnessSettings, model_args)
         self.batch = int(batch_size)
-        self.accelerator = distributed.make_accelerator("fp32")
-        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-        self._device = torch.device("cpu") if device == "cpu" else self.accelerator.device
+        self.world = World.start()
+        self._rank, self._world_size = self.world.rank, self.world.size
+        self._device = torch.device("cpu") if device == "cpu" else self.world.device
         self.tokenizer = load_tokenizer(self.settings.model)
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.settings.dtype]
         self.denoiser = load_denoiser(self.settings.model, dtype).to(self._device).eval()
@@ -233,8 +233,7 @@ class UnmaskLM(TemplateLM):
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """The tensors of all ranks behind one another."""
-        gathered: Tensor = self.accelerator.gather(tensor)
-        return gathered
+        return self.world.gather(tensor)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
         """The objects of all ranks on rank `dst`, None elsewhere."""
@@ -246,7 +245,7 @@ class UnmaskLM(TemplateLM):
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        self.accelerator.wait_for_everyone()
+        self.world.barrier()
 
 
 def _repeats(keys: Iterable[int]) -> list[int]:
