@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from unmask.training.policy import UpdateBatch
 
 from toy import Sizes
 from unmask.methods import DiffuGRPO
 from unmask.objective import likelihood
+from unmask.objective.objective import UpdateBatch
 from unmask.objective.term import Term
 from unmask.types import Rollout, ScoringBatch
 
@@ -42,7 +42,7 @@ def views_of(
 
 def update_batch(term: Term, batch: ScoringBatch, normalizer: Tensor, old_RL: Tensor | None = None) -> UpdateBatch:
     """What an update asks; no reference policy."""
-    return UpdateBatch(term=term, batch=batch, normalizer=normalizer, old_RL=old_RL, reference_RL=None, blended=None)
+    return UpdateBatch(term=term, batch=batch, normalizer=normalizer, old_RL=old_RL)
 
 
 def token_question(batch: ScoringBatch) -> UpdateBatch:
