@@ -5,7 +5,9 @@ import torch
 
 from unmask.data.examples import Examples, guess_texts, rollout_texts
 from unmask.denoisers.loading import load_denoiser, load_tokenizer
-from unmask.methods import METHODS
+from unmask.denoisers.tiny import tiny_denoiser
+from unmask.methods import LFPO, METHODS, RSPO, VRPO, DiffuGRPO, JustGRPO
+from unmask.methods.describe import EOS, MASK, dry_rewards, dry_rollout
 from unmask.objective.objective import MetricSums, Objective, frozen_copy
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.unmasking import LeftToRight, LowConfidence
@@ -15,7 +17,7 @@ from unmask.tasks import Sudoku
 from unmask.training.build import build_trainer
 from unmask.uniforms import Uniforms
 
-MODEL, GROUPS, UPDATES, RATE = "embedded:sudoku", (4, 4), 2, 1e-4
+MODEL, GROUPS, UPDATES, RATE = "embedded:sudoku", (2, 4), 2, 1e-4
 
 
 def settings_of(method) -> dict:
@@ -81,11 +83,9 @@ def rewards_of(term, rollout, examples, tokenizer):
     return rewards.view(*GROUPS) if term.record is None else rewards.view(*GROUPS, -1)
 
 
-@pytest.mark.parametrize("micro_batch", [0, 3])
-@pytest.mark.parametrize("method", METHODS)
-def test_objective_gradients_in_a_loop_of_ones_own_are_the_trainers(method, micro_batch):
+@pytest.mark.parametrize(("method", "micro_batch"), [*((method, 3) for method in METHODS), ("rspo", 0), ("dispo", 0)])
+def test_objective_gradients_are_the_trainers_in_a_loop_of_ones_own(method, micro_batch):
     expected, indices, adam, metrics = trainers_gradients(method, micro_batch)
-
     tokenizer, denoiser = load_tokenizer(MODEL), load_denoiser(MODEL)
     items = Sudoku().examples("train", 32, 0)
     length = Sudoku().max_new_tokens
@@ -118,3 +118,66 @@ def test_objective_gradients_in_a_loop_of_ones_own_are_the_trainers(method, micr
         assert any(bool(gradient.any()) for gradient in ours.values())
         assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
     assert sums.values["loss"].item() / UPDATES == pytest.approx(metrics["loss"], rel=1e-5, abs=1e-7)
+
+
+# ---- one update of a small denoiser ----
+
+
+def prepared(method, **settings):
+    """An objective on a small denoiser, and its update batches of a dry rollout for one update."""
+    denoiser = tiny_denoiser(
+        vocabulary=64, mask_id=MASK, eos_id=EOS, hidden=16, layers=1, heads=2, max_length=64, seed=0
+    )
+    objective = Objective(terms=method.terms(EOS), denoiser=denoiser, reference=frozen_copy(denoiser), **settings)
+    rollout = dry_rollout(objective.record)
+    rewards = [dry_rewards(term, rollout) for term in objective.terms]
+    (update,) = objective.prepare(rollout, rewards, Uniforms())
+    return objective, update
+
+
+def test_losses_makes_a_forward_only_when_its_loss_is_asked_for():
+    objective, update = prepared(JustGRPO(), micro_batch=2)
+    forwards = []
+    objective.denoiser.register_forward_hook(lambda *_: forwards.append(1))
+    losses = objective.losses(update)
+    assert len(forwards) == 0
+    for count, loss in enumerate(losses, start=1):
+        assert len(forwards) == count
+        loss.backward()
+    assert len(forwards) == -(-len(update[0].batch.inputs_FL) // 2)
+
+
+def test_losses_micro_batch_overrides_the_objectives_and_leaves_the_sum():
+    objective, update = prepared(DiffuGRPO(), micro_batch=2)
+    whole, parts = list(objective.losses(update, micro_batch=0)), list(objective.losses(update))
+    assert len(whole) == 1 < len(parts)
+    torch.testing.assert_close(torch.stack(parts).sum(), whole[0])
+
+
+def test_losses_sums_are_detached_and_complete_after_the_last_loss():
+    objective, update = prepared(DiffuGRPO(), micro_batch=2)
+    sums = MetricSums()
+    losses = list(objective.losses(update, sums=sums))
+    assert {"loss", "count", "approx_kl", "clip_ratio", "kl"} == sums.values.keys()
+    assert not any(value.requires_grad for value in sums.values.values())
+    assert sums.values["loss"] == sum(loss.detach() for loss in losses)
+    assert sums.values["count"] == update[0].batch.scored_RL.sum()
+
+
+def test_prepare_leaves_out_terms_without_a_gradient():
+    objective, _ = prepared(DiffuGRPO(beta=0.0))
+    rollout = dry_rollout(objective.record)
+    equal = torch.ones(1, rollout.group_size)
+    assert objective.prepare(rollout, [equal], Uniforms(), updates=2) == [[], []]
+    assert list(objective.losses([])) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "updates", "missing"), [(RSPO(), 1, "reference policy"), (VRPO(), 1, "reference"), (LFPO(), 2, "as old")]
+)
+def test_prepare_refuses_a_frozen_policy_that_is_missing(method, updates, missing):
+    objective, _ = prepared(DiffuGRPO())
+    bare = Objective(terms=method.terms(EOS), denoiser=objective.denoiser)
+    rollout = dry_rollout(bare.record)
+    with pytest.raises(ValueError, match=missing):
+        bare.prepare(rollout, [dry_rewards(term, rollout) for term in bare.terms], Uniforms(), updates)

@@ -3,14 +3,13 @@
 import json
 import math
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.processes import finish, start
+from helpers.processes import finish, start, torchrun_environment
 from unmask.cli.main import main
 from unmask.methods import METHODS
 from unmask.report.monitor import CollapseMonitor
@@ -240,12 +239,7 @@ def test_two_ranks_equal_one(tmp_path):
     """The same steps of every method with their prompts shared by two processes: metrics and weights agree."""
     documents = [document_of(method, updates=2) for method in METHODS]
     result, log = tmp_path / "result.json", tmp_path / "log"
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    common |= {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
-    ranks = [
-        start(rank_of_two, documents, result, log=log, environment=common | {"RANK": rank, "LOCAL_RANK": rank})
-        for rank in "01"
-    ]
+    ranks = [start(rank_of_two, documents, result, log=log, environment=each) for each in torchrun_environment(2)]
     alone = steps_of(documents)
     for rank in ranks:
         finish(rank, log)
@@ -253,10 +247,3 @@ def test_two_ranks_equal_one(tmp_path):
     for method, (one, one_total), (two, two_total) in zip(METHODS, alone, shared, strict=True):
         assert one == pytest.approx(two, rel=2e-4, abs=1e-6), method
         assert one_total == pytest.approx(two_total, rel=1e-7), method
-
-
-def free_port() -> int:
-    """A port that nobody listens to."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
