@@ -66,7 +66,7 @@ def logp(denoiser, inputs, targets):
     return logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
 
 
-def test_a_few_steps_make_the_chosen_likelier(document):
+def test_preference_source_steps_make_the_chosen_likelier(document):
     trainer = build_trainer(build(Recipe, document))
     before = trainer.evaluation(9)
     rows = [trainer.step(step)[0] for step in range(4)]
@@ -81,7 +81,7 @@ def test_a_few_steps_make_the_chosen_likelier(document):
     assert trainer.evaluation(3) == {"pairs/preferred": [1.0] * 3}
 
 
-def test_the_loss_of_one_token_is_that_of_dpo_by_hand(document, tmp_path):
+def test_vrpo_loss_of_one_token_is_that_of_dpo_by_hand(document, tmp_path):
     document["task"] |= {
         "max_new_tokens": 1,
         "data": pairs(tmp_path / "one.jsonl", [ITEMS[0]], length=1),
@@ -105,7 +105,7 @@ def test_the_loss_of_one_token_is_that_of_dpo_by_hand(document, tmp_path):
     assert loss == pytest.approx(by_hand.item(), rel=1e-5)
 
 
-def test_the_loss_of_a_pair_is_that_of_dpo_on_its_masks(document):
+def test_vrpo_loss_of_a_pair_is_that_of_dpo_on_its_masks(document):
     trainer = build_trainer(build(Recipe, document))
     moved(trainer)
     rollout, asked = update_batch(trainer, [7])
@@ -121,7 +121,7 @@ def test_the_loss_of_a_pair_is_that_of_dpo_on_its_masks(document):
     assert trainer.updater.update([asked], 0.0)["loss"] == pytest.approx(by_hand.item(), rel=1e-4)
 
 
-def test_a_given_rollout_holds_the_texts_and_no_trajectory(document):
+def test_preference_rollout_holds_the_texts_and_no_trajectory(document):
     trainer = build_trainer(build(Recipe, document))
     examples = trainer.source.examples
     short = replace(examples, ranked_ids=[(ids[0][:5], ids[1]) for ids in examples.ranked_ids])
@@ -136,7 +136,7 @@ def test_a_given_rollout_holds_the_texts_and_no_trajectory(document):
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "vrpo"])
-def test_methods_that_need_their_own_samples_refuse(document, method):
+def test_check_preferences_refuses_methods_that_need_their_own_samples(document, method):
     document["method"] = {"name": method}
     if method == "just-grpo":
         document["rollout"] |= {"steps": 16, "unmasking": {"name": "left_to_right"}}
@@ -144,13 +144,13 @@ def test_methods_that_need_their_own_samples_refuse(document, method):
         build_trainer(build(Recipe, document))
 
 
-def test_completions_that_do_not_fit_are_refused(document):
+def test_check_preferences_refuses_completions_that_do_not_fit(document):
     document["task"]["max_new_tokens"] = 8
     with pytest.raises(UserError, match=r"40 of 40 given completions exceed max_new_tokens 8 .*has 16 tokens"):
         build_trainer(build(Recipe, document))
 
 
-def test_a_run_on_pairs(document, tmp_path, capsys):
+def test_run_on_pairs_reports_preferred(document, tmp_path, capsys):
     task = document["task"]
     flags = ["--method", "vrpo", "--task", "pairs", "--task.max-new-tokens", str(LENGTH), "--train.steps", "2"]
     flags += ["--task.data", task["data"], "--task.test-data", task["test_data"], "--train.threads", "1"]
