@@ -70,7 +70,7 @@ def test_drawn_masks_spread_counts_evenly(length, masks):
     assert (counts - expected).abs().max() < 5 * expected**0.5 + 1
 
 
-def test_all_masks_weigh_probability_times_length_over_count():
+def test_every_mask_weights_are_probability_times_length_over_count():
     masked, weight = every_mask(4)
     assert len(masked) == len(set(map(tuple, masked.tolist()))) == 15
     probability = weight * masked.sum(1) / 4

@@ -135,6 +135,6 @@ def test_load_functions_shows_an_error_within_a_users_file(here):
         assert "half.py" in caught.value.__notes__[0]
 
 
-def test_reward_settings_that_are_not_toml_name_the_flag():
+def test_reward_settings_that_cannot_be_read_name_the_setting():
     with pytest.raises(UserError, match=r"reward\.weights is '1;2'"):
         RewardSettings(weights="1;2")

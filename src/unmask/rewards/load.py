@@ -17,7 +17,7 @@ _FORMS = f"{TASK}, FILE.py:NAME, MODULE:NAME, reward_model:DIRECTORY or judge:FI
 
 
 def load_functions(settings: RewardSettings, task: Task, device: Any) -> tuple[RewardFunction, ...]:
-    """The reward functions of a run. Raises UserError for what is not there or cannot be called.
+    """The reward functions that the settings name. Raises UserError for what is not there or cannot be called.
 
     A function's name in metrics is its own, or all of its spec where two have the same.
     """

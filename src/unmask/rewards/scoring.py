@@ -1,4 +1,4 @@
-"""The reward of a text: the weighted sum of what the functions give it, each asked once for each distinct text."""
+"""Rewards of completions: the weighted sum of reward functions, each called once for each distinct text."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ TextKey = tuple[int, str]  # index of the example, text of the completion: what 
 
 
 class ScoreCache:
-    """Scores by example and text; beyond `size` of them, those that were not asked for longest are forgotten."""
+    """Least-recently-used cache of `size` scores by example and text."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._scores: OrderedDict[TextKey, Score] = OrderedDict()
 
     def known(self, keys: Iterable[TextKey]) -> dict[TextKey, Score]:
-        """Scores of those keys that are remembered."""
+        """Scores of those of the keys that are in the cache."""
         scores = {key: self._scores[key] for key in keys if key in self._scores}
         for key in scores:
             self._scores.move_to_end(key)
         return scores
 
     def add(self, scores: dict[TextKey, Score]) -> None:
-        """Remember scores of keys that were not known."""
+        """Put in scores of keys that were not known, and forget the least recently used beyond `size`."""
         self._scores |= scores
         while len(self._scores) > self._size:
             self._scores.popitem(last=False)
@@ -43,10 +43,12 @@ class ScoreCache:
 
 @dataclass(frozen=True, kw_only=True)
 class Rewards:
-    """Scores completions of the examples. Raises UserError where a function cannot take their columns.
+    """Scores completions of `examples` by K reward functions. Raises UserError where one cannot take their columns.
 
-    Only functions marked as cached are remembered from call to call, so that a run that was resumed, and has
-    forgotten, goes on as if it had not. K: reward functions.
+    Only scores of functions marked as cached are kept from call to call, so that a resumed run, whose cache is empty,
+    goes on as if it were not.
+
+        rewards_N, scores_NK = rewards([0, 0, 1], ["a", "b", "c"])   # two completions of example 0, one of example 1
     """
 
     functions: tuple[RewardFunction, ...]
@@ -61,7 +63,7 @@ class Rewards:
             function.check_signature(self.examples.columns([0], 1))
 
     def __call__(self, indices: Sequence[int], texts: Sequence[str]) -> tuple[Float[Tensor, "N"], Float[Tensor, "N K"]]:
-        """Rewards of completions, one text for each index of an example, and what each function gave, NaN for None.
+        """(rewards [N], scores [N, K]) of completions, one text for each index of an example; NaN for a score of None.
 
         The reward is the weighted sum of the functions that apply. Raises UserError where none does.
         """
@@ -110,7 +112,7 @@ class Rewards:
         return math.fsum(parts)
 
     def metrics(self, scores_NK: Float[Tensor, "N K"], world: World) -> dict[str, float]:
-        """Mean and unbiased std of each function's scores over all ranks, and the share of None; none for a task alone.
+        """rewards/NAME/mean, /std (unbiased) and /none_fraction of each function over all ranks; {} for a task alone.
 
         A function that applies to no completion has only its share of None, 1.
         """

@@ -1,4 +1,4 @@
-"""A lower bound of log p(target | context): exact where all masks can be enumerated, else estimated from some."""
+"""The ELBO of log p(target | context): exact where all masks can be enumerated, else estimated from some."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A masked diffusion model as lm-evaluation-harness asks it: completions, and bounds of log-likelihoods."""
+"""The model class of lm-evaluation-harness: completions, and lower bounds of log-likelihoods."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ class UnmaskLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Under which the harness stores prepared requests."""
+        """Name under which the harness caches prepared requests."""
         return self.settings.model.replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation as the tokenizer's template words it. Raises UserError where there is none."""
+        """The conversation as text by the tokenizer's chat template. Raises UserError where it has none."""
         if not self.tokenizer.chat_template:
             raise UserError(
                 f"the tokenizer of {self.settings.model!r} has no chat template: drop --apply_chat_template"
@@ -127,7 +127,7 @@ class UnmaskLM(TemplateLM):
         return answers
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Lower bound of log p(text) in nats of each request; a longer text than the model takes is cut in windows."""
+        """Lower bound of log p(text) in nats of each request; a text too long for the model is cut into windows."""
         size = self.denoiser.max_length
         bounds = []
         for (text,) in self._progress([request.args for request in requests], "log-likelihoods", disable_tqdm):
@@ -232,7 +232,7 @@ class UnmaskLM(TemplateLM):
     # ---- ranks ----
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """The tensors of all ranks behind one another."""
+        """The tensors of all ranks, concatenated along dimension 0."""
         return self.world.gather(tensor)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class HarnessSettings:
-    """How a model answers the harness's requests."""
+    """Settings of a model under lm-evaluation-harness: which, sampled how, and masks of its likelihood bound."""
 
     model: str = setting("", "checkpoint directory, org/name on the Hub, or embedded:NAME")
     dtype: str = setting("float32", "of the weights: float32 or bfloat16")
