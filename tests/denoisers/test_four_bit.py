@@ -44,7 +44,7 @@ def test_without_the_extra_or_a_gpu_it_is_refused(extra, gpu, mend, tmp_path, ca
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     output = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("unmask.training.build.World.start", World.single)
+        patch.setattr("unmask.training.build.World.start", lambda precision: World.single())
         assert main(["train", "--train.four-bit", "true", "--train.lora-rank", "4", "--output", str(output)]) == 2
     assert mend in capsys.readouterr().err
     assert not output.exists()

@@ -25,9 +25,9 @@ def chain_by_orders(denoiser, pair):
         canvas, total = [*pair.context, *[denoiser.mask_id] * len(pair.target)], 0.0
         for place in order:
             column, token = len(pair.context) + place, pair.target[place]
-            tokens, answer = torch.tensor([canvas]), TargetLogProb(torch.tensor([[token]]))
+            tokens, reducer = torch.tensor([canvas]), TargetLogProb(torch.tensor([[token]]))
             with torch.no_grad():
-                (logp,) = denoiser(tokens, torch.ones_like(tokens).bool(), torch.tensor([[column]]), answer)
+                (logp,) = denoiser(tokens, torch.ones_like(tokens).bool(), torch.tensor([[column]]), reducer)
             total, canvas[column] = total + float(logp), token
         logs.append(total)
     return torch.tensor(logs, dtype=torch.float64)

@@ -119,7 +119,7 @@ def test_score_cache_forgets_what_was_not_asked_for_longest():
 # ---- async ----
 
 
-def test_ask_runs_async_functions_together():
+def test_call_all_runs_async_functions_together():
     """Each sets the other's event and waits for its own: one after the other, neither would end."""
     events = {"one": asyncio.Event(), "two": asyncio.Event()}
 
@@ -141,7 +141,7 @@ def test_ask_runs_async_functions_together():
     assert rewards.tolist() == [131]
 
 
-def test_ask_lets_other_functions_run_a_loop_of_their_own():
+def test_call_all_lets_other_functions_run_a_loop_of_their_own():
     async def later(prompts, completions, **columns):
         return [1.0]
 

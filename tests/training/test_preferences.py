@@ -91,8 +91,8 @@ def test_vrpo_loss_of_one_token_is_that_of_dpo_by_hand(document, tmp_path):
     document["evaluation"] = {"greedy_steps": 1}
     trainer = build_trainer(build(Recipe, document))
     moved(trainer)
-    _, asked = update_batch(trainer, [0])
-    loss = trainer.updater.update([asked], 0.0)["loss"]
+    _, prepared = update_batch(trainer, [0])
+    loss = trainer.updater.update([prepared], 0.0)["loss"]
     tokenizer, objective = trainer.tokenizer, trainer.objective
     ids = encode(tokenizer, [ITEMS[0].prompt, *ITEMS[0].solution[:2]])
     inputs = torch.tensor([[*ids[0], objective.denoiser.mask_id]])
@@ -108,8 +108,8 @@ def test_vrpo_loss_of_one_token_is_that_of_dpo_by_hand(document, tmp_path):
 def test_vrpo_loss_of_a_pair_is_that_of_dpo_on_its_masks(document):
     trainer = build_trainer(build(Recipe, document))
     moved(trainer)
-    rollout, asked = update_batch(trainer, [7])
-    batch, mask = asked.batch, trainer.objective.denoiser.mask_id
+    rollout, prepared = update_batch(trainer, [7])
+    batch, mask = prepared.batch, trainer.objective.denoiser.mask_id
     bounds = {}
     for name, model in (("now", trainer.objective.denoiser), ("reference", trainer.objective.reference)):
         masked = batch.inputs_FL == mask
@@ -118,7 +118,7 @@ def test_vrpo_loss_of_a_pair_is_that_of_dpo_on_its_masks(document):
     assert torch.equal(batch.targets_RL[::2], rollout.tokens_NL)
     ratio = bounds["now"] - bounds["reference"]
     by_hand = -torch.nn.functional.logsigmoid(0.2 * (ratio[0] - ratio[1]))
-    assert trainer.updater.update([asked], 0.0)["loss"] == pytest.approx(by_hand.item(), rel=1e-4)
+    assert trainer.updater.update([prepared], 0.0)["loss"] == pytest.approx(by_hand.item(), rel=1e-4)
 
 
 def test_preference_rollout_holds_the_texts_and_no_trajectory(document):

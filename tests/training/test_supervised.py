@@ -27,9 +27,11 @@ class Uninformed:
 
     mask_id, size = 6, 7
 
-    def __call__(self, tokens, attention, asked, answer):
-        logits = torch.zeros(asked.numel(), self.size)
-        return tuple(part.unflatten(0, asked.shape) for part in answer(logits, slice(0, asked.numel())))
+    def __call__(self, tokens, attention, query_positions, reducer):
+        logits = torch.zeros(query_positions.numel(), self.size)
+        return tuple(
+            part.unflatten(0, query_positions.shape) for part in reducer(logits, slice(0, query_positions.numel()))
+        )
 
 
 def sudoku_batch(rows: int):

@@ -107,11 +107,10 @@ def _usable(score: Any) -> bool:
     return score is None or (issubclass(type(score), Real) and bool(abs(score) <= _LARGEST))
 
 
-def ask(functions: Sequence[RewardFunction], arguments: Sequence[Arguments]) -> list[list[Score]]:
+def call_all(functions: Sequence[RewardFunction], arguments: Sequence[Arguments]) -> list[list[Score]]:
     """Each function's scores of its own arguments; async functions run together, after the others."""
     scores = [
-        [] if function.is_async else function.scores(given)
-        for function, given in zip(functions, arguments, strict=True)
+        [] if function.is_async else function.scores(own) for function, own in zip(functions, arguments, strict=True)
     ]
     waiting = [place for place, function in enumerate(functions) if function.is_async]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from unmask.data.examples import Examples
 from unmask.distributed import World
 from unmask.errors import UserError
-from unmask.rewards.functions import Arguments, RewardFunction, Score, ask
+from unmask.rewards.functions import Arguments, RewardFunction, Score, call_all
 from unmask.rewards.load import TASK
 
 TextKey = tuple[int, str]  # index of the example, text of the completion: what a score belongs to
@@ -76,7 +76,7 @@ class Rewards:
         return rewards_N, torch.tensor([[math.nan if score is None else score for score in rows[key]] for key in keys])
 
     def score_ahead(self, indices: Sequence[int], texts: Sequence[str]) -> None:
-        """Score these texts by the functions that may be asked ahead, in any thread, and remember the scores."""
+        """Score these texts by the functions that may be called ahead of time, in any thread, into their caches."""
         keys = list(dict.fromkeys(zip(indices, texts, strict=True)))
         for function, cache in zip(self.functions, self._caches, strict=True):
             known = cache.known(keys)
@@ -85,19 +85,19 @@ class Rewards:
                 cache.add(dict(zip(missing, function.scores(self._arguments(missing)), strict=True)))
 
     def _scores(self, keys: list[TextKey]) -> list[dict[TextKey, Score]]:
-        """Each function's scores of all keys; it is asked for those that it is not remembered for."""
+        """Each function's scores of all keys: from its cache, else by calling it."""
         tables = [cache.known(keys) for cache in self._caches]
         missing = [[key for key in keys if key not in table] for table in tables]
-        asked = [place for place, unknown in enumerate(missing) if unknown]
-        arguments = [self._arguments(missing[place]) for place in asked]
-        for place, scores in zip(asked, ask([self.functions[place] for place in asked], arguments), strict=True):
+        called = [place for place, unknown in enumerate(missing) if unknown]
+        arguments = [self._arguments(missing[place]) for place in called]
+        for place, scores in zip(called, call_all([self.functions[place] for place in called], arguments), strict=True):
             added = dict(zip(missing[place], scores, strict=True))
             tables[place] |= added
             self._caches[place].add(added)
         return tables
 
     def _arguments(self, keys: list[TextKey]) -> Arguments:
-        """What a function is given; lists of its own, so that it may change them."""
+        """A function's arguments, in lists of its own, which it may change."""
         indices = [index for index, _ in keys]
         prompts = [self.examples.items[index].prompt for index in indices]
         return {"prompts": prompts, "completions": [text for _, text in keys], **self.examples.columns(indices, 1)}

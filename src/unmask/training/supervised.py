@@ -67,10 +67,10 @@ def elbo_loss(denoiser: Denoiser, batch: SupervisedBatch, uniforms: Uniforms, pa
     masked_NC = draw_NC < time_N1
     inputs_NL = batch.tokens_NL.clone()
     inputs_NL[:, start:] = inputs_NL[:, start:].masked_fill(masked_NC, denoiser.mask_id)
-    answer = TargetLogProb(batch.tokens_NL[part, start:].flatten()[:, None])
+    reducer = TargetLogProb(batch.tokens_NL[part, start:].flatten()[:, None])
     query_NC = completion.expand(rows, -1)[part]
     logp_NC1: Tensor
-    (logp_NC1,) = denoiser(inputs_NL[part], batch.attention_NL[part], query_NC, answer)
+    (logp_NC1,) = denoiser(inputs_NL[part], batch.attention_NL[part], query_NC, reducer)
     return -(logp_NC1[..., 0] * masked_NC[part] / time_N1[part]).sum() / masked_NC.numel()
 
 

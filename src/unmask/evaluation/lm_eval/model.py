@@ -49,8 +49,8 @@ def cut(text: str, until: Sequence[str]) -> str:
 class UnmaskLM(TemplateLM):
     """`--model unmask`: `model_args` are HarnessSettings, `batch_size` counts sequences at a time.
 
-    Nothing depends on the batch or the order of requests: draws are keyed by what is asked. Under torchrun every rank
-    answers its share. Raises UserError for settings and requests that do not fit the model.
+    Results do not depend on the batch or the order of requests: draws are keyed by the request. Under torchrun every
+    rank takes its share. Raises UserError for settings and requests that do not fit the model.
     """
 
     def __init__(self, batch_size: int | str = 1, device: str | None = None, **model_args: Any) -> None:
