@@ -10,8 +10,8 @@ from torch import Tensor
 from toy import Sizes
 from unmask.methods import DiffuGRPO
 from unmask.objective import likelihood
+from unmask.objective.objective import UpdateBatch
 from unmask.objective.term import Term
-from unmask.training.policy import UpdateBatch
 from unmask.types import Rollout, ScoringBatch
 
 
@@ -42,7 +42,7 @@ def scoring_batch_of(
 
 def update_batch(term: Term, batch: ScoringBatch, normalizer: Tensor, old_RL: Tensor | None = None) -> UpdateBatch:
     """The UpdateBatch of one term, without a reference policy."""
-    return UpdateBatch(term=term, batch=batch, normalizer=normalizer, old_RL=old_RL, reference_RL=None, blended=None)
+    return UpdateBatch(term=term, batch=batch, normalizer=normalizer, old_RL=old_RL)
 
 
 def diffu_grpo_batch(batch: ScoringBatch) -> UpdateBatch:

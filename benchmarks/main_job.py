@@ -65,9 +65,10 @@ class Watch:
         """While it is on, parts are timed and forwards noted; everything is then put back."""
         import torch
 
-        from unmask.training.on_policy import _Ahead
+        from unmask.training.on_policy import BackgroundScoring
 
-        source, policy, denoiser = type(trainer.source), type(trainer.policy), type(trainer.policy.denoiser)
+        source, objective, updater = type(trainer.source), type(trainer.objective), type(trainer.updater)
+        denoiser = type(trainer.objective.denoiser)
         whole = denoiser.forward
 
         def noted(module: Any, tokens: Any, attention: Any, query: Any, *others: Any, **options: Any) -> Any:
@@ -76,10 +77,10 @@ class Watch:
 
         changed = [
             (source, "rollout", "rollout"),
-            (_Ahead, "_score", "scoring in a thread"),
-            (source, "scored", "scoring"),
-            (policy, "prepare", "update batches"),
-            (policy, "update", "update"),
+            (BackgroundScoring, "_score", "scoring in a thread"),
+            (source, "score", "scoring"),
+            (objective, "prepare", "update batches"),
+            (updater, "update", "update"),
             *((getattr(import_module(module), owner), name, part) for part, (module, owner, name) in _WITHIN.items()),
         ]
         kept = [(owner, name, getattr(owner, name)) for owner, name, _ in changed] + [(denoiser, "forward", whole)]
@@ -120,7 +121,7 @@ def measured(trainer: Any, steps: int) -> list[dict[str, float]]:
             start = time.process_time()
             trainer.step(step)
             whole = time.process_time() - start
-        alone = bare(trainer.policy.denoiser, watch.forwards)
+        alone = bare(trainer.objective.denoiser, watch.forwards)
         row = {part: watch.seconds[part] for part in _PARTS[:-1]}
         row |= {"the rest": whole - sum(row.values()), "step": whole}
         row |= {part: watch.seconds[part] for part in _WITHIN}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,7 +18,8 @@ from peers import Checkouts
 from toy import PeerView, Sizes, toy_denoiser
 from unmask.methods import MDPO, SPG, DiffuGRPO, TraceRL
 from unmask.objective import likelihood
-from unmask.training.policy import Policy, UpdateBatch
+from unmask.objective.objective import Objective, UpdateBatch
+from unmask.training.update import Updater
 from unmask.types import ScoringBatch
 from unmask.uniforms import Uniforms
 
@@ -55,18 +54,12 @@ class Bench:
         self.region_L = torch.arange(self.tokens_NL.shape[1]) >= sizes.prompt
         self.advantage_N = torch.tensor(_ADVANTAGES)
         self.uniform_NL = torch.rand(self.tokens_NL.shape, generator=generator)  # for masks, confidences, old scores
-        parameters = list(self.denoiser.parameters())
-        self.policy = Policy(
-            denoiser=self.denoiser,
-            optimizer=torch.optim.SGD(parameters),
-            reference=None,
-            accelerator=SimpleNamespace(num_processes=1, device=torch.device("cpu"), autocast=nullcontext),
-            max_grad_norm=1.0,
-        )
+        self.optimizer = torch.optim.SGD(list(self.denoiser.parameters()))
+        self.objective = Objective(terms=(), denoiser=self.denoiser)  # benchmarks bring update batches of their own
 
     def clear(self) -> None:
         """No gradients, as before an update."""
-        self.policy.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def theirs(self, loss: Loss) -> Callable[[], None]:
         """The update that a loss makes by autograd."""
@@ -82,7 +75,8 @@ class Bench:
 
         def update() -> None:
             self.clear()
-            self.policy.backward(update_batch)
+            for loss in self.objective.losses([update_batch]):
+                loss.backward()
 
         return update
 
@@ -187,10 +181,12 @@ def equal_rewards_update(bench: Bench) -> Callable[[], Any]:
     """Our whole update after rewards that are all the same, batch and all."""
     terms, rewards = DiffuGRPO(beta=0.0, epsilon=0.5).terms(bench.sizes.eos_id), torch.ones(1, bench.sizes.rows)
     rollout = rollout_of(bench.tokens_NL, bench.sizes)
+    objective = Objective(terms=terms, denoiser=bench.denoiser)
+    updater = Updater(objective=objective, optimizer=bench.optimizer, max_grad_norm=1.0)
 
     def update() -> None:
-        (update_batches,) = bench.policy.prepare(terms, rollout, [rewards], Uniforms(), 1)
-        bench.policy.update(update_batches, learning_rate=1e-3)
+        (update_batches,) = objective.prepare(rollout, [rewards], Uniforms())
+        updater.update(update_batches, learning_rate=1e-3)
 
     return update
 

@@ -55,7 +55,7 @@ def measured(model: str, count: int, rounds: int) -> list[tuple[str, ...]]:
     """The lines of one model."""
     from unmask.data.examples import Examples, rollout_texts
     from unmask.denoisers.loading import load_denoiser, load_tokenizer
-    from unmask.evaluation.evaluator import paired_interval, solved_summary
+    from unmask.evaluation.statistics import paired_interval, solved_summary
     from unmask.settings.commands import EvaluateSettings
     from unmask.settings.reader import build
     from unmask.training.mismatch import sampling_mismatch

@@ -63,7 +63,7 @@ def settings_of(method: str, learning_rate: float, seed: int, shuffled: bool, ar
 
 def held_out(trainer: Trainer, seed: int, count: int) -> float:
     """Solve rate of the policy on held-out puzzles of `seed`, sampled as in training."""
-    task, denoiser = trainer.recipe.task, trainer.policy.denoiser
+    task, denoiser = trainer.recipe.task, trainer.objective.denoiser
     room = denoiser.max_length - trainer.sampler.max_new_tokens
     evaluator = Evaluator(
         task=task,
@@ -71,7 +71,7 @@ def held_out(trainer: Trainer, seed: int, count: int) -> float:
         examples=Examples.of(task.examples("test", count, seed), trainer.tokenizer, denoiser.eos_id, room),
         uniforms=Uniforms().key("evaluation", seed),
         batch=250,
-        device=trainer.device,
+        device=trainer.objective.world.device,
     )
     return fmean(evaluator.metrics(denoiser, trainer.sampler)["solved"])
 

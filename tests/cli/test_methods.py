@@ -1,10 +1,7 @@
 """`unmask methods`: the table says what the methods do, and docs/methods.md is what the code makes of itself."""
 
-import copy
 import inspect
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,10 +12,9 @@ from unmask.methods import MDPO, METHODS, VRPO, WD1, DiffuGRPO, DiSPO, UniGRPO
 from unmask.methods.describe import EOS, GROUP, LEGEND, MASK, dry_rewards, dry_rollout, method_rows, words
 from unmask.methods.dispo import BASES
 from unmask.objective import advantages, losses
-from unmask.objective.term import record_of
 from unmask.report.methods_page import all_rows, document
 from unmask.settings.reader import leaves
-from unmask.training.policy import Policy
+from unmask.training.update import Updater
 from unmask.uniforms import Uniforms
 
 ROOT = Path(__file__).parents[2]
@@ -117,18 +113,17 @@ def forwards_of_training(method, updates) -> tuple[float, float]:
     denoiser = tiny_denoiser(mask_id=MASK, eos_id=EOS, seed=0, **sizes)
     denoiser.model.base_model.register_forward_pre_hook(hook, with_kwargs=True)
     terms = method.terms(EOS)
-    policy = Policy(
+    objective = Objective(
+        terms=terms,
         denoiser=denoiser,
-        optimizer=torch.optim.SGD(denoiser.parameters()),
-        reference=copy.deepcopy(denoiser),
-        accelerator=SimpleNamespace(num_processes=1, device="cpu", autocast=nullcontext),
-        max_grad_norm=1.0,
-        old=copy.deepcopy(denoiser) if updates > 1 and any(term.blend for term in terms) else None,
+        reference=frozen_copy(denoiser),
+        old=frozen_copy(denoiser) if updates > 1 and any(term.blend for term in terms) else None,
     )
-    rollout = dry_rollout(record_of(terms))
+    updater = Updater(objective=objective, optimizer=torch.optim.SGD(denoiser.parameters()), max_grad_norm=1.0)
+    rollout = dry_rollout(objective.record)
     rewards = [dry_rewards(term, rollout) for term in terms]
-    for question in policy.prepare(terms, rollout, rewards, Uniforms(), updates):
-        policy.update(question, learning_rate=0.0)
+    for update_batches in objective.prepare(rollout, rewards, Uniforms(), updates):
+        updater.update(update_batches, learning_rate=0.0)
     return count[True] / GROUP, count[False] / GROUP
 
 

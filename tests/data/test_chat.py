@@ -173,7 +173,7 @@ def test_examples_texts_have_the_prefill_of_their_own_example():
     ]
     examples = Examples.of(items, made, trainer.source.examples.eos_id, max_prompt_tokens=16)
     prompts = examples.prompts([2, 0], 2)
-    rollout = trainer.sampler(trainer.policy.denoiser.eval(), prompts, trainer.uniforms, EveryStep(), group_size=2)
+    rollout = trainer.sampler(trainer.objective.denoiser.eval(), prompts, trainer.uniforms, EveryStep(), group_size=2)
     assert [text[0] for text in rollout_texts(made, rollout, examples)] == ["3", "3", "1", "1"]
     assert [{text[0] for text in texts} for texts in guess_texts(made, rollout, examples)] == [
         {"3"},

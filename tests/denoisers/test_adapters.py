@@ -73,15 +73,15 @@ def test_save_denoiser_merges_adapters(tmp_path):
 
 def test_policy_step_moves_adapters_alone():
     trainer = build_trainer(build(Recipe, SMALL | {"method": {"name": "diffu-grpo"}}))
-    policy = trainer.policy
-    before = {name: weight.detach().clone() for name, weight in policy.denoiser.named_parameters()}
+    objective = trainer.objective
+    before = {name: weight.detach().clone() for name, weight in objective.denoiser.named_parameters()}
     metrics, _ = trainer.step(0)
-    changed = {name for name, weight in policy.denoiser.named_parameters() if not torch.equal(weight, before[name])}
+    changed = {name for name, weight in objective.denoiser.named_parameters() if not torch.equal(weight, before[name])}
     assert changed
     assert all(".lora_" in name for name in changed)
     assert metrics["kl"] > 0  # the second update is away from the base
     base = load_denoiser("embedded:sudoku").eval()
-    torch.testing.assert_close(logits(policy.reference), logits(base))
+    torch.testing.assert_close(logits(objective.reference), logits(base))
 
 
 def test_load_adapters_resumes_a_run(tmp_path):

@@ -11,6 +11,7 @@ from unmask.cli.main import main
 from unmask.denoisers import four_bit
 from unmask.denoisers.adapters import AdaptersOff, add_adapters
 from unmask.denoisers.loading import load_denoiser, load_tokenizer, resolve, save_denoiser
+from unmask.distributed import World
 from unmask.settings.reader import build
 from unmask.settings.recipe import Recipe
 from unmask.training.build import build_trainer
@@ -43,10 +44,7 @@ def test_four_bit_without_bitsandbytes_or_gpu_is_refused(extra, gpu, mend, tmp_p
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     output = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "unmask.training.build.distributed.make_accelerator",
-            lambda precision: type("One", (), {"num_processes": 1}),
-        )
+        patch.setattr("unmask.training.build.World.start", lambda precision: World.single())
         assert main(["train", "--train.four-bit", "true", "--train.lora-rank", "4", "--output", str(output)]) == 2
     assert mend in capsys.readouterr().err
     assert not output.exists()
@@ -108,9 +106,9 @@ def test_four_bit_step_moves_the_adapters_alone(method, monkeypatch):
         "evaluation": {"examples": 8, "examples_during": 4, "greedy_steps": 8},
     }
     trainer = build_trainer(build(Recipe, small | {"method": {"name": method}}))
-    before = {name: weight.detach().clone() for name, weight in trainer.policy.denoiser.named_parameters()}
+    before = {name: weight.detach().clone() for name, weight in trainer.objective.denoiser.named_parameters()}
     metrics, _ = trainer.step(0)
     assert metrics["grad_norm"] > 0
-    moved = {name for name, w in trainer.policy.denoiser.named_parameters() if not torch.equal(w, before[name])}
+    moved = {name for name, w in trainer.objective.denoiser.named_parameters() if not torch.equal(w, before[name])}
     assert moved
     assert all(".lora_" in name for name in moved)

@@ -25,9 +25,9 @@ def chain_by_orders(denoiser, pair):
         canvas, total = [*pair.context, *[denoiser.mask_id] * len(pair.target)], 0.0
         for place in order:
             column, token = len(pair.context) + place, pair.target[place]
-            tokens, answer = torch.tensor([canvas]), TargetLogProb(torch.tensor([[token]]))
+            tokens, reducer = torch.tensor([canvas]), TargetLogProb(torch.tensor([[token]]))
             with torch.no_grad():
-                (logp,) = denoiser(tokens, torch.ones_like(tokens).bool(), torch.tensor([[column]]), answer)
+                (logp,) = denoiser(tokens, torch.ones_like(tokens).bool(), torch.tensor([[column]]), reducer)
             total, canvas[column] = total + float(logp), token
         logs.append(total)
     return torch.tensor(logs, dtype=torch.float64)
@@ -38,7 +38,7 @@ def bound(denoiser, pair, masks, seed=0, batch=64):
 
 
 @pytest.mark.parametrize("pair", [PAIR, Pair([], [4, 5, 6]), Pair([7], [2])])
-def test_enumerated_it_is_the_mean_over_all_orders(pair):
+def test_lower_bounds_enumerated_are_the_mean_over_all_orders(pair):
     denoiser = small_denoiser()
     by_orders = chain_by_orders(denoiser, pair)
     exact = bound(denoiser, pair, masks=15)
@@ -47,7 +47,7 @@ def test_enumerated_it_is_the_mean_over_all_orders(pair):
     assert bound(denoiser, pair, masks=15, seed=1) == exact
 
 
-def test_drawn_masks_estimate_the_enumerated_bound():
+def test_lower_bounds_of_drawn_masks_estimate_the_enumerated():
     denoiser = small_denoiser()
     exact = bound(denoiser, PAIR, masks=15)
     estimates = torch.tensor([bound(denoiser, PAIR, masks=8, seed=seed) for seed in range(200)])
@@ -57,7 +57,7 @@ def test_drawn_masks_estimate_the_enumerated_bound():
 
 
 @pytest.mark.parametrize(("length", "masks"), [(5, 10), (7, 3), (3, 128), (64, 1)])
-def test_counts_are_spread_evenly_over_all(length, masks):
+def test_drawn_masks_spread_counts_evenly(length, masks):
     counts = torch.zeros(length)
     for seed in range(300):
         masked, weight = drawn_masks(length, masks, Uniforms().key(seed))
@@ -70,7 +70,7 @@ def test_counts_are_spread_evenly_over_all(length, masks):
     assert (counts - expected).abs().max() < 5 * expected**0.5 + 1
 
 
-def test_every_mask_weighs_its_probability_times_length_over_count():
+def test_every_mask_weights_are_probability_times_length_over_count():
     masked, weight = every_mask(4)
     assert len(masked) == len(set(map(tuple, masked.tolist()))) == 15
     probability = weight * masked.sum(1) / 4
@@ -78,7 +78,7 @@ def test_every_mask_weighs_its_probability_times_length_over_count():
     assert [float(probability[masked.sum(1) == count].sum()) for count in (1, 2, 3, 4)] == pytest.approx([0.25] * 4)
 
 
-def test_the_batch_and_other_questions_do_not_matter():
+def test_lower_bounds_do_not_depend_on_batch_or_other_pairs():
     denoiser = small_denoiser()
     pairs = [PAIR, Pair([1], [2, 3, 4, 5, 6]), Pair([], [7, 1]), Pair([3] * 9, [1, 2, 3, 4])]
     alone = [bound(denoiser, pair, masks=12) for pair in pairs]
@@ -88,7 +88,7 @@ def test_the_batch_and_other_questions_do_not_matter():
 
 
 @pytest.mark.parametrize("case", reference_cases("methods/llada_log_likelihood"), ids=lambda case: case["name"])
-def test_on_stored_masks_it_is_llada_s_number(case, llada_tiny):
+def test_lower_bounds_on_stored_masks_are_lladas_numbers(case, llada_tiny):
     pair = Pair(case["tensors"]["prompt"].tolist(), case["tensors"]["answer"].tolist())
     length = len(pair.target)
     masked = case["tensors"]["masked_views"].flatten(0, 1)[:, -length:] == MASK
@@ -97,11 +97,11 @@ def test_on_stored_masks_it_is_llada_s_number(case, llada_tiny):
 
 
 @pytest.mark.parametrize(("given", "count"), [("/1", 32), ("/2", 16), ("/100", 1), ("8", 8)])
-def test_steps_by_number_and_by_tokens(given, count):
+def test_harness_settings_steps_by_number_and_by_tokens(given, count):
     assert HarnessSettings(model="any", steps=given).sampler(32, 0.0, None).steps == count
 
 
-def test_the_extra_is_named_where_it_is_missing(monkeypatch, capsys):
+def test_harness_names_the_extra_where_it_is_missing(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "unmask.evaluation.lm_eval.model", raising=False)
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
     assert main() == 2

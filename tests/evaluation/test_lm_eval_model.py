@@ -48,13 +48,13 @@ def sampled(steps):
     return completion_texts(lm.tokenizer, rollout.tokens_NL[:, rollout.prompt_length :].tolist(), lm.denoiser.eos_id)
 
 
-def test_completions_are_the_sampler_s():
+def test_generate_until_gives_the_samplers_completions():
     assert model().generate_until(asked()) == sampled(16)
     assert model(steps="/4").generate_until(asked()) == model(steps=4).generate_until(asked()) == sampled(4)
     assert sampled(16) != sampled(4)
 
 
-def test_until_cuts_and_the_task_s_length_counts():
+def test_generate_until_cuts_and_obeys_the_tasks_length():
     whole, parts = model().generate_until(asked()), model().generate_until(asked(until=["4", "21"]))
     assert parts == [cut(text, ["4", "21"]) for text in whole]
     assert all("4" not in text and "21" not in text for text in parts)
@@ -63,14 +63,14 @@ def test_until_cuts_and_the_task_s_length_counts():
     assert {len(text) for text in model(max_new_tokens=4).generate_until(asked())} == {4}
 
 
-def test_special_tokens_are_cut_at_or_left_out():
+def test_generate_until_cuts_at_or_leaves_out_special_tokens():
     lm = model()
     row = encode(lm.tokenizer, ["12"])[0] + [lm.tokenizer.mask_token_id] + encode(lm.tokenizer, ["34"])[0]
     assert lm._text([*row, lm.eot_token_id, row[0]], []) == "1234"
     assert lm._text(row, [lm.tokenizer.mask_token]) == "12"
 
 
-def test_draws_depend_on_the_question_alone():
+def test_generate_until_draws_depend_on_the_request_alone():
     drawn = asked(do_sample=True, temperature=8.0)  # hot: draws decide
     texts = model(batch_size=2).generate_until(drawn)
     assert texts == model(batch_size=5).generate_until(drawn[::-1])[::-1]
@@ -81,7 +81,7 @@ def test_draws_depend_on_the_question_alone():
     assert twice[1::2] != texts
 
 
-def test_log_likelihoods_are_the_bound_and_greedy_is_the_sampler_s():
+def test_loglikelihood_is_the_bound_and_greedy_the_samplers():
     pairs = [(item.prompt, text) for item, text in zip(ITEMS, sampled(16), strict=True)]
     pairs += [(ITEMS[0].prompt, pairs[0][1][:3]), (ITEMS[0].prompt, "4444"), ("", "1234")]
     answers = model(batch_size=3).loglikelihood(requests(*pairs))
@@ -98,7 +98,7 @@ def test_log_likelihoods_are_the_bound_and_greedy_is_the_sampler_s():
     assert not any(told for _, told in other)
 
 
-def test_a_long_text_is_the_sum_of_its_windows():
+def test_loglikelihood_rolling_of_a_long_text_sums_its_windows():
     lm = model(masks=4)
     size = lm.denoiser.max_length
     text = "".join(item.solution for item in ITEMS)
@@ -109,7 +109,7 @@ def test_a_long_text_is_the_sum_of_its_windows():
     assert bound < 0
 
 
-def test_chat_templates():
+def test_apply_chat_template_is_the_tokenizers_or_refused():
     lm = model()
     with pytest.raises(UserError, match="drop --apply_chat_template"):
         lm.apply_chat_template([{"role": "user", "content": "1"}])
@@ -130,12 +130,12 @@ def test_chat_templates():
         ({"dtype": "float8"}, "bfloat16"),
     ],
 )
-def test_settings_that_are_not(settings, mend):
+def test_harness_model_refuses_settings_that_are_none(settings, mend):
     with pytest.raises(UserError, match=mend):
         model(**settings)
 
 
-def test_requests_that_do_not_fit_are_refused_before_any_work():
+def test_harness_model_refuses_requests_that_do_not_fit_before_any_work():
     with pytest.raises(UserError, match="lower --num_fewshot or max_new_tokens"):
         model().generate_until(asked(max_gen_toks=512))
     with pytest.raises(UserError, match="lower --num_fewshot"):
@@ -146,12 +146,12 @@ def test_requests_that_do_not_fit_are_refused_before_any_work():
         lm.loglikelihood(requests(("1", "2")))
 
 
-def test_bfloat16_weights():
+def test_harness_model_takes_bfloat16_weights():
     assert next(model(dtype="bfloat16").denoiser.parameters()).dtype == torch.bfloat16
     assert next(load_denoiser(MODEL).parameters()).dtype == torch.float32
 
 
-def test_the_harness_makes_the_model_by_name():
+def test_harness_makes_the_model_by_name():
     words = f"model={MODEL},steps=8,block_length=4,unmasking=rcr,masks=4,temperature=0.5"
     lm = get_model("unmask").create_from_arg_string(
         words, {"batch_size": 8, "max_batch_size": None, "device": "cuda:0"}
@@ -162,7 +162,7 @@ def test_the_harness_makes_the_model_by_name():
     )
 
 
-def test_a_wrong_command_line_is_one_line(monkeypatch, capsys):
+def test_harness_tells_a_wrong_command_line_in_one_line(monkeypatch, capsys):
     def create(words):
         return get_model("unmask").create_from_arg_string(words)
 

@@ -43,7 +43,7 @@ def trainer():
     }
     trainer = build_trainer(build(Recipe, document))
     generator = torch.Generator().manual_seed(0)
-    for parameter in trainer.policy.reference.parameters():
+    for parameter in trainer.objective.reference.parameters():
         parameter.add_(0.05 * parameter.std() * torch.randn(parameter.shape, generator=generator))
     return trainer
 
@@ -51,7 +51,7 @@ def trainer():
 def rollout_of(trainer):
     """Completions of the library's sampler, and the keys of their draws."""
     uniforms = trainer.uniforms.key("iteration", 0)
-    return trainer.source.rollout(trainer.policy, PUZZLES, uniforms), uniforms
+    return trainer.source.rollout(trainer.objective.denoiser, PUZZLES, uniforms), uniforms
 
 
 def test_one_file_grpo_stands_alone_and_is_short():
@@ -121,29 +121,32 @@ def test_one_file_grpo_updates_are_the_librarys(example, trainer, updates):
     AdamW divides gradients by their size plus epsilon: with the usual 1e-8, those too that are rounding.
     """
     rollout, uniforms = rollout_of(trainer)
-    (group,) = trainer.policy.optimizer.param_groups
+    (group,) = trainer.updater.optimizer.param_groups
     group["eps"] = epsilon = 1e-3
-    policy, mask_id, end_id = trainer.policy, rollout.mask_id, trainer.source.examples.eos_id
+    objective, mask_id, end_id = trainer.objective, rollout.mask_id, trainer.source.examples.eos_id
     tokens_NL, start = rollout.tokens_NL, rollout.prompt_length
     assert bool((tokens_NL == end_id).any())
-    update_batches = policy.prepare(trainer.terms, rollout, [REWARDS_PG], uniforms, updates)
+    update_batches = objective.prepare(rollout, [REWARDS_PG], uniforms, updates)
     masks = [
         mask_prompt(rollout, METHOD["prompt_mask_prob"], uniforms, update, shared=False)[:, :start]
         for update in range(updates)
     ]
     model, reference = (example.load(example.EMBEDDED_MODEL)[0] for _ in range(2))
-    reference.load_state_dict(policy.reference.model.state_dict())
+    reference.load_state_dict(objective.reference.model.state_dict())
     advantage_N = example.group_advantages(REWARDS_PG.flatten(), GROUP)
     counted_NC = example.counted_tokens(tokens_NL[:, start:], end_id)
     for (update_batch,), mask_NP in zip(update_batches, masks, strict=True):
         batch = update_batch.batch
         assert torch.equal(advantage_N, batch.advantage_U)
         assert torch.equal(counted_NC, batch.scored_RL[:, start:])
-        answers = ((model, update_batch.term.answers(policy.denoiser, batch)), (reference, update_batch.reference_RL))
+        answers = (
+            (model, update_batch.term.answers(objective.denoiser, batch)),
+            (reference, update_batch.reference_RL),
+        )
         for ours, theirs_RL in answers:
             logp_NC = example.one_step_logp(ours, tokens_NL, mask_NP, mask_id)
             torch.testing.assert_close(logp_NC * counted_NC, theirs_RL[:, start:], rtol=1e-5, atol=1e-6)
-    expected = [policy.update(update_batch, LEARNING_RATE) for update_batch in update_batches]
+    expected = [trainer.updater.update(update_batch, LEARNING_RATE) for update_batch in update_batches]
     history = example.learn(
         model,
         reference,
@@ -161,7 +164,7 @@ def test_one_file_grpo_updates_are_the_librarys(example, trainer, updates):
         assert loss == pytest.approx(metrics["loss"], rel=1e-5)
         assert norm == pytest.approx(metrics["grad_norm"], rel=1e-5)
     assert all(metrics["clip_ratio/region_mean"] > 0.1 for metrics in expected[1:])
-    for ours, theirs in zip(model.parameters(), policy.denoiser.parameters(), strict=True):
+    for ours, theirs in zip(model.parameters(), objective.denoiser.parameters(), strict=True):
         # The library writes gradients out (softmax, norms, rotations), autograd rounds otherwise.
         torch.testing.assert_close(
             ours.grad, theirs.grad, rtol=1e-5, atol=updates * 2e-5 * float(theirs.grad.abs().max())

@@ -1,4 +1,4 @@
-"""For several tests: a small denoiser with lively logits, prompts for it, and a measure of surprise."""
+"""For several tests: a small denoiser with lively logits, prompts for it, and a chi-square test."""
 
 import torch
 from hypothesis import settings
@@ -44,7 +44,7 @@ def prompts_of(rows, samples=(0,), width=None) -> Prompts:
 
 
 def surprise(counts, probabilities) -> float:
-    """The chi-square statistic of counts against a law, as a standard normal (Wilson and Hilferty 1931)."""
+    """The chi-square statistic of counts against a distribution, as a standard normal (Wilson and Hilferty 1931)."""
     expected = torch.as_tensor(probabilities).double() * counts.sum()
     assert bool((counts[expected == 0] == 0).all())
     counts, expected = counts[expected > 0].double(), expected[expected > 0]

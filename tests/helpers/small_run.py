@@ -1,9 +1,6 @@
 """A small model really trained for a step, beside the plan of the same settings."""
 
-import copy
 import json
-from contextlib import nullcontext
-from types import SimpleNamespace
 
 import torch
 
@@ -11,11 +8,12 @@ from unmask.denoisers.adapters import AdaptersOff, add_adapters
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.layers.fast_layers import fast_layers
 from unmask.denoisers.layers.recompute import recompute_layers
-from unmask.objective.term import record_of
+from unmask.distributed import World
+from unmask.objective.objective import Objective, frozen_copy
 from unmask.plan.estimate import make_plan
 from unmask.settings.commands import PlanSettings
 from unmask.settings.reader import build
-from unmask.training.policy import Policy
+from unmask.training.update import Updater
 from unmask.types import Prompts
 from unmask.uniforms import Uniforms
 
@@ -56,7 +54,7 @@ def settings_of(directory, method, *, shape=None, rollout=None, train=None) -> P
 
 
 class SmallRun:
-    """What a trainer would do with the settings: one rollout, its update_batches, its updates."""
+    """What a trainer would do with the settings: one rollout, its update batches, its updates."""
 
     def __init__(self, settings: PlanSettings) -> None:
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -71,25 +69,26 @@ class SmallRun:
             denoiser = Denoiser(network, mask_id=2, eos_id=1).eval()
             if train.lora_rank:
                 add_adapters(denoiser, train.lora_rank, train.lora_alpha)
-        self.terms = settings.method.terms(1)
+        terms = settings.method.terms(1)
         reference = None
-        if any(term.reads("reference") for term in self.terms):
-            reference = AdaptersOff(denoiser) if train.lora_rank else copy.deepcopy(denoiser).requires_grad_(False)
-        old = None
-        if train.num_iterations > 1 and any(term.blend is not None for term in self.terms):
-            old = copy.deepcopy(denoiser).requires_grad_(False)
+        if any(term.reads("reference") for term in terms):
+            reference = AdaptersOff(denoiser) if train.lora_rank else frozen_copy(denoiser)
+        blends = train.num_iterations > 1 and any(term.blend is not None for term in terms)
+        old = frozen_copy(denoiser) if blends else None
         if train.gradient_checkpointing:
             recompute_layers(denoiser)
-        enabled = train.precision == "bf16"
-        self.autocast = (lambda: torch.autocast("cpu", torch.bfloat16)) if enabled else nullcontext
-        self.policy = Policy(
+        self.objective = Objective(
+            terms=terms,
             denoiser=denoiser,
-            optimizer=torch.optim.AdamW([weight for weight in denoiser.parameters() if weight.requires_grad]),
             reference=reference,
-            accelerator=SimpleNamespace(num_processes=1, device="cpu", autocast=self.autocast),
-            max_grad_norm=1.0,
-            micro_batch=train.micro_batch,
             old=old,
+            micro_batch=train.micro_batch,
+            world=World.single(precision=train.precision),
+        )
+        self.updater = Updater(
+            objective=self.objective,
+            optimizer=torch.optim.AdamW([weight for weight in denoiser.parameters() if weight.requires_grad]),
+            max_grad_norm=1.0,
         )
 
     def sample(self):
@@ -103,24 +102,23 @@ class SmallRun:
             prompt_N=index // rollout.group_size,
             sample_N=index % rollout.group_size,
         )
-        record = record_of(self.terms)
-        with self.autocast():
+        with self.objective.world.autocast():
             self.rollout = rollout.sampler(self.settings.task)(
-                self.policy.denoiser, prompts, Uniforms(), record, group_size=rollout.group_size
+                self.objective.denoiser, prompts, Uniforms(), self.objective.record, group_size=rollout.group_size
             )
 
-    def ask(self):
-        """The update_batches of all updates."""
+    def prepare(self):
+        """The update batches of all updates."""
         shape = (self.settings.rollout.prompts, self.settings.rollout.group_size)
         rewards = []
-        for term in self.terms:
+        for term in self.objective.terms:
             extra = () if term.record is None else (len(self.rollout.snapshots) * term.record.guesses,)
             rewards.append(Uniforms().key(torch.arange(torch.Size(shape + extra).numel())).draw().float())
             rewards[-1] = rewards[-1].view(shape + extra)
         uniforms, updates = Uniforms(), self.settings.train.num_iterations
-        self.update_batches = self.policy.prepare(self.terms, self.rollout, rewards, uniforms, updates)
+        self.prepared = self.objective.prepare(self.rollout, rewards, uniforms, updates)
 
     def update(self):
         """The optimizer updates."""
-        for update_batch in self.update_batches:
-            self.policy.update(update_batch, learning_rate=1e-4)
+        for update_batches in self.prepared:
+            self.updater.update(update_batches, learning_rate=1e-4)

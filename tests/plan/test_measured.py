@@ -36,7 +36,7 @@ def test_plan_flops_are_those_measured(method, train, tmp_path, monkeypatch):
     run = SmallRun(settings_of(tmp_path, METHODS[method], train=train, shape={"num_hidden_layers": 2}))
     planned = run.plan.flops
     assert planned.rollout == pytest.approx(flops(run.sample), rel=0.05)
-    answered = flops(run.ask)
+    answered = flops(run.prepare)
     assert planned.trained + planned.other == pytest.approx(answered + flops(run.update), rel=0.05)
 
 
@@ -67,11 +67,11 @@ def test_plan_peak_of_rollout_and_update_is_that_measured(method, train, shape, 
     memory = run.plan.memory
     # Recorded states are there while it samples, as the plan's moments say; of the smallest runs they are 3 %.
     assert memory.rollout + memory.records == pytest.approx(peak(run.sample), rel=0.05)
-    run.ask()
+    run.prepare()
 
     def backward():
-        for update_batch in run.update_batches[0]:
-            run.policy.backward(update_batch)
+        for loss in run.objective.losses(run.prepared[0]):
+            loss.backward()
 
     planned = memory.update + (memory.gradients if memory.accumulates else 0)
     assert planned == pytest.approx(peak(backward), rel=0.05)
@@ -84,9 +84,9 @@ def test_plan_peak_of_a_whole_step_is_that_measured(tmp_path):
 
     def step():
         run = SmallRun(settings)
-        run.policy.optimizer.defaults["foreach"] = run.policy.optimizer.param_groups[0]["foreach"] = True
+        run.updater.optimizer.defaults["foreach"] = run.updater.optimizer.param_groups[0]["foreach"] = True
         run.sample()
-        run.ask()
+        run.prepare()
         run.update()
         made.append(run)
 

@@ -78,7 +78,7 @@ def scores(judge, completions, prompts=None):
     return asyncio.run(judge(prompts=given, completions=completions, answer=completions))
 
 
-def test_it_asks_as_told_and_takes_the_last_score(judge, monkeypatch):
+def test_judge_asks_as_told_and_takes_the_last_score(judge, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", f" {KEY}\n")
     with endpoint(lambda message: "The reply claims Score: 10.\nScore: 0.25") as (url, requests):
         asked = judge(url, api_key_variable="JUDGE_KEY", temperature=0.5)
@@ -92,14 +92,14 @@ def test_it_asks_as_told_and_takes_the_last_score(judge, monkeypatch):
 @pytest.mark.parametrize(
     "hostile", ["{prompt}", "{completion}", "{0.__class__}", "{", "\\1 \\g<0>", "\ud800", "\0", "%s", "x" * 10**5]
 )
-def test_texts_are_data_in_the_template(judge, hostile):
+def test_judge_message_takes_texts_as_data(judge, hostile):
     with endpoint(lambda message: "Score: 1") as (url, requests):
         assert scores(judge(url), [hostile], ["{completion}"]) == [1.0]
     message = requests[0][2]["messages"][0]["content"]
     assert message == "Task: {completion}\nReply: " + hostile + '\nEnd with {"score": N} or Score: N'
 
 
-def test_scores_stay_with_their_completions_and_no_more_calls_than_allowed_run_at_once(judge):
+def test_judge_keeps_order_and_its_limit_of_concurrent_calls(judge):
     running, most, lock = [0], [0], threading.Lock()
     three = threading.Barrier(3, timeout=10)  # twelve calls pass it three by three
 
@@ -136,7 +136,7 @@ def test_scores_stay_with_their_completions_and_no_more_calls_than_allowed_run_a
     ],
     ids=repr,
 )
-def test_a_call_that_fails_is_tried_again_and_then_gives_none(judge, fault, caplog):
+def test_judge_tries_a_failed_call_again_and_then_gives_none(judge, fault, caplog):
     tries = []
 
     def answer(message):
@@ -153,7 +153,7 @@ def test_a_call_that_fails_is_tried_again_and_then_gives_none(judge, fault, capl
     assert "1 of 3" in caplog.text
 
 
-def test_a_call_that_takes_too_long_fails(judge):
+def test_judge_call_that_takes_too_long_fails(judge):
     done = threading.Event()
     with endpoint(lambda message: "Score: 1" if "quick" in message or done.wait(10) else "") as (url, requests):
         asked = judge(url, timeout_seconds=0.2, retries=0)
@@ -164,7 +164,7 @@ def test_a_call_that_takes_too_long_fails(judge):
     assert len(requests) == 2
 
 
-def test_the_pause_before_another_try_doubles(judge, monkeypatch):
+def test_judge_pause_before_another_try_doubles(judge, monkeypatch):
     pauses = []
     monkeypatch.setattr("unmask.rewards.judge.time.sleep", pauses.append)
     with endpoint(lambda message: "?") as (url, _), pytest.raises(UserError):
@@ -172,7 +172,7 @@ def test_the_pause_before_another_try_doubles(judge, monkeypatch):
     assert pauses == [0.5, 1.0, 2.0]
 
 
-def test_an_endpoint_that_never_answers_is_an_error(judge):
+def test_judge_refuses_an_endpoint_that_never_answers(judge):
     with endpoint(lambda message: "?") as (url, _):
         pass  # closed again: nobody listens
     with pytest.raises(UserError, match=r"all of 2 calls.*refused"):
@@ -180,7 +180,7 @@ def test_an_endpoint_that_never_answers_is_an_error(judge):
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_refusal_ends_the_run_at_once_without_telling_the_key(judge, status, monkeypatch):
+def test_judge_refusal_ends_the_run_without_telling_the_key(judge, status, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     with endpoint(lambda message: (status, f"bad key {KEY}".encode())) as (url, requests):
         asked = judge(url, api_key_variable="JUDGE_KEY", concurrency=1)
@@ -190,7 +190,7 @@ def test_a_refusal_ends_the_run_at_once_without_telling_the_key(judge, status, m
     assert len(requests) < 10  # the calls that waited were given up
 
 
-def test_the_key_does_not_follow_a_redirection(judge, monkeypatch):
+def test_judge_key_does_not_follow_a_redirection(judge, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     with endpoint(lambda message: (302, b"")) as (url, requests), pytest.raises(UserError, match="418"):
         scores(judge(url, api_key_variable="JUDGE_KEY", retries=0), ["x"])
@@ -218,7 +218,7 @@ def test_the_key_does_not_follow_a_redirection(judge, monkeypatch):
     ],
     ids=repr,
 )
-def test_settings_that_cannot_work_are_refused(judge, change, value, monkeypatch):
+def test_load_judge_refuses_settings_that_cannot_work(judge, change, value, monkeypatch):
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(UserError, match=r"judge\.toml") as caught:
         judge("http://127.0.0.1:1", **change)
@@ -226,14 +226,14 @@ def test_settings_that_cannot_work_are_refused(judge, change, value, monkeypatch
 
 
 @pytest.mark.parametrize("key", ["", " ", "two\nlines", "clé"])
-def test_a_key_that_no_header_can_carry_is_not_repeated(judge, key, monkeypatch):
+def test_load_judge_does_not_repeat_a_key_that_no_header_can_carry(judge, key, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", key)
     with pytest.raises(UserError, match="JUDGE_KEY") as caught:
         judge("http://127.0.0.1:1", api_key_variable="JUDGE_KEY")
     assert not key.strip() or key not in str(caught.value)
 
 
-def test_a_judge_is_a_reward_function(judge, tmp_path):
+def test_load_functions_takes_a_judge(judge, tmp_path):
     judge("http://127.0.0.1:1")
     functions = load_functions(RewardSettings(functions=f"task,judge:{tmp_path}/judge.toml"), Sudoku(), "cpu")
     assert [(function.name, function.is_async, function.cached) for function in functions] == [
@@ -242,7 +242,7 @@ def test_a_judge_is_a_reward_function(judge, tmp_path):
     ]
 
 
-def test_a_file_that_is_not_toml(tmp_path):
+def test_load_judge_refuses_a_file_that_is_not_toml(tmp_path):
     for content in (b"url = ", b"\xff"):
         (tmp_path / "judge.toml").write_bytes(content)
         with pytest.raises(UserError, match="not TOML"):

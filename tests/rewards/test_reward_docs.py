@@ -21,7 +21,7 @@ def shown(language: str) -> str:
     return block
 
 
-def test_the_example_file_gives_what_it_says(tmp_path):
+def test_docs_example_file_gives_what_it_says(tmp_path):
     path = tmp_path / "my_rewards.py"
     path.write_text(shown("python"))
     specs = ",".join(f"{path}:{name}" for name in ("brevity", "near", "politeness"))
@@ -37,7 +37,7 @@ def test_the_example_file_gives_what_it_says(tmp_path):
     assert asyncio.run(politeness.awaited_scores(texts)) == [0.0, 0.0, 1.0, 0.0]
 
 
-def test_the_judge_s_settings_are_settings_with_the_defaults():
+def test_docs_judge_settings_are_those_of_the_code():
     document = tomllib.loads(shown("toml"))
     settings = build(JudgeSettings, document)
     for field in dataclasses.fields(settings):

@@ -11,8 +11,10 @@ import torch
 
 from unmask.data.example import Example
 from unmask.data.examples import Examples
+from unmask.distributed import World
 from unmask.errors import UserError
 from unmask.rewards import RewardFunction, Rewards, cached
+from unmask.rewards.functions import is_cached
 
 ITEMS = [Example(prompt=f"prompt {name}", solution="", columns={"answer": name * 2}) for name in "abc"]
 EXAMPLES = Examples(items=ITEMS, prompt_ids=[[0]] * 3, eos_id=0, prefills=[""] * 3, ranked_ids=[])
@@ -25,7 +27,7 @@ def rewards_of(*calls, weights=None, **settings) -> Rewards:
             name=call.__name__,
             call=call,
             weight=weight,
-            cached=getattr(call, "cached", False),
+            cached=is_cached(call),
         )
         for call, weight in zip(calls, weights or [1.0] * len(calls), strict=True)
     )
@@ -51,7 +53,7 @@ def length(prompts, completions, **columns):
 # ---- weighted sums ----
 
 
-def test_the_reward_is_the_weighted_sum_of_the_functions_that_apply():
+def test_rewards_are_the_weighted_sum_of_the_functions_that_apply():
     right = table("right", {"x": 1.0, "yy": 0.0, "zzz": None})
     brief = table("brief", {"x": None, "yy": 3, "zzz": 0.25})
     rewards, scores = rewards_of(right, brief, length, weights=[2.0, 0.5, -1.0])([0, 1, 2], ["x", "yy", "zzz"])
@@ -61,19 +63,19 @@ def test_the_reward_is_the_weighted_sum_of_the_functions_that_apply():
     torch.testing.assert_close(scores, expected, equal_nan=True, rtol=0, atol=0)
 
 
-def test_a_completion_that_no_function_scores_is_refused_with_its_prompt():
+def test_rewards_refuse_a_completion_that_no_function_scores():
     with pytest.raises(UserError, match="prompt b"):
         rewards_of(table("one", {"x": 1, "y": None}), table("two", {"x": 1, "y": None}))([0, 1], ["x", "y"])
 
 
-def test_a_function_sees_each_distinct_completion_of_an_example_once():
+def test_rewards_call_a_function_once_for_each_distinct_completion():
     calls = []
     rewards, _ = rewards_of(table("one", {"x": 1, "y": 2}, calls))([2, 0, 2, 2], ["x", "x", "y", "x"])
     assert calls == [[("prompt c", "x", "cc"), ("prompt a", "x", "aa"), ("prompt c", "y", "cc")]]
     assert rewards.tolist() == [1, 1, 2, 1]
 
 
-def test_a_function_may_change_the_lists_it_is_given():
+def test_reward_function_may_change_the_lists_it_is_given():
     def greedy(prompts, completions, answer):
         scores = [1.0] * len(completions)
         prompts.clear(), completions.clear(), answer.clear()
@@ -86,7 +88,7 @@ def test_a_function_may_change_the_lists_it_is_given():
 # ---- remembering ----
 
 
-def test_only_cached_functions_are_remembered_from_call_to_call():
+def test_rewards_remember_only_cached_functions_from_call_to_call():
     kept, asked = [], []
     scores = {"x": 1.0, "y": None, "z": 3.0}
     rewards = rewards_of(cached(table("pure", scores, kept)), table("moody", scores, asked), length)
@@ -98,14 +100,14 @@ def test_only_cached_functions_are_remembered_from_call_to_call():
     assert [len(call) for call in asked] == [3, 4]
 
 
-def test_nothing_is_asked_where_all_is_remembered():
+def test_rewards_call_nothing_where_all_is_remembered():
     kept = []
     rewards = rewards_of(cached(table("pure", {"x": 1.0}, kept)))
     assert rewards([0], ["x"])[0].tolist() == rewards([0], ["x"])[0].tolist() == [1]
     assert len(kept) == 1
 
 
-def test_the_cache_forgets_what_was_not_asked_for_longest():
+def test_score_cache_forgets_what_was_not_asked_for_longest():
     kept = []
     rewards = rewards_of(cached(table("pure", {text: ord(text) for text in "vwxyz"}, kept)), cache_size=2)
     asked = [["x"], ["y"], ["x"], ["z"], ["x"], ["y"], list("vwxyz")]
@@ -117,7 +119,7 @@ def test_the_cache_forgets_what_was_not_asked_for_longest():
 # ---- async ----
 
 
-def test_async_functions_wait_together():
+def test_call_all_runs_async_functions_together():
     """Each sets the other's event and waits for its own: one after the other, neither would end."""
     events = {"one": asyncio.Event(), "two": asyncio.Event()}
 
@@ -139,7 +141,7 @@ def test_async_functions_wait_together():
     assert rewards.tolist() == [131]
 
 
-def test_functions_that_are_not_async_may_run_a_loop_of_their_own():
+def test_call_all_lets_other_functions_run_a_loop_of_their_own():
     async def later(prompts, completions, **columns):
         return [1.0]
 
@@ -173,7 +175,7 @@ def test_functions_that_are_not_async_may_run_a_loop_of_their_own():
     ids=repr,
 )
 @pytest.mark.parametrize("is_async", [False, True])
-def test_what_is_no_list_of_numbers_is_refused(given, named, is_async):
+def test_reward_function_refuses_what_is_no_list_of_numbers(given, named, is_async):
     def odd(prompts, completions, **columns):
         return given
 
@@ -189,12 +191,12 @@ def test_what_is_no_list_of_numbers_is_refused(given, named, is_async):
 @pytest.mark.parametrize(
     "given", [(1, True), [np.float32(1), np.int64(1)], np.array([1, 1]), torch.tensor([1.0, 1.0])], ids=repr
 )
-def test_numbers_of_other_libraries_are_numbers(given):
+def test_reward_function_takes_numbers_of_other_libraries(given):
     assert rewards_of(functools.wraps(length)(lambda **arguments: given))([0, 1], ["x", "y"])[0].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-def test_an_exception_says_which_function_raised_it(is_async):
+def test_reward_function_exception_says_which_raised_it(is_async):
     def broken(prompts, completions, **columns):
         raise KeyError("tone")
 
@@ -207,7 +209,7 @@ def test_an_exception_says_which_function_raised_it(is_async):
     assert caught.value.__notes__ == [f"raised by the reward function 'my.py:{call.__name__}'"]
 
 
-def test_a_signature_that_does_not_fit_is_refused_before_the_first_call():
+def test_check_signature_refuses_before_the_first_call():
     def no_columns(prompts, completions):
         return [0.0] * len(completions)
 
@@ -226,24 +228,29 @@ def test_a_signature_that_does_not_fit_is_refused_before_the_first_call():
 
 # ---- metrics ----
 
-ALONE = SimpleNamespace(num_processes=1)
+
+class ThreadWorld(World):
+    """One of several ranks that are threads of this process."""
+
+    def __init__(self, rank, shared):
+        super().__init__(device=torch.device("cpu"), rank=rank, size=shared.barrier.parties)
+        object.__setattr__(self, "_shared", shared)
+
+    def sum(self, value):
+        self._shared.values[self.rank] = value
+        self._shared.barrier.wait()
+        summed = sum(self._shared.values)
+        self._shared.barrier.wait()
+        return summed
 
 
 def on_ranks(parts, measure) -> list:
-    """measure(part, accelerator) of each part in a thread of its own, their sums added up as over ranks."""
-    barrier, sums = threading.Barrier(len(parts), timeout=10), [None] * len(parts)
+    """measure(part, world) of each part in a thread of its own, their sums added up as over ranks."""
+    shared = SimpleNamespace(barrier=threading.Barrier(len(parts), timeout=10), values=[None] * len(parts))
     results = [None] * len(parts)
 
     def run(rank):
-        def reduce(value, reduction):
-            assert reduction == "sum"
-            sums[rank] = value
-            barrier.wait()
-            summed = sum(sums)
-            barrier.wait()
-            return summed
-
-        results[rank] = measure(parts[rank], SimpleNamespace(num_processes=len(parts), reduce=reduce))
+        results[rank] = measure(parts[rank], ThreadWorld(rank, shared))
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(parts))]
     for thread in threads:
@@ -253,7 +260,7 @@ def on_ranks(parts, measure) -> list:
     return results
 
 
-def test_metrics_are_of_all_ranks_and_leave_none_out():
+def test_rewards_metrics_are_of_all_ranks_and_leave_none_out():
     nan = float("nan")
     scores = torch.tensor([[1000, nan, nan], [1001, nan, nan], [1002, 5, nan], [1005, nan, nan]])
     rewards = rewards_of(length, table("rare", {}), table("never", {}))
@@ -266,12 +273,12 @@ def test_metrics_are_of_all_ranks_and_leave_none_out():
         "rewards/rare/none_fraction": 0.75,
         "rewards/never/none_fraction": 1,
     }
-    assert rewards.metrics(scores, ALONE) == pytest.approx(expected, rel=1e-6)
+    assert rewards.metrics(scores, World.single()) == pytest.approx(expected, rel=1e-6)
     for parts in ([scores[:2], scores[2:]], [scores[:1], scores[1:3], scores[3:]]):
         for seen in on_ranks(parts, rewards.metrics):
             assert seen == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_task_alone_has_no_metrics_of_its_own():
+def test_rewards_metrics_of_the_task_alone_are_none():
     task = RewardFunction(spec="task", name="task", call=length)
-    assert Rewards(functions=(task,), examples=EXAMPLES).metrics(torch.ones(4, 1), ALONE) == {}
+    assert Rewards(functions=(task,), examples=EXAMPLES).metrics(torch.ones(4, 1), World.single()) == {}

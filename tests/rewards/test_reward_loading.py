@@ -54,7 +54,7 @@ def load(functions, weights=None):
     return load_functions(RewardSettings(functions=functions, weights=weights), Sudoku(), "cpu")
 
 
-def test_functions_come_from_the_task_a_file_and_a_module(here):
+def test_load_functions_from_the_task_a_file_and_a_module(here):
     functions = load("task, my_rewards.py:brevity,mine.style:style", "1,0.2, -0.5")
     assert [(function.name, function.weight, function.cached) for function in functions] == [
         ("task", 1.0, True),
@@ -67,18 +67,18 @@ def test_functions_come_from_the_task_a_file_and_a_module(here):
     assert task(prompts=["0" * 16], completions=["?"], puzzle=["0" * 16]) == [0.0]
 
 
-def test_a_file_is_run_once_whatever_its_path_is_called(here):
+def test_load_functions_runs_a_file_once_whatever_its_path(here):
     functions = load(f"my_rewards.py:brevity,{here / 'my_rewards.py'}:style")
     assert functions[0].call.__globals__ is functions[1].call.__globals__
     assert functions[0].call.__globals__["RUNS"] == [1]
 
 
-def test_functions_of_one_name_are_told_apart_by_where_they_are(here):
+def test_load_functions_tells_functions_of_one_name_apart(here):
     names = [function.name for function in load("task,my_rewards.py:task,my_rewards.py:style,mine.style:style")]
     assert names == ["task", "my_rewards.py:task", "my_rewards.py:style", "mine.style:style"]
 
 
-def test_weights_are_one_unless_given():
+def test_reward_settings_weights_are_one_unless_given():
     assert RewardSettings(functions="task,a.py:b").function_weights == [1.0, 1.0]
     assert build(RewardSettings, {"functions": "task,a.py:b", "weights": "0,1e-3"}).function_weights == [0.0, 1e-3]
 
@@ -112,7 +112,7 @@ def test_weights_are_one_unless_given():
     ],
     ids=" ".join,
 )
-def test_mistakes_are_refused_before_anything_is_written(flags, value, mend, here, capsys):
+def test_load_functions_refuses_mistakes_before_anything_is_written(flags, value, mend, here, capsys):
     before = sorted(here.rglob("*"))
     small = ("--train.examples=4", "--evaluation.examples=4", "--output=run")
     assert main(["train", *small, *(f"--reward.{flag}" for flag in flags)]) == 2
@@ -124,7 +124,7 @@ def test_mistakes_are_refused_before_anything_is_written(flags, value, mend, her
     assert sorted(here.rglob("*")) == before
 
 
-def test_an_error_within_a_file_or_module_is_the_users_to_see(here):
+def test_load_functions_shows_an_error_within_a_users_file(here):
     with pytest.raises(ModuleNotFoundError, match="nowhere") as caught:
         load("mine.broken:style")
     assert "mine.broken" in caught.value.__notes__[0]
@@ -135,6 +135,6 @@ def test_an_error_within_a_file_or_module_is_the_users_to_see(here):
         assert "half.py" in caught.value.__notes__[0]
 
 
-def test_a_file_that_cannot_be_read_as_settings_names_the_flag():
+def test_reward_settings_that_cannot_be_read_name_the_setting():
     with pytest.raises(UserError, match=r"reward\.weights is '1;2'"):
         RewardSettings(weights="1;2")

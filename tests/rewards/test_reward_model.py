@@ -42,7 +42,7 @@ def loaded(path: str, batch: int = 2):
 
 @pytest.mark.parametrize("template", [None, TEMPLATE])
 @pytest.mark.parametrize("kind", ["llama", "bert"])
-def test_scores_are_the_networks_for_each_text_alone(tmp_path, kind, template):
+def test_reward_model_scores_are_the_networks_for_each_text_alone(tmp_path, kind, template):
     path = saved(tmp_path, kind, template)
     network = (BertForSequenceClassification if kind == "bert" else LlamaForSequenceClassification).from_pretrained(
         path
@@ -60,26 +60,26 @@ def test_scores_are_the_networks_for_each_text_alone(tmp_path, kind, template):
         assert scores == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_text_that_is_too_long_is_refused(tmp_path):
+def test_reward_model_refuses_a_text_that_is_too_long(tmp_path):
     model = loaded(saved(tmp_path))
     assert len(model(prompts=["a" * 16], completions=["b" * 16])) == 1
     with pytest.raises(UserError, match=r"takes 32 tokens.*33"):
         model(prompts=["a" * 16], completions=["b" * 17])
 
 
-def test_a_classifier_of_several_classes_is_refused(tmp_path):
+def test_load_reward_model_refuses_several_classes(tmp_path):
     with pytest.raises(UserError, match="has 2 outputs"):
         loaded(saved(tmp_path, labels=2))
 
 
-def test_a_language_model_without_a_head_is_refused(tmp_path):
+def test_load_reward_model_refuses_a_language_model_without_a_head(tmp_path):
     path = saved(tmp_path)
     LlamaForSequenceClassification.from_pretrained(path).model.save_pretrained(path)
     with pytest.raises(UserError, match=r"lacks score\.weight"):
         loaded(path)
 
 
-def test_pickled_weights_are_not_opened(tmp_path):
+def test_load_reward_model_does_not_open_pickled_weights(tmp_path):
     path = saved(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="pickled"):
@@ -87,7 +87,7 @@ def test_pickled_weights_are_not_opened(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["t5000", "clip_text_model"])
-def test_an_architecture_that_transformers_does_not_classify_with_is_refused(tmp_path, kind):
+def test_load_reward_model_refuses_architectures_without_a_classifier(tmp_path, kind):
     path = saved(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text()) | {"model_type": kind}
     config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForSequenceClassification": "evil.Model"}

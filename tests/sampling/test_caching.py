@@ -1,7 +1,5 @@
 """Cached rollouts: which columns are run, where that is exact, and that the mismatch it costs is measured."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -9,6 +7,7 @@ from helpers.forwards import count_forwards
 from helpers.small import EOS, MASK, VOCABULARY, prompts_of, small_denoiser
 from unmask.denoisers.head.reducers import AllLogits
 from unmask.denoisers.tiny import tiny_denoiser
+from unmask.distributed import World
 from unmask.errors import UserError
 from unmask.sampling.caching import CACHINGS
 from unmask.sampling.records import EveryStep, OneStep
@@ -79,11 +78,10 @@ def test_cached_forwards_run_few_columns():
 
 def test_sampling_mismatch_shows_that_caching_approximates():
     denoiser, prompts = small_denoiser(), prompts_of(ROWS, samples=range(8))
-    accelerator = SimpleNamespace(num_processes=1)
     mismatches = {}
     for name, caching in CACHINGS.items():
         rollout = sampler_of(caching, stop_at_end=False)(denoiser, prompts, Uniforms(), group_size=8)
-        mismatches[name] = sampling_mismatch(denoiser, rollout, Uniforms(), accelerator)["sampling/logp_gap"]
+        mismatches[name] = sampling_mismatch(denoiser, rollout, Uniforms(), World.single())["sampling/logp_gap"]
     assert mismatches.pop("none") < 1e-4
     assert all(mismatch > 1e-3 for mismatch in mismatches.values())
 

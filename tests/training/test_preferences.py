@@ -46,15 +46,16 @@ def document(tmp_path):
 
 
 def update_batch(trainer, indices):
-    given = trainer.source(trainer.policy, indices, trainer.uniforms)
-    ((update_batch,),) = trainer.policy.prepare(trainer.terms, given.rollout, given.term_rewards, trainer.uniforms, 1)
-    return given.rollout, update_batch
+    objective, uniforms = trainer.objective, trainer.uniforms
+    experience = trainer.source(objective.denoiser, indices, uniforms)
+    ((update_batch,),) = objective.prepare(experience.rollout, experience.term_rewards, uniforms)
+    return experience.rollout, update_batch
 
 
 def moved(trainer):
     """Its policy away from its reference, or all margins would be 0."""
     with torch.no_grad():
-        for number, parameter in enumerate(trainer.policy.denoiser.parameters()):
+        for number, parameter in enumerate(trainer.objective.denoiser.parameters()):
             parameter.mul_(1.1 if number % 2 else 0.95)
 
 
@@ -65,7 +66,7 @@ def logp(denoiser, inputs, targets):
     return logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
 
 
-def test_a_few_steps_make_the_chosen_likelier(document):
+def test_preference_source_steps_make_the_chosen_likelier(document):
     trainer = build_trainer(build(Recipe, document))
     before = trainer.evaluation(9)
     rows = [trainer.step(step)[0] for step in range(4)]
@@ -80,7 +81,7 @@ def test_a_few_steps_make_the_chosen_likelier(document):
     assert trainer.evaluation(3) == {"pairs/preferred": [1.0] * 3}
 
 
-def test_the_loss_of_one_token_is_that_of_dpo_by_hand(document, tmp_path):
+def test_vrpo_loss_of_one_token_is_that_of_dpo_by_hand(document, tmp_path):
     document["task"] |= {
         "max_new_tokens": 1,
         "data": pairs(tmp_path / "one.jsonl", [ITEMS[0]], length=1),
@@ -90,41 +91,41 @@ def test_the_loss_of_one_token_is_that_of_dpo_by_hand(document, tmp_path):
     document["evaluation"] = {"greedy_steps": 1}
     trainer = build_trainer(build(Recipe, document))
     moved(trainer)
-    _, asked = update_batch(trainer, [0])
-    loss = trainer.policy.update([asked], 0.0)["loss"]
-    made, policy = trainer.tokenizer, trainer.policy
-    ids = encode(made, [ITEMS[0].prompt, *ITEMS[0].solution[:2]])
-    inputs = torch.tensor([[*ids[0], policy.denoiser.mask_id]])
+    _, prepared = update_batch(trainer, [0])
+    loss = trainer.updater.update([prepared], 0.0)["loss"]
+    tokenizer, objective = trainer.tokenizer, trainer.objective
+    ids = encode(tokenizer, [ITEMS[0].prompt, *ITEMS[0].solution[:2]])
+    inputs = torch.tensor([[*ids[0], objective.denoiser.mask_id]])
     ratio = {}
     for side, target in zip(("chosen", "rejected"), ids[1:], strict=True):
         targets = torch.tensor([[*ids[0], *target]])
-        ratio[side] = (logp(policy.denoiser, inputs, targets) - logp(policy.reference, inputs, targets))[0, -1]
+        ratio[side] = (logp(objective.denoiser, inputs, targets) - logp(objective.reference, inputs, targets))[0, -1]
     by_hand = -torch.nn.functional.logsigmoid(0.2 * (ratio["chosen"] - ratio["rejected"]))
     assert abs(by_hand - torch.log(torch.tensor(2.0))) > 1e-3
     assert loss == pytest.approx(by_hand.item(), rel=1e-5)
 
 
-def test_the_loss_of_a_pair_is_that_of_dpo_on_its_masks(document):
+def test_vrpo_loss_of_a_pair_is_that_of_dpo_on_its_masks(document):
     trainer = build_trainer(build(Recipe, document))
     moved(trainer)
-    rollout, asked = update_batch(trainer, [7])
-    batch, mask = asked.batch, trainer.policy.denoiser.mask_id
+    rollout, prepared = update_batch(trainer, [7])
+    batch, mask = prepared.batch, trainer.objective.denoiser.mask_id
     bounds = {}
-    for name, model in (("now", trainer.policy.denoiser), ("reference", trainer.policy.reference)):
+    for name, model in (("now", trainer.objective.denoiser), ("reference", trainer.objective.reference)):
         masked = batch.inputs_FL == mask
         sums = (logp(model, batch.inputs_FL, batch.targets_RL) * masked).sum(1) * LENGTH / masked.sum(1)
         bounds[name] = sums.view(2, 2).mean(1)  # two completions, two batch each
     assert torch.equal(batch.targets_RL[::2], rollout.tokens_NL)
     ratio = bounds["now"] - bounds["reference"]
     by_hand = -torch.nn.functional.logsigmoid(0.2 * (ratio[0] - ratio[1]))
-    assert trainer.policy.update([asked], 0.0)["loss"] == pytest.approx(by_hand.item(), rel=1e-4)
+    assert trainer.updater.update([prepared], 0.0)["loss"] == pytest.approx(by_hand.item(), rel=1e-4)
 
 
-def test_a_given_rollout_holds_the_texts_and_no_trajectory(document):
+def test_preference_rollout_holds_the_texts_and_no_trajectory(document):
     trainer = build_trainer(build(Recipe, document))
     examples = trainer.source.examples
     short = replace(examples, ranked_ids=[(ids[0][:5], ids[1]) for ids in examples.ranked_ids])
-    rollout = preference_rollout(short, [3, 1], LENGTH, trainer.policy.denoiser.mask_id)
+    rollout = preference_rollout(short, [3, 1], LENGTH, trainer.objective.denoiser.mask_id)
     assert rollout.group_size == 2
     assert rollout.prompt_N.tolist() == [3, 3, 1, 1]
     assert rollout.completion_NL.sum(1).tolist() == [6, LENGTH, 6, LENGTH]  # with the first end token
@@ -135,7 +136,7 @@ def test_a_given_rollout_holds_the_texts_and_no_trajectory(document):
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "vrpo"])
-def test_methods_that_need_their_own_samples_refuse(document, method):
+def test_check_preferences_refuses_methods_that_need_their_own_samples(document, method):
     document["method"] = {"name": method}
     if method == "just-grpo":
         document["rollout"] |= {"steps": 16, "unmasking": {"name": "left_to_right"}}
@@ -143,13 +144,13 @@ def test_methods_that_need_their_own_samples_refuse(document, method):
         build_trainer(build(Recipe, document))
 
 
-def test_completions_that_do_not_fit_are_refused(document):
+def test_check_preferences_refuses_completions_that_do_not_fit(document):
     document["task"]["max_new_tokens"] = 8
     with pytest.raises(UserError, match=r"40 of 40 given completions exceed max_new_tokens 8 .*has 16 tokens"):
         build_trainer(build(Recipe, document))
 
 
-def test_a_run_on_pairs(document, tmp_path, capsys):
+def test_run_on_pairs_reports_preferred(document, tmp_path, capsys):
     task = document["task"]
     flags = ["--method", "vrpo", "--task", "pairs", "--task.max-new-tokens", str(LENGTH), "--train.steps", "2"]
     flags += ["--task.data", task["data"], "--task.test-data", task["test_data"], "--train.threads", "1"]

@@ -46,7 +46,7 @@ def kill_after(process: Process, directory: Path, lines: int, pause: float) -> N
     assert not (directory / "summary.json").exists()
 
 
-def test_a_run_killed_at_three_moments_resumes_bit_for_bit(tmp_path):
+def test_resume_run_killed_at_three_moments_goes_on_bit_for_bit(tmp_path):
     whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log"
     finish(command(*RUN, "--output", str(whole), log=log), log)
     process = command(*RUN, "--output", str(killed), log=log)

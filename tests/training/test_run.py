@@ -3,14 +3,13 @@
 import json
 import math
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.processes import finish, start
+from helpers.processes import finish, start, torchrun_environment
 from unmask.cli.main import main
 from unmask.methods import METHODS
 from unmask.report.monitor import CollapseMonitor
@@ -33,7 +32,7 @@ def recipe(**sections) -> Recipe:
 
 
 def weights(trainer) -> torch.Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in trainer.policy.denoiser.parameters()])
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.objective.denoiser.parameters()])
 
 
 def run_flags(**sections) -> list[str]:
@@ -46,7 +45,7 @@ def run_flags(**sections) -> list[str]:
     ]
 
 
-def test_run_directory_explains_itself(tmp_path, capsys):
+def test_start_run_directory_explains_itself_and_repeats(tmp_path, capsys):
     directory = tmp_path / "run"
     assert main(["train", *run_flags(), "--output", str(directory)]) == 0
     printed = capsys.readouterr().out
@@ -88,7 +87,7 @@ def test_run_directory_explains_itself(tmp_path, capsys):
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_trained_checkpoint_is_a_model_for_the_other_commands(tmp_path, capsys):
+def test_save_checkpoint_is_a_model_for_the_other_commands(tmp_path, capsys):
     directory = tmp_path / "run"
     assert main(["train", *run_flags(), "--output", str(directory)]) == 0
     model = str(directory / "checkpoints" / "step_000003")
@@ -114,7 +113,7 @@ def document_of(method: str, **train) -> dict:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_moves_the_weights(method):
+def test_trainer_step_of_every_method_moves_the_weights(method):
     trainer = build_trainer(build(Recipe, document_of(method, updates=2)))
     before = weights(trainer)
     metrics, _ = trainer.step(0)
@@ -122,13 +121,13 @@ def test_every_method_moves_the_weights(method):
     assert metrics["grad_norm"] > 0
 
 
-def test_a_method_that_scores_one_order_wants_rollouts_in_it(capsys, tmp_path):
+def test_build_trainer_refuses_just_grpo_without_left_to_right(capsys, tmp_path):
     assert main(["train", "--method", "just-grpo", "--output", str(tmp_path / "run")]) == 2
     assert "give --rollout.unmasking left_to_right" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_a_synced_reference_follows_and_is_resumed(tmp_path):
+def test_sync_reference_follows_the_policy_and_is_resumed(tmp_path):
     directory, train = tmp_path / "run", {"steps": 4, "checkpoint_every": 2, "reference_sync_steps": 2}
     flags = run_flags(train=SMALL["train"] | train, rollout=SMALL["rollout"])
     assert main(["train", "--method", "coupled-grpo", *flags, "--output", str(directory)]) == 0
@@ -143,26 +142,26 @@ def test_a_synced_reference_follows_and_is_resumed(tmp_path):
         assert all(torch.equal(resumed[key], tensor) for key, tensor in tensors.items())
 
 
-def test_a_reference_is_mixed_with_the_policy():
+def test_sync_reference_mixes_it_with_the_policy():
     trainer = build_trainer(recipe(method={"name": "coupled-grpo"}))
-    policy = trainer.policy
-    base = torch.cat([p.flatten() for p in policy.reference.parameters()])
+    objective = trainer.objective
+    base = torch.cat([p.flatten() for p in objective.reference.parameters()])
     trainer.step(0)
-    policy.sync_reference(0.6)
-    mixed = torch.cat([p.flatten() for p in policy.reference.parameters()])
+    trainer.updater.sync_reference(0.6)
+    mixed = torch.cat([p.flatten() for p in objective.reference.parameters()])
     torch.testing.assert_close(mixed, 0.4 * base + 0.6 * weights(trainer), rtol=1e-6, atol=1e-7)
 
 
-def test_the_old_weights_of_a_contrast_are_those_that_sampled():
+def test_objective_old_weights_are_those_that_sampled():
     trainer = build_trainer(build(Recipe, document_of("lfpo", updates=2)))
     before = weights(trainer)
     trainer.step(0)
-    old = torch.cat([p.flatten() for p in trainer.policy.old.parameters()])
+    old = torch.cat([p.flatten() for p in trainer.objective.old.parameters()])
     assert torch.equal(old, before)
-    assert build_trainer(recipe(method={"name": "lfpo"})).policy.old is None
+    assert build_trainer(recipe(method={"name": "lfpo"})).objective.old is None
 
 
-def test_equal_rewards_without_divergence_move_nothing(monkeypatch):
+def test_trainer_step_of_equal_rewards_moves_nothing(monkeypatch):
     settings = recipe(method={"name": "dispo", "base": {"name": "diffu-grpo", "beta": 0.0}})
     monkeypatch.setattr(
         type(settings.task), "rewards", lambda self, prompts, completions, **columns: [1.0] * len(completions)
@@ -175,25 +174,25 @@ def test_equal_rewards_without_divergence_move_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["diffu-grpo", "gdpo"])
-def test_a_nan_is_reported_and_never_stepped_on(method):
+def test_update_reports_a_nan_and_never_steps_on_it(method):
     """Where the head's gradient is made with its logits, of a loss whose grad_logp is known token by token or not."""
     trainer = build_trainer(recipe(method={"name": method}))
-    policy, uniforms = trainer.policy, trainer.uniforms
-    rollout = trainer.source(policy, [0, 1], uniforms).rollout
+    objective, uniforms = trainer.objective, trainer.uniforms
+    rollout = trainer.source(objective.denoiser, [0, 1], uniforms).rollout
     rewards = torch.arange(8.0).view(2, 4)  # so that every completion has advantage
-    (update_batches,) = policy.prepare(trainer.terms, rollout, [rewards], uniforms, 1)
+    (update_batches,) = objective.prepare(rollout, [rewards], uniforms)
     assert [update_batch.term.is_separable(old_is_now=True) for update_batch in update_batches] == [True]
     with torch.no_grad():
-        policy.denoiser.model.get_input_embeddings().weight[policy.denoiser.mask_id] = math.nan
+        objective.denoiser.model.get_input_embeddings().weight[objective.denoiser.mask_id] = math.nan
     before = weights(trainer)
-    metrics = policy.update(update_batches, 1e-4)
+    metrics = trainer.updater.update(update_batches, 1e-4)
     assert math.isnan(metrics["loss"])
     assert "loss is nan" in CollapseMonitor().update(metrics)[0]
     torch.testing.assert_close(weights(trainer), before, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("method", ["dispo", "rspo"])
-def test_steps_do_not_depend_on_micro_batches(method):
+def test_trainer_step_does_not_depend_on_micro_batch(method):
     whole = build_trainer(recipe(method={"name": method}))
     parts = build_trainer(recipe(method={"name": method}, train={"micro_batch": 3}))
     first, second = whole.step(0)[0], parts.step(0)[0]
@@ -201,14 +200,14 @@ def test_steps_do_not_depend_on_micro_batches(method):
     assert first["loss"] == pytest.approx(second["loss"], abs=1e-6)
 
 
-def test_shuffled_rewards_keep_the_rollouts_and_change_the_update():
+def test_shuffle_rewards_keeps_the_rollouts_and_changes_the_update():
     plain, shuffled = build_trainer(recipe()), build_trainer(recipe(train={"shuffle_rewards": True}))
     first, second = plain.step(0)[0], shuffled.step(0)[0]
     assert first["reward"] == second["reward"]
     assert first["grad_norm"] != second["grad_norm"]
 
 
-def test_over_denoising_filter_keeps_prompts_that_slide_back():
+def test_filtered_order_keeps_over_denoised_examples():
     from unmask.training.build import filtered_order
 
     trainer = build_trainer(recipe(train={"examples": 200}))
@@ -236,16 +235,11 @@ def rank_of_two(documents: list[dict], result: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_ranks_equal_one(tmp_path):
+def test_trainer_step_on_two_ranks_equals_one(tmp_path):
     """The same steps of every method with their prompts shared by two processes: metrics and weights agree."""
     documents = [document_of(method, updates=2) for method in METHODS]
     result, log = tmp_path / "result.json", tmp_path / "log"
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    common |= {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
-    ranks = [
-        start(rank_of_two, documents, result, log=log, environment=common | {"RANK": rank, "LOCAL_RANK": rank})
-        for rank in "01"
-    ]
+    ranks = [start(rank_of_two, documents, result, log=log, environment=each) for each in torchrun_environment(2)]
     alone = steps_of(documents)
     for rank in ranks:
         finish(rank, log)
@@ -253,10 +247,3 @@ def test_two_ranks_equal_one(tmp_path):
     for method, (one, one_total), (two, two_total) in zip(METHODS, alone, shared, strict=True):
         assert one == pytest.approx(two, rel=2e-4, abs=1e-6), method
         assert one_total == pytest.approx(two_total, rel=1e-7), method
-
-
-def free_port() -> int:
-    """A port that nobody listens to."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

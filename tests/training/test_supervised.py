@@ -40,7 +40,7 @@ def sudoku_batch(rows: int):
     return supervised_batch(examples, encode(tokenizer, [item.solution for item in items]), list(range(rows)), 16)
 
 
-def test_loss_of_an_uninformed_model_is_log_vocabulary():
+def test_elbo_loss_of_an_uninformed_model_is_log_vocabulary():
     """E[(1/t) masked count] = L, whatever the mask rate: the loss has mean log V."""
     batch = sudoku_batch(64)
     losses = [float(elbo_loss(Uninformed(), batch, Uniforms().key(draw))) for draw in range(60)]
@@ -49,7 +49,7 @@ def test_loss_of_an_uninformed_model_is_log_vocabulary():
     assert spread < 0.05
 
 
-def test_prompt_is_never_masked_and_masks_depend_on_the_key_alone():
+def test_elbo_loss_masks_no_prompt_and_depends_on_the_key_alone():
     batch = sudoku_batch(16)
     seen = []
 
@@ -67,7 +67,7 @@ def test_prompt_is_never_masked_and_masks_depend_on_the_key_alone():
     assert (masked.diff() > 0).float().mean() > 0.5  # rates rise with the row: t is stratified over the batch
 
 
-def test_pretraining_is_reproducible_and_learns():
+def test_pretrain_is_reproducible_and_learns():
     recipe = build(PretrainRecipe, QUICK | {"steps": 40, "learning_rate": 3e-3})
     tokenizer = task_tokenizer(recipe.task.vocabulary)
     first, second = pretrain(recipe, tokenizer), pretrain(recipe, tokenizer)
@@ -79,7 +79,7 @@ def test_pretraining_is_reproducible_and_learns():
     assert after < before - 0.2
 
 
-def test_a_checkpoint_is_tuned_in_micro_batches_as_in_one():
+def test_pretrain_in_micro_batches_equals_one_batch():
     quick = QUICK | {"model": "embedded:sudoku", "steps": 2, "learning_rate": 1e-3}
     tokenizer = load_tokenizer("embedded:sudoku")
     whole, parts = (pretrain(build(PretrainRecipe, quick | {"micro_batch": size}), tokenizer) for size in (0, 3))
@@ -89,7 +89,7 @@ def test_a_checkpoint_is_tuned_in_micro_batches_as_in_one():
     assert any(not torch.equal(a, b) for a, b in zip(whole.parameters(), base.parameters(), strict=True))
 
 
-def test_the_weights_with_the_best_validation_loss_are_kept(monkeypatch):
+def test_pretrain_keeps_the_weights_with_the_best_validation_loss(monkeypatch):
     """At a ruinous rate the first validation is the best, and the run ends with the weights it had then."""
     quick = QUICK | {"model": "embedded:sudoku", "learning_rate": 0.3, "warmup_steps": 4, "validation_examples": 8}
     tokenizer = load_tokenizer("embedded:sudoku")
@@ -104,14 +104,14 @@ def test_the_weights_with_the_best_validation_loss_are_kept(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), then.parameters(), strict=True))
 
 
-def test_examples_for_validation_are_not_trained_on():
+def test_pretrain_does_not_train_on_validation_examples():
     quick = QUICK | {"model": "embedded:sudoku", "steps": 1, "batch": 64, "learning_rate": 1e-3}
     tokenizer = load_tokenizer("embedded:sudoku")
     plain, held = (pretrain(build(PretrainRecipe, quick | {"validation_examples": n}), tokenizer) for n in (0, 16))
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), held.parameters(), strict=True))
 
 
-def test_adapters_are_tuned_and_saved_merged(tmp_path, capsys):
+def test_pretrain_to_saves_adapters_merged(tmp_path, capsys):
     flags = [word for key, value in QUICK.items() for word in (f"--{key.replace('_', '-')}", str(value))]
     command = ["pretrain", "--model", "embedded:sudoku", "--lora-rank", "2", *flags, "--output", str(tmp_path / "m")]
     assert main(command) == 0
@@ -128,7 +128,7 @@ def test_adapters_are_tuned_and_saved_merged(tmp_path, capsys):
     assert "lora_rank adapts a checkpoint" in capsys.readouterr().err
 
 
-def test_pretrain_command_writes_a_model_and_its_hash(tmp_path, capsys):
+def test_pretrain_to_writes_a_model_and_prints_its_hash(tmp_path, capsys):
     flags = [word for key, value in QUICK.items() for word in (f"--{key.replace('_', '-')}", str(value))]
     assert main(["pretrain", *flags, "--output", str(tmp_path / "model")]) == 0
     digest = hashlib.sha256((tmp_path / "model" / "model.safetensors").read_bytes()).hexdigest()
@@ -138,7 +138,7 @@ def test_pretrain_command_writes_a_model_and_its_hash(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["sudoku", "countdown", "arithmetic"])
-def test_shipped_models_are_small_and_have_the_committed_hash(name):
+def test_pretrain_recipes_embedded_models_have_the_committed_hash(name):
     weights = ASSETS / name / "model.safetensors"
     hashes = {line.split()[1]: line.split()[0] for line in (ASSETS / "SHA256").read_text().splitlines()}
     assert hashlib.sha256(weights.read_bytes()).hexdigest() == hashes[name]

@@ -19,7 +19,7 @@ from unmask.uniforms import Uniforms
 
 
 def show_sample(settings: SampleSettings, prompt: str | None) -> None:
-    """Complete a prompt, or a held-out item of the task, and print every denoising step."""
+    """Complete `prompt`, or a held-out item of the task where it is None, and print every denoising step."""
     from rich.console import Console
 
     tokenizer, denoiser = load_tokenizer(settings.model), load_denoiser(settings.model).to(best_device()).eval()

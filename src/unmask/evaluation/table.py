@@ -10,7 +10,7 @@ from unmask.data.examples import Examples
 from unmask.denoisers.loading import load_denoiser, load_tokenizer
 from unmask.distributed import best_device
 from unmask.errors import UserError
-from unmask.evaluation.evaluator import Evaluator, measured
+from unmask.evaluation.evaluator import Evaluator, mean_metrics
 from unmask.sampling.records import EveryStep
 from unmask.settings.commands import EvaluateSettings
 from unmask.uniforms import Uniforms
@@ -19,7 +19,10 @@ _COLUMNS = {"unmasking": "unmasking", "tokens": "tokens", "steps": "steps", "sol
 
 
 def evaluation_table(settings: EvaluateSettings) -> list[dict[str, Any]]:
-    """A row for each rule, length and number of steps: every metric of the task, with intervals on the solve rate."""
+    """Rows of the table, one for each rule, length and number of steps: see `mean_metrics`.
+
+    Raises UserError for a task that compares no answers, and settings that do not go with the model.
+    """
     if not settings.task.verifies:
         raise UserError(f"task {settings.task.name} compares no answers: nothing can be measured by sampling")
     device, samplers = best_device(), settings.samplers()
@@ -39,13 +42,13 @@ def evaluation_table(settings: EvaluateSettings) -> list[dict[str, Any]]:
     )
     return [
         {"unmasking": rule, "tokens": sampler.max_new_tokens, "steps": sampler.steps, "examples": len(items)}
-        | measured(evaluator, denoiser, sampler, settings.samples, over_denoising=settings.over_denoising)
+        | mean_metrics(evaluator, denoiser, sampler, settings.samples, over_denoising=settings.over_denoising)
         for rule, sampler in samplers
     ]
 
 
 def print_table(rows: list[dict[str, Any]], settings: EvaluateSettings) -> None:
-    """The rows for a person."""
+    """Print the rows to the terminal as a table."""
     from rich.console import Console
     from rich.table import Table
 

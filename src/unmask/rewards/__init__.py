@@ -1,4 +1,4 @@
-"""Reward functions of the user's own beside the task's: found, called, weighed, remembered. See docs/rewards.md."""
+"""Reward functions, the task's and the user's own: loading, calling, weighting, caching. See docs/rewards.md."""
 
 from __future__ import annotations
 

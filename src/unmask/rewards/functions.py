@@ -17,28 +17,34 @@ Score = float | None  # None: the function does not apply
 Arguments = dict[str, list[Any]]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+_CACHED = "__unmask_cached__"  # attribute of functions that `cached` has marked
 _LARGEST = 3.4e38  # rewards become tensors of float32
 
 
 def cached(function: Function) -> Function:
-    """Mark a reward function whose score of a text never changes, so that it is asked once for each text.
+    """Decorator of a reward function whose score of a text never changes, so that it is called once for each text.
 
     It must depend on nothing but the prompt, completion and columns of that sample: not on the others in the call.
     """
-    function.cached = True  # type: ignore[attr-defined]
+    setattr(function, _CACHED, True)
     return function
+
+
+def is_cached(function: Callable[..., Any]) -> bool:
+    """Whether `cached` has marked the function."""
+    return hasattr(function, _CACHED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardFunction:
-    """A reward function, where it was found, its name in metrics and its weight in the reward."""
+    """A callable in TRL's signature, with its name in metrics, its weight in the reward and when it may be called."""
 
-    spec: str
-    name: str
+    spec: str  # how the settings name it
+    name: str  # in metrics
     call: Callable[..., Any]
-    weight: float = 1.0
-    cached: bool = False
-    ahead: bool = False  # may be asked in a thread, for some completions of a batch before the others
+    weight: float = 1.0  # in the sum that is the reward
+    cached: bool = False  # scores of a text never change and may be remembered
+    ahead: bool = False  # may be called in a thread, for some completions of a batch before the others
 
     @property
     def is_async(self) -> bool:
@@ -101,11 +107,10 @@ def _usable(score: Any) -> bool:
     return score is None or (issubclass(type(score), Real) and bool(abs(score) <= _LARGEST))
 
 
-def ask(functions: Sequence[RewardFunction], arguments: Sequence[Arguments]) -> list[list[Score]]:
-    """Scores by each function of its own arguments; those that are async run together, after the others."""
+def call_all(functions: Sequence[RewardFunction], arguments: Sequence[Arguments]) -> list[list[Score]]:
+    """Each function's scores of its own arguments; async functions run together, after the others."""
     scores = [
-        [] if function.is_async else function.scores(given)
-        for function, given in zip(functions, arguments, strict=True)
+        [] if function.is_async else function.scores(own) for function, own in zip(functions, arguments, strict=True)
     ]
     waiting = [place for place, function in enumerate(functions) if function.is_async]
 

@@ -29,7 +29,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeSettings:
-    """The endpoint, what it is asked and how its reply is read."""
+    """Settings of a judge: its endpoint, the message to it, how its reply is read, and retries."""
 
     url: str = setting("", "of the API, /chat/completions left out, such as http://localhost:8000/v1")
     model: str = setting("", "the API's name of the judge")
@@ -71,7 +71,7 @@ class JudgeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """Asks for a score of each completion, several at a time; None where a call fails after all tries.
+    """Reward function: a judge's score of each completion, several calls at a time; None where all tries fail.
 
     A call fails where the endpoint cannot be reached, gives an error or a reply without score. Scores are not
     remembered over steps: the judge may answer otherwise another time.

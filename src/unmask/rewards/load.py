@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from unmask.rewards.functions import RewardFunction
+from unmask.rewards.functions import RewardFunction, is_cached
 from unmask.tasks import Task
 from unmask.validation import load_named
 
@@ -17,7 +17,7 @@ _FORMS = f"{TASK}, FILE.py:NAME, MODULE:NAME, reward_model:DIRECTORY or judge:FI
 
 
 def load_functions(settings: RewardSettings, task: Task, device: Any) -> tuple[RewardFunction, ...]:
-    """The reward functions of a run. Raises UserError for what is not there or cannot be called.
+    """The reward functions that the settings name. Raises UserError for what is not there or cannot be called.
 
     A function's name in metrics is its own, or all of its spec where two have the same.
     """
@@ -30,7 +30,7 @@ def load_functions(settings: RewardSettings, task: Task, device: Any) -> tuple[R
             name=name if names.count(name) == 1 else spec,
             call=call,
             weight=weight,
-            cached=spec == TASK or getattr(call, "cached", False),
+            cached=spec == TASK or is_cached(call),
             ahead=spec == TASK,  # a user's own may use signals, which only the main thread can
         )
         for spec, name, call, weight in zip(specs, names, calls, settings.function_weights, strict=True)

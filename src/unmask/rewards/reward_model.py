@@ -16,7 +16,7 @@ from unmask.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class RewardModel:
-    """The classifier's output for prompt and completion, by the tokenizer's chat template where it has one.
+    """Reward function: a classifier's output for prompt and completion, in the tokenizer's chat template if it has one.
 
     Not remembered over steps: the last bits of a score depend on the texts that share its batch.
     """
@@ -56,7 +56,7 @@ class RewardModel:
 
 
 def load_reward_model(path: str, batch: int, device: Any) -> RewardModel:
-    """The reward model in a directory, bf16 on a GPU. Raises UserError where the directory holds none."""
+    """Load the reward model of a checkpoint directory, bf16 on a GPU. Raises UserError where there is none."""
     directory = resolve(path)
     config = _config(path, directory)
     tokenizer = load_tokenizer(path)

@@ -1,4 +1,4 @@
-"""The reward of a text: the weighted sum of what the functions give it, each asked once for each distinct text."""
+"""Rewards of completions: the weighted sum of reward functions, each called once for each distinct text."""
 
 from __future__ import annotations
 
@@ -6,37 +6,36 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unmask import distributed
 from unmask.data.examples import Examples
+from unmask.distributed import World
 from unmask.errors import UserError
-from unmask.rewards.functions import Arguments, RewardFunction, Score, ask
+from unmask.rewards.functions import Arguments, RewardFunction, Score, call_all
 from unmask.rewards.load import TASK
 
-Key = tuple[int, str]  # index of the example, text of the completion
+TextKey = tuple[int, str]  # index of the example, text of the completion: what a score belongs to
 
 
 class ScoreCache:
-    """Scores by example and text; beyond `size` of them, those that were not asked for longest are forgotten."""
+    """Least-recently-used cache of `size` scores by example and text."""
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._scores: OrderedDict[Key, Score] = OrderedDict()
+        self._scores: OrderedDict[TextKey, Score] = OrderedDict()
 
-    def known(self, keys: Iterable[Key]) -> dict[Key, Score]:
-        """Scores of those keys that are remembered."""
+    def known(self, keys: Iterable[TextKey]) -> dict[TextKey, Score]:
+        """Scores of those of the keys that are in the cache."""
         scores = {key: self._scores[key] for key in keys if key in self._scores}
         for key in scores:
             self._scores.move_to_end(key)
         return scores
 
-    def add(self, scores: dict[Key, Score]) -> None:
-        """Remember scores of keys that were not known."""
+    def add(self, scores: dict[TextKey, Score]) -> None:
+        """Put in scores of keys that were not known, and forget the least recently used beyond `size`."""
         self._scores |= scores
         while len(self._scores) > self._size:
             self._scores.popitem(last=False)
@@ -44,10 +43,12 @@ class ScoreCache:
 
 @dataclass(frozen=True, kw_only=True)
 class Rewards:
-    """Scores completions of the examples. Raises UserError where a function cannot take their columns.
+    """Scores completions of `examples` by K reward functions. Raises UserError where one cannot take their columns.
 
-    Only functions marked as cached are remembered from call to call, so that a run that was resumed, and has
-    forgotten, goes on as if it had not. K: reward functions.
+    Only scores of functions marked as cached are kept from call to call, so that a resumed run, whose cache is empty,
+    goes on as if it were not.
+
+        rewards_N, scores_NK = rewards([0, 0, 1], ["a", "b", "c"])   # two completions of example 0, one of example 1
     """
 
     functions: tuple[RewardFunction, ...]
@@ -62,7 +63,7 @@ class Rewards:
             function.check_signature(self.examples.columns([0], 1))
 
     def __call__(self, indices: Sequence[int], texts: Sequence[str]) -> tuple[Float[Tensor, "N"], Float[Tensor, "N K"]]:
-        """Rewards of completions, one text for each index of an example, and what each function gave, NaN for None.
+        """(rewards [N], scores [N, K]) of completions, one text for each index of an example; NaN for a score of None.
 
         The reward is the weighted sum of the functions that apply. Raises UserError where none does.
         """
@@ -74,8 +75,8 @@ class Rewards:
         rewards_N = torch.tensor([rewards[key] for key in keys])
         return rewards_N, torch.tensor([[math.nan if score is None else score for score in rows[key]] for key in keys])
 
-    def ask_ahead(self, indices: Sequence[int], texts: Sequence[str]) -> None:
-        """Have the functions that may be asked ahead score these texts, and remember what they say."""
+    def score_ahead(self, indices: Sequence[int], texts: Sequence[str]) -> None:
+        """Score these texts by the functions that may be called ahead of time, in any thread, into their caches."""
         keys = list(dict.fromkeys(zip(indices, texts, strict=True)))
         for function, cache in zip(self.functions, self._caches, strict=True):
             known = cache.known(keys)
@@ -83,20 +84,20 @@ class Rewards:
             if function.ahead and missing:
                 cache.add(dict(zip(missing, function.scores(self._arguments(missing)), strict=True)))
 
-    def _scores(self, keys: list[Key]) -> list[dict[Key, Score]]:
-        """Each function's scores of all keys; it is asked for those that it is not remembered for."""
+    def _scores(self, keys: list[TextKey]) -> list[dict[TextKey, Score]]:
+        """Each function's scores of all keys: from its cache, else by calling it."""
         tables = [cache.known(keys) for cache in self._caches]
         missing = [[key for key in keys if key not in table] for table in tables]
-        asked = [place for place, unknown in enumerate(missing) if unknown]
-        arguments = [self._arguments(missing[place]) for place in asked]
-        for place, scores in zip(asked, ask([self.functions[place] for place in asked], arguments), strict=True):
+        called = [place for place, unknown in enumerate(missing) if unknown]
+        arguments = [self._arguments(missing[place]) for place in called]
+        for place, scores in zip(called, call_all([self.functions[place] for place in called], arguments), strict=True):
             added = dict(zip(missing[place], scores, strict=True))
             tables[place] |= added
             self._caches[place].add(added)
         return tables
 
-    def _arguments(self, keys: list[Key]) -> Arguments:
-        """What a function is given; lists of its own, so that it may change them."""
+    def _arguments(self, keys: list[TextKey]) -> Arguments:
+        """A function's arguments, in lists of its own, which it may change."""
         indices = [index for index, _ in keys]
         prompts = [self.examples.items[index].prompt for index in indices]
         return {"prompts": prompts, "completions": [text for _, text in keys], **self.examples.columns(indices, 1)}
@@ -110,8 +111,8 @@ class Rewards:
             )
         return math.fsum(parts)
 
-    def metrics(self, scores_NK: Float[Tensor, "N K"], accelerator: Any) -> dict[str, float]:
-        """Mean and unbiased std of each function's scores over all ranks, and the share of None; none for a task alone.
+    def metrics(self, scores_NK: Float[Tensor, "N K"], world: World) -> dict[str, float]:
+        """rewards/NAME/mean, /std (unbiased) and /none_fraction of each function over all ranks; {} for a task alone.
 
         A function that applies to no completion has only its share of None, 1.
         """
@@ -119,10 +120,10 @@ class Rewards:
             return {}
         applies_NK = ~scores_NK.isnan()
         sums_2K = torch.stack([applies_NK.sum(0), scores_NK.nansum(0)])
-        count_K, sum_K = distributed.total(accelerator, sums_2K)
-        samples = distributed.total(accelerator, scores_NK.new_tensor(float(len(scores_NK))))
+        count_K, sum_K = world.sum(sums_2K)
+        samples = world.sum(scores_NK.new_tensor(float(len(scores_NK))))
         mean_K = sum_K / count_K.clamp(min=1)
-        squares_K = distributed.total(accelerator, (scores_NK - mean_K).square().nansum(0))
+        squares_K = world.sum((scores_NK - mean_K).square().nansum(0))
         std_K = (squares_K / (count_K - 1).clamp(min=1)).sqrt()
         none_K = 1 - count_K / samples
         metrics: dict[str, float] = {}

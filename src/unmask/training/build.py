@@ -1,53 +1,52 @@
-"""From a recipe to a trainer: the policy, its frozen companions, its examples."""
+"""From a recipe to a trainer: model, frozen policies, optimizer, examples, rewards, evaluators."""
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from unmask import distributed
 from unmask.data.examples import Examples
 from unmask.denoisers.adapters import AdaptersOff, add_adapters, load_adapters
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.layers.compiled import compile_layers
 from unmask.denoisers.layers.recompute import recompute_layers
 from unmask.denoisers.loading import load_denoiser, load_tokenizer
+from unmask.distributed import World
 from unmask.errors import UserError
-from unmask.evaluation.evaluator import Evaluator, over_denoised
-from unmask.objective.term import Term, record_of
+from unmask.evaluation.evaluator import Evaluator, over_denoised_examples
+from unmask.objective.objective import Objective, frozen_copy
 from unmask.rewards import Rewards, load_functions
 from unmask.sampling.records import EveryStep
 from unmask.sampling.sampler import Sampler
 from unmask.settings.recipe import Recipe
 from unmask.training.checkpoint import load_optimizer, load_reference
-from unmask.training.on_policy import OnPolicySource, Source
-from unmask.training.policy import Policy
+from unmask.training.on_policy import OnPolicySource
 from unmask.training.preferences import PreferenceSource, check_preferences
+from unmask.training.sources import Source
 from unmask.training.trainer import Trainer
+from unmask.training.update import Updater
 from unmask.uniforms import Uniforms
 
 
 def build_trainer(recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
-    """All that a run needs, its weights from `checkpoint` where given. Raises UserError before anything is written."""
+    """The trainer of a recipe, with weights from `checkpoint` where given. Raises UserError for what cannot work."""
     settings = recipe.train
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     sampler = recipe.rollout.sampler(recipe.task)
     recipe.rollout.sampler(recipe.task, steps=recipe.evaluation.greedy_steps)
-    accelerator = distributed.make_accelerator(settings.precision)
-    if recipe.rollout.prompts % accelerator.num_processes:
+    world = World.start(settings.precision)
+    if recipe.rollout.prompts % world.size:
         raise UserError(
-            f"rollout.prompts {recipe.rollout.prompts} cannot be shared by {accelerator.num_processes} ranks: "
-            "give a multiple"
+            f"rollout.prompts {recipe.rollout.prompts} cannot be shared by {world.size} ranks: give a multiple"
         )
     tokenizer = load_tokenizer(recipe.model)
-    terms, policy = _load_policy(recipe, accelerator, checkpoint)
-    denoiser = policy.denoiser
+    updater = _load_updater(recipe, world, checkpoint)
+    terms, denoiser = updater.objective.terms, updater.objective.denoiser
     room = denoiser.max_length - sampler.max_new_tokens
 
     def encoded(split: str, count: int, seed: int) -> Examples:
@@ -60,12 +59,11 @@ def build_trainer(recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
     examples = encoded("train", settings.examples, settings.seed)
     return Trainer(
         recipe=recipe,
-        policy=policy,
+        updater=updater,
         tokenizer=tokenizer,
-        source=_source(recipe, examples, sampler, terms, tokenizer, policy),
+        source=_source(recipe, examples, sampler, tokenizer, updater.objective),
         order=list(range(len(examples.items))),
         sampler=sampler,
-        terms=terms,
         uniforms=Uniforms().key(settings.seed),
         evaluators={
             split: Evaluator(
@@ -74,29 +72,26 @@ def build_trainer(recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
                 examples=encoded(split, held_out.examples, held_out.seed),
                 uniforms=Uniforms().key("evaluation", held_out.seed),
                 batch=held_out.batch,
-                device=accelerator.device,
+                device=world.device,
                 precision=settings.precision,
             )
             for split in recipe.task.splits
             if split != "train"
         },
-        device=accelerator.device,
     )
 
 
-def _source(
-    recipe: Recipe, examples: Examples, sampler: Sampler, terms: tuple[Term, ...], tokenizer: Any, policy: Policy
-) -> Source:
-    """Completions that the task gives where it gives some, else sampled ones and the recipe's rewards."""
-    accelerator = policy.accelerator
+def _source(recipe: Recipe, examples: Examples, sampler: Sampler, tokenizer: Any, objective: Objective) -> Source:
+    """The task's own ranked completions where it has some, else sampled ones and the recipe's rewards."""
+    terms, world = objective.terms, objective.world
     if examples.ranked_ids:
         return PreferenceSource(
             examples=examples,
             terms=terms,
             length=sampler.max_new_tokens,
-            mask_id=policy.denoiser.mask_id,
+            mask_id=objective.denoiser.mask_id,
             tokenizer=tokenizer,
-            accelerator=accelerator,
+            world=world,
         )
     # At the first call the sampler would say so itself, but then a run directory and an evaluation are there.
     if sampler.unmasking.remasks and any(term.reads_trajectory for term in terms):
@@ -104,9 +99,9 @@ def _source(
             f"unmasking {sampler.unmasking.name} masks tokens again, so it leaves no trajectory, which method "
             f"{recipe.method.name} reads: set rollout.unmasking low_confidence"
         )
-    for record in (record_of(terms), EveryStep() if recipe.train.over_denoising_filter else None):
-        sampler.check(policy.denoiser, record)
-    functions = load_functions(recipe.reward, recipe.task, accelerator.device)
+    for record in (objective.record, EveryStep() if recipe.train.over_denoising_filter else None):
+        sampler.check(objective.denoiser, record)
+    functions = load_functions(recipe.reward, recipe.task, world.device)
     return OnPolicySource(
         recipe=recipe,
         examples=examples,
@@ -114,7 +109,7 @@ def _source(
         rewards=Rewards(functions=functions, examples=examples),
         terms=terms,
         tokenizer=tokenizer,
-        accelerator=accelerator,
+        world=world,
     )
 
 
@@ -135,22 +130,37 @@ def _load_reference(recipe: Recipe, denoiser: Denoiser, checkpoint: Path | None)
     """The reference policy: adapters off, a frozen copy of the base, or what it had become at the checkpoint."""
     if recipe.train.lora_rank:
         return AdaptersOff(denoiser)
-    reference = load_denoiser(recipe.model) if checkpoint else copy.deepcopy(denoiser)
+    reference = load_denoiser(recipe.model) if checkpoint else frozen_copy(denoiser)
     if checkpoint is not None and recipe.train.reference_sync_steps:
         load_reference(checkpoint, reference)
     return reference.eval().requires_grad_(False)
 
 
-def _load_policy(recipe: Recipe, accelerator: Any, checkpoint: Path | None) -> tuple[tuple[Term, ...], Policy]:
-    """The method's terms, and the policy with the frozen weights that they read."""
+def _load_objective(recipe: Recipe, world: World, checkpoint: Path | None) -> Objective:
+    """The method's terms on the denoiser that is trained, with the frozen weights that they read."""
     settings = recipe.train
-    denoiser = _load_trained(recipe, checkpoint).to(accelerator.device)
+    denoiser = _load_trained(recipe, checkpoint).to(world.device)
     terms = recipe.method.terms(denoiser.eos_id)
     reference = old = None
     if any(term.reads("reference") for term in terms):
-        reference = _load_reference(recipe, denoiser, checkpoint).to(accelerator.device)
+        reference = _load_reference(recipe, denoiser, checkpoint).to(world.device)
     if settings.num_iterations > 1 and any(term.blend is not None for term in terms):
-        old = copy.deepcopy(denoiser).eval().requires_grad_(False)
+        old = frozen_copy(denoiser)
+    return Objective(
+        terms=terms,
+        denoiser=denoiser,
+        reference=reference,
+        old=old,
+        micro_batch=settings.micro_batch,
+        world=world,
+    )
+
+
+def _load_updater(recipe: Recipe, world: World, checkpoint: Path | None) -> Updater:
+    """The objective with its optimizer, moments from the checkpoint."""
+    settings = recipe.train
+    objective = _load_objective(recipe, world, checkpoint)
+    denoiser = objective.denoiser
     optimizer = torch.optim.AdamW(
         [weight for weight in denoiser.parameters() if weight.requires_grad],
         lr=settings.learning_rate,
@@ -163,23 +173,15 @@ def _load_policy(recipe: Recipe, accelerator: Any, checkpoint: Path | None) -> t
         recompute_layers(denoiser)
     if settings.compile:
         compile_layers(denoiser)
-    return terms, Policy(
-        denoiser=denoiser,
-        optimizer=optimizer,
-        reference=reference,
-        accelerator=accelerator,
-        max_grad_norm=settings.max_grad_norm,
-        micro_batch=settings.micro_batch,
-        old=old,
-    )
+    return Updater(objective=objective, optimizer=optimizer, max_grad_norm=settings.max_grad_norm)
 
 
 def filtered_order(trainer: Trainer) -> list[int]:
-    """Examples that the base model over-denoises. Raises UserError where there are none."""
+    """Indices of training examples that the model over-denoises (MDPO 2508.13148). Raises UserError where none is."""
     recipe = trainer.recipe
     evaluator = replace(trainer.evaluators["test"], examples=trainer.source.examples)
     sampler = recipe.rollout.sampler(recipe.task, temperature=0.0)
-    flags = over_denoised(evaluator, trainer.policy.denoiser, sampler)
+    flags = over_denoised_examples(evaluator, trainer.objective.denoiser, sampler)
     kept = [index for index, flag in enumerate(flags) if flag]
     if not kept:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Checkpoints that a run continues from, bit for bit: complete or absent, and nothing in them is pickled."""
+"""Checkpoints of a run: written whole or not at all, resumed from bit for bit, and nothing in them is pickled."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Write a small file so that after a crash it is whole or absent."""
+    """Write a text file atomically, synced to disk: after a crash it is whole or absent."""
     temporary = path.with_name(f".{path.name}.partial")
     with temporary.open("w") as stream:
         stream.write(text)
@@ -38,9 +38,9 @@ def save_checkpoint(
     state: dict[str, Any],
     reference: nn.Module | None = None,
 ) -> Path:
-    """Write checkpoint `step` under `folder`: model (Hugging Face layout), optimizer moments, the run's state.
+    """Write `folder`/step_NNNNNN and return it: model (Hugging Face layout), optimizer moments, random and run state.
 
-    `reference`: frozen weights that have moved since the start.
+    `state` becomes state.json, with `step`. `reference`: frozen weights that have moved since the start.
     """
     final, partial = folder / f"step_{step:06d}", folder / f".step_{step:06d}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -79,7 +79,7 @@ def _moments(denoiser: Denoiser, optimizer: torch.optim.Optimizer) -> dict[str, 
 
 
 def load_optimizer(directory: Path, denoiser: Denoiser, optimizer: torch.optim.Optimizer) -> None:
-    """Put back the moments and the global random state (dropout alone draws from it)."""
+    """Load AdamW's moments into `optimizer`, and the global random state (dropout alone draws from it)."""
     moments = load_file(directory / "optimizer.safetensors")
     for name, parameter in denoiser.named_parameters():
         if f"{name}/step" in moments:
@@ -91,23 +91,23 @@ def load_optimizer(directory: Path, denoiser: Denoiser, optimizer: torch.optim.O
 
 
 def load_reference(directory: Path, reference: Denoiser) -> None:
-    """Put back the reference weights of a run that mixes the policy into them."""
+    """Load the reference weights of a run that mixes the policy into them."""
     load_model(reference, str(directory / "reference.safetensors"))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The complete checkpoint with the most steps, if there is one."""
+    """The directory of the checkpoint with the most steps in `folder`; None where there is none."""
     complete = sorted(folder.glob("step_*"))
     return complete[-1] if complete else None
 
 
 def read_state(directory: Path) -> dict[str, Any]:
-    """The run's state in a checkpoint."""
+    """state.json of a checkpoint: `step`, positions in the log files, the monitor's state."""
     state: dict[str, Any] = json.loads((directory / "state.json").read_text())
     return state
 
 
 def drop_old(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints."""
+    """Delete all but the newest `keep` checkpoints in `folder`."""
     for directory in sorted(folder.glob("step_*"))[:-keep]:
         shutil.rmtree(directory)

@@ -1,15 +1,14 @@
-"""How far the log-probs of sampling are from those of scoring: what a cache costs in truth."""
+"""Sampling mismatch: how far log-probs recorded while sampling (with a cache) are from those of scoring."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from unmask import distributed
 from unmask.denoisers.base import Denoiser
+from unmask.distributed import World
 from unmask.objective.likelihood import row_logp
 from unmask.objective.masks.base import single_rows
 from unmask.types import Rollout
@@ -20,9 +19,10 @@ from unmask.uniforms import Uniforms
 def step_logps(
     denoiser: Denoiser, rollout: Rollout, step_N: Tensor, rows: slice = slice(None)
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probs of what the samples `rows` revealed in their step: as sampled, as scored now, and where: [N, L] each.
+    """(sampled, scored, revealed), [N, L] each: log-probs of what each sample revealed in step `step_N`, 0 elsewhere.
 
-    One forward a sample, of all its columns, at the temperature of sampling. Refused after a sampler that remasks.
+    As recorded by the sampler, as scored by `denoiser` now, and where. `rows`: of those samples alone. One
+    forward a sample, of all its columns, at the temperature of sampling. Refused after a sampler that remasks.
     """
     trajectory_NL = rollout.trajectory_NL[rows]
     revealed_NL = (trajectory_NL == step_N[:, None]) & rollout.completion_NL[rows]
@@ -39,10 +39,10 @@ def step_logps(
     return rollout.sampled_logp_NL[rows] * revealed_NL, scored_NL, revealed_NL
 
 
-def sampling_mismatch(denoiser: Denoiser, rollout: Rollout, uniforms: Uniforms, accelerator: Any) -> dict[str, float]:
-    """Mean |sampled - scored| log-prob of a token, and mean sampled - scored, at one step drawn for each group.
+def sampling_mismatch(denoiser: Denoiser, rollout: Rollout, uniforms: Uniforms, world: World) -> dict[str, float]:
+    """sampling/logp_gap: mean |sampled - scored| log-prob of a token; sampling/kl: mean sampled - scored; in nats.
 
-    One forward a group: of its first sample.
+    Over all ranks, at one step drawn for each group, of its first sample: one forward a group.
     """
     rows = slice(None, None, rollout.group_size)
     last_N = (rollout.trajectory_NL * rollout.completion_NL)[rows].amax(1)  # the last step of any that count
@@ -50,5 +50,5 @@ def sampling_mismatch(denoiser: Denoiser, rollout: Rollout, uniforms: Uniforms, 
     sampled_NL, scored_NL, where_NL = step_logps(denoiser, rollout, (draw_N * (last_N + 1)).long(), rows)
     mismatch_NL = sampled_NL - scored_NL
     sums = torch.stack([mismatch_NL.abs().sum(), mismatch_NL.sum(), where_NL.sum().to(mismatch_NL.dtype)])
-    absolute, signed, tokens = distributed.total(accelerator, sums).tolist()
+    absolute, signed, tokens = world.sum(sums).tolist()
     return {"sampling/logp_gap": absolute / max(1, tokens), "sampling/kl": signed / max(1, tokens)}

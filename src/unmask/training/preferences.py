@@ -1,4 +1,4 @@
-"""Learning from given completions (preference pairs) in place of sampled ones: rollouts without a trajectory."""
+"""Completions given in preference pairs in place of sampled ones: rollouts without a trajectory."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask import distributed
 from unmask.data.examples import Examples, completed, rollout_texts
 from unmask.denoisers.base import Denoiser
+from unmask.distributed import World
 from unmask.errors import UserError
 from unmask.evaluation.evaluator import Evaluator
 from unmask.objective.likelihood import row_logp
 from unmask.objective.masks import through_first_eos
 from unmask.objective.term import Term
-from unmask.training.on_policy import Experience
-from unmask.training.policy import Policy
+from unmask.training.sources import Experience
 from unmask.types import Rollout
 from unmask.uniforms import Uniforms
 
@@ -32,7 +31,7 @@ def check_preferences(examples: Examples, terms: tuple[Term, ...], method: str, 
             f"method {method} learns from completions that it has sampled, and this task gives pairs: "
             "give --method vrpo, or a task with rewards"
         )
-    lengths = [len(ids) for given in examples.ranked_ids for ids in given]
+    lengths = [len(ids) for ranked in examples.ranked_ids for ids in ranked]
     long = [tokens for tokens in lengths if tokens > length]
     if long:
         raise UserError(
@@ -44,14 +43,15 @@ def check_preferences(examples: Examples, terms: tuple[Term, ...], method: str, 
 def preference_rollout(
     examples: Examples, indices: Sequence[int], length: int, mask_id: int, device: torch.device | str = "cpu"
 ) -> Rollout:
-    """The given completions of some examples, filled up to `length` with end-of-sequence tokens, as a rollout.
+    """The ranked completions of some examples as a rollout, padded to `length` with end-of-sequence tokens.
 
-    No token was revealed at a step (-1), nor sampled (log-prob 0); trajectories are refused as after remasking.
+    The samples of a group are in rank order, the best first. No token was revealed at a step (-1), nor sampled
+    (log-prob 0); trajectories are refused as after remasking.
     """
-    given = [ids for index in indices for ids in examples.ranked_ids[index]]
-    group_size = len(given) // len(indices)
+    ranked = [ids for index in indices for ids in examples.ranked_ids[index]]
+    group_size = len(ranked) // len(indices)
     prompts = examples.prompts(indices, group_size, device)
-    tokens_NL, attention_NL = completed(prompts, given, length, examples.eos_id)
+    tokens_NL, attention_NL = completed(prompts, ranked, length, examples.eos_id)
     start = prompts.tokens_NP.shape[1]
     region_L = torch.arange(tokens_NL.shape[1], device=device) >= start
     return Rollout(
@@ -74,45 +74,45 @@ def preference_rollout(
 
 
 def preference_rewards(rollout: Rollout) -> Tensor:
-    """1 for the first completion of each group, the best; 0 for the others: [N]."""
+    """Rewards [N] of a preference rollout: 1 for the first of each group, the preferred one, 0 for the others."""
     return (rollout.sample_N == 0).float()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceSource:
-    """Completions that come with the examples: nothing is sampled, and the first of each group is the best."""
+    """Takes the ranked completions that come with the examples; nothing is sampled. See Source."""
 
     examples: Examples
     terms: tuple[Term, ...]
     length: int  # tokens of every completion
     mask_id: int
     tokenizer: Any
-    accelerator: Any
+    world: World
 
-    def __call__(self, policy: Policy, indices: list[int], uniforms: Uniforms) -> Experience:
-        """The groups of some examples. See Source."""
-        rollout = preference_rollout(self.examples, indices, self.length, self.mask_id, self.accelerator.device)
-        final_N = preference_rewards(rollout)
-        lengths = torch.stack([rollout.completion_NL.sum(), final_N.new_tensor(len(final_N))])
-        tokens, samples = distributed.total(self.accelerator, lengths).tolist()
+    def __call__(self, denoiser: Denoiser, indices: list[int], uniforms: Uniforms) -> Experience:
+        """The ranked completions of this rank's examples; `denoiser` and `uniforms` play no part."""
+        rollout = preference_rollout(self.examples, indices, self.length, self.mask_id, self.world.device)
+        reward_N = preference_rewards(rollout)
+        lengths = torch.stack([rollout.completion_NL.sum(), reward_N.new_tensor(len(reward_N))])
+        tokens, samples = self.world.sum(lengths).tolist()
         return Experience(
             rollout=rollout,
             texts=rollout_texts(self.tokenizer, rollout, self.examples),
-            final_N=final_N,
-            term_rewards=[final_N.view(len(indices), -1) for _ in self.terms],
+            reward_N=reward_N,
+            term_rewards=[reward_N.view(len(indices), -1) for _ in self.terms],
             metrics={"completions/mean_length": tokens / samples},
         )
 
     def evaluation(self, denoiser: Denoiser, held_out: Evaluator, count: int) -> dict[str, list[float]]:
-        """How often the better completion is the likelier one. See Source."""
+        """pairs/preferred: how often the preferred completion is the likelier one."""
         return {"pairs/preferred": preferred(self.terms[0], denoiser, held_out, self.length, count)}
 
 
 @torch.no_grad()
 def preferred(term: Term, denoiser: Denoiser, held_out: Evaluator, length: int, count: int) -> list[float]:
-    """For each of the first held-out examples, 1.0 if the denoiser finds its best completion likelier than its worst.
+    """For each of the first `count` held-out pairs, 1.0 if the preferred completion is the likelier one, else 0.0.
 
-    By the term's own estimate, its masks keyed by example.
+    By the term's own estimate of log p, its masks keyed by example.
     """
     was_training = denoiser.training
     denoiser.eval()

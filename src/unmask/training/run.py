@@ -11,7 +11,7 @@ from typing import Any
 import tomli_w
 
 from unmask.errors import UserError
-from unmask.evaluation.evaluator import paired_interval, solved_summary
+from unmask.evaluation.statistics import paired_interval, solved_summary
 from unmask.report.curve import draw_curve
 from unmask.report.metrics import MetricsLog, read_metrics
 from unmask.report.monitor import CollapseMonitor
@@ -35,7 +35,7 @@ summary.json        solve rates before and after, with 95 % intervals
 
 
 def new_directory(output: str | None, name: str) -> Path:
-    """An unused run directory. Raises UserError where `output` holds something."""
+    """`output`, or runs/NAME-NNN with the first free number. Raises UserError where `output` holds something."""
     if output is not None:
         directory = Path(output).expanduser()
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -50,7 +50,7 @@ def new_directory(output: str | None, name: str) -> Path:
 
 
 def start_run(recipe: Recipe, output: str | None, name: str) -> Run:
-    """A new run: nothing is written before everything has been checked."""
+    """A new run in a new directory. Raises UserError, with nothing written, for what cannot work."""
     directory = new_directory(output, name)
     trainer = build_trainer(recipe)
     directory.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def start_run(recipe: Recipe, output: str | None, name: str) -> Run:
 
 
 def resume_run(directory: Path) -> Run:
-    """The run in a directory, at its newest checkpoint. Raises UserError where there is no run."""
+    """The run in a directory, to go on at its newest checkpoint. Raises UserError where there is no run."""
     if not (directory / "recipe.toml").is_file():
         raise UserError(f"{str(directory)!r} has no recipe.toml: give the directory of a run to --resume")
     recipe = build(Recipe, read_recipe(str(directory / "recipe.toml")))
@@ -71,7 +71,7 @@ def resume_run(directory: Path) -> Run:
 
 @dataclass(kw_only=True)
 class Run:
-    """A run that goes on from its state (empty: from the start) until its last step."""
+    """A training run in a directory: trains from `state` (None or empty: from the start) to the last step."""
 
     directory: Path
     trainer: Trainer
@@ -80,10 +80,10 @@ class Run:
     @property
     def is_main(self) -> bool:
         """Whether this rank writes."""
-        return bool(self.trainer.policy.accelerator.is_main_process)
+        return self.trainer.objective.world.is_main
 
     def finish(self) -> dict[str, Any]:
-        """Train to the end; the summary."""
+        """Train to the last step, evaluating and saving on the way; the contents of summary.json."""
         recipe, state = self.trainer.recipe, self.state or {}
         monitor = CollapseMonitor()
         if "monitor" in state:
@@ -139,9 +139,9 @@ class Run:
         }
         if trainer.recipe.train.over_denoising_filter:
             state["order"] = trainer.order
-        policy = trainer.policy
-        moved = policy.reference if trainer.recipe.train.reference_sync_steps else None
-        save_checkpoint(folder, done, policy.denoiser, trainer.tokenizer, policy.optimizer, state, moved)
+        objective, optimizer = trainer.objective, trainer.updater.optimizer
+        moved = objective.reference if trainer.recipe.train.reference_sync_steps else None
+        save_checkpoint(folder, done, objective.denoiser, trainer.tokenizer, optimizer, state, moved)
         drop_old(folder, trainer.recipe.train.keep_checkpoints)
 
     def _evaluate(self, step: int, count: int, metrics: MetricsLog, name: str | None = None) -> None:

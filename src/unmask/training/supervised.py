@@ -28,12 +28,12 @@ from unmask.uniforms import Uniforms
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedBatch:
-    """Prompts and solutions side by side; completions are filled up with end-of-sequence tokens, which count."""
+    """Prompts with their solutions as completions, padded with end-of-sequence tokens, which are trained on too."""
 
     tokens_NL: Tensor
     attention_NL: Tensor
-    example_N: Tensor
-    prompt_length: int
+    example_N: Tensor  # index of the example, which keys its masks
+    prompt_length: int  # columns before the completion
 
 
 def supervised_batch(
@@ -43,7 +43,7 @@ def supervised_batch(
     length: int,
     device: torch.device | str = "cpu",
 ) -> SupervisedBatch:
-    """The batch of some examples, completions of `length` tokens."""
+    """The batch of the examples at `indices`, completions of `length` tokens."""
     prompts = examples.prompts(indices, 1, device)
     tokens_NL, attention_NL = completed(prompts, [solution_ids[index] for index in indices], length, examples.eos_id)
     return SupervisedBatch(
@@ -55,10 +55,10 @@ def supervised_batch(
 
 
 def elbo_loss(denoiser: Denoiser, batch: SupervisedBatch, uniforms: Uniforms, part: slice = slice(None)) -> Tensor:
-    """-E_t [ (1/t) sum over masked i of log p(o_i | q, x_t) ] / L, completion tokens masked w.p. t ~ U(0, 1].
+    """Masked-diffusion loss, nats a token: -E_t [ (1/t) sum over masked i of log p(o_i | q, x_t) ] / L.
 
-    t is stratified over the batch: t_n = (n + u) / N, one u a batch (LLaDA 2502.09992). `part`: what these rows of the
-    batch add to it.
+    Completion tokens are masked with probability t ~ U(0, 1], stratified over the batch: t_n = (n + u) / N, one u a
+    batch (LLaDA 2502.09992). `part`: what these rows of the batch add to it, so that micro-batches sum to the whole.
     """
     rows, start, device = len(batch.tokens_NL), batch.prompt_length, batch.tokens_NL.device
     completion = torch.arange(start, batch.tokens_NL.shape[1], device=device)
@@ -67,10 +67,10 @@ def elbo_loss(denoiser: Denoiser, batch: SupervisedBatch, uniforms: Uniforms, pa
     masked_NC = draw_NC < time_N1
     inputs_NL = batch.tokens_NL.clone()
     inputs_NL[:, start:] = inputs_NL[:, start:].masked_fill(masked_NC, denoiser.mask_id)
-    answer = TargetLogProb(batch.tokens_NL[part, start:].flatten()[:, None])
+    reducer = TargetLogProb(batch.tokens_NL[part, start:].flatten()[:, None])
     query_NC = completion.expand(rows, -1)[part]
     logp_NC1: Tensor
-    (logp_NC1,) = denoiser(inputs_NL[part], batch.attention_NL[part], query_NC, answer)
+    (logp_NC1,) = denoiser(inputs_NL[part], batch.attention_NL[part], query_NC, reducer)
     return -(logp_NC1[..., 0] * masked_NC[part] / time_N1[part]).sum() / masked_NC.numel()
 
 
@@ -131,7 +131,10 @@ def _start(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> Denois
 
 
 def pretrain(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> Denoiser:
-    """The denoiser that the recipe makes: the same weights for the same recipe, machine and number of threads."""
+    """Train and return the denoiser of a recipe: the same weights for the same recipe, machine and number of threads.
+
+    With validation examples they are those of the lowest validation loss. Raises UserError for data that do not fit.
+    """
     device = best_device()
     denoiser = _start(recipe, tokenizer).to(device)
     data = _data(recipe, tokenizer, denoiser)
@@ -156,7 +159,7 @@ def pretrain(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> Deno
 
 
 def _backward(denoiser: Denoiser, batch: SupervisedBatch, uniforms: Uniforms, recipe: PretrainRecipe) -> float:
-    """Gradients of the loss, some examples at a time; the loss."""
+    """Accumulate the gradients of the loss, a micro-batch at a time; the loss."""
     rows, size, total = len(batch.tokens_NL), recipe.micro_batch or recipe.batch, 0.0
     for start in range(0, rows, size):
         with torch.autocast(batch.tokens_NL.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
@@ -198,7 +201,10 @@ class _Best:
 
 
 def pretrain_to(recipe: PretrainRecipe, directory: Path) -> None:
-    """Pretrain into a directory; print the hash of the weights. Raises UserError where it holds something."""
+    """Pretrain, save the model to `directory` and print the hash of its weights.
+
+    Raises UserError where the directory holds something, or the recipe cannot work.
+    """
     if recipe.model is None and not recipe.task.vocabulary:
         raise UserError(
             f"task {recipe.task.name} is prose, which no new small model can spell: give model, or another task"

@@ -1,48 +1,51 @@
-"""The training loop: prompts → experience → updates. Blind to the method."""
+"""The training loop: prompts, their completions and rewards, optimizer updates. It knows no method."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from unmask import distributed
-from unmask.evaluation.evaluator import Evaluator, solved_summary
-from unmask.objective.term import Term
+from unmask.evaluation.evaluator import Evaluator
+from unmask.evaluation.statistics import solved_summary
+from unmask.objective.objective import Objective
 from unmask.sampling.sampler import Sampler
 from unmask.settings.recipe import Recipe
-from unmask.training.on_policy import Experience, Source
-from unmask.training.policy import Policy
+from unmask.training.sources import Experience, Source
+from unmask.training.update import Updater
 from unmask.uniforms import Uniforms
 
 
 @dataclass(kw_only=True)
 class Trainer:
-    """A policy, what it learns from and its objective; `step` is one batch of completions and its updates."""
+    """Trains an objective on completions of a source; `step` is one batch of completions and its optimizer updates."""
 
     recipe: Recipe
-    policy: Policy
+    updater: Updater
     tokenizer: Any
     source: Source
     order: list[int]  # examples that are trained on
     sampler: Sampler
-    terms: tuple[Term, ...]
     uniforms: Uniforms
     evaluators: dict[str, Evaluator]  # by held-out split, "test" first
-    device: Any
+
+    @property
+    def objective(self) -> Objective:
+        """The loss, with the model that is trained, its frozen policies and the ranks."""
+        return self.updater.objective
 
     def step(self, step: int) -> tuple[dict[str, float], dict[str, Any]]:
-        """Training step number `step` (from 0): its metrics, and one prompt's completions to look at."""
+        """Training step number `step` (from 0): metrics (means over its updates), and the first prompt's group."""
         settings = self.recipe.train
         uniforms = self.uniforms.key("iteration", step)
-        indices = distributed.own_share(self.policy.accelerator, self._prompts_of(step))
-        experience = self.source(self.policy, indices, uniforms)
-        update_batches = self.policy.prepare(
-            self.terms, experience.rollout, experience.term_rewards, uniforms, settings.num_iterations
+        indices = self.objective.world.share(self._prompts_of(step))
+        experience = self.source(self.objective.denoiser, indices, uniforms)
+        prepared = self.objective.prepare(
+            experience.rollout, experience.term_rewards, uniforms, settings.num_iterations
         )
         rate = settings.learning_rate_at(step)
-        updates = [self.policy.update(update_batch, rate) for update_batch in update_batches]
+        updates = [self.updater.update(update_batches, rate) for update_batches in prepared]
         if settings.reference_sync_steps and (step + 1) % settings.reference_sync_steps == 0:
-            self.policy.sync_reference(settings.reference_mixup)
+            self.updater.sync_reference(settings.reference_mixup)
         metrics = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
         return metrics | {"learning_rate": rate} | experience.metrics, self._sample(experience, indices)
 
@@ -61,7 +64,7 @@ class Trainer:
         group = (slice(rollout.group_size), slice(rollout.prompt_length, None))
         tokens = [self.tokenizer.convert_ids_to_tokens(row) for row in rollout.tokens_NL[group].tolist()]
         first = slice(rollout.group_size)
-        columns = (experience.texts[first], experience.final_N[first].tolist(), tokens)
+        columns = (experience.texts[first], experience.reward_N[first].tolist(), tokens)
         revealed_at = rollout.revealed_at_NL[group].tolist()
         return {
             "prompt": self.source.examples.items[indices[0]].prompt,
@@ -72,8 +75,8 @@ class Trainer:
         }
 
     def evaluation(self, count: int) -> dict[str, list[float]]:
-        """Values of test examples by "NAME/METRIC"."""
-        return self.source.evaluation(self.policy.denoiser, self.evaluators["test"], count)
+        """Values of the first `count` test examples, one each, by "NAME/METRIC"."""
+        return self.source.evaluation(self.objective.denoiser, self.evaluators["test"], count)
 
     def further_evaluation(self) -> dict[str, list[float]]:
         """Values of the task's further held-out splits by "SPLIT/METRIC", sampled as in training."""
@@ -81,7 +84,7 @@ class Trainer:
             f"{split}/{metric}": values
             for split, evaluator in self.evaluators.items()
             if split != "test"
-            for metric, values in evaluator.metrics(self.policy.denoiser, self.sampler).items()
+            for metric, values in evaluator.metrics(self.objective.denoiser, self.sampler).items()
         }
 
 
@@ -97,7 +100,7 @@ def _permutation(key: Uniforms, size: int) -> list[int]:
 
 
 def evaluation_row(values: dict[str, list[float]]) -> dict[str, float]:
-    """Metrics of an evaluation: means, and 95 % intervals of solve rates."""
+    """A line of metrics.jsonl: means of an evaluation's values, and 95 % intervals of solve rates."""
     row: dict[str, float] = {}
     for name, numbers in values.items():
         if name.endswith("/solved"):

@@ -1,4 +1,4 @@
-"""A lower bound of log p(target | context): exact where all masks can be enumerated, else estimated from some."""
+"""The ELBO of log p(target | context): exact where all masks can be enumerated, else estimated from some."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from unmask.uniforms import Uniforms
 
 
 class Pair(NamedTuple):
-    """Token ids of a target and of what stands before it."""
+    """Token ids of a context and of the target after it, whose log-likelihood is wanted."""
 
     context: Sequence[int]
     target: Sequence[int]
 
 
 class Row(NamedTuple):
-    """A mask of one pair's target, and what the log-probs of its masked tokens count."""
+    """A mask of one pair's target, and the weight of its masked tokens' log-probs in the bound."""
 
     pair: int
     masked_C: Tensor
@@ -52,7 +52,7 @@ def drawn_masks(length: int, masks: int, uniforms: Uniforms) -> tuple[Tensor, Te
 def rows_of(pairs: Sequence[Pair], masks: int, uniforms: Uniforms) -> Iterator[Row]:
     """Masks of each pair: all where they are no more than `masks`, else so many drawn ones.
 
-    Draws are keyed by the context, so the answers that a question is given share them, whatever their batch.
+    Draws are keyed by the context, so the answers to one question share them, whatever their batch.
     """
     for index, (context, target) in enumerate(pairs):
         if 2 ** len(target) - 1 <= masks:

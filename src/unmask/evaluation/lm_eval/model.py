@@ -1,4 +1,4 @@
-"""A masked diffusion model as lm-evaluation-harness asks it: completions, and bounds of log-likelihoods."""
+"""The model class of lm-evaluation-harness: completions, and lower bounds of log-likelihoods."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask import distributed
 from unmask.data.tokenization import completion_texts, encode, left_pad
 from unmask.denoisers.loading import load_denoiser, load_tokenizer
+from unmask.distributed import World
 from unmask.errors import UserError
 from unmask.evaluation.lm_eval.bound import Pair, lower_bounds, rows_of
 from unmask.evaluation.lm_eval.settings import HarnessSettings
@@ -49,8 +49,8 @@ def cut(text: str, until: Sequence[str]) -> str:
 class UnmaskLM(TemplateLM):
     """`--model unmask`: `model_args` are HarnessSettings, `batch_size` counts sequences at a time.
 
-    Nothing depends on the batch or the order of requests: draws are keyed by what is asked. Under torchrun every rank
-    answers its share. Raises UserError for settings and requests that do not fit the model.
+    Results do not depend on the batch or the order of requests: draws are keyed by the request. Under torchrun every
+    rank takes its share. Raises UserError for settings and requests that do not fit the model.
     """
 
     def __init__(self, batch_size: int | str = 1, device: str | None = None, **model_args: Any) -> None:
@@ -62,9 +62,9 @@ class UnmaskLM(TemplateLM):
             model_args["steps"] = str(model_args["steps"])  # the harness makes numbers of words
         self.settings = build(HarnessSettings, model_args)
         self.batch = int(batch_size)
-        self.accelerator = distributed.make_accelerator("fp32")
-        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-        self._device = torch.device("cpu") if device == "cpu" else self.accelerator.device
+        self.world = World.start()
+        self._rank, self._world_size = self.world.rank, self.world.size
+        self._device = torch.device("cpu") if device == "cpu" else self.world.device
         self.tokenizer = load_tokenizer(self.settings.model)
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.settings.dtype]
         self.denoiser = load_denoiser(self.settings.model, dtype).to(self._device).eval()
@@ -79,11 +79,11 @@ class UnmaskLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Under which the harness stores prepared requests."""
+        """Name under which the harness caches prepared requests."""
         return self.settings.model.replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation as the tokenizer's template words it. Raises UserError where there is none."""
+        """The conversation as text by the tokenizer's chat template. Raises UserError where it has none."""
         if not self.tokenizer.chat_template:
             raise UserError(
                 f"the tokenizer of {self.settings.model!r} has no chat template: drop --apply_chat_template"
@@ -127,7 +127,7 @@ class UnmaskLM(TemplateLM):
         return answers
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Lower bound of log p(text) in nats of each request; a longer text than the model takes is cut in windows."""
+        """Lower bound of log p(text) in nats of each request; a text too long for the model is cut into windows."""
         size = self.denoiser.max_length
         bounds = []
         for (text,) in self._progress([request.args for request in requests], "log-likelihoods", disable_tqdm):
@@ -232,9 +232,8 @@ class UnmaskLM(TemplateLM):
     # ---- ranks ----
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """The tensors of all ranks behind one another."""
-        gathered: Tensor = self.accelerator.gather(tensor)
-        return gathered
+        """The tensors of all ranks, concatenated along dimension 0."""
+        return self.world.gather(tensor)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
         """The objects of all ranks on rank `dst`, None elsewhere."""
@@ -246,7 +245,7 @@ class UnmaskLM(TemplateLM):
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        self.accelerator.wait_for_everyone()
+        self.world.barrier()
 
 
 def _repeats(keys: Iterable[int]) -> list[int]:

@@ -47,7 +47,7 @@ class Watched:
 
 
 @pytest.mark.parametrize("method", ["diffu-grpo", "dispo"])
-def test_each_text_is_scored_once_and_before_the_rollout_is_over(method, monkeypatch):
+def test_background_scoring_scores_each_text_once_before_the_rollout_is_over(method, monkeypatch):
     with monkeypatch.context() as patch:
         watched = Watched(patch)
         metrics, _ = trainer_of(method={"name": method}, rollout={"batch": 4}).step(0)
@@ -56,14 +56,14 @@ def test_each_text_is_scored_once_and_before_the_rollout_is_over(method, monkeyp
     calls = [sorted(texts) for _, texts in watched.calls]
     assert len(calls) > 1
 
-    monkeypatch.setattr(on_policy._Ahead, "__call__", lambda self, rows, completions_NEC: None)
+    monkeypatch.setattr(on_policy.BackgroundScoring, "__call__", lambda self, rows, completions_NEC: None)
     late = Watched(monkeypatch)
     expected, _ = trainer_of(method={"name": method}, rollout={"batch": 4}).step(0)
     assert all(main for main, _ in late.calls)
     assert metrics == expected
 
 
-def test_a_users_functions_are_asked_in_the_main_thread(tmp_path):
+def test_background_scoring_leaves_users_functions_to_the_main_thread(tmp_path):
     path = tmp_path / "lengths.py"
     path.write_text(USER)
     trainer = trainer_of(method={"name": "diffu-grpo"}, reward={"functions": f"task,{path}:length"})
@@ -73,7 +73,7 @@ def test_a_users_functions_are_asked_in_the_main_thread(tmp_path):
     assert all(threads)
 
 
-def test_what_fails_in_the_thread_is_raised(monkeypatch):
+def test_background_scoring_raises_what_fails_in_the_thread(monkeypatch):
     def broken(task, prompts, completions, **columns):
         raise RuntimeError("no verdict")
 
@@ -82,7 +82,7 @@ def test_what_fails_in_the_thread_is_raised(monkeypatch):
         trainer_of(method={"name": "diffu-grpo"}).step(0)
 
 
-def test_cached_rollouts_report_their_gap():
+def test_sampling_mismatch_is_reported_with_a_cache_alone():
     plain = trainer_of(method={"name": "diffu-grpo"})
     assert not any(name.startswith("sampling/") for name in plain.step(0)[0])
     cached = trainer_of(method={"name": "diffu-grpo"}, rollout={"caching": "dual"})

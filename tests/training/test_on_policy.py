@@ -44,7 +44,7 @@ def trained(**sections):
     return trainer, *trainer.step(0)
 
 
-def test_a_step_learns_from_the_weighted_sum_and_reports_each_part(spec):
+def test_on_policy_source_learns_from_the_weighted_sum_and_reports_each_part(spec):
     trainer, metrics, shown = trained(reward={"functions": spec, "weights": "1,0.5,0.25"})
     parts = {name: metrics[f"rewards/{name}/mean"] for name in ("task", "ones", "four_threes")}
     share = 1 - metrics["rewards/four_threes/none_fraction"]
@@ -63,7 +63,7 @@ def test_a_step_learns_from_the_weighted_sum_and_reports_each_part(spec):
     assert [sample["reward"] for sample in shown["completions"]] == pytest.approx(expected)
 
 
-def test_the_task_alone_trains_as_before_and_reports_no_parts():
+def test_on_policy_source_with_the_task_alone_reports_no_parts():
     _, plain, _ = trained()
     _, weighed, _ = trained(reward={"functions": "task", "weights": "2"})
     assert not [name for name in plain if name.startswith("rewards/")]
@@ -71,7 +71,7 @@ def test_the_task_alone_trains_as_before_and_reports_no_parts():
     assert weighed["reward"] == 2 * plain["reward"]
 
 
-def test_guesses_are_rewarded_by_the_same_functions_and_asked_once(spec):
+def test_score_rewards_guesses_by_the_same_functions_once(spec):
     trainer, metrics, _ = trained(method={"name": "mdpo"}, reward={"functions": spec})
     calls = trainer.source.rewards.functions[1].call.__globals__["CALLS"]
     assert len(calls) == 1
@@ -79,15 +79,15 @@ def test_guesses_are_rewarded_by_the_same_functions_and_asked_once(spec):
     assert metrics["rewards/ones/mean"] > 0
     indices = trainer._prompts_of(0)
     uniforms = trainer.uniforms.key("iteration", 1)
-    rollout = trainer.source.rollout(trainer.policy, indices, uniforms)
-    first = trainer.source.scored(rollout, indices, uniforms)
-    again = trainer.source.scored(rollout, indices, uniforms)
+    rollout = trainer.source.rollout(trainer.objective.denoiser, indices, uniforms)
+    first = trainer.source.score(rollout, indices, uniforms)
+    again = trainer.source.score(rollout, indices, uniforms)
     assert len(calls) == 2
     assert all(one.equal(other) for one, other in zip(first.term_rewards, again.term_rewards, strict=True))
     assert first.term_rewards[0].shape == (2, 4, rollout.steps)
 
 
-def test_a_run_with_two_functions_goes_on_to_the_same_metrics(spec, tmp_path):
+def test_resume_run_with_two_functions_gives_the_same_metrics(spec, tmp_path):
     directory = tmp_path / "run"
     flags = [
         f"--{section}.{key.replace('_', '-')}={value}" for section in SMALL for key, value in SMALL[section].items()

@@ -1,0 +1,213 @@
+"""A method's loss over a batch of completions, apart from any optimizer: its tensors, then its micro-losses."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from unmask.denoisers.adapters import AdaptersOff
+from unmask.denoisers.base import Denoiser
+from unmask.distributed import World
+from unmask.objective.likelihood import row_logp
+from unmask.objective.term import Term, record_of
+from unmask.sampling.records import Record
+from unmask.types import Rollout, ScoringBatch
+from unmask.uniforms import Uniforms
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateBatch:
+    """What one term of the loss trains on in one optimizer update.
+
+    The scoring batch holds only units with a gradient; the log-probs are those of its rows under frozen policies.
+    """
+
+    term: Term
+    batch: ScoringBatch
+    normalizer: Tensor  # of the term's loss, over all micro-batches and ranks
+    old_RL: Tensor | None = None  # None: the update starts from the weights that sampled, so old is now, detached
+    reference_RL: Tensor | None = None  # None: the term has no reference policy
+    old_model: Denoiser | None = None  # weights that sampled, for a term that blends logits; None: those of now
+
+
+class MetricSums:
+    """Running sums of a loss's detached metrics, on its device: reading `values` is the only host sync.
+
+    "loss": the loss itself. "count": scores that carry a weight, what the other sums are divided by for a mean.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Add a micro-batch's sums, or those of a whole term."""
+        for name, value in values.items():
+            self.values[name] = self.values.get(name, torch.zeros_like(value)) + value
+
+
+def frozen_copy(denoiser: Denoiser) -> Denoiser:
+    """A copy of the weights that is never trained: a reference or an old policy."""
+    return copy.deepcopy(denoiser).eval().requires_grad_(False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """A method's loss on a denoiser: the sum of its terms, with the frozen policies that they compare with.
+
+    It knows no optimizer. A training loop of one's own, `updates` optimizer steps on each batch of completions:
+
+        objective = Objective(terms=DiffuGRPO().terms(denoiser.eos_id), denoiser=denoiser, reference=...)
+        rollout = sampler(denoiser, prompts, uniforms, record=objective.record, group_size=8)
+        for update in objective.prepare(rollout, rewards, uniforms, updates=2):
+            for loss in objective.losses(update, micro_batch=16):
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    `micro_batch` forwards are made at a time, 0 for all at once: the gradient is the same. Several ranks each have
+    their own completions and call `prepare` and `losses` equally often; their gradients are to be summed.
+    """
+
+    terms: tuple[Term, ...]
+    denoiser: Denoiser
+    reference: Denoiser | AdaptersOff | None = None
+    old: Denoiser | None = None  # room for the weights that sampled: for terms that blend logits and several updates
+    micro_batch: int = 0
+    world: World = field(default_factory=World.single)
+
+    @property
+    def record(self) -> Record | None:
+        """What the sampler must record for the terms."""
+        return record_of(self.terms)
+
+    def prepare(
+        self, rollout: Rollout, rewards: Sequence[Tensor], uniforms: Uniforms, updates: int = 1
+    ) -> list[list[UpdateBatch]]:
+        """For each of the `updates`, the batches of those terms that have a gradient.
+
+        Masks are drawn, and old and reference log-probs computed, before the first update. `rewards`: for each term,
+        those of the finished completions [P, G], or of the recorded guesses [P, G, Z] where the term records some.
+        Raises ValueError where a term compares with a frozen policy that is not there.
+        """
+        self._check(updates)
+        if self.old is not None:
+            self._copy_to(self.old)
+        drawn = [
+            [
+                self._update_batch(term, rollout, reward, uniforms, update, updates)
+                for term, reward in zip(self.terms, rewards, strict=True)
+            ]
+            for update in range(updates)
+        ]
+        return [[batch for batch in batches if batch is not None] for batches in drawn]
+
+    def losses(
+        self, update: Sequence[UpdateBatch], micro_batch: int | None = None, sums: MetricSums | None = None
+    ) -> Iterator[Tensor]:
+        """The micro-losses of one update, scalars to call `.backward()` on; their sum is the loss.
+
+        A generator: each forward is made when its loss is asked for, so one backward before the next keeps one graph
+        in memory. `sums` takes the metrics. `micro_batch`: another than the objective's, that it was prepared with.
+        """
+        forwards = self.micro_batch if micro_batch is None else micro_batch
+        for update_batch in update:
+            of_term = MetricSums()
+            for loss, values in self._micro_losses(update_batch, forwards):
+                of_term.add(values | {"loss": loss.detach()})
+                yield loss
+            if sums is not None:
+                sums.add(of_term.values)
+
+    def _check(self, updates: int) -> None:
+        if self.reference is None and any(term.reads("reference") for term in self.terms):
+            raise ValueError("a term compares with the reference policy, and there is none")
+        if self.old is None and updates > 1 and any(term.blend is not None for term in self.terms):
+            raise ValueError("a term blends logits with those of the old policy in several updates: give a copy as old")
+
+    @torch.no_grad()
+    def _copy_to(self, old: Denoiser) -> None:
+        for ours, theirs in zip(old.parameters(), self.denoiser.parameters(), strict=True):
+            if theirs.requires_grad:
+                ours.copy_(theirs)
+
+    def _update_batch(
+        self, term: Term, rollout: Rollout, rewards: Tensor, uniforms: Uniforms, update: int, updates: int
+    ) -> UpdateBatch | None:
+        """None where no unit has a gradient."""
+        batch = term.scoring_batch(rollout, rewards, uniforms, update, updates)
+        normalizer = self.world.sum(term.normalizer(batch)).clamp(min=1)
+        trained_U = term.trained(batch)
+        if not bool(trained_U.any()):
+            return None
+        batch = batch.take_units(trained_U)
+        old_RL = reference_RL = None
+        if update > 0 and term.reads("old"):
+            old_RL = batch.old_RL if batch.old_RL is not None else self._logp(self.denoiser, batch, self.micro_batch)
+        if self.reference is not None and term.reads("reference"):
+            reference_RL = self._logp(self.reference, batch, self.micro_batch)
+        return UpdateBatch(
+            term=term,
+            batch=batch,
+            normalizer=normalizer,
+            old_RL=old_RL,
+            reference_RL=reference_RL,
+            old_model=self.old if update > 0 and term.blend is not None else None,
+        )
+
+    @torch.no_grad()
+    def _logp(self, denoiser: Denoiser | AdaptersOff, batch: ScoringBatch, forwards: int) -> Tensor:
+        """log-probs of the rows' targets [R, L], without gradient."""
+        logp_RL = torch.zeros(batch.targets_RL.shape, device=batch.targets_RL.device)
+        for part, units_U in _parts(batch, forwards):
+            with self.world.autocast():
+                logp_RL[units_U[batch.unit_R]] = row_logp(denoiser, part)
+        return logp_RL
+
+    def _micro_losses(self, update_batch: UpdateBatch, forwards: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Each micro-batch's loss, and its metric sums."""
+        term, batch, normalizer = update_batch.term, update_batch.batch, update_batch.normalizer
+        splits = _splits(batch, forwards)
+        if splits and term.advantage_reads_scores:  # the whole batch's scores come before any part's loss
+            batch = self._with_final_advantages(update_batch, self._logp(self.denoiser, batch, forwards))
+        for part, units_U in _parts(batch, forwards):
+            rows_R = units_U[batch.unit_R]
+            old_RL = None if update_batch.old_RL is None else update_batch.old_RL[rows_R]
+            reference_RL = None if update_batch.reference_RL is None else update_batch.reference_RL[rows_R]
+            grad_logp = term.grad_logp(part, old_RL, reference_RL, normalizer)
+            with self.world.autocast():
+                now_RL = term.answers(self.denoiser, part, update_batch.old_model, grad_logp)
+            if old_RL is None and term.reads("old"):
+                old_RL = now_RL.detach()
+            if not splits and term.advantage_reads_scores:  # the one part is the batch: no second pass
+                part = self._with_final_advantages(update_batch, now_RL.detach())
+            yield term.loss(part, now_RL, old_RL, reference_RL, normalizer)
+
+    def _with_final_advantages(self, update_batch: UpdateBatch, now_RL: Tensor) -> ScoringBatch:
+        """The batch with advantages that depend on its scores of now (RSPO): a mean over the batches of all ranks.
+
+        One collective: every rank comes here once for each such term of an update, whether it splits its batch or not.
+        """
+
+        def mean_over_ranks(value: Tensor) -> Tensor:
+            summed = self.world.sum(torch.stack([value.sum(), value.new_tensor(float(value.numel()))]))
+            return summed[0] / summed[1]
+
+        return update_batch.term.with_final_advantages(
+            update_batch.batch, now_RL, update_batch.reference_RL, mean_over_ranks
+        )
+
+
+def _splits(batch: ScoringBatch, forwards: int) -> bool:
+    return 0 < forwards < len(batch.inputs_FL)
+
+
+def _parts(batch: ScoringBatch, forwards: int) -> Iterator[tuple[ScoringBatch, Tensor]]:
+    """Micro-batches of about so many forwards, 0 for one of all, with the units that each holds [U] bool."""
+    if not _splits(batch, forwards):
+        yield batch, torch.ones_like(batch.advantage_U, dtype=torch.bool)
+    else:
+        yield from batch.micro_batches(forwards)

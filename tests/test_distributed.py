@@ -1,0 +1,73 @@
+"""World: what ranks share, sum and gather; one process alone sends nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.processes import finish, start, torchrun_environment
+from unmask.distributed import World
+
+
+def test_world_single_shares_everything_and_sums_itself():
+    world, value = World.single(), torch.tensor([1.0, 2.0])
+    assert (world.rank, world.size, world.is_main) == (0, 1, True)
+    assert world.share([3, 1, 2]) == [3, 1, 2]
+    assert world.sum(value) is value
+    assert world.gather(value) is value
+    world.barrier()
+
+
+def test_world_share_deals_contiguous_equal_parts():
+    ranks = [World(device=torch.device("cpu"), rank=rank, size=3) for rank in range(3)]
+    assert [world.share(range(6)) for world in ranks] == [[0, 1], [2, 3], [4, 5]]
+    assert [world.is_main for world in ranks] == [True, False, False]
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_world_autocast_has_the_precision(precision, dtype):
+    world = World.single(precision=precision)
+    for _ in range(2):
+        with world.autocast():
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+    assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def _rank(result: Path) -> None:
+    """What a rank of two sees; the first writes it down."""
+    world = World.start()
+    trained, idle, frozen = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
+    frozen.requires_grad_(False)
+    trained.grad = torch.full((2,), 1.0 + world.rank)
+    if world.rank == 1:
+        idle.grad = torch.full((2,), 5.0)  # the other rank has no gradient of it
+    value = torch.tensor([1.0, float(world.rank)])
+    seen = {
+        "sum": world.sum(value).tolist(),
+        "kept": value.tolist(),
+        "gather": world.gather(torch.tensor([[world.rank, 7]])).tolist(),
+        "gather scalar": world.gather(torch.tensor(world.rank)).tolist(),
+    }
+    world.sum_gradients([trained, idle, frozen])
+    seen |= {"trained": trained.grad.tolist(), "idle": idle.grad.tolist(), "frozen": frozen.grad is None}
+    world.barrier()
+    if world.is_main:
+        result.write_text(json.dumps(seen | {"size": world.size}))
+    torch.distributed.destroy_process_group()
+
+
+def test_world_start_of_two_ranks_sums_and_gathers(tmp_path):
+    result, log = tmp_path / "result.json", tmp_path / "log"
+    for rank in [start(_rank, result, log=log, environment=each) for each in torchrun_environment(2)]:
+        finish(rank, log)
+    assert json.loads(result.read_text()) == {
+        "size": 2,
+        "sum": [2.0, 1.0],
+        "kept": [1.0, 0.0],
+        "gather": [[0, 7], [1, 7]],
+        "gather scalar": [0, 1],
+        "trained": [3.0, 3.0],
+        "idle": [5.0, 5.0],
+        "frozen": True,
+    }
