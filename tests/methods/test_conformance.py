@@ -252,7 +252,7 @@ def test_units_without_credit_are_trained_for_divergence_alone(method):
         batch = replace(batch, advantage_U=batch.advantage_U.index_fill(0, torch.tensor([0]), 0.0))
         credited, scored = (batch.advantage_U != 0).tolist(), batch.scored_U.tolist()
         without = replace(term, penalty=None)
-        if not term.surrogate.trains_all:
+        if not term.surrogate.trains_zero_advantage:
             assert without.trained(batch).tolist() == [*map(all, zip(credited, scored, strict=True))]
             assert not bool(without.trained(batch)[0])
         paid = replace(term, penalty=DiffuGRPO(beta=0.1).terms(EOS)[0].penalty)

@@ -86,7 +86,7 @@ def test_relative_score_is_a_regression_onto_advantages(strength, detached):
     now = scores([-1.0], [-2.5], [-0.5], [-4.0]).requires_grad_()
     reference = scores([-2.0], [-2.0], [-1.0], [-1.0])
     surrogate = CenteredRegression(strength=strength)
-    advantage = surrogate.advantage(now, reference, CREDITS, torch.mean)
+    advantage = surrogate.final_advantages(now, reference, CREDITS, torch.mean)
     assert not advantage.requires_grad
     exact(advantage, CREDITS - strength * scores(1.5, 0.0, 1.0, -2.5))
     ones = torch.ones(4, 1, dtype=torch.float64)
@@ -99,7 +99,7 @@ def test_relative_score_is_a_regression_onto_advantages(strength, detached):
 
 
 def test_relative_score_takes_the_mean_that_it_is_given():
-    advantage = CenteredRegression(strength=2.0).advantage(
+    advantage = CenteredRegression(strength=2.0).final_advantages(
         scores([1.0], [3.0]), scores([0.0], [1.0]), scores(1.0, 1.0), torch.sum
     )
     exact(advantage, [1 - 2 * (1 - 3), 1 - 2 * (2 - 3)])
@@ -133,7 +133,7 @@ def test_what_surrogates_read():
         Contrastive: (None, True),
         Preference: ("reference", False),
     }
-    assert {kind: (kind.against, kind.trains_all) for kind in table} == table
+    assert {kind: (kind.against, kind.trains_zero_advantage) for kind in table} == table
 
 
 # ---- a term ----

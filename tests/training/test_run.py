@@ -182,7 +182,7 @@ def test_a_nan_is_reported_and_never_stepped_on(method):
     rollout = trainer.source(policy, [0, 1], uniforms).rollout
     rewards = torch.arange(8.0).view(2, 4)  # so that every completion has advantage
     (update_batches,) = policy.prepare(trainer.terms, rollout, [rewards], uniforms, 1)
-    assert [update_batch.term.is_separable(old_is_now=True) for update_batch in update_batches] == [True]
+    assert [update_batch.term.is_elementwise(old_is_now=True) for update_batch in update_batches] == [True]
     with torch.no_grad():
         policy.denoiser.model.get_input_embeddings().weight[policy.denoiser.mask_id] = math.nan
     before = weights(trainer)

@@ -97,11 +97,10 @@ def _row(method: Method, term: Term, rollout: Rollout, *, follows: bool) -> Row:
     batch = term.scoring_batch(rollout, dry_rewards(term, rollout), Uniforms(), update=0, updates=2)
     forwards = len(batch.inputs_FL) / GROUP
     first, later = passes_without_gradient(term, batch)
-    masking: Any = term.masking
     return Row(
-        method=f"{method.name} + {masking.unit}" if follows else _name(method),
-        rows=_with_details(masking.rows, masking),
-        unit=masking.unit,
+        method=f"{method.name} + {term.masking.unit}" if follows else _name(method),
+        rows=_with_details(term.masking.rows, term.masking),
+        unit=term.masking.unit,
         score=words(term.likelihood),
         advantage=words(term.advantage),
         surrogate=_minimised(term),
@@ -133,21 +132,21 @@ def _with_details(name: str, piece: Any) -> str:
 def _details(piece: Any) -> Iterator[tuple[str, str]]:
     """Names and values of its fields: of pieces the value alone, of what is switched on the name."""
     for field in fields(piece):
-        name, value = field.name.replace("_", " "), getattr(piece, field.name)
-        if hasattr(value, "rows"):  # a masking within a masking
+        name, value = field.name.replace("_", " "), vars(piece)[field.name]
+        if field.metadata.get("inline"):
             yield from _details(value)
         elif callable(value):
             yield "", words(value)
         elif value is True:
             yield name, ""
         elif value is not False and field.name != "eos_id":
-            yield name, f"{value:g}"
+            yield name, f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def _name(method: Any) -> str:
     """The method's name, and that of the method that it builds on."""
     named = [field.name for field in fields(method) if "choices" in field.metadata]
-    return ", ".join([method.name, *(f"{name} {getattr(method, name).name}" for name in named)])
+    return ", ".join([method.name, *(f"{name} {vars(method)[name].name}" for name in named)])
 
 
 def _minimised(term: Term) -> str:
@@ -189,23 +188,14 @@ def dry_rollout(record: Record | None, shape: DryShape | None = None) -> Rollout
     shape = shape or DryShape()
     position_NL = torch.arange(-shape.prompt, shape.length).expand(shape.group, -1)
     completion_NL = position_NL >= 0
-    nothing_NL = torch.zeros(position_NL.shape)
-    rollout = Rollout(
-        tokens_NL=position_NL + shape.prompt + FIRST_TOKEN,
-        attention_NL=torch.ones_like(completion_NL),
-        completion_NL=completion_NL,
-        block_NL=torch.where(completion_NL, position_NL * shape.blocks // shape.length, -1),
-        revealed_at_NL=torch.where(completion_NL, position_NL * shape.steps // shape.length, -1),
-        sampled_logp_NL=nothing_NL,
-        confidence_NL=nothing_NL,
-        prompt_N=torch.zeros(shape.group, dtype=torch.long),
-        sample_N=torch.arange(shape.group),
+    rollout = Rollout.fake(
+        position_NL + shape.prompt + FIRST_TOKEN,
         prompt_length=shape.prompt,
         group_size=shape.group,
-        steps=shape.steps,
-        temperature=1.0,
         mask_id=MASK,
-        remasking=False,
+        block_NL=torch.where(completion_NL, position_NL * shape.blocks // shape.length, -1),
+        revealed_at_NL=torch.where(completion_NL, position_NL * shape.steps // shape.length, -1),
+        steps=shape.steps,
         exact=True,
     )
     if record is None:
