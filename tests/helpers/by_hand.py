@@ -77,7 +77,7 @@ def hand_rollout(**changes) -> Rollout:
 SCORED = [[0, 1, 1, 0], [0, 0, 1, 1], [1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
 
 
-def hand_views(scored=SCORED) -> ScoringBatch:
+def hand_batch(scored=SCORED) -> ScoringBatch:
     """Three forwards with 2, 1 and 2 rows."""
     inputs = torch.tensor([[1, MASK, MASK, MASK], [MASK, 2, MASK, 3], [4, MASK, MASK, 5]])
     scored = torch.tensor(scored).bool()

@@ -72,7 +72,7 @@ def rewards_of(term, rollout, order) -> torch.Tensor:
 
 
 @cache
-def scene(method, order=tuple(range(GROUP)), width=6):
+def rollout_and_rewards(method, order=tuple(range(GROUP)), width=6):
     """A real rollout for the method, `order` of the samples in their groups; its terms with their rewards."""
     terms = method.terms(EOS)
     prompts = prompts_of(ROWS, samples=order, width=width)
@@ -104,7 +104,7 @@ def term_loss(term, batch, normalizer=None, on_policy=False):
 
 
 def losses(method, update=0, **changes):
-    rollout, parts = scene(method, **changes)
+    rollout, parts = rollout_and_rewards(method, **changes)
     return [
         term_loss(term, term.scoring_batch(rollout, rewards, Uniforms(), update, 2)).detach() for term, rewards in parts
     ]
@@ -114,8 +114,8 @@ def gradients_of(loss):
     return torch.autograd.grad(loss, list(DENOISER.parameters()), allow_unused=True)
 
 
-def views_of(method, update=0):
-    rollout, parts = scene(method)
+def batches_of(method, update=0):
+    rollout, parts = rollout_and_rewards(method)
     return [(term, term.scoring_batch(rollout, rewards, Uniforms(), update, 2)) for term, rewards in parts]
 
 
@@ -127,7 +127,7 @@ def close(ours, theirs, atol=1e-6):
 
 
 @every_method
-def test_settings_are_read_back(method):
+def test_method_settings_are_read_back(method):
     assert type(method)(**{setting.name: getattr(method, setting.name) for setting in fields(method)}) == method
     printed = asdict(method)
     for setting in fields(method):
@@ -137,18 +137,18 @@ def test_settings_are_read_back(method):
     json.dumps(asdict(method))
 
 
-def test_methods_have_their_names():
+def test_methods_table_is_keyed_by_name():
     assert all(method.name == name for name, method in METHODS.items())
     assert DiSPO().base == DiffuGRPO()
 
 
 @pytest.mark.parametrize("setting", ["advantage", "step_choice", "positions"])
-def test_unknown_pieces_are_refused(setting):
+def test_mdpo_refuses_unknown_pieces(setting):
     with pytest.raises(ValueError, match=f"mdpo {setting} 'luck' is unknown"):
         MDPO(**{setting: "luck"})
 
 
-def test_one_record_serves_all_terms():
+def test_record_of_serves_all_terms():
     assert record_of(DiffuGRPO().terms(EOS)) is None
     assert record_of(MDPO().terms(EOS)) == EveryStep()
     record = record_of(DiSPO(branches=3, degree=1.0, shared_step=True).terms(EOS))
@@ -163,7 +163,7 @@ def test_one_record_serves_all_terms():
 @every_method
 def test_scored_targets_are_masked_in_their_input(method):
     for update in (0, 1):
-        for _, batch in views_of(method, update):
+        for _, batch in batches_of(method, update):
             inputs_RL = batch.inputs_FL[batch.forward_R]
             assert bool(batch.scored_RL.any())
             assert bool((inputs_RL[batch.scored_RL] == MASK).all())
@@ -174,8 +174,8 @@ def test_scored_targets_are_masked_in_their_input(method):
 
 
 @every_method
-def test_counts(method):
-    for _, batch in views_of(method):
+def test_normalizers_count_units_and_tokens(method):
+    for _, batch in batches_of(method):
         assert token_count(batch) == batch.length_U.sum()
         assert unit_count(batch) == len(batch.advantage_U) == len(batch.length_U)
         assert active_unit_count(batch) == ((batch.advantage_U != 0) & batch.scored_U).sum() <= unit_count(batch)
@@ -188,8 +188,8 @@ def test_counts(method):
 
 
 @every_method
-def test_taken_units_keep_their_answers(method):
-    for _, batch in views_of(method):
+def test_take_units_keeps_log_probs(method):
+    for _, batch in batches_of(method):
         units = len(batch.advantage_U)
         keep = Uniforms().key("keep", torch.arange(units)).draw() < 0.5
         taken, rows = batch.take_units(keep), keep[batch.unit_R]
@@ -204,8 +204,8 @@ def test_taken_units_keep_their_answers(method):
 
 
 @every_method
-def test_recorded_log_probs_are_those_of_the_rows(method):
-    for _, batch in views_of(method):
+def test_recorded_old_logps_are_those_of_the_rows(method):
+    for _, batch in batches_of(method):
         if batch.old_RL is not None:
             close(row_logp(DENOISER, batch).detach(), batch.old_RL * batch.scored_RL, atol=1e-5)
     assert (batch.old_RL is not None) == isinstance(method, MDPO)
@@ -213,7 +213,7 @@ def test_recorded_log_probs_are_those_of_the_rows(method):
 
 @every_method
 def test_prompt_masks_are_drawn_afresh(method):
-    for (term, first), (_, again), (_, second) in zip(*[views_of(method, update) for update in (0, 0, 1)], strict=True):
+    for (term, first), (_, again), (_, second) in zip(*[batches_of(method, update) for update in (0, 0, 1)], strict=True):
         assert torch.equal(first.inputs_FL, again.inputs_FL)
         fixed = isinstance(method, (MDPO, JustGRPO, TraceRL, StepMerge))
         fixed |= isinstance(term.masking, Branches) and term.masking.prompt_mask_prob == 0
@@ -225,8 +225,8 @@ def test_prompt_masks_are_drawn_afresh(method):
 
 @every_method
 @pytest.mark.parametrize("beta", [0.0, None], ids=["no divergence", "at the reference"])
-def test_equal_rewards_teach_nothing(method, beta):
-    rollout, parts = scene(replace(method, step_choice="spread_steps") if isinstance(method, MDPO) else method)
+def test_equal_rewards_have_no_gradient(method, beta):
+    rollout, parts = rollout_and_rewards(replace(method, step_choice="spread_steps") if isinstance(method, MDPO) else method)
     for term, rewards in parts:
         term = replace(term, penalty=None) if beta == 0.0 else term
         batch = term.scoring_batch(rollout, torch.full_like(rewards, 0.5), Uniforms(), 0, 2)
@@ -247,35 +247,35 @@ def learned(term, rollout, rewards):
 
 
 @every_method
-def test_units_without_credit_are_trained_for_divergence_alone(method):
-    for term, batch in views_of(method):
+def test_trained_units_without_advantage_have_a_penalty(method):
+    for term, batch in batches_of(method):
         batch = replace(batch, advantage_U=batch.advantage_U.index_fill(0, torch.tensor([0]), 0.0))
-        credited, scored = (batch.advantage_U != 0).tolist(), batch.scored_U.tolist()
+        with_advantage, scored = (batch.advantage_U != 0).tolist(), batch.scored_U.tolist()
         without = replace(term, penalty=None)
         if not term.surrogate.trains_zero_advantage:
-            assert without.trained(batch).tolist() == [*map(all, zip(credited, scored, strict=True))]
+            assert without.trained(batch).tolist() == [*map(all, zip(with_advantage, scored, strict=True))]
             assert not bool(without.trained(batch)[0])
         paid = replace(term, penalty=DiffuGRPO(beta=0.1).terms(EOS)[0].penalty)
         assert paid.trained(batch).tolist() == scored
 
 
 @every_method
-def test_padding_does_not_matter(method):
+def test_loss_ignores_padding(method):
     for ours, padded in zip(losses(method), losses(method, width=11), strict=True):
         close(ours, padded)
 
 
 @every_method
-def test_order_in_the_group_does_not_matter(method):
+def test_loss_ignores_order_in_the_group(method):
     for ours, turned in zip(losses(method), losses(method, order=(2, 0, 1)), strict=True):
         close(ours, turned)
 
 
 @every_method
-def test_the_global_seed_does_not_matter(method):
+def test_loss_ignores_the_global_seed(method):
     runs = []
     for seed in (1, 2):
-        scene.cache_clear()
+        rollout_and_rewards.cache_clear()
         torch.manual_seed(seed)
         runs.append(losses(method))
     assert all(torch.equal(ours, again) for ours, again in zip(*runs, strict=True))
@@ -283,8 +283,8 @@ def test_the_global_seed_does_not_matter(method):
 
 @each_paper
 @pytest.mark.parametrize("forwards", [3])
-def test_micro_batches_add_up(method, forwards):
-    for term, batch in views_of(method):
+def test_micro_batches_add_up_to_the_batch(method, forwards):
+    for term, batch in batches_of(method):
         normalizer, batch = term.normalizer(batch), with_final_advantages(term, batch)
         whole = term_loss(term, batch, normalizer)
         parts = list(batch.micro_batches(forwards))
@@ -301,8 +301,8 @@ def test_micro_batches_add_up(method, forwards):
 
 
 @each_paper
-def test_a_shared_forward_equals_one_a_row(method):
-    for term, batch in views_of(method):
+def test_shared_forward_equals_one_a_row(method):
+    for term, batch in batches_of(method):
         apart = replace(
             batch,
             inputs_FL=batch.inputs_FL[batch.forward_R],
@@ -315,9 +315,9 @@ def test_a_shared_forward_equals_one_a_row(method):
             close(ours, theirs, atol=1e-5 * float(theirs.abs().max()) + 1e-7)
 
 
-def test_a_shared_prompt_mask_needs_one_forward_a_group():
+def test_shared_prompt_mask_makes_one_forward_a_group():
     shared, single = (DiffuGRPO(shared_prompt_mask=flag, prompt_mask_prob=0.5) for flag in (True, False))
-    ((_, one_mask),), ((_, masks),) = views_of(shared), views_of(single)
+    ((_, one_mask),), ((_, masks),) = batches_of(shared), batches_of(single)
     assert len(one_mask.inputs_FL) == len(ROWS)
     assert one_mask.forward_R.tolist() == [0, 0, 0, 1, 1, 1]
     assert len(masks.inputs_FL) == len(ROWS) * GROUP
@@ -325,10 +325,10 @@ def test_a_shared_prompt_mask_needs_one_forward_a_group():
     assert bool((one_mask.inputs_FL[0] != one_mask.inputs_FL[1]).any())
 
 
-def test_the_branch_term_is_weighed_and_clipped_as_its_base():
+def test_dispo_branch_term_is_weighed_and_clipped_as_its_base():
     base, branch = DiSPO(alpha=0.1, base=DiffuGRPO(epsilon=0.3, beta=0.2)).terms(EOS)
     assert (base.coefficient, branch.coefficient) == (1.0, 0.1)
     assert branch.surrogate == base.surrogate
     assert branch.penalty == base.penalty
-    ((_, _), (term, batch)) = views_of(DiSPO(alpha=0.1))
+    ((_, _), (term, batch)) = batches_of(DiSPO(alpha=0.1))
     close(term_loss(replace(term, coefficient=1.0), batch).detach() * 0.1, term_loss(term, batch).detach())

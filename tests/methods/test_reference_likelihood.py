@@ -64,7 +64,7 @@ def guided_logp(denoiser, batch, case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-def test_log_likelihood(case, llada_tiny):
+def test_elbo_equals_the_authors_log_likelihood(case, llada_tiny):
     batch = views_of(case)
     logp = guided_logp(llada_tiny, batch, case)
     if not case["cfg_scale"]:

@@ -17,7 +17,7 @@ from unmask.uniforms import Uniforms
 
 
 @pytest.mark.parametrize("case", reference_cases("methods/diffu_grpo"), ids=lambda case: case["name"])
-def test_diffu_grpo(case, exact_llada_tiny):
+def test_diffu_grpo_loss_and_gradients_equal_the_authors(case, exact_llada_tiny):
     tensors, shared = case["tensors"], case["shared"]
     (term,) = DiffuGRPO(beta=case["beta"], epsilon=case["epsilon"]).terms(EOS)
     batch = d1_views(case)
@@ -36,8 +36,8 @@ def test_diffu_grpo(case, exact_llada_tiny):
         close(sums["kl"] / sums["count"], case["kl"])
     # TRL's clip_ratio counts the tokens outside the range whose gradient is *not* cut off; ours the others.
     outside = ((now - old).exp() - 1).abs() > case["epsilon"]
-    credited = (outside & batch.scored_RL & (batch.advantage_U != 0)[:, None]).sum()
-    close((credited - sums["clip_ratio"]) / sums["count"], case["clip_ratio"])
+    with_advantage = (outside & batch.scored_RL & (batch.advantage_U != 0)[:, None]).sum()
+    close((with_advantage - sums["clip_ratio"]) / sums["count"], case["clip_ratio"])
     assert_gradients_equal(loss, exact_llada_tiny, tensors, case)
 
 
@@ -52,7 +52,7 @@ def normalized(score):
 
 
 @pytest.mark.parametrize("case", MDPO_CASES, ids=lambda case: case["name"])
-def test_mdpo_advantages(case):
+def test_mdpo_advantages_equal_the_authors(case):
     tensors = case["tensors"]
     raw = advantages.difference_and_future(tensors["rewards"][None])[0]
     # The published 1 + (difference) + (mean) shifts a column, which its normalisation removes.
@@ -110,7 +110,7 @@ def mdpo_rollout(case) -> Rollout:
 
 
 @pytest.mark.parametrize("case", TRAINED, ids=lambda case: case["name"])
-def test_mdpo(case, exact_llada_tiny):
+def test_mdpo_loss_and_gradients_equal_the_authors(case, exact_llada_tiny):
     tensors, rollout = case["tensors"], mdpo_rollout(case)
     start = rollout.prompt_length
     (term,) = MDPO(beta=case["beta"], epsilon=case["epsilon"], steps=case["sample_train_steps"]).terms(EOS)
