@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from helpers.small import EOS, MASK, prompts_of, small_denoiser
+from helpers.toy_method import Toy
+from helpers.traits import check_surrogate, check_term
 from unmask.methods import (
     GDPO,
     LFPO,
@@ -53,8 +55,12 @@ VARIANTS = {
     "tracerl, one end": TraceRL(shrink=1, eos_tokens=1, lowest=0.0, highest=1.0),
     "mdpo, plain": MDPO(steps=2, length_weight=False, confidence_weight=False, advantage="step_outcome"),
     "mdpo, committed": MDPO(steps=3, positions="committed", step_choice="spread_steps", advantage="step_reward"),
+    "of the user's": Toy(share=0.4),
     "mdpo, through eos": MDPO(steps=3, positions="masked_through_eos", step_choice="random_steps"),
 }
+# Elementwise by chance of their settings: the k3 to the old policy is flat on policy, a Rényi bound of one row linear,
+# and RSPO's loss is linear once its advantages are final.
+DECLARE_LESS = (VARIANTS["unigrpo, independent"], VARIANTS["spg, one view"], VARIANTS["rspo"])
 every_method = pytest.mark.parametrize("method", VARIANTS.values(), ids=VARIANTS)
 # Options change masks and weights, not how batch are split or shared: once a method is enough, and quicker.
 PAPERS = {name: method for name, method in VARIANTS.items() if name in METHODS or name.startswith("dispo on")}
@@ -81,7 +87,7 @@ def rollout_and_rewards(method, order=tuple(range(GROUP)), width=6):
 
 
 def frozen(term, batch, on_policy=False):
-    """Old answers, a neighbour of the reference's, and the reference's; those of now on policy."""
+    """Old log-probs, neighbours of the reference's, and the reference's; the trained policy's own on policy."""
     with torch.no_grad():
         now, reference = row_logp(DENOISER, batch), row_logp(REFERENCE, batch)
     return (now, now) if on_policy else (0.9 * now + 0.1 * reference, reference)
@@ -213,11 +219,39 @@ def test_recorded_old_logps_are_those_of_the_rows(method):
 
 @every_method
 def test_prompt_masks_are_drawn_afresh(method):
-    for (term, first), (_, again), (_, second) in zip(*[batches_of(method, update) for update in (0, 0, 1)], strict=True):
+    for (term, first), (_, again), (_, second) in zip(
+        *[batches_of(method, update) for update in (0, 0, 1)], strict=True
+    ):
         assert torch.equal(first.inputs_FL, again.inputs_FL)
         fixed = isinstance(method, (MDPO, JustGRPO, TraceRL, StepMerge))
         fixed |= isinstance(term.masking, Branches) and term.masking.prompt_mask_prob == 0
         assert torch.equal(first.inputs_FL, second.inputs_FL) == fixed
+
+
+# ---- traits ----
+
+
+@every_method
+def test_surrogate_traits_are_those_of_its_loss(method):
+    for term in method.terms(EOS):
+        check_surrogate(term.surrogate)
+
+
+@every_method
+def test_term_is_elementwise_as_its_derivatives_are(method):
+    for term, batch in batches_of(method):
+        if term.blend is None:  # blends are not log-probs of one row
+            check_term(term, batch, exactly=method not in DECLARE_LESS)
+        else:
+            assert not any(term.is_elementwise(old_is_now=flag) for flag in (True, False))
+
+
+@every_method
+def test_metric_names_are_those_of_the_loss(method):
+    for term, batch in batches_of(method):
+        now = term.answers(DENOISER, batch, REFERENCE)
+        _, sums = term.loss(batch, now, *frozen(term, batch), term.normalizer(batch))
+        assert tuple(sums) == ("count", *term.metric_names)
 
 
 # ---- losses ----
@@ -226,7 +260,9 @@ def test_prompt_masks_are_drawn_afresh(method):
 @every_method
 @pytest.mark.parametrize("beta", [0.0, None], ids=["no divergence", "at the reference"])
 def test_equal_rewards_have_no_gradient(method, beta):
-    rollout, parts = rollout_and_rewards(replace(method, step_choice="spread_steps") if isinstance(method, MDPO) else method)
+    rollout, parts = rollout_and_rewards(
+        replace(method, step_choice="spread_steps") if isinstance(method, MDPO) else method
+    )
     for term, rewards in parts:
         term = replace(term, penalty=None) if beta == 0.0 else term
         batch = term.scoring_batch(rollout, torch.full_like(rewards, 0.5), Uniforms(), 0, 2)

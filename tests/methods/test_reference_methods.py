@@ -89,21 +89,14 @@ def mdpo_rollout(case) -> Rollout:
         for step in steps.tolist()
     )
     tokens = snapshots[-1].guesses_ZNL[0]
-    return Rollout(
-        tokens_NL=tokens,
-        attention_NL=torch.nn.functional.pad(attention, (0, length), value=True),
-        completion_NL=beside(torch.ones(group, length).bool()),
-        block_NL=torch.zeros_like(tokens),
-        revealed_at_NL=torch.zeros_like(tokens),
-        sampled_logp_NL=torch.zeros(tokens.shape),
-        confidence_NL=torch.zeros(tokens.shape),
-        prompt_N=torch.zeros(group, dtype=torch.long),
-        sample_N=torch.arange(group),
+    return Rollout.fake(
+        tokens,
         prompt_length=start,
         group_size=group,
+        mask_id=MASK,
+        attention_NL=torch.nn.functional.pad(attention, (0, length), value=True),
         steps=len(steps),
         temperature=case["temperature"],
-        mask_id=MASK,
         remasking=case["rcr"],
         snapshots=snapshots,
     )
