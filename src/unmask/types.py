@@ -104,11 +104,13 @@ class Rollout:
             sample_N=sample_N % group_size,
             prompt_length=prompt_length,
             group_size=group_size,
-            steps=int(fields.get("revealed_at_NL", first_NL).max()) + 1,
+            steps=1,
             temperature=1.0,
             mask_id=mask_id,
             remasking=False,
         )
+        if "revealed_at_NL" in fields and "steps" not in fields:
+            fields["steps"] = int(fields["revealed_at_NL"].max()) + 1
         return replace(rollout, **fields)
 
     @property

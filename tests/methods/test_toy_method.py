@@ -26,7 +26,7 @@ ROW = Row(
     surrogate="ratio",
     with_gradient=2.0,
     without_gradient=(0.0, 2.0),
-    frozen="old answers",
+    frozen="old log-probs",
     paper="0000.00000",
     provenance="tests",
 )

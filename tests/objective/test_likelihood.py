@@ -51,17 +51,17 @@ def test_row_logp_is_zero_without_scored_positions():
 def test_query_columns_are_the_scored_ones():
     widths, answered, targets = [], [], []
 
-    class Asked(type(DENOISER)):
-        def forward(self, tokens_FL, attention_FL, query_FA, answer, selected_Q=None):
+    class Recording(type(DENOISER)):
+        def forward(self, tokens_FL, attention_FL, query_FA, reducer, selected_Q=None):
             widths.append(query_FA.tolist())
             answered.append(len(selected_Q))
-            targets.append(answer.targets_QK.shape)
-            return super().forward(tokens_FL, attention_FL, query_FA, answer, selected_Q=selected_Q)
+            targets.append(reducer.targets_QK.shape)
+            return super().forward(tokens_FL, attention_FL, query_FA, reducer, selected_Q=selected_Q)
 
-    asked = Asked(DENOISER.model, mask_id=MASK, eos_id=EOS)
-    row_logp(asked, hand_batch())
+    recording = Recording(DENOISER.model, mask_id=MASK, eos_id=EOS)
+    row_logp(recording, hand_batch())
     assert [set(columns) for columns in widths[0]] == [{1, 2, 3}, {0, 1, 2}, {0, 1, 2}]
-    row_logp(asked, hand_batch([[0] * 4] * 5))
+    row_logp(recording, hand_batch([[0] * 4] * 5))
     assert [len(columns) for columns in widths[1]] == [1, 1, 1]
     batch = hand_batch()
     scored = {(int(batch.forward_R[row]), int(column)) for row, column in batch.scored_RL.nonzero()}
@@ -137,7 +137,7 @@ def unit_views(advantage=(1.0, -1.0, 0.0, -2.0)) -> ScoringBatch:
     )
 
 
-def answers(batch) -> tuple[torch.Tensor, torch.Tensor]:
+def random_logp(batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs as `row_logp` gives them, 0 where not scored, and the leaf that they come from."""
     leaf = (-3 * Uniforms().key("logp", torch.arange(28)).draw().view(7, 4)).requires_grad_()
     return leaf * batch.scored_RL, leaf
@@ -187,7 +187,7 @@ def assert_same(scores, expected, leaf, weight=None):
 
 def test_weighted_sum_and_elbo_by_hand():
     batch = unit_views()
-    (logp, leaf), weight = answers(batch), batch.token_weight_RL
+    (logp, leaf), weight = random_logp(batch), batch.token_weight_RL
     sums = looped(lambda rows: sum((weight[row] * logp[row]).sum() for row, _ in rows))
     assert_same(weighted_sum(logp, batch), sums, leaf)
     assert_same(elbo(logp, batch), sums / torch.tensor([3.0, 4.0, 2.0, 1.0]), leaf)
@@ -195,7 +195,7 @@ def test_weighted_sum_and_elbo_by_hand():
 
 def test_masked_mean_by_hand():
     batch = unit_views()
-    logp, leaf = answers(batch)
+    logp, leaf = random_logp(batch)
     assert_same(masked_mean(logp, batch), looped(mean_score(logp)), leaf)
     two = torch.stack([logp, 2 * logp - 1.0 * batch.scored_RL], dim=2)
     scores = masked_mean(two, batch)
@@ -205,7 +205,7 @@ def test_masked_mean_by_hand():
 
 def test_per_token_over_rows_by_hand():
     batch = unit_views()
-    logp, weight = answers(batch)[0].detach(), batch.token_weight_RL
+    logp, weight = random_logp(batch)[0].detach(), batch.token_weight_RL
     scores = per_token_over_rows(logp, batch)
     for unit in range(4):
         rows = rows_of(unit)
@@ -216,13 +216,13 @@ def test_per_token_over_rows_by_hand():
 @pytest.mark.parametrize("beta", [1.0, 1.5, 4.0])
 def test_eubo_by_hand(beta):
     batch = unit_views()
-    logp, leaf = answers(batch)
+    logp, leaf = random_logp(batch)
     assert_same(EUBO(beta=beta)(logp, batch), looped(upper_bound(logp, batch.token_weight_RL, beta)), leaf)
 
 
 def test_eubo_is_finite_for_very_unlikely_tokens():
     batch = unit_views()
-    logp = answers(batch)[0].detach()
+    logp = random_logp(batch)[0].detach()
     far = logp - 2000 * batch.scored_RL
     near = EUBO(beta=1.5)(logp, batch).value_UK
     shift = torch.tensor([2000.0, 2000.0, 2000.0, 0.0])[:, None]
@@ -232,7 +232,7 @@ def test_eubo_is_finite_for_very_unlikely_tokens():
 @pytest.mark.parametrize("advantage", [(1.0, -1.0, 0.0, -2.0), (-1.0, 1.0, -1.0, 0.0), (0.0, 0.0, -0.5, 0.5)])
 def test_sandwich_by_sign_of_the_advantage(advantage):
     batch = unit_views(advantage)
-    logp, leaf = answers(batch)
+    logp, leaf = random_logp(batch)
     lower, upper = looped(mean_score(logp)), looped(upper_bound(logp, batch.token_weight_RL, 1.5))
     mixed = [0.3 * upper[u] + 0.7 * lower[u] if advantage[u] < 0 else lower[u] for u in range(4)]
     assert_same(Sandwich(beta=1.5, mix=0.3)(logp, batch), torch.stack(mixed), leaf, LENGTH_U)

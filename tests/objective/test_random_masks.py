@@ -1,4 +1,4 @@
-"""The laws of random masks: their counts, their weights, their subsets."""
+"""Mask distributions: their counts, their weights, their subsets."""
 
 from itertools import combinations
 from math import comb, floor
@@ -51,7 +51,7 @@ def drawn(law, rollout, update=0, updates=1, seed=0):
 
 
 def assert_law(counts, probabilities):
-    """`counts` is a sample of integers that follow the law, as far as chi-square sees."""
+    """`counts` is a sample of integers that follow the distribution, as far as chi-square sees."""
     probabilities = torch.as_tensor(probabilities)
     assert surprise(counts.flatten().bincount(minlength=len(probabilities)), probabilities) < 3
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class MDPO(Method):
-    """Clipped policy gradient at recorded denoising steps, each credited for its own guess."""
+    """Clipped policy gradient at recorded denoising steps, each with the advantage of its own guess."""
 
     name: ClassVar[str] = "mdpo"
     paper: ClassVar[str] = "2508.13148"

@@ -35,7 +35,7 @@ def row_logp(denoiser: nn.Module, batch: ScoringBatch, grad_logp: GradLogp | Non
 
 @dataclass(frozen=True, kw_only=True)
 class _Queries:
-    """Query positions of a batch, Q of them, with K targets each: rows of one forward take one target slot each.
+    """Query positions of a batch, Q of them, with K targets each: rows of one forward take one target each.
 
     Moves values between rows [R, L] and query positions [Q, K].
     """

@@ -47,7 +47,9 @@ class Term:
     penalty: Penalty | None = None
     coefficient: float = 1.0
     record: Record | None = None  # what the sampler must record for this term, its guesses rewarded each
-    blend: float | None = None  # set: targets are scored by two blends of the logits of now and of the old policy
+    blend: float | None = (
+        None  # set: targets are scored by two blends of the logits of the trained and of the old policy
+    )
 
     def __post_init__(self) -> None:
         _check_traits(self.masking, Masking, "subclass it")
@@ -67,9 +69,9 @@ class Term:
         old: Denoiser | None = None,
         grad_logp: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """log-probs of the batch's targets: [R, L], or [R, L, 2] where two blends score (`old` None: now, detached).
+        """log-probs of the batch's targets: [R, L], or [R, L, 2] where two blends score.
 
-        `grad_logp`: see `row_logp`.
+        `old`: the old policy of blends; None: the denoiser itself, detached. `grad_logp`: see `row_logp`.
         """
         if self.blend is None:
             return row_logp(denoiser, batch, grad_logp)
@@ -126,7 +128,7 @@ class Term:
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """Names of the sums that `loss` returns beside `count`, in order."""
+        """Names of the sums that `loss` returns after `count`, in order, given all log-probs that the term reads."""
         kept = {"approx_kl": self.reads("old"), "kl": self.penalty is not None}
         names = ("approx_kl", *self.surrogate.metric_names, "kl")
         return tuple(name for name in names if kept.get(name, True))

@@ -62,6 +62,7 @@ def preference_rollout(
         attention_NL=attention_NL,
         completion_NL=through_first_eos(tokens_NL, region_L, examples.eos_id),
         revealed_at_NL=torch.full_like(tokens_NL, -1),
+        steps=0,
         prompt_N=prompts.prompt_N,
         sample_N=prompts.sample_N,
         remasking=True,  # there is no trajectory either
