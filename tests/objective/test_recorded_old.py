@@ -1,4 +1,4 @@
-"""Where the sampler saw the canvases that a method scores, its log-probs are the old ones and equal to scoring again."""
+"""Where the sampler saw the canvases that a method scores, its log-probs are the old ones: equal to scoring again."""
 
 from dataclasses import replace
 

@@ -4,7 +4,7 @@
     L = mean over samples and rows of [ r CE(o, pi+) + (1-r) CE(o, pi-) ],  CE mean over the masked tokens
     r = 1/2 + 1/2 clip(z-score, -1, 1);  ratios t stratified in (0, 1], random masks of o
 
-On policy both distributions are now's, and the gradient is that of clip(z) CE. The only method that keeps the old weights.
+On policy both distributions are now's: the gradient is that of clip(z) CE. The only method that keeps the old weights.
 Reconstructed: that logits are mixed, not probabilities; the number of rows; one token at least is masked.
 Option: `recorded_states` in place of random masks.
 """

@@ -1,4 +1,4 @@
-"""Advantages: functions of the rewards, of the same shape. Groups lie along dimension 1 (G); nothing crosses prompts."""
+"""Advantages: functions of the rewards, of the same shape. Groups lie along dimension 1; nothing crosses prompts."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class Segments(Masking):
 
     @property
     def reads_trajectory(self) -> bool:
-        """True."""
+        """True: rows follow the steps that revealed the tokens."""
         return True
 
     def __call__(
