@@ -16,7 +16,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -40,6 +39,7 @@ def _options() -> argparse.Namespace:
 
 def samplers(length: int, block: int, steps: int) -> dict[str, Any]:
     """Exact steps first, then what approximates them."""
+    from unmask.distributed import World
     from unmask.sampling.caching import CACHINGS
     from unmask.sampling.sampler import Sampler
     from unmask.sampling.unmasking import Threshold
@@ -83,7 +83,7 @@ def measured(model: str, count: int, rounds: int) -> list[tuple[str, ...]]:
         solved[name] = task.metrics(words, texts, **examples.columns(range(len(items)), 1))["solved"]
     for name in rules:
         rollout, exact = rollouts[name], rollouts["none"]
-        gap = sampling_mismatch(denoiser, rollout, Uniforms(), SimpleNamespace(num_processes=1))["sampling/logp_gap"]
+        gap = sampling_mismatch(denoiser, rollout, Uniforms(), World.single())["sampling/logp_gap"]
         same = (rollout.tokens_NL == exact.tokens_NL)[:, rollout.prompt_length :].float().mean()
         summary = solved_summary(solved[name])
         change, low, high = (100 * value for value in paired_interval(solved["none"], solved[name]))

@@ -1,14 +1,29 @@
-"""The nouns that pass between the rooms.
+"""Data that passes between the packages: prompts, rollouts, scoring batches. Tensors and numbers, no model.
 
-Dimension letters, used as suffixes of tensor names everywhere:
-P prompts, G samples per prompt, N = P·G samples, S denoising steps, F forwards, R rows, U units, K scores a unit,
-Z guesses, L positions (left-padded prompt, then completion), C completion positions, A asked positions, V vocabulary.
+Dimension letters, used as suffixes of tensor names everywhere, in the order of the dimensions:
+
+    P  prompts; in prompt tensors [N, P], prompt columns
+    G  samples of a prompt
+    N  samples, N = P·G, those of a prompt next to each other
+    S  denoising steps
+    L  positions: left-padded prompt, then completion
+    C  completion positions; in a denoising step, the masked positions that may be revealed
+    F  forwards: masked inputs of the denoiser
+    R  rows: targets scored on one input; rows with equal inputs may share a forward. In masks, rows of a sample
+    U  units: rows whose log-probs are combined, with one advantage
+    K  scores of a unit: 1, or one a position; in denoisers, targets of a query position
+    Z  guesses: completions drawn at one recorded state
+    A  query positions of a forward, Q of all forwards together
+    V  vocabulary
+    D  hidden size of the denoiser
+    1, 2, 3: dimensions of that size; *two, *rest: further dimensions
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,7 +32,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """A batch of left-padded prompts, one row a sample, and the keys of their random draws."""
+    """A batch of left-padded prompts, each repeated for its samples, with the numbers that key the random draws."""
 
     tokens_NP: Int[Tensor, "N P"]
     attention_NP: Bool[Tensor, "N P"]
@@ -27,7 +42,7 @@ class Prompts:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """Partly masked canvases met by the sampler, with completions guessed there in passing; logits are never kept."""
+    """The sampler's canvases before one denoising step of each sample, and Z completions drawn for each canvas."""
 
     step_N: Int[Tensor, "N"]  # denoising step before which the canvas stood
     canvas_NL: Int[Tensor, "N L"]
@@ -38,7 +53,10 @@ class Snapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """Sampled completions and how they came about. Samples of one prompt are neighbours; no model inside."""
+    """Sampled completions with their trajectories: which step revealed each token, and at what log-prob.
+
+    Samples of one prompt are neighbours, so that [N] views as [P, G]. `Rollout.fake` makes one by hand.
+    """
 
     tokens_NL: Int[Tensor, "N L"]
     attention_NL: Bool[Tensor, "N L"]
@@ -58,7 +76,42 @@ class Rollout:
     adaptive: bool = False  # each sample took as many steps as the rule liked
     exact: bool = False  # at every position, what was recorded is what scoring the same canvas gives
     snapshots: tuple[Snapshot, ...] = ()
-    policy_version: int = 0
+
+    @staticmethod
+    def fake(
+        tokens_NL: Int[Tensor, "N L"], *, prompt_length: int, group_size: int, mask_id: int, **fields: Any
+    ) -> Rollout:
+        """A rollout made by hand: prompt and completion tokens, and any other field that is not at its default.
+
+        By default nothing is padded, every completion goes on to the last column, in one block, and was revealed in
+        one step; log-probs and confidences are 0; `steps` is what `revealed_at_NL` takes.
+
+            Rollout.fake(torch.tensor([[5, 6, 7], [5, 8, 9]]), prompt_length=1, group_size=2, mask_id=0)
+        """
+        sample_N = torch.arange(len(tokens_NL), device=tokens_NL.device)
+        region_L = torch.arange(tokens_NL.shape[1], device=tokens_NL.device) >= prompt_length
+        first_NL = (region_L.long() - 1).expand_as(tokens_NL)  # 0 in the completion, -1 in the prompt
+        zeros_NL = torch.zeros(tokens_NL.shape, device=tokens_NL.device)
+        rollout = Rollout(
+            tokens_NL=tokens_NL,
+            attention_NL=torch.ones_like(tokens_NL, dtype=torch.bool),
+            completion_NL=region_L.expand_as(tokens_NL),
+            block_NL=first_NL,
+            revealed_at_NL=first_NL,
+            sampled_logp_NL=zeros_NL,
+            confidence_NL=zeros_NL,
+            prompt_N=sample_N // group_size,
+            sample_N=sample_N % group_size,
+            prompt_length=prompt_length,
+            group_size=group_size,
+            steps=1,
+            temperature=1.0,
+            mask_id=mask_id,
+            remasking=False,
+        )
+        if "revealed_at_NL" in fields and "steps" not in fields:
+            fields["steps"] = int(fields["revealed_at_NL"].max()) + 1
+        return replace(rollout, **fields)
 
     @property
     def region_L(self) -> Bool[Tensor, "L"]:
@@ -91,28 +144,37 @@ class Rollout:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringBatch:
-    """Questions to the denoiser: rows (of one forward if inputs are equal) that make up units (one advantage each)."""
+    """What a denoiser is asked to score: F masked inputs, R rows of targets on them, U units of rows with advantages.
 
-    inputs_FL: Int[Tensor, "F L"]
+    A row is a set of target tokens scored on one input; rows that share an input share its forward (`forward_R`). A
+    unit is the rows whose log-probs a likelihood combines before ratio and clip, with one advantage (`unit_R`).
+
+        A group of two samples of one prompt, each scored on the same fully masked completion and on a mask of its own:
+        F = 3  forwards: all masked (shared); sample 0 partly masked; sample 1 partly masked
+        R = 4  rows: forward_R = [0, 0, 1, 2], the samples' tokens are their targets_RL
+        U = 2  units, one a sample: unit_R = [0, 1, 0, 1], with advantage_U = [1, -1]
+    """
+
+    inputs_FL: Int[Tensor, "F L"]  # tokens, some masked
     attention_FL: Bool[Tensor, "F L"]
-    forward_R: Int[Tensor, "R"]
-    targets_RL: Int[Tensor, "R L"]
-    scored_RL: Bool[Tensor, "R L"]
+    forward_R: Int[Tensor, "R"]  # input of each row; rows of a forward are neighbours
+    targets_RL: Int[Tensor, "R L"]  # tokens whose log-prob is taken
+    scored_RL: Bool[Tensor, "R L"]  # positions where it is: masked in the input
     token_weight_RL: Float[Tensor, "R L"]  # as the likelihood reads it; 0 where not scored
-    unit_R: Int[Tensor, "R"]
+    unit_R: Int[Tensor, "R"]  # unit of each row
     advantage_U: Float[Tensor, "U"]
-    length_U: Int[Tensor, "U"]  # tokens that the unit speaks for
+    length_U: Int[Tensor, "U"]  # tokens of the span that the unit's score is of
     temperature: float = 1.0  # of the log-softmax that scores
     old_RL: Float[Tensor, "R L"] | None = None  # log-probs recorded by the sampler, where they are those of these rows
 
     @property
     def scored_U(self) -> Bool[Tensor, "U"]:
-        """Units in which something is scored."""
+        """Units of which some token is scored."""
         counts_U = torch.zeros(len(self.advantage_U), dtype=torch.long, device=self.advantage_U.device)
         return counts_U.index_add(0, self.unit_R, self.scored_RL.sum(1)) > 0
 
     def take_units(self, keep_U: Bool[Tensor, "U"]) -> ScoringBatch:
-        """The batch of some units alone, with the forwards and rows that they need: the only way to micro-batch."""
+        """The batch of some units alone, with the rows and forwards that they need."""
         keep_R = keep_U[self.unit_R]
         keep_F = torch.zeros(len(self.inputs_FL), dtype=torch.bool, device=keep_U.device)
         keep_F[self.forward_R[keep_R]] = True
@@ -132,7 +194,7 @@ class ScoringBatch:
         )
 
     def micro_batches(self, forwards: int) -> Iterator[tuple[ScoringBatch, Bool[Tensor, "U"]]]:
-        """ScoringBatch of about `forwards` forwards each (units stay whole), with the units that each holds."""
+        """Batches of about `forwards` forwards each (units stay whole), with the units [U] that each holds."""
         first_forward_U = torch.full_like(self.advantage_U, len(self.inputs_FL), dtype=torch.long)
         first_forward_U = first_forward_U.scatter_reduce(0, self.unit_R, self.forward_R, "amin")
         for start in range(0, len(self.inputs_FL), forwards):

@@ -1,4 +1,4 @@
-"""Counter-based uniforms: every random draw is a pure function of what it is for.
+"""Counter-based random numbers: every draw is a pure function of a key that says what it is for (splitmix64).
 
 A key is folded from words (seed, purpose, iteration, prompt, sample, step, position from the completion's start, ...).
 Nothing then depends on batch make-up, padding, order, compaction, micro-batches or ranks.
@@ -58,12 +58,18 @@ def _fold(state: int | Tensor, word: Word) -> int | Tensor:
 
 @dataclass(frozen=True)
 class Uniforms:
-    """A key; `key` folds in more words (broadcasting tensors of int64), `draw` gives the numbers."""
+    """A key of random draws: `key` folds in more words, ints, strings or int64 tensors; `draw` gives the numbers.
+
+    Tensors broadcast, and the key then has their shape:
+
+        key = Uniforms().key(seed, "mask", update).key(prompt_N[:, None]).key(position_L)
+        key.draw()  # [N, L], each number the same whichever others are drawn
+    """
 
     state: int | Tensor = 0
 
     def key(self, *words: Word) -> Uniforms:
-        """The key that also names `words`, in order."""
+        """The key with more words folded in, in order."""
         state = self.state
         for word in words:
             state = _fold(state, word)
@@ -75,5 +81,5 @@ class Uniforms:
         return _shift_right(_mix_tensor(state), _BITS - 53).to(torch.float64) * 2.0**-53
 
     def permutation(self, count: int) -> list[int]:
-        """A keyed permutation of range(count)."""
+        """A random permutation of range(count), the same for the same key."""
         return self.key(torch.arange(count)).draw().argsort(stable=True).tolist()

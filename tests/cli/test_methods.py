@@ -1,6 +1,7 @@
 """`unmask methods`: the table says what the methods do, and docs/methods.md is what the code makes of itself."""
 
 import inspect
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from unmask.denoisers.tiny import tiny_denoiser
 from unmask.methods import MDPO, METHODS, VRPO, WD1, DiffuGRPO, DiSPO, UniGRPO
 from unmask.methods.describe import EOS, GROUP, LEGEND, MASK, dry_rewards, dry_rollout, method_rows, words
 from unmask.methods.dispo import BASES
-from unmask.objective import advantages, losses
+from unmask.objective import advantages, likelihood, losses
 from unmask.report.methods_page import all_rows, document
 from unmask.settings.reader import leaves
 from unmask.training.update import Updater
@@ -30,10 +31,10 @@ FORWARDS = {
     "gdpo": (3, 0, 3),  # three nodes
     "espo": (4, 4, 8),  # two pairs
     "rspo": (2, 2, 2),  # the reference; the advantage reads now where a batch is in one part
-    "lfpo": (4, 0, 4),  # four batch; the old policy beside
+    "lfpo": (4, 0, 4),  # four rows; the old policy beside
     "just-grpo": (32, 0, 32),  # a row a token
     "vrpo": (2, 2, 2),  # four rows of two completions of four
-    "mdpo": (8, 8, 8),  # eight steps; the sampler has recorded the old answers
+    "mdpo": (8, 8, 8),  # eight steps; the sampler has recorded the old log-probs
     "dispo, base diffu-grpo": (1, 1, 2),
     "dispo + branch": (1, 1, 2),  # both fills in one forward
     "tracerl": (2, 0, 2),  # sixteen steps by eights
@@ -50,7 +51,7 @@ def printed(capsys, *arguments) -> str:
 # ---- the rows ----
 
 
-def test_every_method_has_its_rows_and_every_cell_its_text():
+def test_all_rows_have_text_in_every_cell():
     rows = all_rows()
     assert [row.method for row in rows] == list(FORWARDS)
     cells = [cell for row in rows for cell in row.cells.values()]
@@ -58,11 +59,11 @@ def test_every_method_has_its_rows_and_every_cell_its_text():
     assert not [cell for cell in cells if "<" in cell or "_" in cell]
 
 
-def test_forwards_are_those_counted_by_hand():
+def test_all_rows_forwards_by_hand():
     assert {row.method: (row.with_gradient, *row.without_gradient) for row in all_rows()} == FORWARDS
 
 
-def test_rows_follow_the_settings():
+def test_method_rows_follow_the_settings():
     (shared,) = method_rows(DiffuGRPO(shared_prompt_mask=True, beta=0.0))
     assert (shared.with_gradient, shared.without_gradient) == (1 / GROUP, (0, 1 / GROUP))
     assert shared.surrogate == "clipped surrogate 0.5"
@@ -72,7 +73,7 @@ def test_rows_follow_the_settings():
     assert (old.with_gradient, old.surrogate, old.frozen) == (
         3,
         "clipped surrogate 0.2 + 0.01 k3 to old",
-        "old answers",
+        "old log-probs",
     )
     assert method_rows(VRPO(num_masks=6))[0].with_gradient == 3
     plain = method_rows(MDPO(steps=2, advantage="step_reward", confidence_weight=False))[0]
@@ -82,7 +83,7 @@ def test_rows_follow_the_settings():
 
 
 @pytest.mark.parametrize("base", BASES.values(), ids=BASES)
-def test_dispo_shows_its_base_and_its_branches(base):
+def test_method_rows_of_dispo_are_its_base_and_its_branches(base):
     *ours, branch = method_rows(DiSPO(base=base()))
     theirs = method_rows(base())
     assert [(row.rows, row.surrogate, row.forwards) for row in ours] == [
@@ -92,7 +93,7 @@ def test_dispo_shows_its_base_and_its_branches(base):
     assert (branch.method, branch.unit) == ("dispo + branch", "branch")
 
 
-def test_pieces_in_words():
+def test_words_by_hand():
     assert words(advantages.leave_one_out) == "leave one out"
     assert words(advantages.ZScoreOf(score=advantages.future_mean)) == "z score of future mean"
     assert (
@@ -100,6 +101,8 @@ def test_pieces_in_words():
     )
     assert words(losses.ClippedSurrogate(epsilon=0.2)) == "clipped surrogate 0.2"
     assert words(losses.PolicyGradient()) == "policy gradient"
+    assert words(likelihood.FromFunction(advantages.centered)) == "from function centered"
+    assert words(likelihood.FromFunction(partial(advantages.centered))) == "from function partial"
 
 
 def forwards_of_training(method, updates) -> tuple[float, float]:
@@ -128,7 +131,7 @@ def forwards_of_training(method, updates) -> tuple[float, float]:
 
 
 @every_method
-def test_training_makes_as_many_forwards_as_the_table_says(method):
+def test_method_rows_forwards_are_those_of_training(method):
     rows = method_rows(method)
     trained, first, later = (
         sum(count) for count in zip(*((row.with_gradient, *row.without_gradient) for row in rows), strict=True)
@@ -141,7 +144,7 @@ def test_training_makes_as_many_forwards_as_the_table_says(method):
 
 
 @pytest.mark.parametrize("columns", [110, 80])
-def test_nothing_of_the_table_is_cut_off(columns, capsys, monkeypatch):
+def test_print_methods_cuts_nothing_off(columns, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
     text = printed(capsys)
     assert "…" not in text
@@ -154,7 +157,7 @@ def test_nothing_of_the_table_is_cut_off(columns, capsys, monkeypatch):
 
 @pytest.mark.parametrize("columns", [110, 80])
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_is_told_in_full(name, columns, capsys, monkeypatch):
+def test_print_method_has_all_settings_and_rows(name, columns, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
     text = printed(capsys, name)
     assert "…" not in text
@@ -168,30 +171,30 @@ def test_a_method_is_told_in_full(name, columns, capsys, monkeypatch):
         assert {word for cell in row.cells.values() for word in cell.split()} <= set(text.split())
 
 
-def test_wd1_is_told_with_its_variant(capsys):
+def test_print_method_of_wd1_names_its_variant(capsys):
     (line,) = [line for line in printed(capsys, "wd1").splitlines() if "positive-only" in line]
     assert line.split(maxsplit=2)[1:] == ["false", "wd1-P: no negative weights" + line[len(line.rstrip()) :]]
 
 
-def test_an_unknown_method_names_the_nearest(capsys):
+def test_methods_command_names_the_nearest_method(capsys):
     assert main(["methods", "expo"]) == 2
     assert capsys.readouterr().err == "unmask: error: method is 'expo': perhaps you meant 'espo', or FILE.py:NAME\n"
 
 
 @pytest.mark.parametrize(("words", "mend"), [(["--markdwn"], "--markdown"), (["wd1", "spg"], "--markdown")])
-def test_unknown_arguments_are_refused(words, mend, capsys):
+def test_methods_command_refuses_unknown_arguments(words, mend, capsys):
     assert main(["methods", *words]) == 2
     line = capsys.readouterr().err
     assert repr(words[-1]) in line
     assert mend in line
 
 
-def test_the_page_is_up_to_date(capsys):
+def test_document_is_docs_methods_md(capsys):
     page = (ROOT / "docs" / "methods.md").read_text()
     assert page == printed(capsys, "--markdown"), "run `unmask methods --markdown > docs/methods.md`"
 
 
-def test_the_page_has_all_methods_and_settings():
+def test_document_has_all_methods_and_settings():
     page = document()
     assert page.startswith("# Methods\n")
     for name, method in METHODS.items():
@@ -202,7 +205,7 @@ def test_the_page_has_all_methods_and_settings():
             assert f"| `{leaf.path}` | `" in section
 
 
-def test_one_section_of_the_page(capsys):
+def test_section_is_of_one_method(capsys):
     section = printed(capsys, "wd1", "--markdown")
     assert section.strip() in document()
     assert section.startswith("## wd1\n")
@@ -213,7 +216,7 @@ def test_one_section_of_the_page(capsys):
 
 
 @every_method
-def test_a_method_is_one_short_file_that_cites_its_paper(method):
+def test_method_is_one_short_file_that_cites_its_paper(method):
     file = Path(inspect.getsourcefile(type(method)))
     assert len(file.read_text().splitlines()) <= 60
     said = inspect.getmodule(type(method)).__doc__

@@ -25,27 +25,15 @@ def rollout_by_hand(tokens, *, prompt_length, group_size, revealed_at=None, bloc
     """Groups of neighbours, no pads, all revealed in the first step, one block, unless told otherwise."""
     tokens = torch.as_tensor(tokens)
     position = torch.arange(tokens.shape[1]) - prompt_length
-    width, sample = tokens.shape[1] - prompt_length, torch.arange(len(tokens))
+    width = tokens.shape[1] - prompt_length
     block = (position // (block_length or width)).clamp(min=-1)
     step = torch.zeros(len(tokens), width, dtype=torch.long) if revealed_at is None else torch.as_tensor(revealed_at)
-    rollout = Rollout(
-        tokens_NL=tokens,
-        attention_NL=torch.ones_like(tokens).bool(),
-        completion_NL=through_first_eos(tokens, position >= 0, EOS),
-        block_NL=block.expand_as(tokens),
-        revealed_at_NL=torch.nn.functional.pad(step, (prompt_length, 0), value=-1),
-        sampled_logp_NL=torch.zeros(tokens.shape),
-        confidence_NL=torch.zeros(tokens.shape),
-        prompt_N=sample // group_size,
-        sample_N=sample % group_size,
-        prompt_length=prompt_length,
-        group_size=group_size,
-        steps=int(step.max()) + 1,
-        temperature=1.0,
-        mask_id=MASK,
-        remasking=False,
-    )
-    return replace(rollout, **changes)
+    fields = {
+        "completion_NL": through_first_eos(tokens, position >= 0, EOS),
+        "block_NL": block.expand_as(tokens),
+        "revealed_at_NL": torch.nn.functional.pad(step, (prompt_length, 0), value=-1),
+    }
+    return Rollout.fake(tokens, prompt_length=prompt_length, group_size=group_size, mask_id=MASK, **(fields | changes))
 
 
 def ended_rollout(lengths, *, width, prompt_length=2, group_size=1, **settings) -> Rollout:
@@ -89,7 +77,7 @@ def hand_rollout(**changes) -> Rollout:
 SCORED = [[0, 1, 1, 0], [0, 0, 1, 1], [1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
 
 
-def hand_views(scored=SCORED) -> ScoringBatch:
+def hand_batch(scored=SCORED) -> ScoringBatch:
     """Three forwards with 2, 1 and 2 rows."""
     inputs = torch.tensor([[1, MASK, MASK, MASK], [MASK, 2, MASK, 3], [4, MASK, MASK, 5]])
     scored = torch.tensor(scored).bool()

@@ -46,22 +46,15 @@ def rollout_of(shared, *, pads_attended, step_map=None, block_length=None) -> Ro
     real = torch.ones_like(prompt) if pads_attended else shared["prompt_mask"]
     block = torch.arange(completion.shape[1]) // (block_length or completion.shape[1])
     step_map = torch.zeros_like(completion) if step_map is None else step_map.long()
-    rollout = Rollout(
-        tokens_NL=tokens,
+    rollout = Rollout.fake(
+        tokens,
+        prompt_length=start,
+        group_size=GROUPS[1],
+        mask_id=MASK,
         attention_NL=torch.nn.functional.pad(real.bool(), (0, completion.shape[1]), value=True),
         completion_NL=through_first_eos(tokens, region, EOS),
         block_NL=torch.nn.functional.pad(block, (start, 0), value=-1).expand_as(tokens),
         revealed_at_NL=torch.nn.functional.pad(step_map, (start, 0), value=-1),
-        sampled_logp_NL=torch.zeros(tokens.shape),
-        confidence_NL=torch.zeros(tokens.shape),
-        prompt_N=torch.arange(GROUPS[0]).repeat_interleave(GROUPS[1]),
-        sample_N=torch.arange(GROUPS[1]).repeat(GROUPS[0]),
-        prompt_length=start,
-        group_size=GROUPS[1],
-        steps=int(step_map.max()) + 1,
-        temperature=1.0,
-        mask_id=MASK,
-        remasking=False,
     )
     assert torch.equal(rollout.completion_NL, beside_prompt(shared["completion_mask"].bool(), shared))
     return rollout

@@ -34,7 +34,7 @@ def views_of(term, rollout):
 
 
 @pytest.mark.parametrize("method", [method() for method in METHODS.values()], ids=METHODS)
-def test_losses_are_finite_and_do_not_depend_on_padding(method):
+def test_loss_on_block_model_is_finite_and_ignores_padding(method):
     terms, losses = method.terms(EOS), []
     for width in (6, 9):
         rollout = rollout_of(record_of(terms), width=width)
@@ -55,7 +55,7 @@ def test_losses_are_finite_and_do_not_depend_on_padding(method):
         assert size > 0
 
 
-def test_recorded_guesses_are_scored_as_they_were_drawn():
+def test_mdpo_guesses_on_block_model_are_scored_as_they_were_drawn():
     """MDPO's states hold masked blocks ahead, which the block at hand does not see."""
     (term,) = METHODS["mdpo"]().terms(EOS)
     batch = views_of(term, rollout_of(record_of((term,))))
@@ -63,7 +63,7 @@ def test_recorded_guesses_are_scored_as_they_were_drawn():
     torch.testing.assert_close(scored, batch.old_RL * batch.scored_RL, rtol=1e-4, atol=1e-4)
 
 
-def test_the_trajectory_is_scored_as_it_was_sampled():
+def test_tracerl_rows_on_block_model_are_scored_as_they_were_sampled():
     """Segments of one step: log-probs of the rows are those that the sampler drew from."""
     (term,) = replace(TraceRL(), shrink=1, eos_tokens=-1, lowest=0.0, highest=1.0).terms(EOS)
     rollout = rollout_of()

@@ -2,132 +2,38 @@
 
 import json
 from dataclasses import asdict, fields, is_dataclass, replace
-from functools import cache
 
 import pytest
 import torch
 
-from helpers.small import EOS, MASK, prompts_of, small_denoiser
-from unmask.methods import (
-    GDPO,
-    LFPO,
-    MDPO,
-    METHODS,
-    SPG,
-    WD1,
-    DiffuGRPO,
-    DiSPO,
-    JustGRPO,
-    StepMerge,
-    TraceRL,
-    UniGRPO,
+from helpers.every_method import (
+    DENOISER,
+    GROUP,
+    ROWS,
+    SAMPLER,
+    batches_of,
+    close,
+    each_paper,
+    every_method,
+    gradients_of,
+    losses,
+    rollout_and_rewards,
+    term_loss,
+    with_final_advantages,
 )
-from unmask.methods.dispo import BASES
+from helpers.small import EOS, MASK
+from unmask.methods import MDPO, METHODS, WD1, DiffuGRPO, DiSPO, JustGRPO, StepMerge, TraceRL
 from unmask.objective.likelihood import active_unit_count, row_logp, token_count, unit_count
 from unmask.objective.masks import Branches
 from unmask.objective.term import record_of
 from unmask.sampling.records import EveryStep, OneStep
-from unmask.sampling.sampler import Sampler
 from unmask.uniforms import Uniforms
-
-ROWS = [[1, 2, 3, 4, 5, 6], [4, 5]]
-GROUP = 3
-DENOISER, REFERENCE = small_denoiser(seed=1), small_denoiser(seed=2)
-SAMPLER = Sampler(max_new_tokens=6, block_length=3, steps=6, temperature=0.8)
-VARIANTS = {
-    **{name: method() for name, method in METHODS.items()},
-    "diffu-grpo, shared mask": DiffuGRPO(shared_prompt_mask=True, prompt_mask_prob=0.5),
-    "dispo, shared": DiSPO(base=DiffuGRPO(shared_prompt_mask=True, beta=0.0), branches=3, shared_step=True, degree=0.0),
-    **{
-        f"dispo on {name}": DiSPO(base=base(), branches=3, degree=1.0)
-        for name, base in BASES.items()
-        if name != "diffu-grpo"
-    },
-    "wd1-P": WD1(positive_only=True),
-    "unigrpo, independent": UniGRPO(num_masks=3, divergence_to="old"),
-    "spg, one view": SPG(num_masks=1, beta=1.0),
-    "gdpo, to the end": GDPO(nodes=2, empirical=True, through_eos=True),
-    "lfpo, recorded": LFPO(recorded_states=True, blend=0.5),
-    "just-grpo, fast": JustGRPO(fraction=0.25),
-    "tracerl, all": TraceRL(shrink=2, eos_tokens=-1, lowest=0.0, highest=1.0),
-    "tracerl, one end": TraceRL(shrink=1, eos_tokens=1, lowest=0.0, highest=1.0),
-    "mdpo, plain": MDPO(steps=2, length_weight=False, confidence_weight=False, advantage="step_outcome"),
-    "mdpo, committed": MDPO(steps=3, positions="committed", step_choice="spread_steps", advantage="step_reward"),
-    "mdpo, through eos": MDPO(steps=3, positions="masked_through_eos", step_choice="random_steps"),
-}
-every_method = pytest.mark.parametrize("method", VARIANTS.values(), ids=VARIANTS)
-# Options change masks and weights, not how batch are split or shared: once a method is enough, and quicker.
-PAPERS = {name: method for name, method in VARIANTS.items() if name in METHODS or name.startswith("dispo on")}
-each_paper = pytest.mark.parametrize("method", PAPERS.values(), ids=PAPERS)
-
-
-def rewards_of(term, rollout, order) -> torch.Tensor:
-    """Random rewards of the shape that the term's advantage reads, keyed by sample."""
-    columns = []
-    if term.record is not None:
-        columns = [len(rollout.snapshots) if isinstance(term.record, EveryStep) else term.record.guesses]
-    rewards = Uniforms().key("rewards", torch.arange(len(ROWS) * GROUP * 10)).draw().float()
-    rewards = rewards[: len(ROWS) * GROUP * (columns[0] if columns else 1)].view(len(ROWS), GROUP, *columns)
-    return rewards[:, order]
-
-
-@cache
-def scene(method, order=tuple(range(GROUP)), width=6):
-    """A real rollout for the method, `order` of the samples in their groups; its terms with their rewards."""
-    terms = method.terms(EOS)
-    prompts = prompts_of(ROWS, samples=order, width=width)
-    rollout = SAMPLER(DENOISER, prompts, Uniforms(), record_of(terms), group_size=GROUP)
-    return rollout, [(term, rewards_of(term, rollout, order)) for term in terms]
-
-
-def frozen(term, batch, on_policy=False):
-    """Old answers, a neighbour of the reference's, and the reference's; those of now on policy."""
-    with torch.no_grad():
-        now, reference = row_logp(DENOISER, batch), row_logp(REFERENCE, batch)
-    return (now, now) if on_policy else (0.9 * now + 0.1 * reference, reference)
-
-
-def with_final_advantages(term, batch, on_policy=False):
-    """The batch with their final advantage, which a batch has before it is split."""
-    _, reference = frozen(term, batch, on_policy)
-    with torch.no_grad():
-        return term.with_final_advantages(batch, term.answers(DENOISER, batch), reference, torch.mean)
-
-
-def term_loss(term, batch, normalizer=None, on_policy=False):
-    """The loss of some batch, whose advantage is final where the normalizer is given."""
-    old_denoiser = None if on_policy else REFERENCE
-    if normalizer is None:
-        batch, normalizer = with_final_advantages(term, batch, on_policy), term.normalizer(batch).clamp(min=1)
-    now = term.answers(DENOISER, batch, old_denoiser)
-    return term.loss(batch, now, *frozen(term, batch, on_policy), normalizer)[0]
-
-
-def losses(method, update=0, **changes):
-    rollout, parts = scene(method, **changes)
-    return [
-        term_loss(term, term.scoring_batch(rollout, rewards, Uniforms(), update, 2)).detach() for term, rewards in parts
-    ]
-
-
-def gradients_of(loss):
-    return torch.autograd.grad(loss, list(DENOISER.parameters()), allow_unused=True)
-
-
-def views_of(method, update=0):
-    rollout, parts = scene(method)
-    return [(term, term.scoring_batch(rollout, rewards, Uniforms(), update, 2)) for term, rewards in parts]
-
-
-def close(ours, theirs, atol=1e-6):
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=atol)
-
 
 # ---- settings ----
 
 
 @every_method
-def test_settings_are_read_back(method):
+def test_method_settings_are_read_back(method):
     assert type(method)(**{setting.name: getattr(method, setting.name) for setting in fields(method)}) == method
     printed = asdict(method)
     for setting in fields(method):
@@ -137,18 +43,18 @@ def test_settings_are_read_back(method):
     json.dumps(asdict(method))
 
 
-def test_methods_have_their_names():
+def test_methods_table_is_keyed_by_name():
     assert all(method.name == name for name, method in METHODS.items())
     assert DiSPO().base == DiffuGRPO()
 
 
 @pytest.mark.parametrize("setting", ["advantage", "step_choice", "positions"])
-def test_unknown_pieces_are_refused(setting):
+def test_mdpo_refuses_unknown_pieces(setting):
     with pytest.raises(ValueError, match=f"mdpo {setting} 'luck' is unknown"):
         MDPO(**{setting: "luck"})
 
 
-def test_one_record_serves_all_terms():
+def test_record_of_serves_all_terms():
     assert record_of(DiffuGRPO().terms(EOS)) is None
     assert record_of(MDPO().terms(EOS)) == EveryStep()
     record = record_of(DiSPO(branches=3, degree=1.0, shared_step=True).terms(EOS))
@@ -163,7 +69,7 @@ def test_one_record_serves_all_terms():
 @every_method
 def test_scored_targets_are_masked_in_their_input(method):
     for update in (0, 1):
-        for _, batch in views_of(method, update):
+        for _, batch in batches_of(method, update):
             inputs_RL = batch.inputs_FL[batch.forward_R]
             assert bool(batch.scored_RL.any())
             assert bool((inputs_RL[batch.scored_RL] == MASK).all())
@@ -174,8 +80,8 @@ def test_scored_targets_are_masked_in_their_input(method):
 
 
 @every_method
-def test_counts(method):
-    for _, batch in views_of(method):
+def test_normalizers_count_units_and_tokens(method):
+    for _, batch in batches_of(method):
         assert token_count(batch) == batch.length_U.sum()
         assert unit_count(batch) == len(batch.advantage_U) == len(batch.length_U)
         assert active_unit_count(batch) == ((batch.advantage_U != 0) & batch.scored_U).sum() <= unit_count(batch)
@@ -188,8 +94,8 @@ def test_counts(method):
 
 
 @every_method
-def test_taken_units_keep_their_answers(method):
-    for _, batch in views_of(method):
+def test_take_units_keeps_log_probs(method):
+    for _, batch in batches_of(method):
         units = len(batch.advantage_U)
         keep = Uniforms().key("keep", torch.arange(units)).draw() < 0.5
         taken, rows = batch.take_units(keep), keep[batch.unit_R]
@@ -204,8 +110,8 @@ def test_taken_units_keep_their_answers(method):
 
 
 @every_method
-def test_recorded_log_probs_are_those_of_the_rows(method):
-    for _, batch in views_of(method):
+def test_recorded_old_logps_are_those_of_the_rows(method):
+    for _, batch in batches_of(method):
         if batch.old_RL is not None:
             close(row_logp(DENOISER, batch).detach(), batch.old_RL * batch.scored_RL, atol=1e-5)
     assert (batch.old_RL is not None) == isinstance(method, MDPO)
@@ -213,7 +119,9 @@ def test_recorded_log_probs_are_those_of_the_rows(method):
 
 @every_method
 def test_prompt_masks_are_drawn_afresh(method):
-    for (term, first), (_, again), (_, second) in zip(*[views_of(method, update) for update in (0, 0, 1)], strict=True):
+    for (term, first), (_, again), (_, second) in zip(
+        *[batches_of(method, update) for update in (0, 0, 1)], strict=True
+    ):
         assert torch.equal(first.inputs_FL, again.inputs_FL)
         fixed = isinstance(method, (MDPO, JustGRPO, TraceRL, StepMerge))
         fixed |= isinstance(term.masking, Branches) and term.masking.prompt_mask_prob == 0
@@ -225,8 +133,10 @@ def test_prompt_masks_are_drawn_afresh(method):
 
 @every_method
 @pytest.mark.parametrize("beta", [0.0, None], ids=["no divergence", "at the reference"])
-def test_equal_rewards_teach_nothing(method, beta):
-    rollout, parts = scene(replace(method, step_choice="spread_steps") if isinstance(method, MDPO) else method)
+def test_equal_rewards_have_no_gradient(method, beta):
+    rollout, parts = rollout_and_rewards(
+        replace(method, step_choice="spread_steps") if isinstance(method, MDPO) else method
+    )
     for term, rewards in parts:
         term = replace(term, penalty=None) if beta == 0.0 else term
         batch = term.scoring_batch(rollout, torch.full_like(rewards, 0.5), Uniforms(), 0, 2)
@@ -247,35 +157,35 @@ def learned(term, rollout, rewards):
 
 
 @every_method
-def test_units_without_credit_are_trained_for_divergence_alone(method):
-    for term, batch in views_of(method):
+def test_trained_units_without_advantage_have_a_penalty(method):
+    for term, batch in batches_of(method):
         batch = replace(batch, advantage_U=batch.advantage_U.index_fill(0, torch.tensor([0]), 0.0))
-        credited, scored = (batch.advantage_U != 0).tolist(), batch.scored_U.tolist()
+        with_advantage, scored = (batch.advantage_U != 0).tolist(), batch.scored_U.tolist()
         without = replace(term, penalty=None)
-        if not term.surrogate.trains_all:
-            assert without.trained(batch).tolist() == [*map(all, zip(credited, scored, strict=True))]
+        if not term.surrogate.trains_zero_advantage:
+            assert without.trained(batch).tolist() == [*map(all, zip(with_advantage, scored, strict=True))]
             assert not bool(without.trained(batch)[0])
         paid = replace(term, penalty=DiffuGRPO(beta=0.1).terms(EOS)[0].penalty)
         assert paid.trained(batch).tolist() == scored
 
 
 @every_method
-def test_padding_does_not_matter(method):
+def test_loss_ignores_padding(method):
     for ours, padded in zip(losses(method), losses(method, width=11), strict=True):
         close(ours, padded)
 
 
 @every_method
-def test_order_in_the_group_does_not_matter(method):
+def test_loss_ignores_order_in_the_group(method):
     for ours, turned in zip(losses(method), losses(method, order=(2, 0, 1)), strict=True):
         close(ours, turned)
 
 
 @every_method
-def test_the_global_seed_does_not_matter(method):
+def test_loss_ignores_the_global_seed(method):
     runs = []
     for seed in (1, 2):
-        scene.cache_clear()
+        rollout_and_rewards.cache_clear()
         torch.manual_seed(seed)
         runs.append(losses(method))
     assert all(torch.equal(ours, again) for ours, again in zip(*runs, strict=True))
@@ -283,8 +193,8 @@ def test_the_global_seed_does_not_matter(method):
 
 @each_paper
 @pytest.mark.parametrize("forwards", [3])
-def test_micro_batches_add_up(method, forwards):
-    for term, batch in views_of(method):
+def test_micro_batches_add_up_to_the_batch(method, forwards):
+    for term, batch in batches_of(method):
         normalizer, batch = term.normalizer(batch), with_final_advantages(term, batch)
         whole = term_loss(term, batch, normalizer)
         parts = list(batch.micro_batches(forwards))
@@ -301,8 +211,8 @@ def test_micro_batches_add_up(method, forwards):
 
 
 @each_paper
-def test_a_shared_forward_equals_one_a_row(method):
-    for term, batch in views_of(method):
+def test_shared_forward_equals_one_a_row(method):
+    for term, batch in batches_of(method):
         apart = replace(
             batch,
             inputs_FL=batch.inputs_FL[batch.forward_R],
@@ -315,9 +225,9 @@ def test_a_shared_forward_equals_one_a_row(method):
             close(ours, theirs, atol=1e-5 * float(theirs.abs().max()) + 1e-7)
 
 
-def test_a_shared_prompt_mask_needs_one_forward_a_group():
+def test_shared_prompt_mask_makes_one_forward_a_group():
     shared, single = (DiffuGRPO(shared_prompt_mask=flag, prompt_mask_prob=0.5) for flag in (True, False))
-    ((_, one_mask),), ((_, masks),) = views_of(shared), views_of(single)
+    ((_, one_mask),), ((_, masks),) = batches_of(shared), batches_of(single)
     assert len(one_mask.inputs_FL) == len(ROWS)
     assert one_mask.forward_R.tolist() == [0, 0, 0, 1, 1, 1]
     assert len(masks.inputs_FL) == len(ROWS) * GROUP
@@ -325,10 +235,10 @@ def test_a_shared_prompt_mask_needs_one_forward_a_group():
     assert bool((one_mask.inputs_FL[0] != one_mask.inputs_FL[1]).any())
 
 
-def test_the_branch_term_is_weighed_and_clipped_as_its_base():
+def test_dispo_branch_term_is_weighed_and_clipped_as_its_base():
     base, branch = DiSPO(alpha=0.1, base=DiffuGRPO(epsilon=0.3, beta=0.2)).terms(EOS)
     assert (base.coefficient, branch.coefficient) == (1.0, 0.1)
     assert branch.surrogate == base.surrogate
     assert branch.penalty == base.penalty
-    ((_, _), (term, batch)) = views_of(DiSPO(alpha=0.1))
+    ((_, _), (term, batch)) = batches_of(DiSPO(alpha=0.1))
     close(term_loss(replace(term, coefficient=1.0), batch).detach() * 0.1, term_loss(term, batch).detach())

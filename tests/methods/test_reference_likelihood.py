@@ -1,5 +1,7 @@
 """LLaDA's own estimate of log p(answer | prompt), on its own masks, guided or not (1e-5)."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -9,44 +11,32 @@ from unmask.denoisers.base import Guidance
 from unmask.denoisers.head.reducers import TargetLogProb
 from unmask.objective.likelihood import elbo, row_logp, weighted_sum
 from unmask.objective.masks import RandomMasks
-from unmask.objective.masks.random import Masks
+from unmask.objective.masks.random import MaskDistribution, Masks
 from unmask.types import Rollout, ScoringBatch
 from unmask.uniforms import Uniforms
 
 CASES = reference_cases("methods/llada_log_likelihood")
 
 
-def views_of(case) -> ScoringBatch:
-    """The stored masked copies of prompt and answer as rows of one sample; weight length / (masked · rows)."""
-    prompt, answer = case["tensors"]["prompt"].long(), case["tensors"]["answer"].long()
-    tokens = torch.cat([prompt, answer])[None]
-    start, zeros = len(prompt), torch.zeros(tokens.shape)
-    region = (torch.arange(tokens.shape[1]) >= start)[None]
-    rollout = Rollout(
-        tokens_NL=tokens,
-        attention_NL=torch.ones_like(tokens).bool(),
-        completion_NL=region,
-        block_NL=region.long() - 1,
-        revealed_at_NL=region.long() - 1,
-        sampled_logp_NL=zeros,
-        confidence_NL=zeros,
-        prompt_N=torch.zeros(1, dtype=torch.long),
-        sample_N=torch.zeros(1, dtype=torch.long),
-        prompt_length=start,
-        group_size=1,
-        steps=1,
-        temperature=1.0,
-        mask_id=MASK,
-        remasking=False,
-    )
-    inputs_1RL = case["tensors"]["masked_views"].long().flatten(0, 1)[None]
+@dataclass(frozen=True, kw_only=True)
+class Stored(MaskDistribution):
+    """The masks of given inputs, weighing span / (masked · rows)."""
 
-    def stored(rollout, span_NL, uniforms, update, updates):
-        masked_1RL = inputs_1RL == MASK
+    inputs_1RL: torch.Tensor
+
+    def __call__(self, rollout, span_NL, uniforms, update, updates):
+        masked_1RL = self.inputs_1RL == MASK
         rows = masked_1RL.shape[1]
         return Masks(masked_1RL, span_NL.sum() / (masked_1RL.sum(2, keepdim=True).double() * rows))
 
-    batch = RandomMasks(distribution=stored)(rollout, torch.zeros(1, 1), Uniforms(), 0, 1)
+
+def batch_of(case) -> ScoringBatch:
+    """The stored masked copies of prompt and answer as rows of one sample; weight length / (masked · rows)."""
+    prompt, answer = case["tensors"]["prompt"].long(), case["tensors"]["answer"].long()
+    tokens = torch.cat([prompt, answer])[None]
+    rollout = Rollout.fake(tokens, prompt_length=len(prompt), group_size=1, mask_id=MASK)
+    inputs_1RL = case["tensors"]["masked_views"].long().flatten(0, 1)[None]
+    batch = RandomMasks(distribution=Stored(inputs_1RL=inputs_1RL))(rollout, torch.zeros(1, 1), Uniforms(), 0, 1)
     assert torch.equal(batch.inputs_FL, inputs_1RL[0])
     assert len(batch.inputs_FL) == case["mc_num"]
     return batch
@@ -64,8 +54,8 @@ def guided_logp(denoiser, batch, case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-def test_log_likelihood(case, llada_tiny):
-    batch = views_of(case)
+def test_elbo_equals_the_authors_log_likelihood(case, llada_tiny):
+    batch = batch_of(case)
     logp = guided_logp(llada_tiny, batch, case)
     if not case["cfg_scale"]:
         with torch.no_grad():

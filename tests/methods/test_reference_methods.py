@@ -17,7 +17,7 @@ from unmask.uniforms import Uniforms
 
 
 @pytest.mark.parametrize("case", reference_cases("methods/diffu_grpo"), ids=lambda case: case["name"])
-def test_diffu_grpo(case, exact_llada_tiny):
+def test_diffu_grpo_loss_and_gradients_equal_the_authors(case, exact_llada_tiny):
     tensors, shared = case["tensors"], case["shared"]
     (term,) = DiffuGRPO(beta=case["beta"], epsilon=case["epsilon"]).terms(EOS)
     batch = d1_views(case)
@@ -36,8 +36,8 @@ def test_diffu_grpo(case, exact_llada_tiny):
         close(sums["kl"] / sums["count"], case["kl"])
     # TRL's clip_ratio counts the tokens outside the range whose gradient is *not* cut off; ours the others.
     outside = ((now - old).exp() - 1).abs() > case["epsilon"]
-    credited = (outside & batch.scored_RL & (batch.advantage_U != 0)[:, None]).sum()
-    close((credited - sums["clip_ratio"]) / sums["count"], case["clip_ratio"])
+    with_advantage = (outside & batch.scored_RL & (batch.advantage_U != 0)[:, None]).sum()
+    close((with_advantage - sums["clip_ratio"]) / sums["count"], case["clip_ratio"])
     assert_gradients_equal(loss, exact_llada_tiny, tensors, case)
 
 
@@ -52,7 +52,7 @@ def normalized(score):
 
 
 @pytest.mark.parametrize("case", MDPO_CASES, ids=lambda case: case["name"])
-def test_mdpo_advantages(case):
+def test_mdpo_advantages_equal_the_authors(case):
     tensors = case["tensors"]
     raw = advantages.difference_and_future(tensors["rewards"][None])[0]
     # The published 1 + (difference) + (mean) shifts a column, which its normalisation removes.
@@ -89,28 +89,21 @@ def mdpo_rollout(case) -> Rollout:
         for step in steps.tolist()
     )
     tokens = snapshots[-1].guesses_ZNL[0]
-    return Rollout(
-        tokens_NL=tokens,
-        attention_NL=torch.nn.functional.pad(attention, (0, length), value=True),
-        completion_NL=beside(torch.ones(group, length).bool()),
-        block_NL=torch.zeros_like(tokens),
-        revealed_at_NL=torch.zeros_like(tokens),
-        sampled_logp_NL=torch.zeros(tokens.shape),
-        confidence_NL=torch.zeros(tokens.shape),
-        prompt_N=torch.zeros(group, dtype=torch.long),
-        sample_N=torch.arange(group),
+    return Rollout.fake(
+        tokens,
         prompt_length=start,
         group_size=group,
+        mask_id=MASK,
+        attention_NL=torch.nn.functional.pad(attention, (0, length), value=True),
         steps=len(steps),
         temperature=case["temperature"],
-        mask_id=MASK,
         remasking=case["rcr"],
         snapshots=snapshots,
     )
 
 
 @pytest.mark.parametrize("case", TRAINED, ids=lambda case: case["name"])
-def test_mdpo(case, exact_llada_tiny):
+def test_mdpo_loss_and_gradients_equal_the_authors(case, exact_llada_tiny):
     tensors, rollout = case["tensors"], mdpo_rollout(case)
     start = rollout.prompt_length
     (term,) = MDPO(beta=case["beta"], epsilon=case["epsilon"], steps=case["sample_train_steps"]).terms(EOS)

@@ -46,7 +46,7 @@ def stored_views(case) -> ScoringBatch:
 
 
 @every_case
-def test_bounds(case, llada_tiny):
+def test_spg_bounds_equal_the_authors(case, llada_tiny):
     tensors, batch = case["tensors"], stored_views(case)
     assert torch.equal(rollout_of_case(case).attention_NL, tensors["model_attention_mask"].bool())
     now, beta = row_logp(llada_tiny, batch).detach(), case["eubo_beta"]
@@ -56,15 +56,15 @@ def test_bounds(case, llada_tiny):
     mixture, bad = Sandwich(beta=beta, mix=case["mix_weight"]), replace(batch, advantage_U=-torch.ones(6))
     close(mixture(now, bad).value_UK[:, 0], tensors["sequence_mix"])
     # By the sign of the advantage. At 0 we score the lower bound, the published code the mixture: neither has a loss.
-    good, credited = tensors["reward_mask"].bool(), batch.advantage_U != 0
+    good, with_advantage = tensors["reward_mask"].bool(), batch.advantage_U != 0
     assert torch.equal(good, batch.advantage_U > 0)
     expected = torch.where(good, tensors["sequence_elbo"], tensors["sequence_mix"])
-    close(mixture(now, batch).value_UK[credited, 0], expected[credited])
+    close(mixture(now, batch).value_UK[with_advantage, 0], expected[with_advantage])
 
 
 @every_case
 @pytest.mark.parametrize("estimator", ["elbo", "eubo", "mix", "zero"])
-def test_loss_and_gradients(case, estimator, exact_llada_tiny):
+def test_spg_loss_and_gradients_equal_the_authors(case, estimator, exact_llada_tiny):
     batch, tensors = stored_views(case), case["tensors"]
     mix = {"elbo": 0.0, "eubo": 1.0}.get(estimator, case["mix_weight"])
     (term,) = SPG(num_masks=case["num_t"], beta=case["eubo_beta"], mix=mix).terms(EOS)
@@ -90,7 +90,7 @@ def follows_a_block(inputs, completion, block_NL) -> bool:
 
 
 @pytest.mark.parametrize("case", BLOCKS, ids=lambda case: case["name"])
-def test_block_random_rows(case):
+def test_block_random_rows_equal_the_authors(case):
     """Our rows are scored and weighed as the published ones, and have their form."""
     rollout = rollout_of_case(case)
     prob = case["p_mask_prompt"] if case["use_mask_prompt"] else 0.0

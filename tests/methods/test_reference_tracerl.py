@@ -37,7 +37,7 @@ def rows_of(case):
 
 
 @every_case
-def test_rows(case):
+def test_tracerl_rows_equal_the_authors(case):
     tensors, shared, ours = case["tensors"], case["shared"], rows_of(case)
     source = tensors["row_source_sequence"].long()
     assert len(ours.inputs_FL) == case["rows"]
@@ -50,7 +50,7 @@ def test_rows(case):
 
 
 @every_case
-def test_loss_and_gradients(case, exact_llada_tiny):
+def test_tracerl_loss_and_gradients_equal_the_authors(case, exact_llada_tiny):
     tensors, term, batch = case["tensors"], term_of(case), rows_of(case)
     used = torch.zeros(case["rows"], dtype=torch.bool)
     used[tensors["loss_rows"].long()] = True
@@ -66,7 +66,7 @@ def test_loss_and_gradients(case, exact_llada_tiny):
     assert_gradients_equal(loss, exact_llada_tiny, tensors, case)
 
 
-def test_credit_is_the_z_score_of_the_population():
+def test_tracerl_advantage_is_the_z_score_of_the_population():
     """Not stored: the rule of the published reward script, on the stored rewards, whose group means are 0.5 and 0.7."""
     rewards = reference_cases("methods/tracerl")[0]["shared"]["rewards"].view(GROUPS)
     (term,) = TraceRL().terms(EOS)

@@ -27,7 +27,7 @@ def published_weights(case):
 
 
 @every_case
-def test_weights(case):
+def test_wd1_weights_equal_the_authors(case):
     term, shared, weights = term_of(case), case["shared"], published_weights(case)
     assert term.advantage is WEIGHTS[case["trainer"]]
     centered = advantages.centered(shared["rewards"].view(GROUPS))
@@ -37,7 +37,7 @@ def test_weights(case):
 
 
 @every_case
-def test_weights_are_those_of_the_group(case):
+def test_wd1_weights_are_those_of_the_group(case):
     """Ours are the published ones, each softmax renormalized within its group."""
 
     def renormalized(weights):
@@ -51,7 +51,7 @@ def test_weights_are_those_of_the_group(case):
 
 
 @every_case
-def test_loss_and_gradients(case, exact_llada_tiny):
+def test_wd1_loss_and_gradients_equal_the_authors(case, exact_llada_tiny):
     tensors, shared = case["tensors"], case["shared"]
     term, batch = term_of(case), d1_views(case)
     ours = term.scoring_batch(rollout_of(shared, pads_attended=True), shared["rewards"].view(GROUPS), Uniforms(), 0, 1)

@@ -20,19 +20,19 @@ STEPS = torch.tensor([[[0.0, 1.0, 0.5, 0.25]]])
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_scores_of_steps(score, expected):
+def test_step_scores_by_hand(score, expected):
     two = torch.cat([STEPS, STEPS + 1], dim=1)
     close(score(two)[0, 0], expected)
     assert score(two).shape == two.shape
     close(score(STEPS + 1)[0, 0, 0], score(two)[0, 1, 0])
 
 
-def test_a_first_step_is_compared_with_nothing():
+def test_step_difference_of_the_first_step_is_its_reward():
     close(advantages.step_difference(STEPS + 1)[0, 0], [1.0, 1.0, -0.5, -0.25])
     close(advantages.difference_and_future(STEPS[..., :1] + 3)[0, 0], [6.0])
 
 
-def test_groups_and_branches():
+def test_centered_by_group_and_by_branch():
     rewards = torch.tensor([[[1.0, 3.0], [2.0, 8.0], [6.0, 1.0]], [[5.0, 5.0], [5.0, 5.0], [5.0, 5.0]]])
     close(advantages.centered(rewards)[0], [[-2.0, -1.0], [-1.0, 4.0], [3.0, -3.0]])
     close(advantages.centered_per_state(rewards)[0], [[-1.0, 1.0], [-3.0, 3.0], [2.5, -2.5]])
@@ -43,13 +43,13 @@ def test_groups_and_branches():
     close(advantages.z_score(rewards[:, :1]), torch.zeros(2, 1, 2))
 
 
-def test_leave_one_out():
+def test_leave_one_out_by_hand():
     rewards = torch.tensor([[1.0, 2.0, 6.0], [0.5, 0.5, 0.5]], dtype=torch.float64)
     exact(advantages.leave_one_out(rewards), [[1 - 4, 2 - 3.5, 6 - 1.5], [0, 0, 0]])
     exact(advantages.leave_one_out(rewards[:, :2])[0], [-1, 1])
 
 
-def test_softmax_credit():
+def test_softmax_pair_and_positive_by_hand():
     rewards = torch.tensor([[1.0, 2.0, 6.0], [0.5, 0.5, 0.5]], dtype=torch.float64)
     up = torch.tensor([-2.0, -1.0, 3.0], dtype=torch.float64).exp()
     down = 1 / up
@@ -57,7 +57,7 @@ def test_softmax_credit():
     exact(advantages.softmax_positive(rewards), [(3 * up / up.sum()).tolist(), [1, 1, 1]])
 
 
-def test_z_score_credit_is_bounded():
+def test_bounded_z_score_is_clipped():
     rewards = torch.tensor([[0.0, 0.0, 0.0, 4.0], [0.0, 1.0, 2.0, 3.0]], dtype=torch.float64)
     z = advantages.z_score(rewards)
     assert (float(z.max()), float(z.min())) > (1.4, -1.2)
@@ -65,11 +65,11 @@ def test_z_score_credit_is_bounded():
     exact(advantages.bounded_z_score(rewards), [[-2 / (4 + 2e-4)] * 3 + [1], [-1, *z[1, 1:3].tolist(), 1]])
 
 
-def test_rewards_as_given():
+def test_as_given_is_the_rewards():
     assert torch.equal(advantages.as_given(STEPS[0]), STEPS[0])
 
 
-def test_population_z_score():
+def test_population_z_score_by_hand():
     rewards = torch.tensor([[1.0, 3.0], [0.25, 0.25], [0.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
     scores = torch.tensor([[-1.0, 1.0], [0.0, 0.0], [-1.0, 1.0], [-1.0, 1.0]], dtype=torch.float64)
     exact(advantages.PopulationZScore()(rewards), scores)

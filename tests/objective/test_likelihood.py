@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers.by_hand import close, exact, hand_views
+from helpers.by_hand import close, exact, hand_batch
 from helpers.small import EOS, MASK, small_denoiser
 from unmask.denoisers.head.reducers import AllLogits, TargetLogProb
 from unmask.objective.likelihood import (
@@ -30,7 +30,7 @@ DENOISER = small_denoiser()
 
 
 def test_row_logp_equals_one_forward_a_row():
-    batch = hand_views()
+    batch = hand_batch()
     ours = row_logp(DENOISER, batch)
     for row in range(5):
         forward = batch.forward_R[row]
@@ -44,26 +44,26 @@ def test_row_logp_equals_one_forward_a_row():
         close(ours[row].detach(), (logp * batch.scored_RL[row]).detach())
 
 
-def test_row_logp_of_views_without_scored_positions():
-    assert not bool(row_logp(DENOISER, hand_views([[0] * 4] * 5)).any())
+def test_row_logp_is_zero_without_scored_positions():
+    assert not bool(row_logp(DENOISER, hand_batch([[0] * 4] * 5)).any())
 
 
-def test_only_scored_columns_are_asked():
+def test_query_columns_are_the_scored_ones():
     widths, answered, targets = [], [], []
 
-    class Asked(type(DENOISER)):
-        def forward(self, tokens_FL, attention_FL, query_FA, answer, selected_Q=None):
+    class Recording(type(DENOISER)):
+        def forward(self, tokens_FL, attention_FL, query_FA, reducer, selected_Q=None):
             widths.append(query_FA.tolist())
             answered.append(len(selected_Q))
-            targets.append(answer.targets_QK.shape)
-            return super().forward(tokens_FL, attention_FL, query_FA, answer, selected_Q=selected_Q)
+            targets.append(reducer.targets_QK.shape)
+            return super().forward(tokens_FL, attention_FL, query_FA, reducer, selected_Q=selected_Q)
 
-    asked = Asked(DENOISER.model, mask_id=MASK, eos_id=EOS)
-    row_logp(asked, hand_views())
+    recording = Recording(DENOISER.model, mask_id=MASK, eos_id=EOS)
+    row_logp(recording, hand_batch())
     assert [set(columns) for columns in widths[0]] == [{1, 2, 3}, {0, 1, 2}, {0, 1, 2}]
-    row_logp(asked, hand_views([[0] * 4] * 5))
+    row_logp(recording, hand_batch([[0] * 4] * 5))
     assert [len(columns) for columns in widths[1]] == [1, 1, 1]
-    batch = hand_views()
+    batch = hand_batch()
     scored = {(int(batch.forward_R[row]), int(column)) for row, column in batch.scored_RL.nonzero()}
     assert answered == [len(scored), 0]  # no head for positions that fill up a forward
     assert [shape[1] for shape in targets] == [2, 2]  # as many as the rows of the fullest forward
@@ -79,16 +79,16 @@ def test_target_log_prob_is_in_float32_at_least():
     close(half, logits.bfloat16().float().log_softmax(1).gather(1, targets)[1:])
 
 
-def test_scores_of_tokens():
-    batch = hand_views()
+def test_per_token_scores_are_the_log_probs():
+    batch = hand_batch()
     logp = torch.arange(20.0).view(5, 4)
     scores = per_token(logp, batch)
     assert torch.equal(scores.value_UK, logp)
     assert torch.equal(scores.loss_weight_UK, batch.token_weight_RL)
 
 
-def test_take_units_and_micro_batches():
-    batch = hand_views()
+def test_take_units_and_micro_batches_keep_rows_whole():
+    batch = hand_batch()
     taken = batch.take_units(torch.tensor([True, False, False, True]))
     assert taken.inputs_FL.tolist() == batch.inputs_FL[[0, 2]].tolist()
     assert taken.forward_R.tolist() == [0, 0, 1]
@@ -107,8 +107,8 @@ def test_take_units_and_micro_batches():
 # ---- counts ----
 
 
-def test_counts():
-    batch = hand_views()
+def test_normalizers_by_hand():
+    batch = hand_batch()
     assert (token_count(batch), unit_count(batch), active_unit_count(batch)) == (7.0, 4.0, 2.0)
     assert token_count(batch).dtype == unit_count(batch).dtype == active_unit_count(batch).dtype == torch.float32
 
@@ -137,7 +137,7 @@ def unit_views(advantage=(1.0, -1.0, 0.0, -2.0)) -> ScoringBatch:
     )
 
 
-def answers(batch) -> tuple[torch.Tensor, torch.Tensor]:
+def random_logp(batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs as `row_logp` gives them, 0 where not scored, and the leaf that they come from."""
     leaf = (-3 * Uniforms().key("logp", torch.arange(28)).draw().view(7, 4)).requires_grad_()
     return leaf * batch.scored_RL, leaf
@@ -185,17 +185,17 @@ def assert_same(scores, expected, leaf, weight=None):
     exact(ours, theirs)
 
 
-def test_weighted_sum_and_elbo():
+def test_weighted_sum_and_elbo_by_hand():
     batch = unit_views()
-    (logp, leaf), weight = answers(batch), batch.token_weight_RL
+    (logp, leaf), weight = random_logp(batch), batch.token_weight_RL
     sums = looped(lambda rows: sum((weight[row] * logp[row]).sum() for row, _ in rows))
     assert_same(weighted_sum(logp, batch), sums, leaf)
     assert_same(elbo(logp, batch), sums / torch.tensor([3.0, 4.0, 2.0, 1.0]), leaf)
 
 
-def test_masked_mean():
+def test_masked_mean_by_hand():
     batch = unit_views()
-    logp, leaf = answers(batch)
+    logp, leaf = random_logp(batch)
     assert_same(masked_mean(logp, batch), looped(mean_score(logp)), leaf)
     two = torch.stack([logp, 2 * logp - 1.0 * batch.scored_RL], dim=2)
     scores = masked_mean(two, batch)
@@ -203,9 +203,9 @@ def test_masked_mean():
     assert torch.equal(scores.loss_weight_UK, torch.ones(4, 2))
 
 
-def test_per_token_over_rows():
+def test_per_token_over_rows_by_hand():
     batch = unit_views()
-    logp, weight = answers(batch)[0].detach(), batch.token_weight_RL
+    logp, weight = random_logp(batch)[0].detach(), batch.token_weight_RL
     scores = per_token_over_rows(logp, batch)
     for unit in range(4):
         rows = rows_of(unit)
@@ -214,15 +214,15 @@ def test_per_token_over_rows():
 
 
 @pytest.mark.parametrize("beta", [1.0, 1.5, 4.0])
-def test_upper_bound(beta):
+def test_eubo_by_hand(beta):
     batch = unit_views()
-    logp, leaf = answers(batch)
+    logp, leaf = random_logp(batch)
     assert_same(EUBO(beta=beta)(logp, batch), looped(upper_bound(logp, batch.token_weight_RL, beta)), leaf)
 
 
-def test_upper_bound_of_very_unlikely_tokens():
+def test_eubo_is_finite_for_very_unlikely_tokens():
     batch = unit_views()
-    logp = answers(batch)[0].detach()
+    logp = random_logp(batch)[0].detach()
     far = logp - 2000 * batch.scored_RL
     near = EUBO(beta=1.5)(logp, batch).value_UK
     shift = torch.tensor([2000.0, 2000.0, 2000.0, 0.0])[:, None]
@@ -230,9 +230,9 @@ def test_upper_bound_of_very_unlikely_tokens():
 
 
 @pytest.mark.parametrize("advantage", [(1.0, -1.0, 0.0, -2.0), (-1.0, 1.0, -1.0, 0.0), (0.0, 0.0, -0.5, 0.5)])
-def test_sandwich(advantage):
+def test_sandwich_by_sign_of_the_advantage(advantage):
     batch = unit_views(advantage)
-    logp, leaf = answers(batch)
+    logp, leaf = random_logp(batch)
     lower, upper = looped(mean_score(logp)), looped(upper_bound(logp, batch.token_weight_RL, 1.5))
     mixed = [0.3 * upper[u] + 0.7 * lower[u] if advantage[u] < 0 else lower[u] for u in range(4)]
     assert_same(Sandwich(beta=1.5, mix=0.3)(logp, batch), torch.stack(mixed), leaf, LENGTH_U)
@@ -245,7 +245,7 @@ CONTRAST_SCORED = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1], [0, 1, 0, 0]]).bool(
 
 
 def contrast_views(scored=CONTRAST_SCORED) -> ScoringBatch:
-    batch, row = hand_views(), torch.arange(3)
+    batch, row = hand_batch(), torch.arange(3)
     return replace(
         batch,
         forward_R=row,
@@ -269,7 +269,7 @@ def gradients(value):
 
 @pytest.mark.parametrize("blend", [0.5, 1.0])
 @pytest.mark.parametrize("other_model", [OLD, DENOISER, None])
-def test_row_contrast(blend, other_model):
+def test_row_contrast_equals_blended_logits(blend, other_model):
     batch = contrast_views()
     ours = row_contrast(DENOISER, batch, other_model, blend)
     now, old = logits_of(DENOISER, batch), logits_of(other_model or DENOISER, batch).detach()
@@ -290,6 +290,6 @@ def test_row_contrast_without_an_old_policy_is_with_a_copy():
     assert all(map(torch.equal, gradients(ours.square().sum()), gradients(copied.square().sum())))
 
 
-def test_row_contrast_of_views_without_scored_positions():
+def test_row_contrast_is_zero_without_scored_positions():
     batch = contrast_views(torch.zeros(3, 4, dtype=torch.bool))
     assert not bool(row_contrast(DENOISER, batch, OLD, 1.0).any())

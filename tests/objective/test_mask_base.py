@@ -39,7 +39,7 @@ def test_spans_by_hand():
     assert at(EosTokens(eos_id=EOS, count=2)) == [[1, 1, 1, 1, 0], [1] * 5]
 
 
-def test_through_first_eos():
+def test_through_first_eos_by_hand():
     region = torch.tensor([False, True, True, True, True])
     tokens = torch.tensor([[E, 1, 2, 3, 4], [E, E, 1, E, 2], [1, 2, 3, E, E], [1, 2, E, 4, 5]])
     assert through_first_eos(tokens, region, E).int().tolist() == [
@@ -53,7 +53,7 @@ def test_through_first_eos():
     )
 
 
-def test_prompt_masks():
+def test_mask_prompt_draws():
     def drawn(prob, update=0, shared=False):
         return mask_prompt(ROLLOUT, prob, Uniforms(), update, shared=shared)
 
@@ -75,7 +75,7 @@ def test_prompt_masks():
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_fully_masked(shared):
+def test_fully_masked_by_hand(shared):
     batch = FullyMasked(prompt_mask_prob=0.5, shared=shared)(ROLLOUT, REWARDS, Uniforms(), 3, 4)
     hidden = mask_prompt(ROLLOUT, 0.5, Uniforms(), 3, shared=shared)
     rows = [0, 2] if shared else [0, 1, 2, 3]
@@ -98,7 +98,7 @@ def test_fully_masked(shared):
     assert batch.old_RL is None
 
 
-def test_draws_are_keyed_by_prompt_sample_row_and_position():
+def test_position_draws_are_keyed_by_prompt_sample_row_and_position():
     draws = position_draws(ROLLOUT, row_draws(ROLLOUT, Uniforms().key("mask", 5), 2))
     assert draws.shape == (4, 2, 7)
     for sample, (prompt, index) in enumerate([(4, 0), (4, 1), (9, 0), (9, 1)]):
@@ -110,7 +110,7 @@ def test_draws_are_keyed_by_prompt_sample_row_and_position():
 
 @few
 @given(st.lists(st.booleans(), min_size=3, max_size=9), st.integers(0, 9), st.integers(0, 99))
-def test_smallest_draws(eligible, count, seed):
+def test_smallest_takes_the_smallest_draws(eligible, count, seed):
     draw = Uniforms().key(seed, torch.arange(len(eligible))).draw()[None, None]
     eligible = torch.tensor(eligible)[None, None]
     chosen = smallest(draw, eligible, torch.tensor([[count]]))
@@ -120,7 +120,7 @@ def test_smallest_draws(eligible, count, seed):
     assert chosen.sum() == 0 or bool((draw[chosen].max() < others).all())
 
 
-def test_sample_views_by_hand():
+def test_sample_rows_by_hand():
     masked = torch.zeros(4, 2, 7, dtype=torch.bool)
     masked[:, 0, 4:], masked[2, 1, 1] = True, True
     weight = torch.arange(56.0).view(4, 2, 7).double()

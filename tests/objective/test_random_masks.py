@@ -1,4 +1,4 @@
-"""The laws of random masks: their counts, their weights, their subsets."""
+"""Mask distributions: their counts, their weights, their subsets."""
 
 from itertools import combinations
 from math import comb, floor
@@ -51,14 +51,14 @@ def drawn(law, rollout, update=0, updates=1, seed=0):
 
 
 def assert_law(counts, probabilities):
-    """`counts` is a sample of integers that follow the law, as far as chi-square sees."""
+    """`counts` is a sample of integers that follow the distribution, as far as chi-square sees."""
     probabilities = torch.as_tensor(probabilities)
     assert surprise(counts.flatten().bincount(minlength=len(probabilities)), probabilities) < 3
 
 
 @every_law
 @pytest.mark.parametrize("update", [0, 1])
-def test_padding_and_order_do_not_matter(distribution, update):
+def test_random_masks_ignore_padding_and_order(distribution, update):
     batch = RandomMasks(distribution=distribution)(ROLLOUT, REWARDS, Uniforms(), update, 3)
     wider = RandomMasks(distribution=distribution)(padded(ROLLOUT, 4), REWARDS, Uniforms(), update, 3)
     turned = RandomMasks(distribution=distribution)(
@@ -72,7 +72,7 @@ def test_padding_and_order_do_not_matter(distribution, update):
 
 @every_law
 @pytest.mark.parametrize("span", [through_eos, all_completion, EosTokens(eos_id=EOS, count=1)])
-def test_what_follows_the_span_is_masked_but_not_scored(distribution, span):
+def test_random_masks_mask_what_follows_the_span(distribution, span):
     batch = RandomMasks(distribution=distribution, span=span)(ROLLOUT, REWARDS, Uniforms(), 0, 1)
     masks = distribution(ROLLOUT, span(ROLLOUT), Uniforms(), 0, 1)
     rows = masks.masked_NRL.shape[1]
@@ -115,7 +115,7 @@ def count_law(length, low, high):
         (StratifiedTimes(count=3), 1, 2, [(0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1)]),
     ],
 )
-def test_counts_at_random_times(distribution, update, updates, times):
+def test_mask_distributions_have_the_counts_of_their_times(distribution, update, updates, times):
     rollout = ended_rollout([5] * MANY, width=6)
     masked, weight = drawn(distribution, rollout, update, updates)
     assert masked.shape == (MANY, len(times), 8)
@@ -127,7 +127,7 @@ def test_counts_at_random_times(distribution, update, updates, times):
         assert_law(at, [0.2] * 5)
 
 
-def test_spaced_times_rise_from_one_draw_to_a_full_mask():
+def test_spaced_time_rises_from_one_draw_to_a_full_mask():
     rollout = ended_rollout([600] * 50, width=601)
     fraction = torch.stack([drawn(SpacedTime(), rollout, n, 4).masked_NRL.sum((1, 2)) / 600 for n in range(4)])
     for update in (1, 2):
@@ -140,7 +140,7 @@ def test_spaced_times_rise_from_one_draw_to_a_full_mask():
     assert two[1].tolist() == [1.0] * 50
 
 
-def test_inverse_times():
+def test_inverse_times_by_hand():
     masked, weight = drawn(InverseTimes(count=2), ended_rollout([5] * MANY, width=6))
     assert_law(masked.sum(2), [1 / 6] * 6)
     assert bool((weight >= 0.5).all())
@@ -166,7 +166,7 @@ def test_stratified_times_are_one_in_each_stratum():
 
 
 @pytest.mark.parametrize("length", [1, 4])
-def test_uniform_counts(length):
+def test_uniform_counts_are_uniform(length):
     masked, weight = drawn(UniformCounts(count=2), ended_rollout([length] * MANY, width=5))
     counts = masked.sum(2)
     assert masked.shape[1] == 2
@@ -176,7 +176,7 @@ def test_uniform_counts(length):
         assert_law(length * (counts[:, 0] - 1) + counts[:, 1] - 1, [1 / length**2] * length**2)
 
 
-def test_subsets_are_equally_likely():
+def test_uniform_counts_subsets_are_equally_likely():
     masked, _ = drawn(QuadratureNodes(nodes=1), ended_rollout([4] * MANY, width=6))
     code = (masked[:, 0, 2:] * 2 ** torch.arange(6)).sum(1)
     subsets = [2**first + 2**second for first, second in combinations(range(4), 2)]
@@ -186,7 +186,7 @@ def test_subsets_are_equally_likely():
 
 @few
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 4), st.integers(0, 99))
-def test_the_weights_of_counts_make_the_length(lengths, rows, seed):
+def test_uniform_counts_weights_sum_to_the_length(lengths, rows, seed):
     rollout = ended_rollout(lengths, width=9)
     for law in (UniformCounts(count=rows), QuadratureNodes(nodes=min(rows, 3), empirical=True)):
         masked, weight = drawn(law, rollout, seed=seed)
@@ -195,7 +195,7 @@ def test_the_weights_of_counts_make_the_length(lengths, rows, seed):
 
 
 @pytest.mark.parametrize("nodes", QUADRATURE)
-def test_nodes_integrate_polynomials(nodes):
+def test_quadrature_nodes_integrate_polynomials(nodes):
     assert sorted(QUADRATURE) == [1, 2, 3]
     node, weight = torch.tensor(QUADRATURE[nodes], dtype=torch.float64)
     assert len(node) == nodes
@@ -205,7 +205,7 @@ def test_nodes_integrate_polynomials(nodes):
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3])
-def test_quadrature_counts_and_weights(nodes):
+def test_quadrature_nodes_counts_and_weights(nodes):
     lengths = [1, 3, 4, 9, 16]
     rollout, node, weight = ended_rollout(lengths, width=16), *QUADRATURE[nodes]
     counts = [[max(1, floor(time * length)) for time in node] for length in lengths]
@@ -224,7 +224,7 @@ def test_quadrature_counts_and_weights(nodes):
 
 
 @pytest.mark.parametrize("pairs", [1, 2])
-def test_coupled_rows_are_complements(pairs):
+def test_coupled_counts_rows_are_complements(pairs):
     rollout = ended_rollout([1, 3, 5, 6] * 20, width=6, group_size=4)
     span = rollout.completion_NL
     masked, _ = drawn(CoupledCounts(pairs=pairs), rollout)
@@ -253,7 +253,7 @@ def test_coupled_counts_are_uniform_and_spread_over_the_group(group, shifts):
         assert_law(5 * counts[:, sample, 0] + counts[:, sample, 1], [1 / 25] * 25)
 
 
-def test_full_and_pair_weights():
+def test_full_and_pair_weights_by_hand():
     rollout = ended_rollout([1, 4, 5] * MANY, width=5)
     span = rollout.completion_NL
     for update in range(4):

@@ -69,7 +69,7 @@ def test_defaults_are_the_papers():
     assert RunningConfidence() == RunningConfidence(confidence="probability", statistic="latest", scope="block")
 
 
-def test_branches():
+def test_branches_by_hand():
     canvas = ROLLOUT.canvas(1)
     fills = torch.where(canvas == M, torch.tensor([[[5]], [[E]], [[3]]]), canvas)  # Z = 3, every mask alike
     numbers = torch.zeros(fills.shape)
@@ -103,7 +103,7 @@ def test_branches():
     assert torch.equal(shared.inputs_FL, canvas.masked_fill(hidden, M))
 
 
-def test_step_choices():
+def test_step_choices_by_hand():
     advantages = torch.tensor(
         [[[1.0, -3.0, 0.0, 2.0], [-1.0, 3.0, 0.0, -2.5]], [[0.0, 0.0, 4.0, 0.0], [0.0, 0.0, 4.0, 1.0]]]
     )
@@ -124,7 +124,7 @@ def test_step_choices():
     assert sum(choice[0].tolist() == choice[1].tolist() for choice in chosen) < 20
 
 
-def test_positions():
+def test_positions_by_hand():
     states = ROLLOUT.snapshots
 
     def at(positions, step):
@@ -137,7 +137,7 @@ def test_positions():
     assert not bool(all_masked(ROLLOUT, visible, 1, E)[:, :PROMPT].any())
 
 
-def test_own_guesses():
+def test_own_guesses_by_hand():
     advantages = torch.tensor([[[0.0, 1.0, 2.0], [0.0, -1.0, -2.0]], [[3.0, 0.0, 1.0], [-3.0, 0.0, 1.0]]])
     rollout = replace(ROLLOUT, exact=True)
     batch = OwnGuesses(eos_id=E, steps=2)(rollout, advantages, Uniforms(), 0, 1)
@@ -162,7 +162,7 @@ def test_own_guesses():
     assert len(greedy.advantage_U) == 12
 
 
-def test_own_guesses_without_weights_or_positions():
+def test_own_guesses_without_weights_or_positions_by_hand():
     advantages = torch.ones(2, 2, 3)
     own = OwnGuesses(eos_id=E, steps=3, choose=spread_steps, confidence_weight=False, length_weight=False)
     batch = own(ROLLOUT, advantages, Uniforms(), 0, 1)

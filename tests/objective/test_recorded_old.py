@@ -1,4 +1,4 @@
-"""Where the sampler was asked what a method asks, its log-probs are the old ones, and equal to scoring again."""
+"""Where the sampler saw the canvases that a method scores, its log-probs are the old ones: equal to scoring again."""
 
 from dataclasses import replace
 
@@ -45,7 +45,7 @@ def last_views(method, rule, **changes):
 
 
 @pytest.mark.parametrize(("method", "rule"), METHODS.values(), ids=METHODS)
-def test_recorded_log_probs_are_those_of_scoring(method, rule):
+def test_old_logps_as_recorded_equal_scoring(method, rule):
     denoiser, batch = last_views(method, rule)
     scored = row_logp(denoiser, batch).detach()
     torch.testing.assert_close(batch.old_RL * batch.scored_RL, scored, rtol=1e-5, atol=1e-5)
@@ -53,7 +53,7 @@ def test_recorded_log_probs_are_those_of_scoring(method, rule):
 
 
 @pytest.mark.parametrize(("method", "rule"), OTHERWISE.values(), ids=OTHERWISE)
-def test_rows_that_the_sampler_did_not_see_are_scored_again(method, rule):
+def test_old_logps_are_not_those_of_other_canvases(method, rule):
     _, batch = last_views(method, rule)
     assert batch.old_RL is None
 
@@ -63,13 +63,13 @@ def test_rows_that_the_sampler_did_not_see_are_scored_again(method, rule):
     [{"temperature": 0.7}, {"guidance_scale": 1.0}, {"caching": CACHINGS["prefix"]}],
     ids=["temperature", "guidance", "cache"],
 )
-def test_other_laws_than_the_scored_one_are_scored_again(changes):
+def test_old_logps_are_not_those_of_other_distributions(changes):
     for name, (method, rule) in METHODS.items():
         _, batch = last_views(method, rule, **changes)
         assert batch.old_RL is None, name
 
 
-def test_what_was_filled_up_is_scored_again():
+def test_old_logps_are_not_those_of_filled_up_completions():
     (term,) = replace(METHODS["tracerl"][0]).terms(EOS)
     denoiser = small_denoiser(seed=5)
     sampler = Sampler(max_new_tokens=16, block_length=4, steps=16, temperature=1.0, stop_at_end=True)

@@ -61,7 +61,7 @@ def assert_law(values, probabilities):
 
 
 @pytest.mark.parametrize("masking", MASKINGS.values(), ids=MASKINGS)
-def test_padding_and_order_do_not_matter(masking):
+def test_trajectory_maskings_ignore_padding_and_order(masking):
     batch = masking(ROLLOUT, REWARDS, Uniforms(), 1, 2)
     wider = masking(padded(ROLLOUT, 4), REWARDS, Uniforms(), 1, 2)
     turned = masking(taken_samples(ROLLOUT, [3, 2, 1, 0], 2), REWARDS.flip(0, 1), Uniforms(), 1, 2)
@@ -86,7 +86,7 @@ def block_views(rollout, **settings):
     return masking(rollout, torch.zeros(groups, rollout.group_size), Uniforms(), 0, 1)
 
 
-def test_block_random_rows():
+def test_block_random_rows_by_hand():
     lengths = torch.tensor([1, 2, 3, 5, 7, 9] * 20)
     rollout = ended_rollout(lengths, width=9, block_length=3)
     batch = block_views(rollout, count=3)
@@ -104,7 +104,7 @@ def test_block_random_rows():
     assert BlockRandom() == BlockRandom(count=2, prompt_mask_prob=0.15)
 
 
-def test_block_random_law():
+def test_block_random_counts_and_blocks_are_uniform():
     """Three blocks of which two are used: orders 012, 102 ... modulo 2 give 0 1, 0 0, 1 0, 1 0, 0 0, 0 1."""
     rollout = ended_rollout([5] * MANY, width=9, block_length=3)
     scored_RL = block_views(rollout).scored_RL
@@ -117,14 +117,14 @@ def test_block_random_law():
     assert_law(scored_RL[single].long().argmax(1) - 5, [0.5, 0.5])
 
 
-def test_blocks_repeat_when_there_are_fewer_than_rows():
+def test_block_random_repeats_blocks_when_there_are_fewer_than_rows():
     rollout = ended_rollout([9] * 200, width=9, block_length=3)
     partial_N5 = blocks_of(rollout, block_views(rollout, count=5).scored_RL).amin(1).view(-1, 5)
     assert torch.equal(partial_N5[:, 3:], partial_N5[:, :2])
     assert bool((partial_N5[:, :3].sort(dim=1).values == torch.arange(3)).all())
 
 
-def test_clean_tokens_are_masked_at_random():
+def test_block_random_masks_clean_tokens_at_random():
     rollout = ended_rollout([5] * MANY, width=9, block_length=3, prompt_length=3)
     rollout = replace(rollout, attention_NL=rollout.attention_NL & (torch.arange(12) > 0))  # one pad
     plain = block_views(rollout)
@@ -160,7 +160,7 @@ def test_shrunk_steps_skip_those_that_revealed_nothing():
     assert ShrunkSteps() == ShrunkSteps(shrink=8)
 
 
-def test_equal_segments():
+def test_equal_segments_by_hand():
     def grouped(count):
         segment, number = EqualSegments(count=count)(ROLLOUT)
         return segment[:, PROMPT:].tolist(), number
@@ -197,7 +197,7 @@ def test_segments_score_every_token_once(span, grouping, per_row):
     assert torch.equal(batch.attention_FL, ROLLOUT.attention_NL.repeat_interleave(3, 0))
 
 
-def test_a_remasking_sampler_leaves_no_trajectory():
+def test_segments_are_refused_after_a_remasking_sampler():
     remasked = replace(ROLLOUT, remasking=True)
     for masking in (SEGMENTS, MASKINGS["recorded"]):
         with pytest.raises(ValueError, match="remasking sampler"):
@@ -217,7 +217,7 @@ def test_a_remasking_sampler_leaves_no_trajectory():
         (0.01, [[3], [2], [0], [5]]),
     ],
 )
-def test_prefixes(fraction, positions):
+def test_prefixes_by_hand(fraction, positions):
     rollout = replace(ROLLOUT, attention_NL=ROLLOUT.attention_NL & (torch.arange(8) > 0))
     batch = Prefixes(fraction=fraction)(rollout, REWARDS, Uniforms(), 0, 1)
     rows = [(sample, position + PROMPT) for sample, chosen in enumerate(positions) for position in chosen]
@@ -252,7 +252,7 @@ def test_prefixes(fraction, positions):
         ),
     ],
 )
-def test_recorded_times(count, laws):
+def test_recorded_times_are_uniform_in_each_stratum(count, laws):
     revealed_at = torch.arange(8).expand(MANY, -1)
     rollout = ended_rollout([8] * MANY, width=8, revealed_at=revealed_at)
     masked, weight = RecordedTimes(count=count)(rollout, rollout.completion_NL, Uniforms(), 0, 1)

@@ -181,7 +181,7 @@ def test_update_reports_a_nan_and_never_steps_on_it(method):
     rollout = trainer.source(objective.denoiser, [0, 1], uniforms).rollout
     rewards = torch.arange(8.0).view(2, 4)  # so that every completion has advantage
     (update_batches,) = objective.prepare(rollout, [rewards], uniforms)
-    assert [update_batch.term.is_separable(old_is_now=True) for update_batch in update_batches] == [True]
+    assert [update_batch.term.is_elementwise(old_is_now=True) for update_batch in update_batches] == [True]
     with torch.no_grad():
         objective.denoiser.model.get_input_embeddings().weight[objective.denoiser.mask_id] = math.nan
     before = weights(trainer)

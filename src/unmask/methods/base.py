@@ -1,4 +1,4 @@
-"""What a method is: named settings that compose the terms of a loss. Torch-free to import."""
+"""The protocol of a method: settings that put together the terms of its loss. Torch-free to import."""
 
 from __future__ import annotations
 
@@ -9,11 +9,36 @@ if TYPE_CHECKING:
 
 
 class Method(Protocol):
-    """Settings of a published method; `terms` composes it. Settings import no torch."""
+    """Settings of a published method, and the loss that they make. Subclass it in a frozen keyword-only dataclass.
 
-    name: ClassVar[str]
-    paper: ClassVar[str]
-    provenance: ClassVar[str]
+    The module's docstring is what `unmask methods NAME` prints. The module imports no torch: `terms` does.
+
+        @dataclass(frozen=True, kw_only=True)
+        class Reinforce(Method):
+            \"""Policy gradient on one-step token log-probs.\"""
+
+            name: ClassVar[str] = "reinforce"
+            paper: ClassVar[str] = "2504.12216"
+            provenance: ClassVar[str] = "paper"
+
+            def terms(self, eos_id: int) -> tuple[Term, ...]:
+                from unmask.objective import Term, advantages, likelihood, losses, masks
+
+                return (
+                    Term(
+                        masking=masks.FullyMasked(),
+                        advantage=advantages.centered,
+                        likelihood=likelihood.per_token,
+                        surrogate=losses.PolicyGradient(),
+                        normalizer=likelihood.token_count,
+                    ),
+                )
+    """
+
+    name: ClassVar[str]  # as --method takes it
+    paper: ClassVar[str]  # arXiv number
+    provenance: ClassVar[str]  # what the file was written from: code, paper, port, reconstructed
+    unmasking: ClassVar[str | None] = None  # unmasking rule that the rollout must use; None: any
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
-        """The objective, the sum of these terms."""
+        """The terms whose sum is the loss; `eos_id`: the end-of-sequence token, for spans that end there."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from unmask.methods.base import Method
 from unmask.validation import setting
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoupledGRPO:
+class CoupledGRPO(Method):
     """Clipped policy gradient on token log-probs averaged over complementary masks."""
 
     name: ClassVar[str] = "coupled-grpo"

@@ -1,4 +1,4 @@
-"""The table of all methods, read off the objects that their terms are made of."""
+"""The table of methods, read off the pieces of their terms, and the dry rollout that counts their forwards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unmask.sampling.records import Record
 from unmask.types import Rollout, ScoringBatch, Snapshot
 from unmask.uniforms import Uniforms
 
-# The dry rollout whose questions are counted, and the tokens that it is made of.
+# The dry rollout whose forwards are counted, and the tokens that it is made of.
 PROMPT, LENGTH, BLOCKS, STEPS, GROUP = 4, 32, 4, 16, 4
 MASK, EOS, FIRST_TOKEN = 0, 1, 2
 
@@ -33,21 +33,21 @@ class DryShape:
 
 
 LEGEND = {
-    "rows asked": "the questions: how likely are these tokens at these positions of this partly masked canvas?",
-    "unit": "the rows that are scored together, with one advantage",
-    "score": "what becomes of the answers",
-    "advantage": "what becomes of the rewards",
-    "surrogate": "what is minimised, and the divergence that is paid",
+    "rows": "what is scored: the log-probs of these tokens, given this partly masked input",
+    "unit": "the rows whose log-probs are combined, with one advantage",
+    "score": "how the log-probs of a unit become scores (the likelihood)",
+    "advantage": "how rewards become advantages",
+    "surrogate": "the loss of scores and advantages, and the KL penalty",
     "forwards": f"a completion and update, at {LENGTH} tokens in {BLOCKS} blocks, {STEPS} steps, groups of {GROUP}: "
     "with gradient, and without (in a run of one update a batch of rollouts; in later updates where that differs)",
-    "frozen": "what the loss reads beside the policy of now; in the first update old and now are one",
+    "frozen": "what the loss reads beside the trained policy; in the first update the old policy is that one",
     "provenance": "what the file was written from: the authors' code, the paper, a port of the code, or reconstructed",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A term of a method, in words; forwards a completion and update."""
+    """A line of the table: one term of a method in words, and its forwards for a completion and update."""
 
     method: str
     rows: str
@@ -69,11 +69,11 @@ class Row:
 
     @property
     def cells(self) -> dict[str, str]:
-        """The row by heading."""
+        """The line's cells by heading."""
         with_gradient, without_gradient = self.forwards
         return {
             "method": self.method,
-            "rows asked": self.rows,
+            "rows": self.rows,
             "unit": self.unit,
             "score": self.score,
             "advantage": self.advantage,
@@ -87,7 +87,7 @@ class Row:
 
 
 def method_rows(method: Method) -> list[Row]:
-    """A row for each term of the method."""
+    """The table's lines for a method, one a term."""
     terms = method.terms(EOS)
     rollout = dry_rollout(record_of(terms))
     return [_row(method, term, rollout, follows=term is not terms[0]) for term in terms]
@@ -97,14 +97,13 @@ def _row(method: Method, term: Term, rollout: Rollout, *, follows: bool) -> Row:
     batch = term.scoring_batch(rollout, dry_rewards(term, rollout), Uniforms(), update=0, updates=2)
     forwards = len(batch.inputs_FL) / GROUP
     first, later = passes_without_gradient(term, batch)
-    masking: Any = term.masking
     return Row(
-        method=f"{method.name} + {masking.unit}" if follows else _name(method),
-        rows=_with_details(masking.rows, masking),
-        unit=masking.unit,
+        method=f"{method.name} + {term.masking.unit}" if follows else _name(method),
+        rows=_with_details(term.masking.rows, term.masking),
+        unit=term.masking.unit,
         score=words(term.likelihood),
         advantage=words(term.advantage),
-        surrogate=_minimised(term),
+        surrogate=_loss(term),
         with_gradient=forwards,
         without_gradient=(first * forwards, later * forwards),
         frozen=_frozen(term, batch),
@@ -117,9 +116,9 @@ def _row(method: Method, term: Term, rollout: Rollout, *, follows: bool) -> Row:
 
 
 def words(piece: Any) -> str:
-    """A function or an instance of a dataclass in words: `ClippedSurrogate(epsilon=0.2)` is "clipped surrogate 0.2"."""
-    if not is_dataclass(piece):
-        return str(piece.__name__).replace("_", " ")
+    """A piece in words, by its name and settings: `ClippedSurrogate(epsilon=0.2)` is "clipped surrogate 0.2"."""
+    if not is_dataclass(piece):  # a function, or a callable of no name such as `partial`
+        return str((piece if hasattr(piece, "__name__") else type(piece)).__name__).replace("_", " ")
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", type(piece).__name__)
     values = [value for _, value in _details(piece)]
     return f"{apart.lower()} {values[0]}" if len(values) == 1 and values[0] else _with_details(apart.lower(), piece)
@@ -133,24 +132,24 @@ def _with_details(name: str, piece: Any) -> str:
 def _details(piece: Any) -> Iterator[tuple[str, str]]:
     """Names and values of its fields: of pieces the value alone, of what is switched on the name."""
     for field in fields(piece):
-        name, value = field.name.replace("_", " "), getattr(piece, field.name)
-        if hasattr(value, "rows"):  # a masking within a masking
+        name, value = field.name.replace("_", " "), vars(piece)[field.name]
+        if field.metadata.get("inline"):
             yield from _details(value)
         elif callable(value):
             yield "", words(value)
         elif value is True:
             yield name, ""
         elif value is not False and field.name != "eos_id":
-            yield name, f"{value:g}"
+            yield name, f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def _name(method: Any) -> str:
     """The method's name, and that of the method that it builds on."""
     named = [field.name for field in fields(method) if "choices" in field.metadata]
-    return ", ".join([method.name, *(f"{name} {getattr(method, name).name}" for name in named)])
+    return ", ".join([method.name, *(f"{name} {vars(method)[name].name}" for name in named)])
 
 
-def _minimised(term: Term) -> str:
+def _loss(term: Term) -> str:
     text = words(term.surrogate)
     if term.blend is not None:
         text += f", blend {term.blend:g}"
@@ -165,7 +164,7 @@ def _penalty(penalty: Penalty) -> str:
 
 
 def _frozen(term: Term, batch: ScoringBatch) -> str:
-    old = "old answers" if batch.old_RL is None else "recorded old answers"
+    old = "old log-probs" if batch.old_RL is None else "recorded old log-probs"
     needs = {old: term.reads("old"), "reference": term.reads("reference"), "old model copy": term.blend is not None}
     return ", ".join(name for name, needed in needs.items() if needed) or "none"
 
@@ -174,48 +173,38 @@ def _frozen(term: Term, batch: ScoringBatch) -> str:
 
 
 def passes_without_gradient(term: Term, batch: ScoringBatch) -> tuple[int, int]:
-    """Passes over the rows beside the trained one: in a run of one update a batch, and in later updates.
+    """Passes over the batch without gradient: in a run of one update a batch of rollouts, and in later updates.
 
-    The reference's, and another of now for advantages that read scores; later that of the old policy too, unless the
-    sampler recorded its answers.
+    That of the reference; later that of the old policy too, unless the sampler recorded its log-probs.
     """
     first = int(term.reads("reference"))
-    asks_old = (term.reads("old") and batch.old_RL is None) or term.blend is not None
-    return first, first + int(asks_old)
+    scores_old = (term.reads("old") and batch.old_RL is None) or term.blend is not None
+    return first, first + int(scores_old)
 
 
 def dry_rollout(record: Record | None, shape: DryShape | None = None) -> Rollout:
-    """A group of completions as if revealed from left to right, equally many tokens a step; no model is asked."""
+    """A group of completions as if revealed from left to right, equally many tokens a step; without a model."""
     shape = shape or DryShape()
     position_NL = torch.arange(-shape.prompt, shape.length).expand(shape.group, -1)
     completion_NL = position_NL >= 0
-    nothing_NL = torch.zeros(position_NL.shape)
-    rollout = Rollout(
-        tokens_NL=position_NL + shape.prompt + FIRST_TOKEN,
-        attention_NL=torch.ones_like(completion_NL),
-        completion_NL=completion_NL,
-        block_NL=torch.where(completion_NL, position_NL * shape.blocks // shape.length, -1),
-        revealed_at_NL=torch.where(completion_NL, position_NL * shape.steps // shape.length, -1),
-        sampled_logp_NL=nothing_NL,
-        confidence_NL=nothing_NL,
-        prompt_N=torch.zeros(shape.group, dtype=torch.long),
-        sample_N=torch.arange(shape.group),
+    rollout = Rollout.fake(
+        position_NL + shape.prompt + FIRST_TOKEN,
         prompt_length=shape.prompt,
         group_size=shape.group,
-        steps=shape.steps,
-        temperature=1.0,
         mask_id=MASK,
-        remasking=False,
+        block_NL=torch.where(completion_NL, position_NL * shape.blocks // shape.length, -1),
+        revealed_at_NL=torch.where(completion_NL, position_NL * shape.steps // shape.length, -1),
+        steps=shape.steps,
         exact=True,
     )
     if record is None:
         return rollout
-    slots = record.steps(Uniforms(), rollout.prompt_N, rollout.sample_N, shape.steps)
-    return replace(rollout, snapshots=tuple(_snapshot(rollout, step_N, record.guesses) for step_N in slots))
+    recorded = record.steps(Uniforms(), rollout.prompt_N, rollout.sample_N, shape.steps)
+    return replace(rollout, snapshots=tuple(_snapshot(rollout, step_N, record.guesses) for step_N in recorded))
 
 
 def _snapshot(rollout: Rollout, step_N: torch.Tensor, guesses: int) -> Snapshot:
-    """The states before some steps; every guess there is the completion itself."""
+    """The canvases before some steps; every guess there is the completion itself."""
     masked_NL = rollout.revealed_at_NL >= step_N[:, None]
     guesses_ZNL = rollout.tokens_NL.repeat(guesses, 1, 1)
     return Snapshot(

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from unmask.methods.base import Method
 from unmask.validation import setting
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffuGRPO:
+class DiffuGRPO(Method):
     """Clipped policy gradient on a one-step estimate of token log-probs."""
 
     name: ClassVar[str] = "diffu-grpo"

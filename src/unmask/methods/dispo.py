@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
+from unmask.methods.base import Method
 from unmask.methods.diffu_grpo import DiffuGRPO
 from unmask.methods.espo import ESPO
 from unmask.methods.gdpo import GDPO
@@ -21,14 +22,13 @@ from unmask.sampling.records import OneStep
 from unmask.validation import choice, setting
 
 if TYPE_CHECKING:
-    from unmask.methods.base import Method
     from unmask.objective import Term
 
 BASES = {method.name: method for method in (DiffuGRPO, SPG, GDPO, ESPO, WD1)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiSPO:
+class DiSPO(Method):
     """Any terminal method, plus a policy gradient on single-state branches."""
 
     name: ClassVar[str] = "dispo"
@@ -44,12 +44,11 @@ class DiSPO:
         from unmask.objective import advantages, likelihood, losses, masks
 
         first, *others = self.base.terms(eos_id)
-        clips = first.likelihood is likelihood.per_token
-        prob, shared = getattr(self.base, "prompt_mask_prob", 0.0), getattr(self.base, "shared_prompt_mask", False)
+        clips, mask = first.likelihood.elementwise, first.masking.prompt_mask
         branch = replace(
             first,
             record=OneStep(guesses=self.branches, degree=self.degree, shared=self.shared_step),
-            masking=masks.Branches(eos_id=eos_id, prompt_mask_prob=prob, shared=shared),
+            masking=masks.Branches(eos_id=eos_id, prompt_mask_prob=mask.prob, shared=mask.shared),
             advantage=advantages.centered_per_state,
             likelihood=likelihood.per_token,
             surrogate=first.surrogate if clips else losses.ClippedSurrogate(epsilon=0.5),

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from unmask.methods.base import Method
 from unmask.validation import setting
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ESPO:
+class ESPO(Method):
     """Clipped policy gradient on the sequence ELBO, by coupled masks."""
 
     name: ClassVar[str] = "espo"

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from unmask.methods.base import Method
 from unmask.validation import one_of, setting
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GDPO:
+class GDPO(Method):
     """Clipped policy gradient on a sequence ELBO by quadrature over the mask ratio."""
 
     name: ClassVar[str] = "gdpo"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from unmask.errors import UserError
+from unmask.methods.base import Method
 from unmask.validation import setting
 
 if TYPE_CHECKING:
@@ -21,13 +22,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JustGRPO:
+class JustGRPO(Method):
     """Policy gradient on exact left-to-right token probabilities."""
 
     name: ClassVar[str] = "just-grpo"
     paper: ClassVar[str] = "2601.15165"
     provenance: ClassVar[str] = "code, paper"
-    unmasking: ClassVar[str] = "left_to_right"  # what the rollout must use: the likelihood is its law
+    unmasking: ClassVar[str | None] = "left_to_right"  # the likelihood is of what this rule samples
     fraction: float = setting(1.0, "share of the positions scored, those of highest entropy; 0.25 is Fast")
     epsilon: float = setting(0.2, "clip range of the token ratio")
 

@@ -1,11 +1,11 @@
 """LFPO (arXiv 2603.01563). Provenance: reconstructed from the paper's equations; no code was found.
 
     logits of pi+ = (1-b) old + b now, of pi- = (1+b) old - b now
-    L = mean over samples and views of [ r CE(o, pi+) + (1-r) CE(o, pi-) ],  CE mean over the masked tokens
+    L = mean over samples and rows of [ r CE(o, pi+) + (1-r) CE(o, pi-) ],  CE mean over the masked tokens
     r = 1/2 + 1/2 clip(z-score, -1, 1);  ratios t stratified in (0, 1], random masks of o
 
-On policy both laws are now, and the gradient is that of clip(z) CE. The only method that keeps the old weights.
-Reconstructed: that logits are mixed, not probabilities; the number of views; one token at least is masked.
+On policy both distributions are now's: the gradient is that of clip(z) CE. The only method that keeps the old weights.
+Reconstructed: that logits are mixed, not probabilities; the number of rows; one token at least is masked.
 Option: `recorded_states` in place of random masks.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from unmask.methods.base import Method
 from unmask.validation import setting
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LFPO:
+class LFPO(Method):
     """Contrast of the final tokens under logits pulled towards now and mirrored away from it."""
 
     name: ClassVar[str] = "lfpo"

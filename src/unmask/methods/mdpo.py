@@ -5,14 +5,14 @@
     L = mean over units of sum_i c_i [ -lambda min(rho_i A, clip 0.2) + beta/2 (ref_i - logp_i)² ] / |x_s|
 
 Deviations: steps chosen over the group (published: a process's samples, one); c_i a probability under any rule (there:
-running confidence under RCR, <= 0 for entropy); old log-probs recorded, so several inner updates work (there: one).
-"""
+running confidence under RCR, <= 0 for entropy); old log-probs recorded, so several inner updates work (there: one)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from unmask.methods.base import Method
 from unmask.validation import one_of, setting
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MDPO:
-    """Clipped policy gradient at recorded denoising steps, each credited for its own guess."""
+class MDPO(Method):
+    """Clipped policy gradient at recorded denoising steps, each with the advantage of its own guess."""
 
     name: ClassVar[str] = "mdpo"
     paper: ClassVar[str] = "2508.13148"
@@ -45,13 +45,13 @@ class MDPO:
         from unmask.objective import Term, advantages, divergences, likelihood, losses, masks
         from unmask.sampling import records
 
-        choose, where = getattr(masks, self.step_choice), getattr(masks, self.positions)
+        choose, where = masks.STEP_CHOICES[self.step_choice], masks.POSITIONS[self.positions]
         flags = {"confidence_weight": self.confidence_weight, "length_weight": self.length_weight}
         return (
             Term(
                 record=records.EveryStep(),
                 masking=masks.OwnGuesses(eos_id=eos_id, steps=self.steps, choose=choose, positions=where, **flags),
-                advantage=advantages.ZScoreOf(score=getattr(advantages, self.advantage)),
+                advantage=advantages.ZScoreOf(score=advantages.STEP_SCORES[self.advantage]),
                 likelihood=likelihood.per_token,
                 surrogate=losses.ClippedSurrogate(epsilon=self.epsilon),
                 normalizer=likelihood.unit_count,

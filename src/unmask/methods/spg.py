@@ -1,11 +1,11 @@
 """SPG (arXiv 2510.09541). Provenance: authors' code.
 
-    views: a block masked at random, earlier blocks clean, later ones masked; clean tokens masked w.p. 0.15
-    A >= 0: score = mean over views of the mean of logp over masked tokens (a lower bound, up to its weights)
-    A < 0: score = mix EUBO + (1 - mix) of that;  EUBO = (1/beta) mean_k log mean_views p_k^beta 1[k masked] / t
-    L = -sum_j A_j score_j len_j / sum_j len_j;  A = r - mean of the group;  t = masked fraction of the view
+    rows: a block masked at random, earlier blocks clean, later ones masked; clean tokens masked w.p. 0.15
+    A >= 0: score = mean over rows of the mean of logp over masked tokens (a lower bound, up to its weights)
+    A < 0: score = mix EUBO + (1 - mix) of that;  EUBO = (1/beta) mean_k log mean_rows p_k^beta 1[k masked] / t
+    L = -sum_j A_j score_j len_j / sum_j len_j;  A = r - mean of the group;  t = masked fraction of the row
 
-No ratio, no clip, no frozen policy; views are drawn afresh each update. The published Sudoku runs have beta = 1.
+No ratio, no clip, no frozen policy; rows are drawn afresh each update. The published Sudoku runs have beta = 1.
 EUBO is above log p for beta >= L only.
 Deviations: none known.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from unmask.methods.base import Method
 from unmask.validation import setting
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SPG:
+class SPG(Method):
     """Policy gradient squeezed between a lower bound for good samples and an upper one for bad ones."""
 
     name: ClassVar[str] = "spg"

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from unmask.methods.base import Method
 from unmask.validation import setting
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WD1:
+class WD1(Method):
     """Log-likelihood weighted by a softmax of advantages, up for good samples and down for bad ones."""
 
     name: ClassVar[str] = "wd1"

@@ -1,4 +1,4 @@
-"""What is minimised: masks, advantages, likelihoods, surrogates and divergences, and the terms they make."""
+"""The loss of a method: maskings, advantages, likelihoods, surrogates and KL penalties, and the terms they make."""
 
 from unmask.objective.term import Term, record_of
 

@@ -1,4 +1,4 @@
-"""From rewards to advantages of the same shape. Groups lie along dimension 1 (G); nothing crosses prompts."""
+"""Advantages: functions of the rewards, of the same shape. Groups lie along dimension 1; nothing crosses prompts."""
 
 from __future__ import annotations
 
@@ -118,3 +118,12 @@ def difference_and_future(rewards: Float[Tensor, "P G S"]) -> Float[Tensor, "P G
     """S_s = (r_s - r_{s-1}) + mean over u > s of r_u; r_last in its place in the last step (MDPO 2508.13148)."""
     following = torch.cat([_mean_from(rewards)[..., 1:], rewards[..., -1:]], dim=2)
     return step_difference(rewards) + following
+
+
+STEP_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "difference_and_future": difference_and_future,
+    "future_mean": future_mean,
+    "step_difference": step_difference,
+    "step_reward": step_reward,
+    "step_outcome": step_outcome,
+}

@@ -215,7 +215,7 @@ def _term_work(term: Term, dry: Rollout, prompts: int, micro_batch: int) -> Term
         targets=targets,
         without_gradient=(first + again, later + again),
         blended=term.blend is not None,
-        separable=(term.is_separable(old_is_now=True), term.is_separable(old_is_now=False)),
+        separable=(term.is_elementwise(old_is_now=True), term.is_elementwise(old_is_now=False)),
         batch_bytes=prompts * _bytes_of(batch),
     )
 

@@ -1,4 +1,4 @@
-"""`unmask methods`: the table and each method, for a terminal and as docs/methods.md."""
+"""What `unmask methods` prints: the table of methods and each method, for a terminal and as docs/methods.md."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from unmask.settings.reader import leaves
 if TYPE_CHECKING:
     from rich.console import Console
 
-NARROW = ["method\npaper\nprovenance", "rows asked\nunit", "score", "advantage", "surrogate", "forwards", "frozen"]
+NARROW = ["method\npaper\nprovenance", "rows\nunit", "score", "advantage", "surrogate", "forwards", "frozen"]
 PAPER = "https://arxiv.org/abs/"
 
 
 def all_rows() -> list[Row]:
-    """The rows of all methods with their default settings."""
+    """The table's lines for all methods, with their default settings."""
     return [row for method in METHODS.values() for row in method_rows(method())]
 
 
 def docstring(method: Method) -> str:
-    """The docstring of the method's file: formula, deviations."""
+    """The docstring of the method's file (in the package or not): formula, deviations."""
     return inspect.cleandoc(sys.modules[type(method).__module__].__doc__ or "")
 
 
@@ -41,7 +41,7 @@ def _settings(method: Method) -> list[tuple[str, str, str]]:
 
 
 def print_methods() -> None:
-    """The table of all methods, and what its columns mean."""
+    """Print the table of all methods, and what its columns mean."""
     console = _console()
     _print_table(console, [NARROW, *map(_narrow, all_rows())], blank_lines=1)
     for name, meaning in LEGEND.items():
@@ -49,7 +49,7 @@ def print_methods() -> None:
 
 
 def print_method(method: Method) -> None:
-    """One method: its docstring, its settings, its rows of the table."""
+    """Print one method: its docstring, its settings, its lines of the table."""
     console = _console()
     console.print(docstring(method), soft_wrap=True)
     console.print()
@@ -61,10 +61,10 @@ def print_method(method: Method) -> None:
 
 
 def _narrow(row: Row) -> list[str]:
-    """A row in the columns NARROW, several facts below each other."""
+    """A line in the columns NARROW, several facts below each other."""
     forwards = "with {}\nwithout {}".format(*row.forwards)
-    method, asked = f"{row.method}\n{row.paper}\n{row.provenance}", f"{row.rows}\nunit: {row.unit}"
-    return [method, asked, row.score, row.advantage, row.surrogate, forwards, row.frozen]
+    method, rows = f"{row.method}\n{row.paper}\n{row.provenance}", f"{row.rows}\nunit: {row.unit}"
+    return [method, rows, row.score, row.advantage, row.surrogate, forwards, row.frozen]
 
 
 def _console() -> Console:
@@ -88,7 +88,7 @@ def _print_table(console: Console, rows: list[list[str]], blank_lines: int = 0) 
 
 
 def column_widths(rows: list[list[str]], room: int) -> list[int]:
-    """Columns as wide as their longest word; what is left of the room goes where lines would be broken most."""
+    """Widths of the columns: their longest words, and what is left of `room` where lines would be broken most."""
     columns = [[line for cell in column for line in cell.split("\n")] for column in zip(*rows, strict=True)]
     widths = [max(len(word) for line in lines for word in line.split()) for lines in columns]
     while sum(widths) < room:
@@ -105,7 +105,7 @@ def column_widths(rows: list[list[str]], room: int) -> list[int]:
 
 
 def document() -> str:
-    """The text of docs/methods.md."""
+    """The Markdown text of docs/methods.md."""
     rows = all_rows()
     made_by = (
         "Made by `unmask methods --markdown` from the code, with every setting at its default; `make docs` does so."
@@ -117,7 +117,7 @@ def document() -> str:
 
 
 def section(method: Method) -> str:
-    """What docs/methods.md says of one method."""
+    """The section of docs/methods.md on one method, in Markdown."""
     paper = f"arXiv [{method.paper}]({PAPER}{method.paper}), provenance: {method.provenance}."
     settings = [[f"`{path}`", f"`{default}`", text] for path, default, text in _settings(method)]
     return "\n".join(

@@ -223,7 +223,7 @@ class Recipe:
     evaluation: EvaluationSettings = section(EvaluationSettings)
 
     def __post_init__(self) -> None:
-        wanted = getattr(self.method, "unmasking", self.rollout.unmasking.name)
+        wanted = self.method.unmasking or self.rollout.unmasking.name
         if self.rollout.unmasking.name != wanted:
             raise UserError(
                 f"method {self.method.name} scores the distribution of {wanted} sampling, "

@@ -54,21 +54,17 @@ def preference_rollout(
     tokens_NL, attention_NL = completed(prompts, ranked, length, examples.eos_id)
     start = prompts.tokens_NP.shape[1]
     region_L = torch.arange(tokens_NL.shape[1], device=device) >= start
-    return Rollout(
-        tokens_NL=tokens_NL,
-        attention_NL=attention_NL,
-        completion_NL=through_first_eos(tokens_NL, region_L, examples.eos_id),
-        block_NL=(region_L.long() - 1).expand_as(tokens_NL),
-        revealed_at_NL=torch.full_like(tokens_NL, -1),
-        sampled_logp_NL=torch.zeros(tokens_NL.shape, device=device),
-        confidence_NL=torch.zeros(tokens_NL.shape, device=device),
-        prompt_N=prompts.prompt_N,
-        sample_N=prompts.sample_N,
+    return Rollout.fake(
+        tokens_NL,
         prompt_length=start,
         group_size=group_size,
-        steps=0,
-        temperature=1.0,
         mask_id=mask_id,
+        attention_NL=attention_NL,
+        completion_NL=through_first_eos(tokens_NL, region_L, examples.eos_id),
+        revealed_at_NL=torch.full_like(tokens_NL, -1),
+        steps=0,
+        prompt_N=prompts.prompt_N,
+        sample_N=prompts.sample_N,
         remasking=True,  # there is no trajectory either
     )
 

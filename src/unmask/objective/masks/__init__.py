@@ -1,12 +1,14 @@
-"""Masking: which questions a method asks about a rollout, and which advantage each carries.
+"""Maskings: from rollouts and advantages to scoring batches, the masked inputs and the tokens scored on them.
 
-Pure: tensors and keys in, batch out. Positions outside a masking's span (after the end of the sequence, where the span
-ends there) are masked in every row, so that no row sees how long the completion is.
+Pure: tensors and keys in, a batch out. Positions outside a masking's span (after the end of the sequence, where the
+span ends there) are masked in every row, so that no row sees how long the completion is.
 """
 
 from unmask.objective.masks.base import (
     EosTokens,
     FullyMasked,
+    Masking,
+    PromptMask,
     Span,
     all_completion,
     mask_prompt,
@@ -28,6 +30,8 @@ from unmask.objective.masks.random import (
     UniformCounts,
 )
 from unmask.objective.masks.recorded import (
+    POSITIONS,
+    STEP_CHOICES,
     Branches,
     OwnGuesses,
     all_masked,
@@ -37,9 +41,11 @@ from unmask.objective.masks.recorded import (
     random_steps,
     spread_steps,
 )
-from unmask.objective.masks.trajectory import EqualSegments, Prefixes, RecordedTimes, Segments, ShrunkSteps
+from unmask.objective.masks.trajectory import EqualSegments, Grouping, Prefixes, RecordedTimes, Segments, ShrunkSteps
 
 __all__ = [
+    "POSITIONS",
+    "STEP_CHOICES",
     "BestAndWorst",
     "BlockRandom",
     "Branches",
@@ -48,10 +54,13 @@ __all__ = [
     "EqualSegments",
     "FullAndPair",
     "FullyMasked",
+    "Grouping",
     "InverseTimes",
     "MaskDistribution",
+    "Masking",
     "OwnGuesses",
     "Prefixes",
+    "PromptMask",
     "QuadratureNodes",
     "RandomMasks",
     "RandomTimes",

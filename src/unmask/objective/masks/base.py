@@ -1,10 +1,10 @@
-"""What every masking is made of: spans, prompt masks, and the rows of samples."""
+"""The protocol of maskings, and what they share: spans, prompt masks, and the rows of samples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,6 +20,43 @@ def through_first_eos(
     """Completion positions through the first end-of-sequence token, itself included."""
     ends = ((tokens == eos_id) & region_L).long()
     return region_L & (ends.cumsum(-1) - ends == 0)
+
+
+# ---- the protocol ----
+
+
+class PromptMask(NamedTuple):
+    """Prompt tokens masked with probability `prob`, drawn once a group if `shared`, else once a sample."""
+
+    prob: float = 0.0
+    shared: bool = False
+
+
+@runtime_checkable
+class Masking(Protocol):
+    """(rollout, advantage, uniforms, update, updates) -> ScoringBatch: which tokens are scored on which masked inputs.
+
+    `advantage`: of the samples [P, G], or of recorded guesses [P, G, Z]; `update` counts the `updates` inner updates.
+    Pure: every draw is keyed by `uniforms`. Implement it explicitly; a masking that reads nothing special declares
+    `rows` and `unit` alone.
+    """
+
+    rows: ClassVar[str]  # in words, for `unmask methods`: what one row is
+    unit: ClassVar[str]  # and what one unit is
+
+    def __call__(
+        self, rollout: Rollout, advantage: Any, uniforms: Uniforms, update: int, updates: int, /
+    ) -> ScoringBatch: ...
+
+    @property
+    def reads_trajectory(self) -> bool:
+        """Whether rows are states of the recorded trajectory, which a sampler that remasks does not leave."""
+        return False
+
+    @property
+    def prompt_mask(self) -> PromptMask:
+        """How it masks prompt tokens, so that another term can mask them alike."""
+        return PromptMask()
 
 
 # ---- spans: which positions of a rollout count as its completion ----
@@ -53,7 +90,7 @@ class EosTokens:
 
 
 def mask_prompt(rollout: Rollout, prob: float, uniforms: Uniforms, update: int, *, shared: bool) -> Bool[Tensor, "N L"]:
-    """Prompt tokens masked with probability `prob`, drawn afresh each update.
+    """Prompt tokens to mask with probability `prob`, drawn afresh each update; pads are never masked.
 
     One draw a group if `shared`, else one a sample.
     """
@@ -64,13 +101,13 @@ def mask_prompt(rollout: Rollout, prob: float, uniforms: Uniforms, update: int, 
 
 
 def row_draws(rollout: Rollout, uniforms: Uniforms, rows: int) -> Uniforms:
-    """Keys of the rows of each sample: [N, rows]."""
+    """Random keys of `rows` rows of each sample, by prompt, sample and row: [N, rows]."""
     key = uniforms.key(rollout.prompt_N[:, None]).key(rollout.sample_N[:, None])
     return key.key(torch.arange(rows, device=rollout.tokens_NL.device))
 
 
 def position_draws(rollout: Rollout, key_NR: Uniforms) -> Float[Tensor, "N R L"]:
-    """A uniform for each position of each row."""
+    """A uniform in [0, 1) for each position of each row, keyed by its distance from the completion's start."""
     state = key_NR.state
     return Uniforms(state[..., None] if isinstance(state, Tensor) else state).key(rollout.position_L).draw()
 
@@ -93,9 +130,10 @@ def single_rows(
     advantage: Float[Tensor, "P G"],
     recorded: bool = False,
 ) -> ScoringBatch:
-    """Rows that each are a unit, with the advantage of their sample.
+    """A batch of rows that each are a unit, with a forward of its own and the advantage of its sample.
 
-    `recorded`: they ask what the sampler was asked, so that its log-probs need no other pass where they are exact.
+    `sample_R`: the sample of each row; `masked_RL`: positions masked in its input. `recorded`: inputs are canvases of
+    the sampler, whose log-probs then are the old ones where they are exact.
     """
     recorded = recorded and rollout.exact and rollout.temperature in (0.0, 1.0)
     row_R = torch.arange(len(sample_R), device=sample_R.device)
@@ -123,7 +161,7 @@ def sample_rows(
     length_N: Int[Tensor, "N"],
     advantage: Float[Tensor, "P G"],
 ) -> ScoringBatch:
-    """R rows a sample that make one unit: its tokens with some masked."""
+    """A batch of R rows a sample that together make one unit; `length_N`: tokens of the sample's span."""
     samples, rows, _ = masked_NRL.shape
     sample_R = torch.arange(samples, device=masked_NRL.device).repeat_interleave(rows)
     batch = single_rows(
@@ -138,7 +176,7 @@ def sample_rows(
 
 
 @dataclass(frozen=True, kw_only=True)
-class FullyMasked:
+class FullyMasked(Masking):
     """One row a sample: the whole completion masked, prompt tokens masked with probability p (d1 2504.12216).
 
     `shared`: the prompt mask is one a group; then all samples of a prompt share one forward.
@@ -148,6 +186,11 @@ class FullyMasked:
     unit: ClassVar[str] = "sample"
     prompt_mask_prob: float = 0.15
     shared: bool = False
+
+    @property
+    def prompt_mask(self) -> PromptMask:
+        """Prompt tokens masked with `prompt_mask_prob`."""
+        return PromptMask(self.prompt_mask_prob, self.shared)
 
     def __call__(
         self, rollout: Rollout, advantage: Float[Tensor, "P G"], uniforms: Uniforms, update: int, updates: int

@@ -1,4 +1,4 @@
-"""Masks that follow the blocks of the sampler."""
+"""Random masks of one block of the sampler, later blocks fully masked (SPG)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unmask.objective.masks.base import position_draws, row_draws, sample_rows, smallest
+from unmask.objective.masks.base import Masking, PromptMask, position_draws, row_draws, sample_rows, smallest
 from unmask.types import Rollout, ScoringBatch
 from unmask.uniforms import Uniforms
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockRandom:
+class BlockRandom(Masking):
     """`count` rows a sample: a block masked at a uniform count >= 1, blocks before it clean, after it masked (SPG).
 
     Blocks are the first `count` of a random order of all blocks, modulo those used up to the end of the sequence: they
@@ -27,6 +27,11 @@ class BlockRandom:
     unit: ClassVar[str] = "sample"
     count: int = 2
     prompt_mask_prob: float = 0.15
+
+    @property
+    def prompt_mask(self) -> PromptMask:
+        """Prompt tokens masked with `prompt_mask_prob`."""
+        return PromptMask(self.prompt_mask_prob)
 
     def __call__(
         self, rollout: Rollout, advantage: Float[Tensor, "P G"], uniforms: Uniforms, update: int, updates: int

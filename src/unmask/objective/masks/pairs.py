@@ -1,21 +1,22 @@
-"""Pairs of completions: the unit of preference methods."""
+"""Pairs of completions, the best and the worst of a group: the unit of preference methods."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from unmask.objective.masks.base import Masking
 from unmask.objective.masks.random import RandomMasks
 from unmask.types import Rollout, ScoringBatch
 from unmask.uniforms import Uniforms
 
 
 @dataclass(frozen=True, kw_only=True)
-class BestAndWorst:
+class BestAndWorst(Masking):
     """A unit a group: rows of its best completion with their weights, of its worst with their weights negated.
 
     Then the weighted sum is the margin B(best) - B(worst). Advantage 1, or 0 where all rewards are equal.
@@ -23,7 +24,12 @@ class BestAndWorst:
 
     rows: ClassVar[str] = "random masks of a group's best and worst completion"
     unit: ClassVar[str] = "pair"
-    masks: RandomMasks
+    masks: RandomMasks = field(metadata={"inline": True})  # `unmask methods` shows its settings as this masking's
+
+    @property
+    def reads_trajectory(self) -> bool:
+        """As the masks do."""
+        return self.masks.reads_trajectory
 
     def __call__(
         self, rollout: Rollout, advantage: Float[Tensor, "P G"], uniforms: Uniforms, update: int, updates: int

@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask.objective.masks.base import Span, position_draws, row_draws, sample_rows, smallest, through_eos
+from unmask.objective.masks.base import Masking, Span, position_draws, row_draws, sample_rows, smallest, through_eos
 from unmask.types import Rollout, ScoringBatch
 from unmask.uniforms import Uniforms
 
 
 class Masks(NamedTuple):
-    """Rows of masked span positions, and what each position's log-prob counts."""
+    """Masked span positions of R rows a sample, and the weight of each position's log-prob."""
 
     masked_NRL: Bool[Tensor, "N R L"]
     token_weight_NRL: Float[Tensor, "N R L"]  # read where masked
 
 
-# (rollout, span_NL, uniforms, update, updates) -> masks
-MaskDistribution = Callable[[Rollout, Bool[Tensor, "N L"], Uniforms, int, int], Masks]
+@runtime_checkable
+class MaskDistribution(Protocol):
+    """(rollout, span_NL, uniforms, update, updates) -> Masks: draws masks of the span's positions. Subclass it."""
+
+    reads_trajectory: ClassVar[bool] = False  # whether masks are those of the recorded trajectory
+
+    def __call__(
+        self, rollout: Rollout, span_NL: Tensor, uniforms: Uniforms, update: int, updates: int, /
+    ) -> Masks: ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomMasks:
-    """One unit a sample: rows drawn by `distribution` within `span`, drawn afresh each update."""
+class RandomMasks(Masking):
+    """One unit a sample: rows of random masks within `span`, drawn from `distribution` afresh each update."""
 
     rows: ClassVar[str] = "random masks of the completion"
     unit: ClassVar[str] = "sample"
     distribution: MaskDistribution
     span: Span = through_eos
+
+    @property
+    def reads_trajectory(self) -> bool:
+        """As the distribution does."""
+        return self.distribution.reads_trajectory
 
     def __call__(
         self, rollout: Rollout, advantage: Float[Tensor, "P G"], uniforms: Uniforms, update: int, updates: int
@@ -66,12 +77,12 @@ def _bernoulli(rollout: Rollout, span_NL: Tensor, key_NR: Uniforms, time_NR: Flo
 
 
 def uniform_weights(masked_NRL: Tensor) -> Masks:
-    """Masks whose positions count alike."""
+    """The masks, every position of weight 1."""
     return Masks(masked_NRL, torch.ones_like(masked_NRL, dtype=torch.float64))
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpacedTime:
+class SpacedTime(MaskDistribution):
     """One row; t_1 ~ U(0, 1) a sample, t_n = t_1 + (n-1)/(mu-1) (1 - t_1): the last update is fully masked (UniGRPO).
 
     With one update, t = t_1.
@@ -86,7 +97,7 @@ class SpacedTime:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomTimes:
+class RandomTimes(MaskDistribution):
     """Independent rows, each position masked with probability t ~ U(low, high)."""
 
     count: int
@@ -100,7 +111,7 @@ class RandomTimes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StratifiedTimes:
+class StratifiedTimes(MaskDistribution):
     """Rows n = 0..count-1 with t ~ U(n, n+1] / count."""
 
     count: int
@@ -113,7 +124,7 @@ class StratifiedTimes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniformCounts:
+class UniformCounts(MaskDistribution):
     """Independent rows of l ~ U{1..len} masked positions of weight len / (l · rows): ELBO, unbiased (2502.09992)."""
 
     count: int
@@ -127,7 +138,7 @@ class UniformCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InverseTimes:
+class InverseTimes(MaskDistribution):
     """Independent rows, each position masked with probability t ~ U(0, 1], weighing 1 / (t · rows): ELBO, unbiased.
 
     A row may mask nothing (2502.09992).
@@ -151,7 +162,7 @@ QUADRATURE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuadratureNodes:
+class QuadratureNodes(MaskDistribution):
     """A row a node t_n of max(1, floor(t_n len)) masked positions, each weighing w_n / t_n (GDPO 2510.08554).
 
     `empirical`: w_n len / count in place of w_n / t_n, which removes the bias of the floor.
@@ -170,7 +181,7 @@ class QuadratureNodes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoupledCounts:
+class CoupledCounts(MaskDistribution):
     """Pairs of rows: c positions, and the others; weights (len+1)/c and (len+1)/(len-c), halved (ESPO).
 
     c = round(k + j (len+1)/G) mod (len+1), k ~ U{0..len} a group and pair, j the sample: uniform on 0..len for each
@@ -195,7 +206,7 @@ class CoupledCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FullAndPair:
+class FullAndPair(MaskDistribution):
     """Three rows: all masked; a subset S, each position with probability t; its complement (coupled-GRPO 2506.20639).
 
     One t ~ U(low, high) an update. Weights 1/2, 1/(2t) on S, 1/(2(1-t)) on its complement: 3/2 a token in expectation.

@@ -10,17 +10,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask.objective.masks.base import mask_prompt, through_first_eos
+from unmask.objective.masks.base import Masking, PromptMask, mask_prompt, through_first_eos
 from unmask.types import Rollout, ScoringBatch, Snapshot
 from unmask.uniforms import Uniforms
 
 
 @dataclass(frozen=True, kw_only=True)
-class Branches:
+class Branches(Masking):
     """Z rows a recorded state, one forward: the state's masked positions as filled by each guess (DiSPO 2602.06462).
 
     Scored: masked positions up to the first end-of-sequence token of each filled completion.
-    Prompt masked as in the base.
+    `shared`: the prompt mask is one a group.
     """
 
     rows: ClassVar[str] = "guesses at a recorded state"
@@ -28,6 +28,11 @@ class Branches:
     eos_id: int
     prompt_mask_prob: float = 0.0
     shared: bool = False
+
+    @property
+    def prompt_mask(self) -> PromptMask:
+        """Prompt tokens masked with `prompt_mask_prob`."""
+        return PromptMask(self.prompt_mask_prob, self.shared)
 
     def __call__(
         self, rollout: Rollout, advantage: Float[Tensor, "P G Z"], uniforms: Uniforms, update: int, updates: int
@@ -58,6 +63,7 @@ class Branches:
 
 # ---- MDPO: which recorded steps are trained, and which of their masked positions ----
 
+# (advantage, count, uniforms, rollout) -> step_Pk, the trained steps of each group
 StepChoice = Callable[[Float[Tensor, "P G S"], int, Uniforms, Rollout], Int[Tensor, "P k"]]
 
 
@@ -80,6 +86,13 @@ def spread_steps(advantage: Float[Tensor, "P G S"], count: int, uniforms: Unifor
     return chosen.expand(len(advantage), -1)
 
 
+STEP_CHOICES: dict[str, StepChoice] = {
+    "largest_advantages": largest_advantages,
+    "random_steps": random_steps,
+    "spread_steps": spread_steps,
+}
+
+# (rollout, snapshot, step, eos_id) -> scored_NL
 Positions = Callable[[Rollout, Snapshot, int, int], Bool[Tensor, "N L"]]
 
 
@@ -100,8 +113,15 @@ def masked_through_eos(rollout: Rollout, snapshot: Snapshot, step: int, eos_id: 
     )
 
 
+POSITIONS: dict[str, Positions] = {
+    "all_masked": all_masked,
+    "committed": committed,
+    "masked_through_eos": masked_through_eos,
+}
+
+
 @dataclass(frozen=True, kw_only=True)
-class OwnGuesses:
+class OwnGuesses(Masking):
     """One row a (sample, trained step): the recorded state, its target that step's own guess (MDPO 2508.13148).
 
     weight_i = c_i / |x_s|, c_i the guessed token's probability (1 without `confidence_weight`), |x_s| the positions

@@ -2,50 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask.objective.masks.base import Span, all_completion, row_draws, single_rows
-from unmask.objective.masks.random import Masks, uniform_weights
+from unmask.objective.masks.base import Masking, Span, all_completion, row_draws, single_rows
+from unmask.objective.masks.random import MaskDistribution, Masks, uniform_weights
 from unmask.types import Rollout, ScoringBatch
 from unmask.uniforms import Uniforms
 
-# (rollout) -> segment of each position, and the number of segments
-Grouping = Callable[[Rollout], tuple[Int[Tensor, "N L"], int]]
+
+@runtime_checkable
+class Grouping(Protocol):
+    """(rollout) -> the segment of steps that revealed each position [N, L], and the number of segments. Subclass it."""
+
+    def __call__(self, rollout: Rollout, /) -> tuple[Tensor, int]: ...
+
+    def is_one_step(self, rollout: Rollout) -> bool:
+        """Whether a segment is one denoising step, so that its masked input is a canvas that the sampler saw."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShrunkSteps:
+class ShrunkSteps(Grouping):
     """`shrink` consecutive steps, of those that revealed something, make a segment (TraceRL 2509.06949)."""
 
     shrink: int = 8
 
-    def __call__(self, rollout: Rollout) -> tuple[Tensor, int]:
+    def __call__(self, rollout: Rollout) -> tuple[Int[Tensor, "N L"], int]:
         step_NL = rollout.trajectory_NL
         happened_NS = torch.zeros(len(step_NL), rollout.steps, dtype=torch.long, device=step_NL.device)
         happened_NS = happened_NS.scatter(1, step_NL[:, rollout.prompt_length :], 1)
         place_NL = (happened_NS.cumsum(1) - 1).gather(1, step_NL.clamp(min=0))
         return place_NL // self.shrink, -(-rollout.steps // self.shrink)
 
+    def is_one_step(self, rollout: Rollout) -> bool:
+        """True where `shrink`, or the whole trajectory, is one step."""
+        return self.shrink == 1 or rollout.steps == 1
+
 
 @dataclass(frozen=True, kw_only=True)
-class EqualSegments:
+class EqualSegments(Grouping):
     """All steps in `count` equal segments: 1 is the fully masked row, S the trajectory (d2-StepMerge 2509.21474)."""
 
     count: int = 8
 
-    def __call__(self, rollout: Rollout) -> tuple[Tensor, int]:
-        count = self.count if rollout.adaptive else min(self.count, rollout.steps)
+    def __call__(self, rollout: Rollout) -> tuple[Int[Tensor, "N L"], int]:
+        count = self._segments(rollout)
         return rollout.trajectory_NL.clamp(min=0) * count // rollout.steps_N[:, None], count
+
+    def is_one_step(self, rollout: Rollout) -> bool:
+        """True where there are as many segments as steps."""
+        return self._segments(rollout) == rollout.steps
+
+    def _segments(self, rollout: Rollout) -> int:
+        return self.count if rollout.adaptive else min(self.count, rollout.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segments:
+class Segments(Masking):
     """One row a (sample, segment of steps): all revealed from its first step on masked, what it revealed scored.
 
     `per_row`: a token weighs 1 / (scored tokens of its row), else segments / L. Refused after a sampler that remasks.
@@ -56,6 +74,11 @@ class Segments:
     grouping: Grouping
     span: Span
     per_row: bool
+
+    @property
+    def reads_trajectory(self) -> bool:
+        """True: rows follow the steps that revealed the tokens."""
+        return True
 
     def __call__(
         self, rollout: Rollout, advantage: Float[Tensor, "P G"], uniforms: Uniforms, update: int, updates: int
@@ -76,13 +99,12 @@ class Segments:
             scored_RL=scored_RL,
             token_weight_RL=scored_RL * share,
             advantage=advantage,
-            # One step a segment: what was masked is what the sampler saw.
-            recorded=getattr(self.grouping, "shrink", 0) == 1 or count == rollout.steps,
+            recorded=self.grouping.is_one_step(rollout),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prefixes:
+class Prefixes(Masking):
     """One row a (sample, position): everything from the position on masked, its token scored (JustGRPO 2601.15165).
 
     `fraction`: only that share of a sample's positions, those where the sampler was least sure.
@@ -119,9 +141,10 @@ def _left_to_right(rollout: Rollout) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordedTimes:
+class RecordedTimes(MaskDistribution):
     """Rows are `count` states of the sample's own trajectory, steps drawn one in each stratum of the trajectory."""
 
+    reads_trajectory: ClassVar[bool] = True
     count: int
 
     def __call__(
