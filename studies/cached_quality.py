@@ -39,7 +39,6 @@ def _options() -> argparse.Namespace:
 
 def samplers(length: int, block: int, steps: int) -> dict[str, Any]:
     """Exact steps first, then what approximates them."""
-    from unmask.distributed import World
     from unmask.sampling.caching import CACHINGS
     from unmask.sampling.sampler import Sampler
     from unmask.sampling.unmasking import Threshold
@@ -55,6 +54,7 @@ def measured(model: str, count: int, rounds: int) -> list[tuple[str, ...]]:
     """The lines of one model."""
     from unmask.data.examples import Examples, rollout_texts
     from unmask.denoisers.loading import load_denoiser, load_tokenizer
+    from unmask.distributed import World
     from unmask.evaluation.statistics import paired_interval, solved_summary
     from unmask.settings.commands import EvaluateSettings
     from unmask.settings.reader import build

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from unmask.objective.objective import MetricSums, Objective, UpdateBatch
 
-# Metrics of methods that compare with a reference; names as in TRL.
-_OPTIONAL = ("kl", "rewards/margins", "rewards/accuracies")
+_ALWAYS = ("loss", "count", "clip_ratio", "approx_kl")  # 0 where no term has them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +24,9 @@ class Updater:
     def update(self, update_batches: Sequence[UpdateBatch], learning_rate: float) -> dict[str, float]:
         """One optimizer step on the update batches of `Objective.prepare`; its metrics, over all ranks.
 
-        loss, grad_norm (before clipping), clip_ratio/region_mean, approx_kl (k3 of now and old), and where the method
-        has them kl, rewards/margins and rewards/accuracies. No step is taken where no rank has a batch, nor on a
-        gradient that is not finite.
+        loss, grad_norm (before clipping), clip_ratio/region_mean, approx_kl (k3 of now and old), and what else the
+        terms report, such as kl, rewards/margins and rewards/accuracies. No step is taken where no rank has a batch, nor
+        on a gradient that is not finite.
         """
         world, parameters = self.objective.world, self.objective.denoiser.parameters
         sums = MetricSums()
@@ -46,14 +45,15 @@ class Updater:
 
     def _metrics(self, sums: MetricSums, norm: Tensor) -> dict[str, float]:
         world, found = self.objective.world, sums.values
-        names = ("loss", "count", "clip_ratio", "approx_kl", *_OPTIONAL)
+        reported = dict.fromkeys(name for term in self.objective.terms for name in term.metric_names)
+        further = [name for name in reported if name not in _ALWAYS]
         zero = torch.zeros((), device=world.device)
-        stacked = world.sum(torch.stack([found.get(name, zero) for name in names]))
-        loss, count, clipped, approximate_kl, *optional = stacked.tolist()
+        stacked = world.sum(torch.stack([found.get(name, zero) for name in (*_ALWAYS, *further)]))
+        loss, count, clipped, approximate_kl, *means = stacked.tolist()
         count = max(count, 1)
         metrics = {"loss": loss, "grad_norm": norm.item()}
         metrics |= {"clip_ratio/region_mean": clipped / count, "approx_kl": approximate_kl / count}
-        shown = zip(_OPTIONAL, optional, strict=True)
+        shown = zip(further, means, strict=True)
         return metrics | {name: value / count for name, value in shown if name in found}
 
     @torch.no_grad()
