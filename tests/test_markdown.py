@@ -14,9 +14,6 @@ FILES = sorted(
 )
 UNWRAPPED = {
     "docs/methods.md",  # made by `unmask methods --markdown`
-    "README.md",
-    "CONTRIBUTING.md",
-    "docs/design.md",
 }
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 COMMAND = re.compile(r"python ((?:benchmarks|studies|tools|examples)/[\w/]+\.py)")

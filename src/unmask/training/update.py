@@ -25,8 +25,8 @@ class Updater:
         """One optimizer step on the update batches of `Objective.prepare`; its metrics, over all ranks.
 
         loss, grad_norm (before clipping), clip_ratio/region_mean, approx_kl (k3 of now and old), and what else the
-        terms report, such as kl, rewards/margins and rewards/accuracies. No step is taken where no rank has a batch, nor
-        on a gradient that is not finite.
+        terms report, such as kl and rewards/margins. No step is taken where no rank has a batch, nor on a gradient that
+        is not finite.
         """
         world, parameters = self.objective.world, self.objective.denoiser.parameters
         sums = MetricSums()
