@@ -163,7 +163,7 @@ class Largest(TorchDispatchMode):
 
 def plain_head(weight_VD):
     head = torch.nn.Linear(*reversed(weight_VD.shape), bias=False, device="meta")
-    head.weight = torch.nn.Parameter(weight_VD)
+    head.weight = torch.nn.Parameter(weight_VD, requires_grad=False)
     return head
 
 

@@ -36,7 +36,7 @@ class KeyValues:
         self.columns, self.length, self.end = columns, length, end
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, **_: Any) -> tuple[Tensor, Tensor]:
-        """Store keys and values of the columns run [F, heads, R, width]; return those of all columns before `end`.
+        """Store a layer's keys and values of the columns run [F, heads, R, width]; return all before `end`.
 
         An attention layer calls it, as it calls `Cache.update` of transformers. Columns never run hold zeros.
         """
