@@ -115,16 +115,16 @@ def test_batch_sizes_are_multiples_of_a_sixteenth():
 
 @pytest.mark.parametrize("batch", [0, 4])
 def test_on_finished_is_given_each_completion_once(batch):
-    told = {}
+    finished = {}
 
     def on_finished(rows, completions_NEC):
         assert completions_NEC.shape == (len(rows), 1, 16)
-        assert not set(rows) & set(told)
-        told.update(zip(rows, completions_NEC[:, 0].tolist(), strict=True))
+        assert not set(rows) & set(finished)
+        finished.update(zip(rows, completions_NEC[:, 0].tolist(), strict=True))
 
     rollout = rollout_of(denoiser_of(), batch=batch, on_finished=on_finished)
-    assert [told[row] for row in range(12)] == rollout.tokens_NL[:, 5:].tolist()
-    assert not any(MASK in row for row in told.values())
+    assert [finished[row] for row in range(12)] == rollout.tokens_NL[:, 5:].tolist()
+    assert not any(MASK in row for row in finished.values())
 
 
 def test_on_finished_is_given_recorded_guesses():

@@ -36,16 +36,20 @@ def binned(tokens, probability_V):
     order = probability_V.argsort(descending=True)
     bin_V = torch.empty(VOCABULARY, dtype=torch.long)
     bin_V[order] = (probability_V[order].cumsum(0) * 100).long().clamp(max=99)
-    law = torch.zeros(100, dtype=torch.float64).index_add(0, bin_V, probability_V)
-    return bin_V[tokens].bincount(minlength=100), law
+    probabilities = torch.zeros(100, dtype=torch.float64).index_add(0, bin_V, probability_V)
+    return bin_V[tokens].bincount(minlength=100), probabilities
 
 
 def drawn(logits_1V, draws=DRAWS, temperature=1.0):
     uniform_QZ = Uniforms().key("distribution", torch.arange(draws)[None]).draw()
-    answer = Propose(
+    reducer = Propose(
         temperature=temperature, mask_id=MASK, measure=probability, uniform_QZ=uniform_QZ, draws=draws, stride=draws
     )
+<<<<<<< HEAD
     return [part[0] for part in answer.from_logits(logits_1V.clone(), slice(0, 1))]
+=======
+    return [part[0] for part in reducer(logits_1V.clone(), slice(0, 1))]
+>>>>>>> sampling
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.9])
@@ -172,7 +176,11 @@ def test_propose_by_slices_never_holds_all_logits(temperature):
     positions = 96
     hidden_CD, weight_VD = head_of(positions=positions, dtype=torch.float32)
     uniform_QZ = torch.rand((positions, 1), dtype=torch.float64) if temperature else None
-    answer = Propose(temperature=temperature, mask_id=MASK, measure=probability, uniform_QZ=uniform_QZ)
+    reducer = Propose(temperature=temperature, mask_id=MASK, measure=probability, uniform_QZ=uniform_QZ)
     with Largest() as largest:
+<<<<<<< HEAD
         answer.from_head(hidden_CD, plain_head(weight_VD), Workspace())
+=======
+        reduce_by_slices(reducer, hidden_CD, weight_VD, Workspace())
+>>>>>>> sampling
     assert positions * 1000 < largest.most < positions * VOCABULARY / 20

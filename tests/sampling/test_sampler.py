@@ -171,11 +171,11 @@ def test_random_orders_are_equally_likely():
 
 def rescored(states, tokens, temperature):
     """log p(tokens | state) of every state at every completion column."""
-    asked = torch.arange(5, tokens.shape[1]).expand(len(tokens), -1)
-    attention = torch.nn.functional.pad(prompts_of(ROWS).attention_NP, (0, asked.shape[1]), value=True)
+    query = torch.arange(5, tokens.shape[1]).expand(len(tokens), -1)
+    attention = torch.nn.functional.pad(prompts_of(ROWS).attention_NP, (0, query.shape[1]), value=True)
     with torch.no_grad():
-        answer = TargetLogProb(tokens[:, 5:].reshape(-1, 1), temperature)
-        return torch.stack([DENOISER(state, attention, asked, answer)[0][..., 0] for state in states])
+        reducer = TargetLogProb(tokens[:, 5:].reshape(-1, 1), temperature)
+        return torch.stack([DENOISER(state, attention, query, reducer)[0][..., 0] for state in states])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
@@ -196,8 +196,8 @@ def test_draws_follow_softmax():
     logits = torch.tensor([[1.0, -1.0, 0.5, infinite, 2.0, 3.0], [infinite, 0.0, 0.0, 3.0, infinite, 9.0]])
     uniforms = Uniforms().key(torch.arange(2)[:, None], torch.arange(20_000)).draw()
     tokens = draw(GivenLogits(logits, 5, Workspace()), uniforms, 1.0).tokens_CZ
-    for row, law in zip(tokens, logits[:, :5].softmax(1), strict=True):
-        assert surprise(row.bincount(minlength=5), law) < 4
+    for row, probabilities in zip(tokens, logits[:, :5].softmax(1), strict=True):
+        assert surprise(row.bincount(minlength=5), probabilities) < 4
     edges = torch.tensor([[0.0, 1 - 2**-53], [0.0, 1 - 2**-53]], dtype=torch.float64)
     assert draw(GivenLogits(logits, 5, Workspace()), edges, 1.0).tokens_CZ.tolist() == [[0, 4], [1, 3]]
     quarters = torch.tensor([[0.0, 0.25, 0.5, 0.75]]).double()
@@ -208,14 +208,19 @@ def test_tokens_of_one_step_follow_the_product_distribution():
     prompts = prompts_of([[1, 2]], samples=range(20_000))
     sampler = sampler_of(max_new_tokens=2, block_length=2, steps=1)
     tokens = sampler(DENOISER, prompts, Uniforms()).tokens_NL[:, 2:]
+<<<<<<< HEAD
     canvas, asked = torch.tensor([[1, 2, MASK, MASK]]), torch.tensor([[2, 3]])
     (logits,) = DENOISER(canvas, torch.ones(1, 4).bool(), asked, AllLogits())
+=======
+    canvas, query = torch.tensor([[1, 2, MASK, MASK]]), torch.tensor([[2, 3]])
+    (logits,) = DENOISER(canvas, torch.ones(1, 4).bool(), query, lambda logits_CV, chunk: (logits_CV,))
+>>>>>>> sampling
     first, second = logits[0].index_fill(1, torch.tensor([MASK]), -float("inf")).softmax(1)
     counts = (tokens[:, 0] * VOCABULARY + tokens[:, 1]).bincount(minlength=VOCABULARY**2)
-    law = torch.outer(first, second).flatten()
-    common = law * 20_000 >= 5
+    probabilities = torch.outer(first, second).flatten()
+    common = probabilities * 20_000 >= 5
     pooled = torch.cat([counts[common], counts[~common].sum()[None]])
-    assert surprise(pooled, torch.cat([law[common], law[~common].sum()[None]]).detach()) < 4
+    assert surprise(pooled, torch.cat([probabilities[common], probabilities[~common].sum()[None]]).detach()) < 4
 
 
 def test_greedy_takes_the_likeliest_token():
@@ -261,10 +266,10 @@ def test_one_step_records_guesses_at_its_state(shared):
     assert torch.equal(snapshot.guesses_ZNL[:, ~masked], canvas[~masked].expand(3, -1))
     assert not bool((snapshot.guesses_ZNL == MASK).any())
     assert len(snapshot.guesses_ZNL.flatten(1).unique(dim=0)) == 3
-    asked = torch.arange(rollout.tokens_NL.shape[1]).expand_as(canvas)
-    answer = TargetLogProb(snapshot.guesses_ZNL.flatten(1).T)
+    query = torch.arange(rollout.tokens_NL.shape[1]).expand_as(canvas)
+    reducer = TargetLogProb(snapshot.guesses_ZNL.flatten(1).T)
     with torch.no_grad():
-        (logp,) = DENOISER(canvas, rollout.attention_NL, asked, answer)
+        (logp,) = DENOISER(canvas, rollout.attention_NL, query, reducer)
     expected = logp.permute(2, 0, 1) * masked
     torch.testing.assert_close(snapshot.logp_ZNL, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(snapshot.confidence_ZNL, expected.exp() * masked, atol=1e-5, rtol=1e-5)
@@ -283,11 +288,11 @@ def test_recorded_guesses_follow_the_distribution_of_their_state():
         torch.tensor([[2]]),
         AllLogits(),
     )
-    law = logits[0, 0].index_fill(0, torch.tensor([MASK]), -float("inf")).softmax(0).detach()
+    probabilities = logits[0, 0].index_fill(0, torch.tensor([MASK]), -float("inf")).softmax(0).detach()
     joint = (first * VOCABULARY + second).bincount(minlength=VOCABULARY**2)
-    common = torch.outer(law, law).flatten() * 8000 >= 5
+    common = torch.outer(probabilities, probabilities).flatten() * 8000 >= 5
     pooled = torch.cat([joint[common], joint[~common].sum()[None]])
-    likely = torch.outer(law, law).flatten()[common]
+    likely = torch.outer(probabilities, probabilities).flatten()[common]
     assert surprise(pooled, torch.cat([likely, 1 - likely.sum()[None]])) < 4
 
 
@@ -309,7 +314,7 @@ def test_the_recorded_step_follows_its_polynomial(degree):
 @pytest.mark.parametrize("rule", SCHEDULED, ids=name_of)
 def test_recording_does_not_change_the_tokens(rule, record):
     prompts = prompts_of(ROWS, samples=range(2))
-    plain, recorded = (sampler_of(rule)(DENOISER, prompts, Uniforms(), wanted) for wanted in (None, record))
+    plain, recorded = (sampler_of(rule)(DENOISER, prompts, Uniforms(), request) for request in (None, record))
     assert torch.equal(plain.tokens_NL, recorded.tokens_NL)
     assert torch.equal(plain.revealed_at_NL, recorded.revealed_at_NL)
 
@@ -319,11 +324,15 @@ def test_recording_does_not_change_the_tokens(rule, record):
 
 def test_guidance_mixes_logits_and_changes_tokens():
     canvas = torch.tensor([[1, 2, MASK, 3, MASK]])
-    asked, attention = torch.tensor([[2, 4]]), torch.ones(1, 5).bool()
+    query, attention = torch.tensor([[2, 4]]), torch.ones(1, 5).bool()
     prompt = torch.tensor([[True, True, False, False, False]])
 
     def logits(tokens, guidance=None):
+<<<<<<< HEAD
         return DENOISER(tokens, attention, asked, AllLogits(), guidance=guidance)[0]
+=======
+        return DENOISER(tokens, attention, query, lambda logits_CV, chunk: (logits_CV,), guidance=guidance)[0]
+>>>>>>> sampling
 
     plain, blank = logits(canvas), logits(canvas.masked_fill(prompt, MASK))
     torch.testing.assert_close(logits(canvas, Guidance(scale=0.0, prompt_FL=prompt)), plain)

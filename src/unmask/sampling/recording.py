@@ -1,6 +1,6 @@
 """Recording within a step: what a method asked to remember (`records`) goes into its buffers (`snapshots`).
 
-A state's guesses come either with the step's own forward, where that asks about every masked column anyway, or from a
+A state's guesses come either with the step's own forward, where that queries every masked column anyway, or from a
 forward of their own for the few samples that are recorded at the step.
 """
 
@@ -20,12 +20,12 @@ from unmask.sampling.step import Proposals, StepProposal, propose
 
 
 def further_guesses(context: SamplingContext) -> int:
-    """Guesses to draw beside the sampler's own proposal, which is the one guess where a record says `own`."""
+    """Guesses to draw beside the sampler's own proposal, which is the one guess of an `own` record."""
     return 0 if context.record is None or context.record.own else context.record.guesses
 
 
 def records_with_step(context: SamplingContext, suffix: int) -> bool:
-    """Whether a step with requests asks about every masked column: guesses are the sampler's own, or all that is
+    """Whether a step with requests queries every masked column: guesses are the sampler's own, or all that is
     masked is in the block (`suffix` positions are behind it), and no cache leaves columns out."""
     own = context.record is not None and context.record.own
     return own or (suffix == 0 and context.caching is None)

@@ -22,7 +22,7 @@ class SnapshotBuffer:
 
     def __init__(self, step_N: Tensor, record: Record, tokens_NL: Tensor) -> None:
         self.steps: list[int] = step_N.tolist()
-        self.wanted = set(self.steps)
+        self._recorded_steps = set(self.steps)
         first = 0 if record.own else 1
         self.guesses = slice(first, first + record.guesses)
         empty = torch.zeros((record.guesses, *tokens_NL.shape), device=tokens_NL.device)
@@ -36,7 +36,7 @@ class SnapshotBuffer:
 
     def at(self, step: int, rows: Sequence[int]) -> list[int]:
         """Places among `rows` of the samples whose recorded step is `step`."""
-        if step not in self.wanted:
+        if step not in self._recorded_steps:
             return []
         return [place for place, row in enumerate(rows) if self.steps[row] == step]
 
@@ -87,9 +87,9 @@ def snapshot_requests(
     index = [[place, rows[place]] for places in padded for place in places]
     place_N, row_N = torch.tensor(index, dtype=torch.long, device=device).view(-1, 2).unbind(1)
     sizes = [len(places) for places in padded]
-    wanted: dict[int, list[SnapshotRequest]] = {}
+    requests: dict[int, list[SnapshotRequest]] = {}
     for (step, buffer, _), place, row in zip(
         found, torch.split(place_N, sizes), torch.split(row_N, sizes), strict=True
     ):
-        wanted.setdefault(step, []).append(SnapshotRequest(buffer=buffer, place_N=place, row_N=row))
-    return wanted
+        requests.setdefault(step, []).append(SnapshotRequest(buffer=buffer, place_N=place, row_N=row))
+    return requests

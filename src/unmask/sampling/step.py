@@ -48,7 +48,7 @@ class Proposals(NamedTuple):
 
 
 class StepProposal(NamedTuple):
-    """The sampler's own proposals: tokens, log-probs, confidences [N, C]; zeros where nothing was asked."""
+    """The sampler's own proposals: tokens, log-probs, confidences [N, C]; zeros where nothing was queried."""
 
     token_NC: Tensor
     logp_NC: Tensor
@@ -157,7 +157,7 @@ def observe(
     before_NC = canvas.running.gather(1, column_NC)
     now_NC = STATISTICS[context.unmasking.statistic](before_NC, proposal.confidence_NC)
     running_NC = torch.where(masked_NC, now_NC, before_NC)
-    unmasked_NC = ~masked_NC  # what was asked there besides depends on the other samples
+    unmasked_NC = ~masked_NC  # what else was queried there depends on the other samples
     canvas.running = canvas.running.scatter(1, column_NC, running_NC)
     return Observation(
         masked_NC=masked_NC,
