@@ -45,11 +45,7 @@ def drawn(logits_1V, draws=DRAWS, temperature=1.0):
     reducer = Propose(
         temperature=temperature, mask_id=MASK, measure=probability, uniform_QZ=uniform_QZ, draws=draws, stride=draws
     )
-<<<<<<< HEAD
-    return [part[0] for part in answer.from_logits(logits_1V.clone(), slice(0, 1))]
-=======
-    return [part[0] for part in reducer(logits_1V.clone(), slice(0, 1))]
->>>>>>> sampling
+    return [part[0] for part in reducer.from_logits(logits_1V.clone(), slice(0, 1))]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.9])
@@ -177,10 +173,7 @@ def test_propose_by_slices_never_holds_all_logits(temperature):
     hidden_CD, weight_VD = head_of(positions=positions, dtype=torch.float32)
     uniform_QZ = torch.rand((positions, 1), dtype=torch.float64) if temperature else None
     reducer = Propose(temperature=temperature, mask_id=MASK, measure=probability, uniform_QZ=uniform_QZ)
+    head = plain_head(weight_VD)
     with Largest() as largest:
-<<<<<<< HEAD
-        answer.from_head(hidden_CD, plain_head(weight_VD), Workspace())
-=======
-        reduce_by_slices(reducer, hidden_CD, weight_VD, Workspace())
->>>>>>> sampling
+        reducer.from_head(hidden_CD, head, Workspace())
     assert positions * 1000 < largest.most < positions * VOCABULARY / 20

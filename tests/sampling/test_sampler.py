@@ -208,13 +208,8 @@ def test_tokens_of_one_step_follow_the_product_distribution():
     prompts = prompts_of([[1, 2]], samples=range(20_000))
     sampler = sampler_of(max_new_tokens=2, block_length=2, steps=1)
     tokens = sampler(DENOISER, prompts, Uniforms()).tokens_NL[:, 2:]
-<<<<<<< HEAD
-    canvas, asked = torch.tensor([[1, 2, MASK, MASK]]), torch.tensor([[2, 3]])
-    (logits,) = DENOISER(canvas, torch.ones(1, 4).bool(), asked, AllLogits())
-=======
     canvas, query = torch.tensor([[1, 2, MASK, MASK]]), torch.tensor([[2, 3]])
-    (logits,) = DENOISER(canvas, torch.ones(1, 4).bool(), query, lambda logits_CV, chunk: (logits_CV,))
->>>>>>> sampling
+    (logits,) = DENOISER(canvas, torch.ones(1, 4).bool(), query, AllLogits())
     first, second = logits[0].index_fill(1, torch.tensor([MASK]), -float("inf")).softmax(1)
     counts = (tokens[:, 0] * VOCABULARY + tokens[:, 1]).bincount(minlength=VOCABULARY**2)
     probabilities = torch.outer(first, second).flatten()
@@ -328,11 +323,7 @@ def test_guidance_mixes_logits_and_changes_tokens():
     prompt = torch.tensor([[True, True, False, False, False]])
 
     def logits(tokens, guidance=None):
-<<<<<<< HEAD
-        return DENOISER(tokens, attention, asked, AllLogits(), guidance=guidance)[0]
-=======
-        return DENOISER(tokens, attention, query, lambda logits_CV, chunk: (logits_CV,), guidance=guidance)[0]
->>>>>>> sampling
+        return DENOISER(tokens, attention, query, AllLogits(), guidance=guidance)[0]
 
     plain, blank = logits(canvas), logits(canvas.masked_fill(prompt, MASK))
     torch.testing.assert_close(logits(canvas, Guidance(scale=0.0, prompt_FL=prompt)), plain)
