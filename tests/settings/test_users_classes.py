@@ -19,13 +19,14 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from unmask.methods import DiffuGRPO
+from unmask.methods.base import Method
 from unmask.sampling.unmasking import LowConfidence
 from unmask.tasks import Sudoku
 from unmask.validation import setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scaled:
+class Scaled(Method):
     """diffu-GRPO, its loss times alpha."""
 
     name: ClassVar[str] = "scaled"
@@ -160,7 +161,7 @@ def test_lists_of_rules_take_a_user_s(pieces):
         (["--method", "pieces.py:made"], "--method is 'pieces.py:made', which is no dataclass: give a class with"),
         (
             ["--method", "pieces.py:Empty"],
-            "which lacks name, paper, provenance, terms: define them as in",
+            "which lacks name, paper, provenance, terms, unmasking: subclass unmask.methods.base:Method, or define",
         ),
         (["--task", "pieces.py:Scaled"], "which lacks examples, max_new_tokens, metrics, rewards, splits"),
         (["--method", "pieces.py:Hidden"], "pieces.py' has no settings class 'made.<locals>.Local'"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import reduce
 from importlib.resources import files
@@ -138,9 +138,18 @@ def chosen(choices: Mapping[str, type[Any]], name: Any, shown: str) -> type[Any]
             _kind(field)
     shared = set.intersection(*(set(dir(settings)) for settings in choices.values())) - set(dir(found))
     if missing := sorted(name for name in shared if not name.startswith("_") or name == "__call__"):
-        example = place_of(next(iter(choices.values())))
-        raise UserError(f"{shown} is {name!r}, which lacks {', '.join(missing)}: define them as in {example}")
+        mend = f"define them as in {place_of(next(iter(choices.values())))}"
+        if base := _common_base(choices.values()):
+            mend = f"subclass {place_of(base)}, or {mend}"
+        raise UserError(f"{shown} is {name!r}, which lacks {', '.join(missing)}: {mend}")
     return found
+
+
+def _common_base(classes: Iterable[type[Any]]) -> type[Any] | None:
+    """The nearest class that all `classes` subclass, such as a protocol with defaults."""
+    first, *others = (settings.__mro__[1:-1] for settings in classes)
+    shared = [base for base in first if all(base in bases for bases in others)]
+    return next((base for base in shared if base.__module__.startswith("unmask.")), None)
 
 
 def _kind(field: Field[Any]) -> str:
