@@ -86,7 +86,7 @@ def test_main_refuses_mistakes_on_the_command_line(arguments, value, mend, capsy
 
 
 def test_evaluate_refuses_a_rule_that_cannot_be_recorded_before_another_has_run(capsys, monkeypatch):
-    monkeypatch.setattr("unmask.evaluation.table.measured", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("unmask.evaluation.table.mean_metrics", lambda *_, **__: pytest.fail("measured"))
     line = refused(capsys, "evaluate", "--over-denoising", "true", "--unmasking", "low_confidence,threshold")
     assert "unmasking threshold" in line
 

@@ -10,6 +10,7 @@ from conftest import REFERENCE
 from unmask.cli.main import main
 from unmask.denoisers import four_bit
 from unmask.denoisers.adapters import AdaptersOff, add_adapters
+from unmask.denoisers.head.reducers import AllLogits
 from unmask.denoisers.loading import load_denoiser, load_tokenizer, resolve, save_denoiser
 from unmask.distributed import World
 from unmask.settings.reader import build
@@ -21,7 +22,7 @@ TOKENS = torch.tensor([[1, 2, 3, 4, 5, 6]])
 
 def logits(denoiser):
     asked = torch.arange(TOKENS.shape[1])[None]
-    return denoiser(TOKENS, torch.ones_like(TOKENS).bool(), asked, lambda rows, chunk: (rows,))[0].detach()
+    return denoiser(TOKENS, torch.ones_like(TOKENS).bool(), asked, AllLogits())[0].detach()
 
 
 @pytest.mark.parametrize(

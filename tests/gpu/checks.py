@@ -147,7 +147,7 @@ def training_runs(device: str, precision: str, methods: tuple[str, ...] = ("diff
     for method in methods:
         train = SMALL["train"] | {"precision": precision}
         trainer = build_trainer(build(Recipe, SMALL | {"method": {"name": method}, "train": train}))
-        if trainer.device.type != device:
+        if trainer.objective.world.device.type != device:
             return False
         for step in range(2):
             metrics, _ = trainer.step(step)

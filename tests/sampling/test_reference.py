@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from helpers.small import MASK, prompts_of, small_denoiser
 from helpers.stable_rule import StableFirst
 from unmask.denoisers.base import Guidance
+from unmask.denoisers.head.reducers import AllLogits
 from unmask.sampling import reference
 from unmask.sampling.records import EveryStep, OneStep
 from unmask.sampling.sampler import Sampler
@@ -38,9 +39,7 @@ def logits_of(denoiser, prompts, guidance_scale):
         guidance = None
         if guidance_scale:
             guidance = Guidance(scale=guidance_scale, prompt_FL=(column_L < start).expand(samples, -1))
-        return denoiser(
-            tokens_NL, attention_NL, column_L.expand(samples, -1), lambda logits, _: (logits,), guidance=guidance
-        )[0]
+        return denoiser(tokens_NL, attention_NL, column_L.expand(samples, -1), AllLogits(), guidance=guidance)[0]
 
     return logits
 
