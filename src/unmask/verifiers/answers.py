@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Callable, Iterator
+
+from unmask.verifiers.numerals import last_quantity, leading_quantity
 
 LONGEST_ANSWER = 400  # characters; what is longer is no final answer
 
@@ -13,12 +14,7 @@ _BRACE = re.compile(r"\\[\\{}]|[{}]")  # an escaped brace is text
 _BOX = re.compile(r"\\?(?:boxed|fbox) {0,3}\{")  # models drop the backslash now and then
 _TAG = re.compile(r"<(/?)answer(?![a-z]) *>?", re.IGNORECASE)
 _OTHER_TAG = re.compile(r"</|<\|")
-_HASHES = re.compile(r"####[ \t]{0,9}([-+]?\$?[0-9][0-9,]{0,60}(?:\.[0-9]{0,60})?%?)[ \t.]{0,9}$", re.MULTILINE)
-NUMBER = re.compile(
-    # Thousands in groups first; a digit glued to a word, as in x_1 or A4, is no number.
-    r"(?<![A-Za-z0-9_.])(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?"
-    r"(?P<part>(?(whole)\.?[0-9]*|\.[0-9]+))(?P<power>[eE][-+]?[0-9]{1,3}(?![A-Za-z0-9]))?(?![_.]?[0-9])"
-)
+_HASHES = re.compile(r"(?<!#)####(?!#)[ \t]{0,9}([^\n]{1,400})$", re.MULTILINE)
 
 
 def before_end(text: str) -> str:
@@ -90,20 +86,18 @@ def _says_something(content: str) -> bool:
 
 
 def hashed(text: str, which: str = "last") -> str | None:
-    """The number of the last (or "first") line that ends in "#### number", as GSM8K writes it; headings are none."""
-    found = _HASHES.findall(text)
-    return found[0 if which == "first" else -1] if found else None
+    """The number of the last (or "first") line that says "#### number", as GSM8K writes it; headings are none."""
+    lines = _HASHES.findall(text)
+    for line in lines if which == "first" else reversed(lines):
+        answer = leading_quantity(line)
+        if answer is not None:
+            return answer
+    return None
 
 
 def last_number(text: str, which: str = "last") -> str | None:
     """The last number anywhere, whatever `which` says."""
-    found = deque(NUMBER.finditer(text), maxlen=1)
-    if not found:
-        return None
-    last = found[0]
-    before = text[max(0, last.start() - 5) : last.start()]
-    sign = "-" if re.search(r"(?<![\w)\]}])[-−] ?\\?\$?$", before) else ""
-    return sign + last.group()
+    return last_quantity(text)
 
 
 FORMATS: dict[str, Callable[[str, str], str | None]] = {
