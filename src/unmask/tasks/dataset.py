@@ -14,6 +14,7 @@ from unmask.errors import UserError
 from unmask.tasks.base import column
 from unmask.validation import check_range, setting
 from unmask.verifiers.answers import DECLARED, before_end, final_answer
+from unmask.verifiers.formulas import declared_formula, stated_formula
 from unmask.verifiers.latex import same_latex
 from unmask.verifiers.quantities import is_right, quantity, reference
 
@@ -70,9 +71,11 @@ class Dataset(RowsTask):
         if self.answer_kind == "number":
             pairs = zip(completions, wanted, strict=True)
             return [float(is_right(completion, reference(answer))) for completion, answer in pairs]
-        answers = [final_answer(completion) or before_end(completion) for completion in completions]
         if self.answer_kind == "latex":
-            return list(map(float, same_latex(list(zip(wanted, answers, strict=True)))))
+            formulas = map(stated_formula, completions)
+            references = [declared_formula(answer) or answer for answer in wanted]
+            return list(map(float, same_latex(list(zip(references, formulas, strict=True)))))
+        answers = [final_answer(completion) or before_end(completion) for completion in completions]
         return [float(right.split() == answer.split()) for right, answer in zip(wanted, answers, strict=True)]
 
     @property

@@ -28,18 +28,24 @@ def boxed(text: str, which: str = "last") -> str | None:
 
     A box that never closes, as in a completion that was cut off, ends with its line.
     """
-    closing = _closing(text)
-    starts = [match.end() for match in _BOX.finditer(text)]
-    for start in starts if which == "first" else reversed(starts):
-        end = closing.get(start)
+    contents = [content for _, _, content in box_spans(text)]
+    return contents[0 if which == "first" else -1] if contents else None
+
+
+def box_spans(text: str) -> list[tuple[int, int, str]]:
+    """Start, end and content of each box that says something, by their starts; of boxes in boxes, each."""
+    closing, spans = _closing(text), []
+    for box in _BOX.finditer(text):
+        start, end = box.end(), closing.get(box.end())
+        behind = 1
         if end is None:
             line = text[start : start + LONGEST_ANSWER + 1].split("\n")[0]
-            end = start + len(line.rstrip().rstrip(">"))
+            end, behind = start + len(line.rstrip().rstrip(">")), 0
         content = text[start:end] if end - start <= LONGEST_ANSWER else ""
         content = _OTHER_TAG.split(content)[0]
         if _says_something(content):
-            return content.strip()
-    return None
+            spans.append((box.start(), end + behind, content.strip()))
+    return spans
 
 
 def _closing(text: str) -> dict[int, int]:
@@ -54,14 +60,14 @@ def _closing(text: str) -> dict[int, int]:
     return closing
 
 
-def tagged(text: str, which: str = "last") -> str | None:
+def tagged(text: str, which: str = "last", box: Callable[[str, str], str | None] = boxed) -> str | None:
     """The content of the last (or "first") <answer> block that holds anything, or of the box in it.
 
     A block that is not closed ends with the text.
     """
     blocks = list(_blocks(text))
     for block in blocks if which == "first" else reversed(blocks):
-        content = boxed(block, which)
+        content = box(block, which)
         if content is not None:
             return content
         content = _BOX.sub("", _OTHER_TAG.split(block)[0])

@@ -53,11 +53,16 @@ _ALTERNATIVE = re.compile(r"\b(?:or|and|to|plus|minus|times)\b|[,;=+/]")
 def plain(text: str) -> str:
     """A text without LaTeX and other marks that do not change its numbers; \\frac{3}{4} is " 3/4 "."""
     text = text.replace("−", "-").replace("–", "-").replace("‑", "-").replace("\\$", "$")
-    text = _SPACED.sub(_digits, _THOUSANDS.sub(_digits, text))
+    text = joined_digits(text)
     text = _WRAPPED.sub(r" \1 ", text)
     text = _FRACTION.sub(lambda part: f" {part[1] or part[2]}/{part[3] or part[4]} ", text)
     text = _NOISE.sub("", _PRODUCT.sub(" × ", _ARGUMENT.sub("", text)))
     return _CLOCK.sub(r"\1", _UNIT_POWER.sub("", _SPACE.sub(" ", _BRACKET.sub(" ", text))))
+
+
+def joined_digits(text: str) -> str:
+    """A text in which digits grouped by spaces, as in 8\\,000, 8{,}000, 11,\\! 111 or 8 000, stand together."""
+    return _SPACED.sub(_digits, _THOUSANDS.sub(_digits, text))
 
 
 def _digits(grouped: re.Match[str]) -> str:
