@@ -14,7 +14,7 @@ from unmask.errors import UserError
 from unmask.tasks.base import column
 from unmask.validation import check_range, setting
 from unmask.verifiers.answers import DECLARED, before_end, final_answer
-from unmask.verifiers.formulas import declared_formula, stated_formula
+from unmask.verifiers.formulas import declared_formula, stated_formula, unwrapped
 from unmask.verifiers.latex import same_latex
 from unmask.verifiers.quantities import is_right, quantity, reference
 
@@ -76,7 +76,8 @@ class Dataset(RowsTask):
             references = [declared_formula(answer) or answer for answer in wanted]
             return list(map(float, same_latex(list(zip(references, formulas, strict=True)))))
         answers = [final_answer(completion) or before_end(completion) for completion in completions]
-        return [float(right.split() == answer.split()) for right, answer in zip(wanted, answers, strict=True)]
+        pairs = zip(wanted, answers, strict=True)
+        return [float(unwrapped(right).split() == unwrapped(answer).split()) for right, answer in pairs]
 
     @property
     def _shots(self) -> int:

@@ -11,7 +11,7 @@ from unmask.data.example import Example
 from unmask.data.readers.word_problems import FileTask, ProblemFiles, answered, check_scoring
 from unmask.tasks.base import column
 from unmask.validation import setting
-from unmask.verifiers.answers import final_answer
+from unmask.verifiers.formulas import declared_formula
 from unmask.verifiers.latex import same_latex
 from unmask.verifiers.published import d1_math
 
@@ -42,7 +42,7 @@ class Math500(FileTask):
 
     def well_formed(self, completion: str) -> bool:
         """Tell whether a completion states an answer."""
-        return final_answer(completion) is not None
+        return declared_formula(completion) is not None
 
     def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
         """Give "solved": the answer is the same mathematics as the reference."""
@@ -52,8 +52,9 @@ class Math500(FileTask):
         references = column(columns, "answer", completions)
         if self.scoring == "d1":
             return [float(d1_math.math_correct(*pair)) for pair in zip(completions, references, strict=True)]
-        answers = [final_answer(completion) or "" for completion in completions]
-        return list(map(float, same_latex(list(zip(references, answers, strict=True)))))
+        answers = [declared_formula(completion) or "" for completion in completions]
+        stated = [declared_formula(reference) or reference for reference in references]
+        return list(map(float, same_latex(list(zip(stated, answers, strict=True)))))
 
     @cached_property
     def _files(self) -> ProblemFiles:

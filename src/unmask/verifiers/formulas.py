@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from unmask.verifiers.answers import LONGEST_ANSWER, before_end, box_spans, boxed, hashed, tagged
 
@@ -13,6 +14,9 @@ _LONGEST_GAP = 80  # characters between two parts of one answer
 _DELIMITER = re.compile(r"\\\\|\\[$()\[\]]|\$\$?")
 _CLOSES = {"$": "$", "$$": "$$", r"\(": r"\)", r"\[": r"\]"}
 _TEXT = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname) ?\{[^{}]*\}"
+_WRAPPED = re.compile(
+    r"\\(?:text|math)[a-z]{0,6} ?\{([^{}]*|\\(?:text|math)[a-z]{0,6} ?\{[^{}]*\})\}|\$([^$]+)\$|\\\(([^$]+)\\\)"
+)
 _ENVIRONMENT = r"\\(?:begin|end) ?\{[^{}]*\}(?:\{[^{}]*\})?"
 _NO_WORDS = re.compile(rf"{_TEXT}|{_ENVIRONMENT}")
 _SPECIAL = re.compile(r"<\|[^|<>\n]{1,40}\|>")
@@ -29,6 +33,10 @@ _LOOSE = re.compile(r"\A(?:(?:[aAI]|and|or)[ \t,]+)+|(?:[ \t,]+(?:[aAI]|and|or))
 _SQUARE_METRES = re.compile(r"(?<=[0-9]) ?m[²³]\Z")
 _NAME = re.compile(r"(?:\\?[A-Za-z]{1,8}|\\triangle ?[A-Z]{3})(?:_\{?\w{1,9}\}?|'|\([A-Za-z, ]{0,20}\))*")
 _SENTENCE_END = re.compile(r"[.!?](?=\s|\Z)|\n")
+_PROSE = re.compile(r"[A-Za-z][.!?] |\n\n")
+_OTHERWISE = re.compile(
+    r"[.:!?=]|\b(?:no|not|wait|instead|rather|actually|but|so|then|thus|hence|is|are)\b", re.IGNORECASE
+)
 _FINAL = re.compile(r"final answer is", re.IGNORECASE)
 _ANSWER = re.compile(r"\banswer\b", re.IGNORECASE)
 _MARKS = re.compile(r"\\?\$|\\[()\[\],;:! ]|\\q?quad(?![A-Za-z])|[*~\s]+")
@@ -58,6 +66,7 @@ def stated_formula(completion: str) -> str:
 
 def declared_formula(text: str) -> str | None:
     """What a text declares as its answer in LaTeX: a reference may be a whole solution that does so."""
+    text = before_end(text)
     answer = tagged(text, box=joined_boxes)
     if answer is not None:
         return answer
@@ -78,9 +87,19 @@ def _behind(text: str) -> str | None:
 def joined_boxes(text: str, which: str = "last") -> str | None:
     """The content of the last (or "first") box with that of the boxes that "and" or a comma joins to it."""
     boxes = [Part(start, end, content) for start, end, content in box_spans(text)]
-    if which == "first" or len(boxes) < 2:
+    innermost = [box for box, behind in zip_longest(boxes, boxes[1:]) if behind is None or behind.start >= box.end]
+    if which == "first" or not innermost:
         return boxed(text, which)
-    return _joined(text, boxes, len(boxes) - 1, words=4)
+    return _joined(text, innermost, len(innermost) - 1, words=4)
+
+
+def unwrapped(text: str) -> str:
+    """The words of a text that is all in \\text{...} or the like, or in delimiters."""
+    inner = _WRAPPED.fullmatch(text.strip())
+    while inner is not None:
+        text = next(filter(None, inner.groups()), "")
+        inner = _WRAPPED.fullmatch(text.strip())
+    return text
 
 
 def _joined(text: str, parts: list[Part], place: int, words: int = 0) -> str:
@@ -103,7 +122,7 @@ def _joins(gap: str, words: int) -> bool:
     if joint is None:
         return not plain and "\n" not in gap
     before = plain[: joint.start()]
-    return len(before.split()) <= words and not re.search(r"[.:!?=]", before)
+    return len(before.split()) <= words and not _OTHERWISE.search(before)
 
 
 def _last_formula(text: str) -> str:
@@ -171,7 +190,11 @@ def _delimited(text: str) -> Iterator[Part]:
 def _is_formula(content: str, delimiter: str) -> bool:
     if not content or len(content) > LONGEST_ANSWER:
         return False
-    return "$" not in delimiter or (len(_WORD.findall(_NO_WORDS.sub("", content))) < 3 and content[-1] not in "+-=*/<")
+    if "$" not in delimiter:
+        return True
+    # Two prices enclose words.
+    words = len(_WORD.findall(_NO_WORDS.sub("", content)))
+    return words < (2 if content[0].isdigit() else 3) and content[-1] not in "+-=*/<" and not _PROSE.search(content)
 
 
 def _bare(text: str, start: int, end: int) -> Iterator[Part]:
