@@ -109,6 +109,9 @@ def test_last_numbers(text: str, number: Fraction | int | None) -> None:
     [
         ("18 dollars a day for 7 days", 18),
         ("18 dollars per week in 3 weeks.", 18),
+        ("18 dollars. He keeps 7 of them.", 18),
+        ("1½ cups", Fraction(3, 2)),
+        ("3⁄4", Fraction(3, 4)),
         ("$1,250 a month, for 12 months", None),  # two sentences: no telling
         ("3/4", Fraction(3, 4)),
         ("-3 / 4 of a cup", Fraction(-3, 4)),
@@ -155,6 +158,7 @@ def test_hashed_no_heading_is_an_answer(line: str) -> None:
         (r"The probability is $\frac{3}{4}$.", Fraction(3, 4)),
         (r"The probability is $\frac34$.", Fraction(3, 4)),
         ("It is **3/4**.", Fraction(3, 4)),
+        ("It is ¾.", Fraction(3, 4)),
         ("It is -3/4 of it.", Fraction(-3, 4)),
         ("He needs 2 1/2 cups.", Fraction(5, 2)),
         (r"He needs $2\frac{1}{2}$ cups.", Fraction(5, 2)),

@@ -48,6 +48,7 @@ some = settings(max_examples=200, deadline=None, derandomize=True, database=None
         ("The pair is (2, 3).", "(2, 3)"),
         ("The set is {1, 2, 3}", "{1, 2, 3}"),
         ("x is 2 or 3", "2 or 3"),
+        ("There are 3! = 6 ways.", "3! = 6"),
         ("The answer is 5 in all 3 cases.", "5"),
         # Prices are no formulas.
         ("She pays $5 and he pays $7 for it, so $12", "12"),

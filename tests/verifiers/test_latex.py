@@ -122,20 +122,19 @@ def test_same_is_false_in_both_directions(patient: Checker, pairs: Pairs) -> Non
 
 
 FORMS = (r"\frac{{{0}}}{{{1}}}", "{0}/{1}", r"{0} \cdot ({1})^{{-1}}", r"\dfrac{{2 \cdot {0}}}{{{1} + {1}}}")
+BELOW = {"1": 1, "3": 3, "10^7": 10**7, "2^{60}": 2**60, "2^{61}": 2**61, "10^{20}": 10**20}
 
 
 @few
 @given(
     numbers=st.lists(
-        st.tuples(st.integers(-3, 3), st.sampled_from((1, 3, 10**7, 2**60, 2**61, 10**20)), st.sampled_from(FORMS)),
-        min_size=2,
-        max_size=4,
+        st.tuples(st.integers(-3, 3), st.sampled_from(sorted(BELOW)), st.sampled_from(FORMS)), min_size=2, max_size=4
     )
 )
-def test_same_is_an_equivalence_of_exact_numbers(patient: Checker, numbers: list[tuple[int, int, str]]) -> None:
+def test_same_is_an_equivalence_of_exact_numbers(patient: Checker, numbers: list[tuple[int, str, str]]) -> None:
     pairs = list(product(numbers, numbers))
     written = [(a[2].format(*a[:2]), b[2].format(*b[:2])) for a, b in pairs]
-    equal = [Fraction(a[0], a[1]) == Fraction(b[0], b[1]) for a, b in pairs]
+    equal = [Fraction(a[0], BELOW[a[1]]) == Fraction(b[0], BELOW[b[1]]) for a, b in pairs]
     assert patient.same(written) == equal
 
 

@@ -25,10 +25,10 @@ _MATH_WORD = r"(?:sin|cos|tan|log|ln|sqrt|pi|infinity|inf|mod|and|or)(?![A-Za-z]
 # Formulas without delimiters: what has no words in it.
 _BARE = re.compile(
     rf"(?<![A-Za-z0-9_\\])(?:{_TEXT}|\\(?:begin|end)\{{[a-z*]+\}}|\\(?:[A-Za-z]+|[^A-Za-z\n])|{_MATH_WORD}"
-    r"|(?<![A-Za-z'’])[A-Za-z](?![A-Za-z])|[.:!?](?!\s|\Z)|[^\sA-Za-z\\.:!?]|[ \t])+"
+    r"|(?<![A-Za-z'’])[A-Za-z](?![A-Za-z])|[.:!?](?!\s|\Z)|!(?=[ \t]*[-+*/=^<>])|[^\sA-Za-z\\.:!?]|[ \t])+"
 )
 _SAYS_MATH = re.compile(r"[0-9]|\\[A-Za-z]{2,}|[π∞√]")
-_EDGE = " \t.,:;!?*_`\"'$€£¥~"
+_EDGE = " \t.,:;?*_=`\"'$€£¥~"
 _LOOSE = re.compile(r"\A(?:(?:[aAI]|and|or)[ \t,]+)+|(?:[ \t,]+(?:[aAI]|and|or))+\Z")
 _SQUARE_METRES = re.compile(r"(?<=[0-9]) ?m[²³]\Z")
 _NAME = re.compile(r"(?:\\?[A-Za-z]{1,8}|\\triangle ?[A-Z]{3})(?:_\{?\w{1,9}\}?|'|\([A-Za-z, ]{0,20}\))*")

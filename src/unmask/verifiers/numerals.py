@@ -10,6 +10,11 @@ _THOUSANDS = re.compile(  # "8\,000", "8{,}000", "11,\! 111", "8 000" with a thi
     rf"(?<![0-9A-Za-z_.,])[0-9]{{1,3}}(?:(?: ?\{{ ?,? ?\}}(?:\\!)? ?|,?\\! ?|{_THIN} ?)[0-9]{{3}}(?![0-9]))+"
 )
 _SPACED = re.compile(r"(?<![0-9A-Za-z_.,/^] )(?<![0-9A-Za-z_.,/^])[0-9]{1,3}(?: [0-9]{3}(?![0-9]))+(?! ?[/0-9])")
+_ASCII = str.maketrans(
+    dict.fromkeys("\u2212\u2013\u2011\u2010\uff0d", "-")
+    | dict.fromkeys("\u2044\u2215", "/")
+    | {"½": " 1/2", "⅓": " 1/3", "⅔": " 2/3", "¼": " 1/4", "¾": " 3/4", "⅕": " 1/5", "⅛": " 1/8"}
+)
 _WRAPPED = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt)|mbox|operatorname|emph|underline) ?\{([^{}]*)\}?"
 )
@@ -38,6 +43,7 @@ _SYMBOL_BEFORE = re.compile(r"(?:\\(?:pi|sqrt|times|cdot|div|pm|log|ln|sin|cos|t
 _JOINED = re.compile(r" ?[/+] ?-?|[,:]|\^ ?-?")  # of two numbers that are no two quantities
 _MINUS = re.compile(r"(?<![\w)\]}])(?<![0-9)\]}] )- ?\Z")
 _HEADING = re.compile(r"\W{0,9}[0-9]{1,3}(?:[.):]\s+[^\s.*$]|(?:st|nd|rd|th)\b)")
+_SENTENCE_END = re.compile(r"(?<=[A-Za-z%)])[.!?](?:\s|\Z)")
 _LONGEST_CHAIN = 8  # numbers in one quantity; three are right
 _LONGEST_LINE = 400  # characters
 _NAMED = re.compile(r"\s*(?:[A-Za-z] ?=|(?:the )?(?:final )?answer ?(?:is|[:=]))?\s*[-+~≈]?\s*", re.IGNORECASE)
@@ -52,7 +58,7 @@ _ALTERNATIVE = re.compile(r"\b(?:or|and|to|plus|minus|times)\b|[,;=+/]")
 
 def plain(text: str) -> str:
     """A text without LaTeX and other marks that do not change its numbers; \\frac{3}{4} is " 3/4 "."""
-    text = text.replace("−", "-").replace("–", "-").replace("‑", "-").replace("\\$", "$")
+    text = text.translate(_ASCII).replace("\\$", "$")
     text = joined_digits(text)
     text = _WRAPPED.sub(r" \1 ", text)
     text = _FRACTION.sub(lambda part: f" {part[1] or part[2]}/{part[3] or part[4]} ", text)
@@ -101,6 +107,7 @@ def _end(text: str, number: re.Match[str]) -> int:
 
 def leading_quantity(line: str) -> str | None:
     """The quantity with which a line begins, or all of the line where that is not one quantity; None for a heading."""
+    line = _SENTENCE_END.split(line)[0].strip()
     text = plain(line)
     found = list(NUMBER.finditer(text[:_LONGEST_LINE]))
     if not found or _HEADING.match(line) or not _NAMED.fullmatch(text, 0, found[0].start()):
@@ -109,10 +116,10 @@ def leading_quantity(line: str) -> str | None:
     while len(chain) < len(found) and _goes_on(text, chain[-1], found[len(chain)]):
         chain.append(found[len(chain)])
     if len(chain) == len(found):
-        return line.strip(" \t\r")
+        return line
     gap = text[chain[-1].end() : found[len(chain)].start()]
     if not _CIRCUMSTANCE.fullmatch(gap) or _ALTERNATIVE.search(text, chain[-1].end()):
-        return line.strip(" \t\r")
+        return line
     return text[: _end(text, chain[-1])].strip()
 
 
