@@ -233,6 +233,8 @@ def deeper(code: str, by: str) -> str:
         f"- ```python\n{ADD}\n```",
         f"> ```python\n{deeper(ADD, '> ')}\n> ```\nas said",
         f"The program: ```python\n{ADD}\n```",
+        f"```python\n{ADD}```\nIt adds.",
+        f"<answer>```python\n{ADD}\n```</answer>",
         f"{ADD}\n```\nIt adds.",
         f"<answer>\n{ADD}\n</answer>",
         # A usage example, a log or a broken attempt behind it.

@@ -27,7 +27,7 @@ _ALLOWED = re.compile(rf"[0-9+\-*/() ]{{1,{LONGEST_TEXT}}}")
 _TWINS = {
     "+": "\u2795\ufe62\u2064",
     "-": "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u02d7\u2796\ufe63",
-    "*": "\u00d7\u00b7\u22c5\u2219\u2022\u2217\u204e\u22c6\u2715\u2716\u2a2f\u2a09\u30fb\ufe61\u2062",
+    "*": "\u00d7\u00b7\u22c5\u2219\u2022\u2217\u204e\u22c6\u25cf\u2715\u2716\u2a2f\u2a09\u30fb\ufe61\u2062",
     "/": "\u00f7\u2215\u2044\u2797\u29f8",
     "(": "\ufe59",
     ")": "\ufe5a",
@@ -49,7 +49,9 @@ _LATEX_SIGNS = {
 }
 _LATEX_SIGN = re.compile(r"\\([A-Za-z]+)")
 _LATEX_SPACE = re.compile(r"\\(?:[ ,;:]|q?quad(?![A-Za-z]))|~")
-_LATEX_NOISE = re.compile(r"\\(?:[()\[\]!]|(?:left|right|[Bb]igg?[lrm]?|displaystyle)(?![A-Za-z]))|\\?\$|\\(?=[-+*/=])")
+_LATEX_NOISE = re.compile(
+    r"\{\}|\\(?:[()\[\]!]|(?:left|right|[Bb]igg?[lrm]?|displaystyle)(?![A-Za-z]))|\\?\$|\\(?=[-+*/=])"
+)
 _WRAPPED = re.compile(r"\\(?:text|math)[a-z]* ?\{([^{}]*)\}|\{\s*([-+*/])\s*\}")
 _PART = r"\s*(?:\{([^{}]*)\}|([0-9]))"
 _FRACTION = re.compile(rf"\\[dtc]?frac(?![A-Za-z]){_PART}{_PART}")

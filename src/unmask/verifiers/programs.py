@@ -89,7 +89,8 @@ def _blocks(text: str) -> list[tuple[re.Match[str], int]]:
     for fence in _FENCE.finditer(text):
         depth = _closed(opened, fence)
         if depth is not None:
-            blocks.append((opened[depth], fence.start()))
+            alone = not fence["lead"].strip(" \t>")
+            blocks.append((opened[depth], fence.start() if alone else fence.start("marks")))
             del opened[depth:]
         elif _opens(opened, fence):
             opened = [*opened, fence][-_DEEPEST:]
@@ -99,12 +100,13 @@ def _blocks(text: str) -> list[tuple[re.Match[str], int]]:
 
 def _closed(opened: list[re.Match[str]], fence: re.Match[str]) -> int | None:
     """Which of the open blocks a fence closes; None for one that closes none."""
-    if fence["info"].strip() or fence["lead"].strip(" \t>"):
+    if fence["info"].strip() not in ("", "</answer>"):
         return None
     for depth in reversed(range(len(opened))):
         start = opened[depth]
-        # One that stands deeper is text, in a docstring perhaps.
-        deeper = len(fence["lead"].expandtabs(4)) > len(start["lead"].expandtabs(4)) + 3
+        # One that stands deeper is text, in a docstring perhaps; one behind the last line of code is not.
+        alone = not fence["lead"].strip(" \t>")
+        deeper = alone and len(fence["lead"].expandtabs(4)) > len(start["lead"].expandtabs(4)) + 3
         if fence["marks"].startswith(start["marks"]) and not deeper:
             return depth
     return None
