@@ -110,6 +110,7 @@ def test_last_numbers(text: str, number: Fraction | int | None) -> None:
         ("18 dollars a day for 7 days", 18),
         ("18 dollars per week in 3 weeks.", 18),
         ("18 dollars. He keeps 7 of them.", 18),
+        ("18 km/h over 7 hours", 18),
         ("1½ cups", Fraction(3, 2)),
         ("3⁄4", Fraction(3, 4)),
         ("$1,250 a month, for 12 months", None),  # two sentences: no telling

@@ -53,7 +53,7 @@ _CIRCUMSTANCE = re.compile(
     r"[ -]?[A-Za-z][^0-9]*\b(?:for|in|per|at|over|every|each|after|within|during|because|since|if|as|when|with|on)\b"
     r"[^0-9]*"
 )
-_ALTERNATIVE = re.compile(r"\b(?:or|and|to|plus|minus|times)\b|[,;=+/]")
+_ALTERNATIVE = re.compile(r"\b(?:or|and|to|plus|minus|times)\b|[,;=+]|/ ?[0-9]")
 
 
 def plain(text: str) -> str:
