@@ -34,6 +34,9 @@ some = settings(max_examples=200, deadline=None, derandomize=True, database=None
             r"\left[\begin{array}{cc} 3 & 1 \end{array}\right]",
         ),
         ("I choose $E$.", "E"),
+        (r"\begin{align*} a &= 3 \\ b &= 12. \end{align*}", "b  = 12"),
+        (r"So \begin{align} a &= 3 \cdot 4 \\ &= 12 \end{align} as told.", "12"),
+        (r"So \begin{equation} a = 12 \end{equation}", "a = 12"),
         ("The answer is $8$, as section 3 shows.", "8"),
         ("It is $8$, because 3 + 5 make that.", "8"),
         # A number or a formula without delimiters, where it comes later or is alone.
@@ -166,7 +169,21 @@ PIECES = (
     "1",
     "x = ",
 )
-PIECES += ("x = ", "final answer is ", "answer ", r"\text{", r"\frac", ".", "word ", "a", "\\", "\\quad ", "<|x|>")
+PIECES += (
+    "x = ",
+    "final answer is ",
+    "answer ",
+    r"\text{",
+    r"\frac",
+    ".",
+    "word ",
+    "a",
+    "\\",
+    "\\quad ",
+    "<|x|>",
+    r"\begin{align}",
+    r"\end{align}",
+)
 texts = st.text(max_size=80) | st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=40).map("".join)
 
 

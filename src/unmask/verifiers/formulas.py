@@ -11,8 +11,9 @@ from unmask.verifiers.answers import LONGEST_ANSWER, before_end, box_spans, boxe
 
 _MOST_FINALS = 4
 _LONGEST_GAP = 80  # characters between two parts of one answer
-_DELIMITER = re.compile(r"\\\\|\\[$()\[\]]|\$\$?")
-_CLOSES = {"$": "$", "$$": "$$", r"\(": r"\)", r"\[": r"\]"}
+_DISPLAY = r"\{(?:align|equation|gather|eqnarray|multline)\*?\}"
+_DELIMITER = re.compile(rf"\\\\|\\[$()\[\]]|\$\$?|\\begin(?={_DISPLAY})|\\end(?={_DISPLAY})")
+_CLOSES = {"$": "$", "$$": "$$", r"\(": r"\)", r"\[": r"\]", r"\begin": r"\end"}
 _TEXT = r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname) ?\{[^{}]*\}"
 _WRAPPED = re.compile(
     r"\\(?:text|math)[a-z]{0,6} ?\{([^{}]*|\\(?:text|math)[a-z]{0,6} ?\{[^{}]*\})\}|\$([^$]+)\$|\\\(([^$]+)\\\)"
@@ -176,6 +177,8 @@ def _delimited(text: str) -> Iterator[Part]:
     for mark in _DELIMITER.finditer(text):
         if opened is not None and mark.group() == _CLOSES[opened.group()]:
             content = text[opened.end() : mark.start()].strip()
+            if opened.group() == r"\begin":
+                content = _last_row(content)
             if _is_formula(content, opened.group()):
                 broken = "\n" in text[opened.end() : mark.start()] and opened.group() in ("$", r"\(")
                 yield Part(opened.start(), mark.end(), "" if broken else content)
@@ -185,6 +188,12 @@ def _delimited(text: str) -> Iterator[Part]:
                 opened = mark if mark.group() in _CLOSES else None
         elif mark.group() in _CLOSES and (opened is None or opened.group() == "$"):
             opened = mark
+
+
+def _last_row(content: str) -> str:
+    """The last line of an environment such as align, as it stands: "&= 12" is 12."""
+    rows = [row for row in re.sub(_DISPLAY, "", content, count=1).split(r"\\") if row.strip(_EDGE + "&")]
+    return rows[-1].replace("&", " ").strip(_EDGE) if rows else ""
 
 
 def _is_formula(content: str, delimiter: str) -> bool:
