@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import json
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -197,6 +199,129 @@ def test_program_of_a_completion(completion: str, wanted: str | None) -> None:
 )
 def test_program_may_be_a_body_or_a_whole_function(completion: str, stub: str, name: str, wanted: str | None) -> None:
     assert program(completion, stub, name) == wanted
+
+
+ADD = "def add(a, b):\n    return a + b"
+USAGE = "print(add(1, 2))"
+SETTING = "result = add(1, 2)\nassert result == 3"
+
+
+@pytest.mark.parametrize("fence", ["```", "~~~", "````", "~~~~~"])
+@pytest.mark.parametrize(
+    "tag", ["python", "Python3", "PYTHON", " python", "py", "Py3", "{.python}", "python title=x", ""]
+)
+def test_program_in_a_fence_of_any_kind(fence: str, tag: str) -> None:
+    assert program(f"So:\n{fence}{tag}\n{ADD}\n{fence}\nDone.", name="add") == ADD
+    assert program(f"So:\n{fence}{tag}\n{ADD}\n", name="add") == ADD
+    assert program(f"So:\r\n{fence}{tag}\r\n{ADD}\n{fence}\r\nDone.", name="add") == ADD
+
+
+def deeper(code: str, by: str) -> str:
+    return "\n".join(by + line if line else line for line in code.split("\n"))
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        f"```\n```python\n{ADD}\n```\n```",
+        f"````markdown\n# Sum\n```python\n{ADD}\n```\n````",
+        f"~~~\n```python\n{ADD}\n```\n~~~",
+        f"```markdown\n~~~py\n{ADD}\n~~~\n```\nThat is all.",
+        f"- ```python\n{deeper(ADD, '  ')}\n  ```\n- more",
+        f"1. First:\n\n   ```python\n{deeper(ADD, '   ')}\n   ```\n2. Then rest.",
+        f"  * so\n      ```PYTHON\n{deeper(ADD, '      ')}\n      ```",
+        f"- ```python\n{ADD}\n```",
+        f"> ```python\n{deeper(ADD, '> ')}\n> ```\nas said",
+        f"The program: ```python\n{ADD}\n```",
+        f"```python\n{ADD}```\nIt adds.",
+        f"<answer>```python\n{ADD}\n```</answer>",
+        f"{ADD}\n```\nIt adds.",
+        f"<answer>\n{ADD}\n</answer>",
+        # A usage example, a log or a broken attempt behind it.
+        f"```python\n{ADD}\n```\nUse:\n```python\n{USAGE}\n```",
+        f"```python\n{ADD}\n```\nUse:\n```python\n{SETTING}\n```",
+        f"```\n{ADD}\n```\nUse:\n```python\n{SETTING}\n```",
+        f"```python\n{ADD}\n```\nUse:\n```\n{SETTING}\n```\n```text\n3\n```",
+        f"```python\n{ADD}\n```\nUse:\n```python\n>>> add(1, 2)\n3\n```",
+        f"```python\n{ADD}\n```\n```python\ndef add(a, b):\n    return (\n```",
+        f"```python\ndef add(a, b):\n    return a - b\n```\nNo:\n```python\n{ADD}\n```",
+    ],
+)
+def test_program_defining_the_function_is_found(completion: str) -> None:
+    assert program(completion, name="add") == ADD
+
+
+def test_program_keeps_fences_of_docstrings_and_strings() -> None:
+    code = 'def add(a, b):\n    """Add.\n\n    ```\n    add(1, 2)\n    ```\n    """\n    return a + b'
+    for text in (code, code.replace("    ```\n    add", "    ```python\n    add"), ADD + "\nmark = '```python'"):
+        assert program(f"```python\n{text}\n```\nDone.", name="add") == text
+
+
+@pytest.mark.parametrize("stray", [" ", "  ", "   ", "\t"])
+def test_program_with_stray_indentation(stray: str) -> None:
+    imported = f"import math\n\n{ADD}"
+    for completion, wanted in [
+        (f"```python\n{stray}{ADD}\n```", ADD),
+        (f"{stray}{ADD}", ADD),
+        (f"```python\n{deeper(imported, stray)}\n```", imported),
+        (f"```python\nimport math\n\n{stray if stray.strip(chr(9)) else ''}{ADD}\n```", imported),
+    ]:
+        assert ast.dump(ast.parse(program(completion, name="add") or "")) == ast.dump(ast.parse(wanted))
+    whole = program(f"{stray}def largest(v):\n    return 1", MAX, "largest")
+    assert whole is not None
+    assert whole.startswith("from typing import List\n\n\ndef largest(v):\n")
+
+
+BODY = "best = 0\nfor value in values:\n    best = max(best, value)\nreturn best"
+
+
+@pytest.mark.parametrize("margin", ["", " ", "  ", "   ", "    ", "      ", "        ", "\t", "\t\t"])
+@pytest.mark.parametrize(
+    "form", ["{}", "```python\n{}\n```", "- ```python\n{}\n  ```", "{}\n```\nIt loops.", "{}\n\nprint(1)"]
+)
+def test_program_of_a_body_with_any_indentation(margin: str, form: str) -> None:
+    whole = program(form.format(deeper(BODY, margin)), MAX, "largest")
+    assert whole is not None
+    assert whole.rstrip() in {MAX + deeper(BODY, "    "), MAX + deeper(BODY + "\n\nprint(1)", "    ")}
+    # Without that of its first line, or with more of it.
+    if margin:
+        whole = program(form.format(deeper(BODY, margin).lstrip()), MAX, "largest")
+        assert whole is not None
+        assert whole.startswith(MAX + "    best = 0\n    for value in values:\n        best")
+
+
+def test_program_of_a_body_before_a_usage_example() -> None:
+    body = "```python\n    return max(values, default=0)\n```\n"
+    for usage in ("print(largest([1]))", "result = largest([1])\nprint(result)"):
+        whole = program(f"{body}Use:\n```python\n{usage}\n```", MAX, "largest")
+        assert whole == MAX + "    return max(values, default=0)\n"
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        f"```java\n{ADD}\n```",
+        f"```text\n{ADD}\n```",
+        f"```python\n{USAGE}\n```",
+        "    Some words.\n```\nmore",
+        "- a list\n- of words",
+    ],
+)
+def test_program_of_no_program(completion: str) -> None:
+    assert program(completion, name="add") is None
+
+
+HOSTILE = ["```\n", "```a\n", "~~~a\n```\n", "```python\nA = 1\n", "``` ", "- ", "> ", "1.", "\t", "`", "<answer>"]
+HOSTILE += ["<answer>A = 1</answer>", "```python\n" + "A = -" + "-" * 3000 + "1\n```\n"]
+
+
+@pytest.mark.parametrize("unit", HOSTILE, ids=range(len(HOSTILE)))
+def test_program_of_hostile_fences_takes_no_time(unit: str) -> None:
+    text = unit * (100_000 // len(unit))
+    for completion in (text, text + "x", "x" + text, "```python\n" + text):
+        started = time.perf_counter()
+        program(completion, MAX, "largest")
+        assert time.perf_counter() - started < 2
 
 
 @pytest.mark.parametrize(

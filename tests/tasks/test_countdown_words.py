@@ -111,3 +111,25 @@ def test_d1_arithmetic_of_negative_roots_is_complex_as_in_python() -> None:
 def test_d1_countdown_counts_floats_to_a_hundred_thousandth() -> None:
     assert d1.countdown_correct("\\boxed{10000001/10000000}", [10000001, 10000000], 1)
     assert not is_solved_in_words("\\boxed{10000001/10000000}", [10000001, 10000000], 1)
+
+
+@pytest.mark.parametrize(
+    "answer", ["2 ＋ 4 ⋅ 5", "4∗5+2", "(4 ＊ 5) ＋ 2", r"4 \ast 5 + 2", "４×５＋２", "4 x 5 + 2 = 22", r"4 \* 5 + 2"]
+)
+def test_is_solved_in_words_reads_every_sign(answer: str) -> None:
+    assert is_solved_in_words(rf"\boxed{{{answer}}}", [2, 4, 5], 22)
+    assert is_solved_in_words(f"<answer>{answer}</answer>", [2, 4, 5], 22)
+    assert not is_solved_in_words(rf"\boxed{{{answer}}}", [2, 4, 5], 23)
+
+
+@pytest.mark.parametrize(
+    "answer", ["6 ∕ 3 ‑ 1", "6⁄3−1", "6 ／ 3 － 1", r"\frac63 - 1", r"\cfrac{6}{3} – 1", r"\tfrac 6 3 - 1", "6➗3—1"]
+)
+def test_is_solved_in_words_reads_every_fraction(answer: str) -> None:
+    assert is_solved_in_words(rf"\boxed{{{answer}}}", [1, 3, 6], 1)
+    assert not is_solved_in_words(rf"\boxed{{{answer}}}", [1, 3, 6], 3)
+
+
+@pytest.mark.parametrize("answer", ["3² + 4", "½ + 4", "4 ^ 5 + 2", "45 + 2", r"\sqrt{4} \cdot 5"])
+def test_is_solved_in_words_reads_nothing_into_other_signs(answer: str) -> None:
+    assert not any(is_solved_in_words(rf"\boxed{{{answer}}}", [3, 4, 2], target) for target in range(100))

@@ -111,6 +111,8 @@ def test_gsm8k_refuses_faulty_settings(files: dict[str, str]) -> None:
 def test_gsm8k_the_reference_may_be_the_whole_published_answer() -> None:
     assert reference_number("so 2+3=5\n#### 5") == reference_number("5") == 5
     assert reference_number("#### 70,000") == 70_000
+    assert reference_number("#### 18 dollars a day for 7 days") == 18
+    assert reference_number("As 2+3=5 we get \\boxed{5}.") == 5
     assert GSM8K().rewards([""], ["\\boxed{5}"], answer=["so 2+3=5\n#### 5"]) == [1.0]
     assert GSM8K(scoring="d1").metrics([""], ["\\boxed{5}"], answer=["so\n#### 5"]) == {"solved": [1.0]}
 
@@ -132,6 +134,9 @@ def test_gsm8k_the_reference_may_be_the_whole_published_answer() -> None:
         ("<answer>1</answer> <answer>2</answer>", 2, True, False),
         ("\\boxed{-7}", -7, True, False),
         ("<answer>7</answer>", 7, True, True),
+        ("so\n#### 18 dollars a day for 7 days", 18, True, False),
+        ("so\n#### 18 dollars a day for 7 days", 7, False, False),
+        ("The probability is 3/4.", 4, False, False),
         ("\\boxed{7 \\text{ apples}}", 7, True, True),
     ],
 )

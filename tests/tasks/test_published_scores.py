@@ -18,7 +18,7 @@ import pytest
 from unmask.tasks.countdown_words import CountdownWords, is_solved_in_words
 from unmask.tasks.gsm8k import GSM8K
 from unmask.verifiers.answers import before_end, boxed, final_answer
-from unmask.verifiers.published import d1
+from unmask.verifiers.published import d1, d1_math, d1_sudoku
 from unmask.verifiers.quantities import answers_number
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "golden" / "generations"
@@ -46,6 +46,27 @@ def training_texts(row: Row) -> list[tuple[str, str]]:
         (row["completion"], "rewards_raw"),
         ("<reasoning>" + END_TOKENS.sub("", row["completion"]), "rewards_clean"),
     ]
+
+
+@published
+def test_d1_sudoku_as_published_item_for_item() -> None:
+    correct = 0
+    for row in generations("sudoku"):
+        item = (row["completion"], row["puzzle"], row["ground_truth"])
+        assert d1_sudoku.sudoku_extracted(row["completion"]) == (row["reference_extracted"] or "")
+        cells = d1_sudoku.sudoku_correct_cells(*item)
+        assert (cells, row["puzzle"].count("0")) == (row["reference_correct_cells"], row["reference_empty_cells"])
+        assert d1_sudoku.sudoku_reward(*item) == row["reward"]
+        correct += cells
+    assert correct == 137
+
+
+@published
+def test_d1_math500_as_published_item_for_item() -> None:
+    items = generations("math500")
+    for row in items:
+        assert d1_math.math_correct(row["completion"], row["ground_truth"]) is row["reference_correct"]
+    assert (sum(row["reference_correct"] for row in items), len(items)) == (162, 500)
 
 
 @published

@@ -104,6 +104,160 @@ def test_last_number_reads_the_last_number(text: str, number: Fraction | int | N
     assert (found if found is None else quantity(found)) == number
 
 
+@pytest.mark.parametrize(
+    ("line", "number"),
+    [
+        ("18 dollars a day for 7 days", 18),
+        ("18 dollars per week in 3 weeks.", 18),
+        ("18 dollars. He keeps 7 of them.", 18),
+        ("18 km/h over 7 hours", 18),
+        ("1½ cups", Fraction(3, 2)),
+        ("3⁄4", Fraction(3, 4)),
+        ("$1,250 a month, for 12 months", None),  # two sentences: no telling
+        ("3/4", Fraction(3, 4)),
+        ("-3 / 4 of a cup", Fraction(-3, 4)),
+        ("1 1/2", Fraction(3, 2)),
+        ("2 1/2 hours", Fraction(5, 2)),
+        (r"$\frac{3}{4}$", Fraction(3, 4)),
+        (r"\dfrac34 of 8 cups", None),
+        (r"$8\,000$", 8000),
+        (r"8{,}000 people", 8000),
+        (r"12,\!000", 12_000),
+        ("8\u202f000", 8000),
+        ("5 million dollars", 5_000_000),
+        ("90^\\circ", 90),
+        ("20 cm^2", 20),
+        ("20%", 20),
+        ("x = 12", 12),
+        ("10 - 4 = 6", 6),
+        ("Answer: 18", 18),
+        ("**18**", 18),
+        ("18 or 20", None),
+        ("5 feet 3 inches", None),
+        ("18 dollars and 20 cents", None),
+        ("5\\pi", None),
+        ("2^3", None),
+        ("3 × 4", None),
+        ("2:30", None),
+    ],
+)
+def test_hashed_a_whole_quantity_is_read(line: str, number: Fraction | int | None) -> None:
+    answer = final_answer(f"3 + 4 = 7\n#### {line}")
+    assert answer is not None
+    assert quantity(answer) == number
+
+
+@pytest.mark.parametrize("line", ["Step 1: add", "1. Add 5", "2) Add 5", "3: Add 5", "2nd step of 3", "In 5 days"])
+def test_hashed_no_heading_is_an_answer(line: str) -> None:
+    assert hashed(f"#### {line}\n") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("The probability is 3/4.", Fraction(3, 4)),
+        (r"The probability is $\frac{3}{4}$.", Fraction(3, 4)),
+        (r"The probability is $\frac34$.", Fraction(3, 4)),
+        ("It is **3/4**.", Fraction(3, 4)),
+        ("It is ¾.", Fraction(3, 4)),
+        ("It is -3/4 of it.", Fraction(-3, 4)),
+        ("He needs 2 1/2 cups.", Fraction(5, 2)),
+        (r"He needs $2\frac{1}{2}$ cups.", Fraction(5, 2)),
+        ("In step 3, 1/2 is left", Fraction(1, 2)),
+        ("so $8\\,000$", 8000),
+        ("so 8{,}000 people", 8000),
+        ("so 1\u202f234 people", 1234),
+        ("It costs 5 million.", 5_000_000),
+        ("The area is 20 cm^2.", 20),
+        (r"The area is $20\text{ cm}^2$.", 20),
+        ("at 2:00 pm", 2),
+        ("9 = 18/2", 9),
+        ("18/2 = 9", 9),
+        ("5 apples/day", 5),
+        ("It is 3 or 4", 4),
+        # What the box would not take for a number is none here either.
+        (r"The area is $25\pi$.", None),
+        (r"It is $5\sqrt{2}$.", None),
+        (r"It is \sqrt{2}.", None),
+        ("It is 2^3.", None),
+        ("It is 10^{-3}", None),
+        ("It is 3 × 4.", None),
+        ("It is 3 * 4.", None),
+        ("It is 3 + 4.", None),
+        ("It is 2(3).", None),
+        ("at 2:30", None),
+        ("3:4", None),
+        ("2,74", None),
+        ("1/2/3", None),
+        ("1/0", None),
+    ],
+)
+def test_last_number_a_whole_quantity_is_read(text: str, number: Fraction | int | None) -> None:
+    found = last_number(text)
+    assert found is not None
+    assert quantity(found) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("1 000", 1000),
+        (r"1\,000\,000", 1_000_000),
+        (r"11,\! 111,\! 111", 11_111_111),
+        ("14 {, }916", 14_916),
+        ("1\u00a0234.5", Fraction(2469, 2)),
+        (r"72 \text{ cm}^2", 72),
+        (r"100,\,200", None),
+        (r"3\,4", None),
+        ("1 00", None),
+        ("1 100/200", Fraction(3, 2)),
+        ("2(3)", None),
+        ("(2)(3)", None),
+        ("f(5)", None),
+        ("2 * 3", None),
+    ],
+)
+def test_quantity_of_grouped_digits_and_brackets(text: str, number: Fraction | int | None) -> None:
+    assert quantity(text) == number
+
+
+GROUPS = (",", r"\,", r"{,}", r",\!", r",\! ", "\u202f", "\u00a0", "~", r"\;")
+
+
+@some
+@given(
+    number=st.integers(-(10**12), 10**12),
+    separator=st.sampled_from(GROUPS),
+    form=st.sampled_from(
+        ("#### {}", "#### {} euros in 7 days", "It is {}.", "${}$", r"\boxed{{{}}}", "= {} m^2 in all")
+    ),
+    scale=st.sampled_from(("", " million", " thousand")),
+)
+def test_answers_number_of_every_grouping(number: int, separator: str, form: str, scale: str) -> None:
+    completion = form.format(f"{number:,}".replace(",", separator) + scale)
+    wanted = Fraction(number) * {"": 1, " million": 10**6, " thousand": 1000}[scale]
+    if "m^2" not in form or not scale:
+        assert answers_number(completion, wanted)
+        assert not answers_number(completion, wanted + 1)
+
+
+@some
+@given(
+    whole=st.integers(0, 999),
+    above=st.integers(1, 99),
+    below=st.integers(2, 99),
+    form=st.sampled_from(("#### {}", "#### {} cups for 6 people", "It takes 3 steps, so {} cups.", "${}$", "**{}**")),
+    written=st.sampled_from(("{}/{}", r"\frac{{{}}}{{{}}}", r"\tfrac{{{}}} {{{}}}", "{} / {}")),
+)
+def test_answers_number_of_a_fraction_in_every_format(
+    whole: int, above: int, below: int, form: str, written: str
+) -> None:
+    mixed = f"{whole} " if whole else ""
+    completion = form.format(mixed + written.format(above, below))
+    assert answers_number(completion, whole + Fraction(above, below))
+    assert not answers_number(completion, Fraction(below)) or whole + Fraction(above, below) == below
+
+
 def test_final_answer_takes_formats_in_order() -> None:
     text = "the sum of 1 \\boxed{2} #### 3\n<answer>4</answer> and 5"
     assert final_answer(text, ALL) == "4"
@@ -282,6 +436,12 @@ def test_final_answer_is_in_the_text(text: str) -> None:
         "<|eot_id|",
         "٣",
         "\ud800",
+        "1\\,111",
+        " 111",
+        "1(",
+        "a ^",
+        "1*",
+        "1 ",
     ],
 )
 def test_answer_readers_take_no_time_for_huge_texts(unit: str) -> None:

@@ -18,6 +18,7 @@ from unmask.verifiers.expressions import (
     leaves,
     numbers,
     parse,
+    plain_signs,
     random_expression,
     render,
     value,
@@ -25,6 +26,10 @@ from unmask.verifiers.expressions import (
 
 TREES: st.SearchStrategy[Expression] = st.recursive(
     st.integers(-20, 20), lambda parts: st.tuples(st.sampled_from("+-*/"), parts, parts), max_leaves=8
+)
+
+NATURAL: st.SearchStrategy[Expression] = st.recursive(
+    st.integers(0, 99), lambda parts: st.tuples(st.sampled_from("+-*/"), parts, parts), max_leaves=6
 )
 
 HOSTILE = [
@@ -174,3 +179,55 @@ def test_random_expression_is_fair() -> None:
     assert len(drawn) == 40
     assert min(drawn.values()) > 400
     assert max(drawn.values()) < 600
+
+
+TWINS = {
+    "+": "+＋﹢➕",
+    "-": "-−–—‐‑‒―﹣－➖",
+    "*": ["*", *"×·⋅∙•∗⁎✕✖⨯＊﹡xX", r"\times ", r"\cdot ", r"\ast ", r"\star ", r"\*", r"\mathbin{*}", r"{\times}"],
+    "/": ["/", *"÷∕⁄／➗⧸", r"\div ", r"\slash ", r"{/}"],
+    "(": ["(", *"（［﹙[{", r"\left(", r"\bigl(", r"\Big(", r"\left["],
+    ")": [")", *"）］﹚]}", r"\right)", r"\bigr)", r"\Big)", r"\right]"],
+}
+DIGITS = ("0123456789", "０１２３４５６７８９", "𝟎𝟏𝟐𝟑𝟒𝟓𝟔𝟕𝟖𝟗", "𝟶𝟷𝟸𝟹𝟺𝟻𝟼𝟽𝟾𝟿")
+SPACES = ("", " ", "\u00a0", "\u3000", "\u200b", r"\,", r"\ ", r"\quad ")
+
+
+@given(NATURAL, st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_plain_signs_every_twin_of_a_sign_keeps_the_tree(tree: Expression, rng: Random) -> None:
+    text = render(tree)
+    digits = str.maketrans(DIGITS[0], rng.choice(DIGITS))
+    signs = [rng.choice(SPACES) + rng.choice(TWINS[sign]) if sign in TWINS else sign for sign in text.translate(digits)]
+    assert parse(plain_signs("".join(signs))) == parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        (r"\frac63", "((6)/(3))"),
+        (r"\frac 6 3", "((6)/(3))"),
+        (r"\frac{12}3", "((12)/(3))"),
+        (r"\dfrac6{12}", "((6)/(12))"),
+        (r"\cfrac{6}{3}", "((6)/(3))"),
+        (r"\tfrac{6}{\frac63}", "((6)/(((6)/(3))))"),
+        (r"\fraction63", r"\fraction63"),
+        ("3²", "3²"),
+        ("½", "½"),
+        ("٣", "٣"),
+        ("3xy", "3xy"),
+        ("x", "x"),
+        (r"\timestable", r"\timestable"),
+    ],
+)
+def test_plain_signs_of_fractions_and_of_what_is_no_sign(text: str, plain: str) -> None:
+    assert plain_signs(text) == plain
+
+
+@pytest.mark.parametrize(
+    "unit", ["\\frac", "\\frac1", "{", "\\left(", "\\text{", "x", "1 x", "\u2212", "\\", "$", "{+"]
+)
+def test_plain_signs_takes_no_time(unit: str) -> None:
+    started = perf_counter()
+    plain_signs(unit * (400 // len(unit)))
+    assert perf_counter() - started < 0.2

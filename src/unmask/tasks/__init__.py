@@ -16,11 +16,13 @@ from unmask.tasks.gsm8k import GSM8K
 from unmask.tasks.math500 import Math500
 from unmask.tasks.pairs import Pairs
 from unmask.tasks.sudoku import Sudoku
+from unmask.tasks.sudoku_words import SudokuWords
 
 TASKS: dict[str, type[Task]] = {
     task.name: task
     for task in (
         Sudoku,
+        SudokuWords,
         Countdown,
         Arithmetic,
         CountdownWords,
@@ -44,5 +46,6 @@ __all__ = [
     "Math500",
     "Pairs",
     "Sudoku",
+    "SudokuWords",
     "Task",
 ]

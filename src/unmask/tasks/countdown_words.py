@@ -14,17 +14,14 @@ from unmask.tasks.base import Task, column
 from unmask.tasks.countdown import Countdown, is_solved
 from unmask.validation import setting
 from unmask.verifiers.answers import LONGEST_ANSWER, before_end, final_answer
-from unmask.verifiers.expressions import is_expression
+from unmask.verifiers.expressions import is_expression, plain_signs
 from unmask.verifiers.published import d1
 
 _INSTRUCTION = (
     "Reach the target with the given numbers: write an arithmetic expression that uses each of them exactly once, "
     "with + - * / and parentheses, and no equals sign."
 )
-_SIGNS = {r"\times": "*", r"\cdot": "*", r"\div": "/", "×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"}
-_NOISE = re.compile(r"\\[()\[\],;:! ]|\\?\$|\\(?:left|right)(?![a-z])|`|\*\*(?=\s*$)|(?<![^\s])\*\*")
-_FRACTION = re.compile(r"\\[dt]?frac ?\{([^{}]*)\} ?\{([^{}]*)\}")
-_BRACKETS = str.maketrans("[]{}", "()()")
+_EMPHASIS = re.compile(r"`|\*\*(?=\s*$)|(?<![^\s])\*\*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +89,8 @@ def expression_of(completion: str) -> str:
     text = before_end(completion) if answer is None else answer
     if len(text) > LONGEST_ANSWER:
         return ""
-    for written, sign in _SIGNS.items():
-        text = text.replace(written, sign)
-    text, fractions = _NOISE.sub("", text), 1
-    while fractions:
-        text, fractions = _FRACTION.subn(r"((\1)/(\2))", text)
-    sides = [" ".join(side.split()) for side in text.translate(_BRACKETS).strip().removesuffix(".").split("=")]
+    text = plain_signs(_EMPHASIS.sub("", text)).strip().removesuffix(".")
+    sides = [" ".join(side.split()) for side in text.split("=")]
     expressions = [side for side in sides if is_expression(side) and not side.isdigit()]
     return (expressions or sides)[0]
 

@@ -15,6 +15,7 @@ from unmask.tasks.base import column
 from unmask.tasks.sources import RowsTask
 from unmask.validation import check_range, setting
 from unmask.verifiers.answers import DECLARED, before_end, final_answer
+from unmask.verifiers.formulas import declared_formula, stated_formula, unwrapped
 from unmask.verifiers.latex import same_latex
 from unmask.verifiers.quantities import answers_number, quantity, reference_number
 
@@ -74,10 +75,13 @@ class Dataset(RowsTask):
         if self.answer_kind == "number":
             pairs = zip(completions, wanted, strict=True)
             return [float(answers_number(completion, reference_number(answer))) for completion, answer in pairs]
-        answers = [final_answer(completion) or before_end(completion) for completion in completions]
         if self.answer_kind == "latex":
-            return list(map(float, same_latex(list(zip(wanted, answers, strict=True)))))
-        return [float(right.split() == answer.split()) for right, answer in zip(wanted, answers, strict=True)]
+            formulas = map(stated_formula, completions)
+            references = [declared_formula(answer) or answer for answer in wanted]
+            return list(map(float, same_latex(list(zip(references, formulas, strict=True)))))
+        answers = [final_answer(completion) or before_end(completion) for completion in completions]
+        pairs = zip(wanted, answers, strict=True)
+        return [float(unwrapped(right).split() == unwrapped(answer).split()) for right, answer in pairs]
 
     @property
     def _shots(self) -> int:

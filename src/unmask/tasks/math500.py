@@ -12,7 +12,7 @@ from unmask.data.readers.word_problems import ProblemFiles, build_solution, chec
 from unmask.tasks.base import column
 from unmask.tasks.sources import FileTask
 from unmask.validation import setting
-from unmask.verifiers.answers import final_answer
+from unmask.verifiers.formulas import declared_formula
 from unmask.verifiers.latex import same_latex
 from unmask.verifiers.published import d1_math
 
@@ -43,7 +43,7 @@ class Math500(FileTask):
 
     def well_formed(self, completion: str) -> bool:
         """Whether a completion declares an answer."""
-        return final_answer(completion) is not None
+        return declared_formula(completion) is not None
 
     def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
         """ "solved": the answer is mathematically equivalent to the reference."""
@@ -53,8 +53,9 @@ class Math500(FileTask):
         references = column(columns, "answer", completions)
         if self.scoring == "d1":
             return [float(d1_math.math_correct(*pair)) for pair in zip(completions, references, strict=True)]
-        answers = [final_answer(completion) or "" for completion in completions]
-        return list(map(float, same_latex(list(zip(references, answers, strict=True)))))
+        answers = [declared_formula(completion) or "" for completion in completions]
+        stated = [declared_formula(reference) or reference for reference in references]
+        return list(map(float, same_latex(list(zip(stated, answers, strict=True)))))
 
     @cached_property
     def _files(self) -> ProblemFiles:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Callable, Iterator
+
+from unmask.verifiers.numerals import last_quantity, leading_quantity
 
 LONGEST_ANSWER = 400  # characters; what is longer is no final answer
 
@@ -13,12 +14,7 @@ _BRACE = re.compile(r"\\[\\{}]|[{}]")  # an escaped brace is text
 _BOX = re.compile(r"\\?(?:boxed|fbox) {0,3}\{")  # models drop the backslash now and then
 _TAG = re.compile(r"<(/?)answer(?![a-z]) *>?", re.IGNORECASE)
 _OTHER_TAG = re.compile(r"</|<\|")
-_HASHES = re.compile(r"####[ \t]{0,9}([-+]?\$?[0-9][0-9,]{0,60}(?:\.[0-9]{0,60})?%?)[ \t.]{0,9}$", re.MULTILINE)
-NUMBER = re.compile(
-    # Thousands in groups first; a digit glued to a word, as in x_1 or A4, is no number.
-    r"(?<![A-Za-z0-9_.])(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?"
-    r"(?P<part>(?(whole)\.?[0-9]*|\.[0-9]+))(?P<power>[eE][-+]?[0-9]{1,3}(?![A-Za-z0-9]))?(?![_.]?[0-9])"
-)
+_HASHES = re.compile(r"(?<!#)####(?!#)[ \t]{0,9}([^\n]{1,400})$", re.MULTILINE)
 
 
 def before_end(text: str) -> str:
@@ -34,18 +30,24 @@ def boxed(text: str, which: str = "last") -> str | None:
 
         boxed(r"so \\boxed{\\frac{1}{2}}.")  # r"\\frac{1}{2}"
     """
-    closing = _closing(text)
-    starts = [match.end() for match in _BOX.finditer(text)]
-    for start in starts if which == "first" else reversed(starts):
-        end = closing.get(start)
+    contents = [content for _, _, content in box_spans(text)]
+    return contents[0 if which == "first" else -1] if contents else None
+
+
+def box_spans(text: str) -> list[tuple[int, int, str]]:
+    """(start, end, content) of each non-empty box, nested ones included, by their starts."""
+    closing, spans = _closing(text), []
+    for box in _BOX.finditer(text):
+        start, end = box.end(), closing.get(box.end())
+        behind = 1
         if end is None:
             line = text[start : start + LONGEST_ANSWER + 1].split("\n")[0]
-            end = start + len(line.rstrip().rstrip(">"))
+            end, behind = start + len(line.rstrip().rstrip(">")), 0
         content = text[start:end] if end - start <= LONGEST_ANSWER else ""
         content = _OTHER_TAG.split(content)[0]
         if _says_something(content):
-            return content.strip()
-    return None
+            spans.append((box.start(), end + behind, content.strip()))
+    return spans
 
 
 def _closing(text: str) -> dict[int, int]:
@@ -60,14 +62,14 @@ def _closing(text: str) -> dict[int, int]:
     return closing
 
 
-def tagged(text: str, which: str = "last") -> str | None:
-    """The content of the last (or "first") non-empty <answer> block, or of the box in it; None without one.
+def tagged(text: str, which: str = "last", box: Callable[[str, str], str | None] = boxed) -> str | None:
+    """The content of the last (or "first") non-empty <answer> block, or of what `box` reads in it; None without one.
 
     A block that is not closed ends with the text.
     """
     blocks = list(_blocks(text))
     for block in blocks if which == "first" else reversed(blocks):
-        content = boxed(block, which)
+        content = box(block, which)
         if content is not None:
             return content
         content = _BOX.sub("", _OTHER_TAG.split(block)[0])
@@ -92,20 +94,21 @@ def _says_something(content: str) -> bool:
 
 
 def hashed(text: str, which: str = "last") -> str | None:
-    """The number of the last (or "first") line that ends in "#### number", GSM8K's format; None without one."""
-    found = _HASHES.findall(text)
-    return found[0 if which == "first" else -1] if found else None
+    """The quantity of the last (or "first") line "#### quantity", GSM8K's format; None without one.
+
+    A line that states more than one quantity is returned whole; headings such as "#### Step 1" do not count.
+    """
+    lines = _HASHES.findall(text)
+    for line in lines if which == "first" else reversed(lines):
+        answer = leading_quantity(line)
+        if answer is not None:
+            return answer
+    return None
 
 
 def last_number(text: str, which: str = "last") -> str | None:
-    """The last number anywhere in the text, with its sign, whatever `which` says; None without one."""
-    found = deque(NUMBER.finditer(text), maxlen=1)
-    if not found:
-        return None
-    last = found[0]
-    before = text[max(0, last.start() - 5) : last.start()]
-    sign = "-" if re.search(r"(?<![\w)\]}])[-−] ?\\?\$?$", before) else ""
-    return sign + last.group()
+    """The last quantity anywhere in the text, with its sign, whatever `which` says; None without one."""
+    return last_quantity(text)
 
 
 FORMATS: dict[str, Callable[[str, str], str | None]] = {

@@ -23,6 +23,39 @@ OPERATIONS: dict[str, Callable[[Rational, Rational], Rational]] = {
 }
 _SYMBOLS: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 _ALLOWED = re.compile(rf"[0-9+\-*/() ]{{1,{LONGEST_TEXT}}}")
+# Characters that look like a sign and mean it. Digits of other scripts, superscripts and vulgar fractions are none.
+_TWINS = {
+    "+": "\u2795\ufe62\u2064",
+    "-": "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u02d7\u2796\ufe63",
+    "*": "\u00d7\u00b7\u22c5\u2219\u2022\u2217\u204e\u22c6\u25cf\u2715\u2716\u2a2f\u2a09\u30fb\ufe61\u2062",
+    "/": "\u00f7\u2215\u2044\u2797\u29f8",
+    "(": "\ufe59",
+    ")": "\ufe5a",
+    "=": "\ufe66",
+    " ": "\u00a0\u2002\u2003\u2005\u2007\u2009\u200a\u202f\u3000",
+    "": "\u200b\u200c\u200d\u2060\ufeff\ufe0e\ufe0f",
+}
+_ASCII = str.maketrans(
+    {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}  # full width
+    | {chr(0x1D7CE + place): str(place % 10) for place in range(50)}  # bold, double-struck, ... digits
+    | {twin: sign for sign, twins in _TWINS.items() for twin in twins}
+)
+_BRACKETS = str.maketrans("[]{}", "()()")
+_LATEX_SIGNS = {
+    **dict.fromkeys(("times", "cdot", "cdotp", "centerdot", "ast", "star", "bullet"), "*"),
+    **dict.fromkeys(("div", "slash"), "/"),
+    **dict.fromkeys(("lparen", "lbrack"), "("),
+    **dict.fromkeys(("rparen", "rbrack"), ")"),
+}
+_LATEX_SIGN = re.compile(r"\\([A-Za-z]+)")
+_LATEX_SPACE = re.compile(r"\\(?:[ ,;:]|q?quad(?![A-Za-z]))|~")
+_LATEX_NOISE = re.compile(
+    r"\{\}|\\(?:[()\[\]!]|(?:left|right|[Bb]igg?[lrm]?|displaystyle)(?![A-Za-z]))|\\?\$|\\(?=[-+*/=])"
+)
+_WRAPPED = re.compile(r"\\(?:text|math)[a-z]* ?\{([^{}]*)\}|\{\s*([-+*/])\s*\}")
+_PART = r"\s*(?:\{([^{}]*)\}|([0-9]))"
+_FRACTION = re.compile(rf"\\[dtc]?frac(?![A-Za-z]){_PART}{_PART}")
+_LETTER_TIMES = re.compile(r"(?<=[0-9)])( ?)[xX]( ?)(?=[0-9(])")
 
 
 class InvalidExpression(ValueError):
@@ -45,6 +78,21 @@ def parse(text: str) -> Expression:
         return _tree(ast.parse(text, mode="eval").body)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise InvalidExpression(f"{text!r} is not an expression") from None
+
+
+def plain_signs(text: str) -> str:
+    """A text with the signs of Unicode and LaTeX replaced by digits, + - * / ( ) and =; what is no sign stays as it is.
+
+    For short texts: the time grows with the square of the length.
+
+        plain_signs(r"3 \\cdot \\frac{6}{2}")  # "3 * ((6)/(2))"
+    """
+    text = _LATEX_NOISE.sub("", _LATEX_SPACE.sub(" ", text.translate(_ASCII)))
+    text = _LATEX_SIGN.sub(lambda sign: _LATEX_SIGNS.get(sign[1], sign.group()), text)
+    text, fractions = _WRAPPED.sub(lambda part: part[1] or part[2] or "", text), 1
+    while fractions:
+        text, fractions = _FRACTION.subn(lambda part: f"(({part[1] or part[2]})/({part[3] or part[4]}))", text)
+    return _LETTER_TIMES.sub(r"\1*\2", text.translate(_BRACKETS))
 
 
 def _tree(node: ast.expr) -> Expression:

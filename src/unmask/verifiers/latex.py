@@ -16,12 +16,25 @@ from threading import Lock
 from unmask.errors import UserError
 from unmask.verifiers import latex_server
 from unmask.verifiers.answers import LONGEST_ANSWER
+from unmask.verifiers.numerals import joined_digits
 
 SECONDS = 1.2  # for one comparison; an honest one takes about a twentieth
 MEMORY = 2**31  # bytes of address space for one comparison
 MOST_WORKERS = 8  # several ranks may share a machine
 _PATIENCE = 30  # seconds beyond the sum of the limits until the server itself counts as stuck
-_DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]!,;:]|(?<!\\)\$|\\(?:left|right|big|Big|bigg|Bigg|displaystyle)(?![A-Za-z])")
+_DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]!]|(?<!\\)\$|\\(?:left|right|[Bb]igg?|displaystyle)(?![A-Za-z])")
+_SPACES = re.compile(r"(?<!\\)\\[,;:]")
+_RELATIONS = (
+    (re.compile(r"\\lt(?![A-Za-z])"), "<"),
+    (re.compile(r"\\gt(?![A-Za-z])"), ">"),
+    (re.compile(r"<=(?!>)|=<|≤|⩽|\\(?:leqslant|leqq)(?![A-Za-z])"), r"\\leq "),
+    (re.compile(r"(?<!=)>=|≥|⩾|\\(?:geqslant|geqq)(?![A-Za-z])"), r"\\geq "),
+    (re.compile(r"(?<![0-9)\]}!])!=|≠|\\not ?="), r"\\neq "),  # 5!=120 is a factorial
+)
+_SIGNS = str.maketrans(
+    {"−": "-", "–": "-", "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "⋅": r"\cdot ", "±": r"\pm "}
+    | {"π": r"\pi ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "°": r"^\circ "}
+)
 # Three powers on top of each other are a trap, not an answer; why wait until time is up.
 _TOWER = re.compile(r"(?:[0-9.]+[ )}]*\^[ ({]*){3}")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox) ?\{([^{}]*)\}")
@@ -123,7 +136,10 @@ def _tidy(answer: str) -> str:
     """Without marks that never change the meaning; the same words in \\text{} and out of it are the same."""
     if len(answer) > 2 * LONGEST_ANSWER:
         return answer
-    answer = _DELIMITERS.sub("", answer.replace("\0", "").replace("{,}", ","))
+    answer = joined_digits(answer.replace("\0", "").translate(_SIGNS)).replace("{,}", ",")
+    answer = _SPACES.sub(" ", _DELIMITERS.sub("", answer))
+    for written, relation in _RELATIONS:
+        answer = written.sub(relation, answer)
     whole = _TEXT.fullmatch(answer.strip())
     answer = whole[1] if whole else answer
     return " ".join(answer.split()).removesuffix(".")

@@ -7,18 +7,13 @@ from fractions import Fraction
 from itertools import pairwise
 
 from unmask.errors import UserError
-from unmask.verifiers.answers import DECLARED, LONGEST_ANSWER, NUMBER, final_answer
+from unmask.verifiers.answers import DECLARED, LONGEST_ANSWER, final_answer
+from unmask.verifiers.numerals import NUMBER, SCALE, SYMBOLIC, plain
 
 _LONGEST_NUMBER = 60  # characters
 _LARGEST_POWER = 60  # of ten
-_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
-_WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|operatorname) ?\{([^{}]*)\}?")
-_FRACTION = re.compile(r"\\[dtc]?frac ?(?:\{([^{}]*)\} ?\{([^{}]*)\}|([0-9]) ?([0-9]))")
+_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _EQUALS = re.compile(r"=|≈|\\approx")
-_NOISE = re.compile(r"\\[()\[\],!;: ]|\\?[$%€£¥°*`]|\^ ?\{? ?\\circ ?\}?|\\(?:left|right|quad|degree)|[()\[\]~]")
-_UNIT_POWER = re.compile(r"(?<=[A-Za-z)])\^ ?\{?-?[0-9]{1,2}\}?")
-_CLOCK = re.compile(r"\b([0-9]{1,2}):00\b(?!:)")
-_SYMBOLIC = re.compile(r"\\(?:pi|sqrt|times|cdot|div|log|ln|sin|cos|tan|pm|infty)(?![A-Za-z])|[π√^!×·÷±∞]")
 
 
 def quantity(text: str) -> Fraction | None:
@@ -31,34 +26,24 @@ def quantity(text: str) -> Fraction | None:
     """
     if len(text) > LONGEST_ANSWER:
         return None
-    plain = _plain(text)
-    if _SYMBOLIC.search(plain):
+    stated = _EQUALS.split(plain(text))[-1]
+    if SYMBOLIC.search(stated):
         return None
-    found = list(NUMBER.finditer(plain))
+    found = list(NUMBER.finditer(stated))
     if not found or any(len(match.group()) > _LONGEST_NUMBER for match in found):
         return None
-    value = _combined(plain, found)
+    value = _combined(stated, found)
     if value is None:
         return None
-    before = plain[: found[0].start()]
-    after = re.match(r" ?(thousand|million|billion)\b", plain[found[-1].end() :], re.IGNORECASE)
+    before = stated[: found[0].start()]
+    after = SCALE.match(stated, found[-1].end())
     value *= _SCALES[after.group(1).lower()] if after else 1
     return -value if re.search(r"(?<![\w}])- ?$", before) else value
 
 
-def _plain(text: str) -> str:
-    """Without LaTeX and other marks that do not change a number."""
-    text = text.replace("−", "-").replace("–", "-").replace("{,}", ",").replace("\\$", "$")
-    text = _WRAPPED.sub(r" \1 ", text)
-    text = _EQUALS.split(text)[-1]
-    text = _FRACTION.sub(lambda part: f" {part[1] or part[3]}/{part[2] or part[4]} ", text)
-    text = _CLOCK.sub(r"\1", _UNIT_POWER.sub("", text))
-    return re.sub(r"[ \t\r\n]+", " ", re.sub(r"[{}]", " ", _NOISE.sub("", text)))
-
-
-def _combined(plain: str, found: list[re.Match[str]]) -> Fraction | None:
+def _combined(text: str, found: list[re.Match[str]]) -> Fraction | None:
     """The value of one number, of a fraction a/b, or of a mixed number w a/b."""
-    between = [plain[left.end() : right.start()] for left, right in pairwise(found)]
+    between = [text[left.end() : right.start()] for left, right in pairwise(found)]
     values = [_value(match) for match in found]
     match [gap.strip() for gap in between]:
         case []:
@@ -86,8 +71,9 @@ def answers_number(completion: str, wanted: Fraction) -> bool:
 
 
 def reference_number(answer: str) -> Fraction:
-    """The number of a reference answer, alone or behind "####". Raises UserError where there is none."""
-    value = quantity(answer.split("####")[-1])
+    """The number of a reference answer: alone, behind "####", or in a box. Raises UserError where there is none."""
+    stated = final_answer(answer, ("hashes", "boxed"))
+    value = quantity(answer.split("####")[-1] if stated is None else stated)
     if value is None:
         raise UserError(f"answer ends in {answer[-40:]!r}; end it in a number, behind #### if there is more")
     return value
