@@ -10,6 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from unmask.data.turns import end_ids
 from unmask.denoisers.base import MASK_TOKEN
 from unmask.errors import UserError
 
@@ -54,6 +55,16 @@ def left_pad(rows: Sequence[Sequence[int]], pad_id: int, width: int | None = Non
 
 
 def completion_texts(tokenizer: PreTrainedTokenizerFast, rows: list[list[int]], eos_id: int) -> list[str]:
-    """Decoded completions (rows of completion tokens), cut before the first end-of-sequence token."""
-    texts: list[str] = tokenizer.batch_decode([row[: row.index(eos_id)] if eos_id in row else row for row in rows])
+    """Decoded completions (rows of completion tokens), cut before the first token that ends one (see `end_ids`).
+
+    Other special tokens stay in the text.
+    """
+    ends = end_ids(tokenizer, eos_id)
+    cut = [next((place for place, token in enumerate(row) if token in ends), len(row)) for row in rows]
+    return raw_texts(tokenizer, [row[:end] for row, end in zip(rows, cut, strict=True)])
+
+
+def raw_texts(tokenizer: PreTrainedTokenizerFast, rows: list[list[int]]) -> list[str]:
+    """Decoded rows of tokens, whole, with all their special tokens."""
+    texts: list[str] = tokenizer.batch_decode(rows)
     return texts

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
 from reprlib import repr as short_repr
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ Arguments = dict[str, list[Any]]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _CACHED = "__unmask_cached__"  # attribute of functions that `cached` has marked
+RAW = "completions_raw"  # argument of functions that read completions with what stands behind their end
 _LARGEST = 3.4e38  # rewards become tensors of float32
 
 
@@ -33,6 +35,14 @@ def cached(function: Function) -> Function:
 def is_cached(function: Callable[..., Any]) -> bool:
     """Whether `cached` has marked the function."""
     return hasattr(function, _CACHED)
+
+
+def reads_raw(call: Callable[..., Any]) -> bool:
+    """Whether a function names an argument `completions_raw`: completions with end marks and what follows them."""
+    try:
+        return RAW in inspect.signature(call).parameters
+    except (TypeError, ValueError):  # said by `check_signature`
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +61,16 @@ class RewardFunction:
         """Whether its scores are awaited."""
         return inspect.iscoroutinefunction(self.call) or inspect.iscoroutinefunction(type(self.call).__call__)
 
+    @cached_property
+    def reads_raw(self) -> bool:
+        """Whether it names `completions_raw`."""
+        return reads_raw(self.call)
+
     def check_signature(self, columns: Mapping[str, list[Any]]) -> None:
         """Raise UserError unless it takes prompts, completions and these columns, and needs nothing else."""
         try:
-            inspect.signature(self.call).bind(prompts=[], completions=[], **columns)
+            raw: Arguments = {RAW: []} if self.reads_raw else {}
+            inspect.signature(self.call).bind(prompts=[], completions=[], **raw, **columns)
         except (TypeError, ValueError) as error:
             given = ", ".join(("prompts", "completions", *columns))
             raise UserError(
