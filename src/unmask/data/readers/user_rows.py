@@ -72,7 +72,7 @@ class UserData:
 
     @cached_property
     def _shots(self) -> list[Example]:
-        shots = list(map(answered, self._untested[: self.few_shot]))
+        shots = [answered(shot) for shot in self._untested[: self.few_shot]] if self.few_shot else []
         if not all(shot.solution for shot in shots):
             raise UserError(f"few_shot is {self.few_shot} and rows to show have no completion; give completion_column")
         return shots
