@@ -51,7 +51,7 @@ def render_prompt(tokenizer: Any, example: Example, chat: ChatSettings) -> Rende
         # text "<user>2+2?<end><assistant><reasoning>", prefill "<reasoning>"
     """
     turns, prefill = _turns(example, chat)
-    if _uses_template(tokenizer, chat):
+    if uses_template(tokenizer, chat):
         return RenderedPrompt(text=render_turns(tokenizer, turns, answers=True) + prefill, prefill=prefill)
     if len(turns) > 1:
         why = "chat.template is never" if chat.template == "never" else "the tokenizer has no chat template"
@@ -71,7 +71,7 @@ def render_completion(tokenizer: Any, example: Example, completion: str, chat: C
     """
     start = render_prompt(tokenizer, example, chat)
     rest = completion.removeprefix(start.prefill)
-    if not _uses_template(tokenizer, chat):
+    if not uses_template(tokenizer, chat):
         return rest
     turns, _ = _turns(example, chat)
     answer = {"role": "assistant", "content": start.prefill + rest}
@@ -113,5 +113,6 @@ def _turns(example: Example, chat: ChatSettings) -> tuple[list[Mapping[str, str]
     return turns, begun + chat.prefill
 
 
-def _uses_template(tokenizer: Any, chat: ChatSettings) -> bool:
+def uses_template(tokenizer: Any, chat: ChatSettings) -> bool:
+    """Whether prompts are worded by the tokenizer's chat template."""
     return chat.template == "auto" and bool(tokenizer.chat_template)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from unmask.data.chat import PLAIN, ChatSettings, render_completion, render_prompt
+from unmask.data.chat import PLAIN, ChatSettings, render_completion, render_prompt, uses_template
 from unmask.data.example import Example
-from unmask.data.tokenization import completion_texts, encode, left_pad, raw_texts
+from unmask.data.tokenization import completion_texts, encode, encode_prompts, left_pad, raw_texts
 from unmask.errors import UserError
 from unmask.types import Prompts, Rollout
 
@@ -51,7 +51,8 @@ class Examples:
         Raises UserError where a prompt is longer than `max_prompt_tokens`, or two ranked completions are the same.
         """
         prompts = [render_prompt(tokenizer, item, chat) for item in items]
-        prompt_ids = encode(tokenizer, [prompt.text for prompt in prompts])
+        templated = uses_template(tokenizer, chat)
+        prompt_ids = encode_prompts(tokenizer, [prompt.text for prompt in prompts], templated=templated)
         for item, ids in zip(items, prompt_ids, strict=True):
             if len(ids) > max_prompt_tokens:
                 raise UserError(

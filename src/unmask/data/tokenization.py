@@ -46,6 +46,25 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[lis
     return encoded
 
 
+def encode_prompts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], *, templated: bool) -> list[list[int]]:
+    """Token ids of each prompt. Raises UserError as `encode` does.
+
+    A plain text begins as the tokenizer's own post-processor lets it, with a beginning-of-sequence token where it adds
+    one, and never with two; in the text of a chat template (`templated`) nothing is added.
+    """
+    encoded = encode(tokenizer, texts)
+    lead = [] if templated else leading_ids(tokenizer)
+    return [ids if ids[: len(lead)] == lead else [*lead, *ids] for ids in encoded]
+
+
+def leading_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Special tokens that the tokenizer's post-processor writes before a text; what it writes behind plays no part."""
+    marked = tokenizer("0", return_special_tokens_mask=True)
+    ids: list[int] = marked["input_ids"]
+    specials: list[int] = marked["special_tokens_mask"]
+    return ids[: specials.index(0)] if 0 in specials else []
+
+
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int, width: int | None = None) -> tuple[Tensor, Tensor]:
     """Rows of ids padded on the left to `width` (default: the longest): (tokens, attention as bool) [N, L]."""
     width = width or max(len(row) for row in rows)
