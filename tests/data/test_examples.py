@@ -7,7 +7,15 @@ from helpers.chat_tokenizers import CHATML, FAMILIES, byte_tokenizer
 from unmask.data.chat import ChatSettings
 from unmask.data.example import Example
 from unmask.data.examples import Examples
-from unmask.data.tokenization import completion_texts, encode, encode_prompts, leading_ids, left_pad, task_tokenizer
+from unmask.data.tokenization import (
+    completion_texts,
+    encode,
+    encode_prompts,
+    leading_ids,
+    left_pad,
+    task_tokenizer,
+    token_names,
+)
 from unmask.errors import UserError
 from unmask.tasks import TASKS
 
@@ -106,3 +114,16 @@ def test_examples_of_begin_with_one_bos(template, specials, text):
         assert ids.count(tokenizer.bos_token_id) == wanted
         assert (ids[0] == tokenizer.bos_token_id) == bool(wanted)
         assert all(tokenizer.bos_token_id not in row for row in examples.ranked_ids[0])
+
+
+def test_completion_texts_and_token_names_show_ids_that_the_tokenizer_does_not_know():
+    tokenizer = byte_tokenizer()
+    a, b = encode(tokenizer, ["ab"])[0]
+    unknown = len(tokenizer) + 7
+    assert completion_texts(tokenizer, [[a, unknown, b], [unknown, unknown], [a], []], tokenizer.eos_token_id) == [
+        f"a<id {unknown}>b",
+        f"<id {unknown}><id {unknown}>",
+        "a",
+        "",
+    ]
+    assert token_names(tokenizer, [a, unknown]) == ["a", f"<id {unknown}>"]

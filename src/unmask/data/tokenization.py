@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -84,6 +85,23 @@ def completion_texts(tokenizer: PreTrainedTokenizerFast, rows: list[list[int]], 
 
 
 def raw_texts(tokenizer: PreTrainedTokenizerFast, rows: list[list[int]]) -> list[str]:
-    """Decoded rows of tokens, whole, with all their special tokens."""
+    """Decoded rows of tokens, whole, with all their special tokens; ids that the tokenizer does not know as <id N>."""
+    known = len(tokenizer)
     texts: list[str] = tokenizer.batch_decode(rows)
-    return texts
+    strange = [place for place, row in enumerate(rows) if max(row, default=0) >= known]
+    return [_with_ids(tokenizer, rows[place]) if place in strange else text for place, text in enumerate(texts)]
+
+
+def _with_ids(tokenizer: PreTrainedTokenizerFast, row: list[int]) -> str:
+    """The text of a row in which unknown ids, which decoding drops, are written out."""
+    parts = []
+    for unknown, group in groupby(row, key=lambda token: tokenizer.convert_ids_to_tokens(token) is None):
+        ids = list(group)
+        parts.append("".join(f"<id {token}>" for token in ids) if unknown else str(tokenizer.decode(ids)))
+    return "".join(parts)
+
+
+def token_names(tokenizer: PreTrainedTokenizerFast, row: list[int]) -> list[str]:
+    """The tokens of a row as texts, ids that the tokenizer does not know as <id N>."""
+    names = zip(row, tokenizer.convert_ids_to_tokens(row), strict=True)
+    return [f"<id {token}>" if name is None else name for token, name in names]
