@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ Arguments = dict[str, list[Any]]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _CACHED = "__unmask_cached__"  # attribute of functions that `cached` has marked
+_TEXT_FAULT = re.compile(r"string ind|'str' object")  # what Python says of a text that is used as something else
 RAW = "completions_raw"  # argument of functions that read completions with what stands behind their end
 _LARGEST = 3.4e38  # rewards become tensors of float32
 
@@ -98,6 +100,8 @@ class RewardFunction:
             yield
         except Exception as error:
             error.add_note(f"raised by the reward function {self.spec!r}")
+            if _TEXT_FAULT.search(str(error)):
+                error.add_note('completions and prompts are texts, no lists of messages: write c, not c[0]["content"]')
             raise
 
     def _checked(self, scores: Any, count: int) -> list[Score]:
