@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from unmask.cli.main import main
+from unmask.data.example import prompt_key
 from unmask.data.examples import Examples
 from unmask.data.tokenization import encode, task_tokenizer
 from unmask.denoisers.loading import load_denoiser, load_tokenizer
@@ -202,3 +203,35 @@ def test_pretrain_learns_the_last_message_of_the_assistant(tmp_path):
         )
         (item,) = supervised_examples(recipe)
         assert (item.solution, item.messages, item.prompt) == ("4", tuple(messages[:3]), "1+1=\n\n2\n\n2+2=")
+
+
+def duplicated():
+    """Every prompt occurs twice, spaced and answered differently."""
+    rows = [{"prompt": f"{n}+1=", "completion": f"{n + 1}"} for n in range(30)]
+    return rows + [{"prompt": f" {n}+1= ", "completion": f"{n}+1"} for n in range(29, -1, -1)]
+
+
+@pytest.mark.parametrize("task", ["sudoku", "countdown", "arithmetic", "dataset"])
+def test_supervised_examples_train_on_no_prompt_that_validates(tmp_path, task):
+    settings = {"name": task}
+    if task == "dataset":
+        settings |= {"data": str(rows_file(tmp_path, duplicated())), "test_data": str(other_rows(tmp_path))}
+    if task == "arithmetic":
+        settings |= {"terms": 3}
+    sizes = {"validation_examples": 10, "examples": 3000}
+    recipe = build(PretrainRecipe, sizes | {"task": settings, "model": "embedded:sudoku"})
+    items = supervised_examples(recipe)
+    every = recipe.task.examples("train", 3010, 0)
+    assert items[-10:] == every[-10:]
+    held = {prompt_key(item) for item in items[-10:]}
+    assert not held & {prompt_key(item) for item in items[:-10]}
+    kept = [item for item in every[:-10] if prompt_key(item) not in held]
+    assert items[:-10] == kept
+    if task == "dataset":
+        assert len(items) == 60 - 10
+
+
+def test_pretrain_refuses_data_whose_prompts_all_validate(tmp_path, capsys):
+    rows = [{"prompt": "1+1=", "completion": "2"}] * 8
+    assert taught(tmp_path, rows, "--task.test-data", str(other_rows(tmp_path)), "--validation-examples", "2") == 2
+    assert "leaves no training examples" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from unmask.data.example import Example, answered
+from unmask.data.example import Example, answered, prompt_key
 from unmask.data.examples import Examples, completed, encode_completions
 from unmask.data.tokenization import task_tokenizer
 from unmask.denoisers.adapters import add_adapters
@@ -101,8 +101,8 @@ def _data(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast, denoiser: 
     trained = len(items) - recipe.validation_examples
     if trained < 1:
         raise UserError(
-            f"task {recipe.task.name} has {len(items)} training examples, validation_examples takes "
-            f"{recipe.validation_examples}: give fewer"
+            f"task {recipe.task.name} leaves no training examples: validation_examples takes "
+            f"{recipe.validation_examples}, and no prompt is in both: give fewer, or other data"
         )
     return _Data(
         examples=Examples.of(items, tokenizer, denoiser.eos_id, room, recipe.chat),
@@ -113,9 +113,16 @@ def _data(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast, denoiser: 
 
 
 def supervised_examples(recipe: PretrainRecipe) -> list[Example]:
-    """The recipe's examples, with completions; those to validate are the last. Raises UserError where one has none."""
+    """The recipe's examples, with completions; those to validate are the last. Raises UserError where one has none.
+
+    Of the examples to train on, those whose prompt is among the ones to validate are left out.
+    """
     items = recipe.task.examples("train", recipe.examples + recipe.validation_examples, recipe.seed)
-    return list(map(_with_solution, items))
+    split = max(0, len(items) - recipe.validation_examples)
+    validated = set(map(prompt_key, items[split:]))
+    return [
+        _with_solution(item) for place, item in enumerate(items) if place >= split or prompt_key(item) not in validated
+    ]
 
 
 def _with_solution(item: Example) -> Example:
