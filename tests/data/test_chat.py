@@ -5,11 +5,20 @@ import string
 
 import pytest
 
+from helpers.chat_tokenizers import (
+    ENDLESS,
+    ENDLESS_HEADED,
+    FAMILIES,
+    PLAIN,
+    ROLES,
+    byte_tokenizer,
+    family_tokenizer,
+)
 from unmask.cli.main import main
 from unmask.data.chat import ChatSettings, render_completion, render_prompt
 from unmask.data.example import Example
 from unmask.data.examples import Examples, encode_completions, guess_texts, rollout_texts
-from unmask.data.tokenization import encode, task_tokenizer
+from unmask.data.tokenization import completion_texts, encode, task_tokenizer
 from unmask.denoisers.loading import load_tokenizer
 from unmask.errors import UserError
 from unmask.sampling.records import EveryStep
@@ -114,6 +123,51 @@ def test_render_completion_refuses_templates_that_reword_answered_prompts():
     thinking = TEMPLATE.replace("<assistant>{% endif", "<assistant><think>{% endif")
     with pytest.raises(UserError, match="changes prompt 'hi'"):
         render_completion(tokenizer(thinking), example(), "yes", ChatSettings())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("completion", ["4", "4 ", " 4", "4\n\n5"])
+def test_render_completion_is_the_completion_and_the_end_of_the_turn(family, completion):
+    mark = FAMILIES[family][2]
+    made = family_tokenizer(family)
+    target = render_completion(made, example(), completion, ChatSettings())
+    assert target in (completion + mark, completion.strip() + mark)
+    assert completion_texts(made, encode(made, [target]), made.eos_token_id)[0].strip() == completion.strip()
+    prefilled = render_completion(made, example(), "r4", ChatSettings(prefill="r"))
+    assert prefilled == "4" + mark
+
+
+@pytest.mark.parametrize(
+    ("template", "target"),
+    [
+        (PLAIN, "4"),  # white space alone: padding ends it
+        (ENDLESS, "4"),
+        (ENDLESS_HEADED, "behind a completion"),
+        (ROLES.replace("<|role_end|>", " That is all."), "behind a completion"),
+        (ROLES.replace("m['content']", "m['content'] | upper"), "changes prompt 'hi' or its completion"),
+        (
+            ROLES.replace("m['content']", "('<think></think>' if m['role'] == 'assistant' else '') + m['content']"),
+            "changes",
+        ),
+    ],
+)
+def test_render_completion_refuses_more_behind_it_than_the_end_of_the_turn(template, target):
+    made = byte_tokenizer(template, FAMILIES["llada2"][1])
+    if target == "4":
+        assert render_completion(made, example(), "4", ChatSettings()) == "4"
+        return
+    with pytest.raises(UserError, match=target) as error:
+        render_completion(made, example(), "four", ChatSettings())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("family", "chosen", "rejected"), [("llada", "4", "4 "), ("llada", "\n4", "4")])
+def test_examples_of_refuses_pairs_with_the_same_tokens(family, chosen, rejected):
+    made = family_tokenizer(family)
+    item = example(ranked=(chosen, rejected), place="pairs.jsonl, line 3")
+    with pytest.raises(UserError, match=r"^pairs.jsonl, line 3: completions .* have the same tokens; remove the row"):
+        Examples.of([item], made, made.eos_token_id, max_prompt_tokens=200)
+    Examples.of([item], made, made.eos_token_id, max_prompt_tokens=200, chat=ChatSettings(template="never"))
 
 
 @pytest.mark.parametrize("where", ["chat_template.jinja", "tokenizer_config.json"])

@@ -3,9 +3,19 @@
 import pytest
 import torch
 
+from helpers.chat_tokenizers import CHATML, FAMILIES, byte_tokenizer
+from unmask.data.chat import ChatSettings
 from unmask.data.example import Example
 from unmask.data.examples import Examples
-from unmask.data.tokenization import completion_texts, encode, left_pad, task_tokenizer
+from unmask.data.tokenization import (
+    completion_texts,
+    encode,
+    encode_prompts,
+    leading_ids,
+    left_pad,
+    task_tokenizer,
+    token_names,
+)
 from unmask.errors import UserError
 from unmask.tasks import TASKS
 
@@ -74,3 +84,46 @@ def test_examples_prompts_have_one_of_a_few_widths():
     assert prompts.attention_NP.sum(1).tolist() == [3, 17]
     same = Examples.of(items[:1], tokenizer, tokenizer.eos_token_id, max_prompt_tokens=50)
     assert bool(same.prompts([0], 2).attention_NP.all())
+
+
+@pytest.mark.parametrize(("add_bos", "add_eos"), [(False, False), (True, False), (True, True), (False, True)])
+def test_leading_ids_are_those_of_the_post_processor(add_bos, add_eos):
+    tokenizer = byte_tokenizer(add_bos=add_bos, add_eos=add_eos)
+    assert leading_ids(tokenizer) == [tokenizer.bos_token_id] * add_bos
+    expected = tokenizer("hi")["input_ids"]
+    assert encode_prompts(tokenizer, ["hi"], templated=False) == [expected[:-1] if add_eos else expected]
+    assert encode_prompts(tokenizer, ["hi"], templated=True) == encode(tokenizer, ["hi"])
+
+
+@pytest.mark.parametrize(
+    ("template", "specials", "text"),
+    [
+        (None, FAMILIES["llada"][1], "hi"),
+        (None, FAMILIES["llada"][1], "<|startoftext|>hi"),
+        (FAMILIES["llada"][0], FAMILIES["llada"][1], "hi"),  # the template writes it
+        (CHATML, FAMILIES["dream"][1], "hi"),  # the template writes none
+    ],
+)
+def test_examples_of_begin_with_one_bos(template, specials, text):
+    tokenizer = byte_tokenizer(template, specials, add_bos=True)
+    item = Example(prompt=text, solution="", columns={}, ranked=("a", "b"))
+    for chat in (ChatSettings(), ChatSettings(template="never"), ChatSettings(prefill="x")):
+        examples = Examples.of([item], tokenizer, tokenizer.eos_token_id, max_prompt_tokens=200, chat=chat)
+        (ids,) = examples.prompt_ids
+        wanted = 0 if template == CHATML and chat.template == "auto" else 1
+        assert ids.count(tokenizer.bos_token_id) == wanted
+        assert (ids[0] == tokenizer.bos_token_id) == bool(wanted)
+        assert all(tokenizer.bos_token_id not in row for row in examples.ranked_ids[0])
+
+
+def test_completion_texts_and_token_names_show_ids_that_the_tokenizer_does_not_know():
+    tokenizer = byte_tokenizer()
+    a, b = encode(tokenizer, ["ab"])[0]
+    unknown = len(tokenizer) + 7
+    assert completion_texts(tokenizer, [[a, unknown, b], [unknown, unknown], [a], []], tokenizer.eos_token_id) == [
+        f"a<id {unknown}>b",
+        f"<id {unknown}><id {unknown}>",
+        "a",
+        "",
+    ]
+    assert token_names(tokenizer, [a, unknown]) == ["a", f"<id {unknown}>"]

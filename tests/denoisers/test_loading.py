@@ -6,11 +6,17 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
+from unmask.cli.main import main
 from unmask.denoisers import loading
-from unmask.denoisers.loading import load_denoiser, load_tokenizer, resolve
+from unmask.denoisers.loading import load_denoiser, load_tokenizer, resolve, save_denoiser
+from unmask.denoisers.tiny import tiny_denoiser
 from unmask.errors import UserError
+from unmask.sampling.sampler import Sampler
+from unmask.types import Prompts
+from unmask.uniforms import Uniforms
 
 SUDOKU = Path(str(files("unmask.denoisers"))) / "assets" / "sudoku"
 
@@ -82,3 +88,34 @@ def test_load_denoiser_takes_the_first_of_several_end_tokens(model, others, recw
     assert [str(warning.message) for warning in recwarn] == ["model names eos_token_id [5, 2]: 5 is taken"] * len(
         others
     )
+
+
+def test_load_denoiser_never_samples_ids_beyond_the_tokenizer(tmp_path, capsys):
+    """A padded vocabulary, as published ones are: what is sampled can be spelt."""
+    tokenizer = load_tokenizer("embedded:sudoku")
+    known = len(tokenizer)
+    padded = tiny_denoiser(
+        vocabulary=known + 90,
+        mask_id=tokenizer.mask_token_id,
+        eos_id=tokenizer.eos_token_id,
+        hidden=16,
+        layers=1,
+        heads=2,
+        max_length=48,
+        seed=0,
+    )
+    save_denoiser(padded, tokenizer, tmp_path)
+    denoiser = load_denoiser(str(tmp_path)).eval()
+    assert denoiser.spelt == known
+    assert load_denoiser("embedded:sudoku").spelt == load_denoiser("embedded:sudoku").model.config.vocab_size
+    prompts = Prompts(
+        tokens_NP=torch.zeros(8, 4, dtype=torch.long),
+        attention_NP=torch.ones(8, 4, dtype=torch.bool),
+        prompt_N=torch.arange(8),
+        sample_N=torch.zeros(8, dtype=torch.long),
+    )
+    for temperature in (0.0, 1.0, 2.0):
+        sampler = Sampler(max_new_tokens=16, block_length=16, steps=4, temperature=temperature)
+        assert int(sampler(denoiser, prompts, Uniforms()).tokens_NL.max()) < known
+    assert main(["sample", "--model", str(tmp_path)]) == 0
+    assert "None" not in capsys.readouterr().out

@@ -10,6 +10,7 @@ pytestmark = pytest.mark.filterwarnings("default")  # of the harness's own libra
 
 from lm_eval.api.registry import get_model  # noqa: E402
 
+from helpers.chat_tokenizers import CHATML, byte_tokenizer  # noqa: E402
 from unmask.data.examples import Examples  # noqa: E402
 from unmask.data.tokenization import completion_texts, encode  # noqa: E402
 from unmask.denoisers.loading import load_denoiser  # noqa: E402
@@ -169,3 +170,16 @@ def test_harness_tells_a_wrong_command_line_in_one_line(monkeypatch, capsys):
     monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: create("model=embedded:sudoku,mask=4"))
     assert main() == 2
     assert "perhaps you meant 'masks'" in capsys.readouterr().err
+
+
+def test_tok_encode_gives_contexts_one_bos():
+    lm = model()
+    lm.tokenizer = byte_tokenizer(
+        CHATML, ("<|endoftext|>", "<|beginoftext|>", "<|im_start|>", "<|im_end|>"), add_bos=True
+    )
+    bos, text = lm.tokenizer.bos_token_id, encode(lm.tokenizer, ["12"])[0]
+    assert lm.tok_encode("12") == lm.tok_encode("<|beginoftext|>12") == [bos, *text]
+    assert lm.tok_encode("12", add_special_tokens=False) == text
+    assert lm._encode_pair("12", " 3") == ([bos, *text], encode(lm.tokenizer, [" 3"])[0])
+    worded = lm.apply_chat_template([{"role": "user", "content": "12"}])
+    assert bos not in lm.tok_encode(worded)

@@ -282,3 +282,34 @@ def test_rewards_metrics_are_of_all_ranks_and_leave_none_out():
 def test_rewards_metrics_of_the_task_alone_are_none():
     task = RewardFunction(spec="task", name="task", call=length)
     assert Rewards(functions=(task,), examples=EXAMPLES).metrics(torch.ones(4, 1), World.single()) == {}
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda c: c[0]["content"],
+        lambda c: c["content"],
+        lambda c: c[-1].get("content"),
+        lambda c: [turn.content for turn in c],
+    ],
+)
+@pytest.mark.parametrize("waits", [False, True])
+def test_reward_function_that_reads_conversations_is_told_that_completions_are_texts(read, waits):
+    def conversational(completions, **columns):
+        return [float(len(read(c))) for c in completions]
+
+    async def later(completions, **columns):
+        return conversational(completions)
+
+    with pytest.raises((TypeError, AttributeError)) as error:
+        rewards_of(later if waits else conversational)([0, 1], ["x", "yy"])
+    assert any("completions and prompts are texts" in note for note in error.value.__notes__)
+
+
+def test_reward_function_with_another_fault_is_told_nothing_of_texts():
+    def faulty(completions, **columns):
+        return [len(completions) + "1"]
+
+    with pytest.raises(TypeError) as error:
+        rewards_of(faulty)([0], ["x"])
+    assert error.value.__notes__ == ["raised by the reward function 'my.py:faulty'"]

@@ -177,3 +177,49 @@ def test_propose_by_slices_never_holds_all_logits(temperature):
     with Largest() as largest:
         reducer.from_head(hidden_CD, head, Workspace())
     assert positions * 1000 < largest.most < positions * VOCABULARY / 20
+
+
+# ---- ids beyond the tokenizer ----
+
+
+@pytest.mark.parametrize(("vocabulary", "spelt"), [(40, 33), (5_000, 4_470), (5_000, 1_999), (40, 40), (40, 50)])
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 0.7])
+@pytest.mark.parametrize("way", ["logits", "head"])
+def test_propose_never_proposes_ids_beyond_the_tokenizer(vocabulary, spelt, temperature, way):
+    """They are the likeliest by far; they keep their part of the normalizer, as in scoring."""
+    mask_id, generator = 3, torch.Generator().manual_seed(0)
+    hidden_QD = torch.randn(30, 8, generator=generator)
+    head = torch.nn.Linear(8, vocabulary, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(vocabulary, 8, generator=generator))
+        head.weight[spelt:] *= 3
+        logits_QV = head(hidden_QD)
+        uniform_QZ = torch.rand(30, 4, generator=generator, dtype=torch.float64) if temperature else None
+        reducer = Propose(
+            temperature=temperature, mask_id=mask_id, measure=probability, uniform_QZ=uniform_QZ, draws=4, spelt=spelt
+        )
+        if way == "logits":
+            tokens_QZ, logp_QZ, _ = reducer.from_logits(logits_QV, slice(0, 30))
+        else:
+            tokens_QZ, logp_QZ, _ = reducer.from_head(hidden_QD, head, Workspace())
+    assert int(tokens_QZ.max()) < spelt
+    logp_QV = (logits_QV.double() / (temperature or 1)).log_softmax(1)
+    torch.testing.assert_close(logp_QZ.double(), logp_QV.gather(1, tokens_QZ), rtol=1e-4, atol=1e-4)
+    if not temperature:
+        logp_QV[:, mask_id] = logp_QV[:, spelt:] = -float("inf")
+        assert torch.equal(tokens_QZ[:, 0], logp_QV.argmax(1))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 0.7])
+def test_propose_is_bit_equal_where_the_tokenizer_knows_every_id(temperature):
+    logits_1V = logits_of()
+    uniform_QZ = Uniforms().key("equal", torch.arange(9)[None]).draw() if temperature else None
+    options = {
+        "temperature": temperature,
+        "mask_id": MASK,
+        "measure": probability,
+        "uniform_QZ": uniform_QZ,
+        "draws": 9,
+    }
+    found = [Propose(**options, spelt=spelt).from_logits(logits_1V, slice(0, 1)) for spelt in (None, VOCABULARY)]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

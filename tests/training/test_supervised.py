@@ -1,6 +1,7 @@
 """Supervised training: its loss is the ELBO it claims, it learns, it is reproducible; shipped models are its work."""
 
 import hashlib
+import json
 import math
 from importlib.resources import files
 from pathlib import Path
@@ -9,13 +10,14 @@ import pytest
 import torch
 
 from unmask.cli.main import main
+from unmask.data.example import prompt_key
 from unmask.data.examples import Examples
 from unmask.data.tokenization import encode, task_tokenizer
 from unmask.denoisers.loading import load_denoiser, load_tokenizer
 from unmask.settings.commands import PretrainRecipe
 from unmask.settings.reader import build, read_recipe
 from unmask.tasks import Sudoku
-from unmask.training.supervised import elbo_loss, pretrain, supervised_batch
+from unmask.training.supervised import elbo_loss, pretrain, supervised_batch, supervised_examples
 from unmask.uniforms import Uniforms
 
 ASSETS = Path(str(files("unmask.denoisers"))) / "assets"
@@ -149,3 +151,87 @@ def test_pretrain_recipes_embedded_models_have_the_committed_hash(name):
     assert denoiser.model.config.hidden_size == recipe.hidden
     assert len(tokenizer) == len(recipe.task.vocabulary) + 2
     assert tokenizer.mask_token_id == denoiser.mask_id
+
+
+def rows_file(tmp_path, rows):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def taught(tmp_path, rows, *flags):
+    command = ["pretrain", "--model", "embedded:arithmetic", "--task", "dataset", "--task.max-new-tokens", "16"]
+    command += ["--task.data", str(rows_file(tmp_path, rows)), "--steps", "1", "--batch", "2", "--threads", "1"]
+    return main([*command, "--output", str(tmp_path / "tuned"), *flags])
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags", "columns"),
+    [
+        ([{"prompt": "1+1=", "response": "2"}], (), "response"),
+        ([{"prompt": "1+1=", "answer": "2", "completion": None}], (), "answer"),
+        ([{"prompt": "1+1="}], (), "nothing"),
+        ([{"messages": [{"role": "user", "content": "1+1="}]}], ("--task.prompt-column", "messages"), "nothing"),
+    ],
+)
+def test_pretrain_refuses_rows_without_a_completion(tmp_path, capsys, rows, flags, columns):
+    assert taught(tmp_path, rows, "--task.test-data", str(other_rows(tmp_path)), *flags) == 2
+    said = capsys.readouterr().err
+    assert f"rows.jsonl, line 1: there is no completion to learn from; beside the prompt the row has {columns}" in said
+    assert not (tmp_path / "tuned").exists()
+
+
+def other_rows(tmp_path):
+    path = tmp_path / "test.jsonl"
+    rows = [{"prompt": "3+3=", "messages": [{"role": "user", "content": "3+3="}]}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_pretrain_learns_the_last_message_of_the_assistant(tmp_path):
+    turns = [("user", "1+1="), ("assistant", "2"), ("user", "2+2="), ("assistant", "4")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    for place, (row, settings) in enumerate(
+        [({"messages": messages}, {"prompt_column": "messages"}), ({"prompt": messages[:3], "completion": "4"}, {})]
+    ):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        data = {"name": "dataset", "data": str(rows_file(folder, [row])), "test_data": str(other_rows(folder))}
+        recipe = build(
+            PretrainRecipe,
+            {"task": data | settings, "model": "embedded:arithmetic", "examples": 1, "validation_examples": 0},
+        )
+        (item,) = supervised_examples(recipe)
+        assert (item.solution, item.messages, item.prompt) == ("4", tuple(messages[:3]), "1+1=\n\n2\n\n2+2=")
+
+
+def duplicated():
+    """Every prompt occurs twice, spaced and answered differently."""
+    rows = [{"prompt": f"{n}+1=", "completion": f"{n + 1}"} for n in range(30)]
+    return rows + [{"prompt": f" {n}+1= ", "completion": f"{n}+1"} for n in range(29, -1, -1)]
+
+
+@pytest.mark.parametrize("task", ["sudoku", "countdown", "arithmetic", "dataset"])
+def test_supervised_examples_train_on_no_prompt_that_validates(tmp_path, task):
+    settings = {"name": task}
+    if task == "dataset":
+        settings |= {"data": str(rows_file(tmp_path, duplicated())), "test_data": str(other_rows(tmp_path))}
+    if task == "arithmetic":
+        settings |= {"terms": 3}
+    sizes = {"validation_examples": 10, "examples": 3000}
+    recipe = build(PretrainRecipe, sizes | {"task": settings, "model": "embedded:sudoku"})
+    items = supervised_examples(recipe)
+    every = recipe.task.examples("train", 3010, 0)
+    assert items[-10:] == every[-10:]
+    held = {prompt_key(item) for item in items[-10:]}
+    assert not held & {prompt_key(item) for item in items[:-10]}
+    kept = [item for item in every[:-10] if prompt_key(item) not in held]
+    assert items[:-10] == kept
+    if task == "dataset":
+        assert len(items) == 60 - 10
+
+
+def test_pretrain_refuses_data_whose_prompts_all_validate(tmp_path, capsys):
+    rows = [{"prompt": "1+1=", "completion": "2"}] * 8
+    assert taught(tmp_path, rows, "--task.test-data", str(other_rows(tmp_path)), "--validation-examples", "2") == 2
+    assert "leaves no training examples" in capsys.readouterr().err

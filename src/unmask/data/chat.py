@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unmask.data.example import Example
+from unmask.data.turns import end_marks, render_turns
 from unmask.errors import UserError
 from unmask.validation import one_of, setting
 
@@ -50,8 +51,8 @@ def render_prompt(tokenizer: Any, example: Example, chat: ChatSettings) -> Rende
         # text "<user>2+2?<end><assistant><reasoning>", prefill "<reasoning>"
     """
     turns, prefill = _turns(example, chat)
-    if _uses_template(tokenizer, chat):
-        return RenderedPrompt(text=_rendered(tokenizer, turns, answers=True) + prefill, prefill=prefill)
+    if uses_template(tokenizer, chat):
+        return RenderedPrompt(text=render_turns(tokenizer, turns, answers=True) + prefill, prefill=prefill)
     if len(turns) > 1:
         why = "chat.template is never" if chat.template == "never" else "the tokenizer has no chat template"
         raise UserError(
@@ -64,22 +65,41 @@ def render_prompt(tokenizer: Any, example: Example, chat: ChatSettings) -> Rende
 def render_completion(tokenizer: Any, example: Example, completion: str, chat: ChatSettings) -> str:
     """The text that the model should write after the rendered prompt, for supervised training.
 
-    It is the completion without its prefill, and the template's end of the turn. Raises UserError where the chat
-    template renders the prompt differently once it is answered.
+    It is the completion without its prefill, and the mark with which the chat template ends the turn; no header of a
+    next turn. Raises UserError where the template renders the prompt or the completion differently once the prompt is
+    answered, or writes more behind the completion than the end of the turn.
     """
     start = render_prompt(tokenizer, example, chat)
     rest = completion.removeprefix(start.prefill)
-    if not _uses_template(tokenizer, chat):
+    if not uses_template(tokenizer, chat):
         return rest
     turns, _ = _turns(example, chat)
     answer = {"role": "assistant", "content": start.prefill + rest}
-    whole = _rendered(tokenizer, [*turns, answer], answers=False)
-    if not whole.startswith(start.text):
+    whole = render_turns(tokenizer, [*turns, answer], answers=False)
+    behind = whole.removeprefix(start.text)
+    # Templates may trim what they are given.
+    spelt = (text for text in (rest, rest.rstrip(), rest.lstrip(), rest.strip()) if behind.startswith(text))
+    written = next(spelt, None)
+    if not whole.startswith(start.text) or written is None:
         raise UserError(
-            f"the chat template changes prompt {example.prompt[:40]!r} or the start of its completion when it is "
+            f"the chat template changes prompt {example.prompt[:40]!r} or its completion when it is "
             "answered: set chat.template to never, or mend the template"
         )
-    return whole.removeprefix(start.text)
+    return written + _turn_end(tokenizer, behind.removeprefix(written))
+
+
+def _turn_end(tokenizer: Any, tail: str) -> str:
+    """The end of the turn in what a template writes behind a completion; nothing where that is white space alone."""
+    if not tail.strip():
+        return ""
+    lead = tail[: len(tail) - len(tail.lstrip())]
+    mark = next((mark for mark in end_marks(tokenizer) if tail.startswith(mark, len(lead))), None)
+    if mark is None:
+        raise UserError(
+            f"the chat template writes {tail[:40]!r} behind a completion, which ends with no token that ends a turn: "
+            "set chat.template to never, or end the assistant's messages with such a token in the template"
+        )
+    return lead + mark
 
 
 def _turns(example: Example, chat: ChatSettings) -> tuple[list[Mapping[str, str]], str]:
@@ -93,19 +113,6 @@ def _turns(example: Example, chat: ChatSettings) -> tuple[list[Mapping[str, str]
     return turns, begun + chat.prefill
 
 
-def _uses_template(tokenizer: Any, chat: ChatSettings) -> bool:
+def uses_template(tokenizer: Any, chat: ChatSettings) -> bool:
+    """Whether prompts are worded by the tokenizer's chat template."""
     return chat.template == "auto" and bool(tokenizer.chat_template)
-
-
-def _rendered(tokenizer: Any, turns: list[Mapping[str, str]], *, answers: bool) -> str:
-    """The template's text, with the start of the assistant's turn behind it if the model `answers`."""
-    from jinja2 import TemplateError
-
-    try:
-        text: str = tokenizer.apply_chat_template(turns, add_generation_prompt=answers, tokenize=False)
-    except TemplateError as error:
-        roles = ", ".join(turn["role"] for turn in turns)
-        raise UserError(
-            f"the chat template refuses messages of {roles} ({error}): change them, or set chat.template to never"
-        ) from None
-    return text

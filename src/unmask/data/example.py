@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import ClassVar, Protocol
 
@@ -17,6 +17,7 @@ class Example:
     solution: a right completion for supervised training, empty where none is known; others may be right too.
     messages: the prompt as a conversation, where the data give it as one; `prompt` is then its text.
     ranked: completions to learn from instead of sampled ones (preference pairs), the best first.
+    place: where it stands in the user's data ("train.jsonl, line 3"), for error messages.
     """
 
     prompt: str
@@ -24,11 +25,35 @@ class Example:
     columns: Mapping[str, object]
     messages: tuple[Mapping[str, str], ...] = ()
     ranked: tuple[str, ...] = ()
+    place: str = field(default="", compare=False)
+
+    @property
+    def named(self) -> str:
+        """Its place, or where it has none its prompt: how error messages call it."""
+        return self.place or f"prompt {self.prompt[:40]!r}"
+
+
+def answered(example: Example) -> Example:
+    """The example with a completion to learn from: its own, else the last message of its prompt if the assistant's is.
+
+    That message then no longer stands in the prompt.
+    """
+    if example.solution or not example.messages or example.messages[-1]["role"] != "assistant":
+        return example
+    *asked, last = example.messages
+    return replace(example, prompt=joined(asked), messages=tuple(asked), solution=last["content"])
+
+
+def joined(messages: Sequence[Mapping[str, str]]) -> str:
+    """The contents of messages as one text."""
+    return "\n\n".join(message["content"] for message in messages)
 
 
 def prompt_key(example: Example) -> str:
-    """The prompt with white space normalised: equal keys mean equal prompts."""
-    return " ".join(example.prompt.split())
+    """The prompt with white space normalised: equal keys mean equal prompts, however they are answered or begun."""
+    last = example.messages[-1]["role"] if example.messages else "user"
+    asked = joined(example.messages[:-1]) if last == "assistant" else example.prompt
+    return " ".join(asked.split())
 
 
 class HasSplits(Protocol):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from unmask.data.chat import PLAIN, ChatSettings, render_completion, render_prompt
+from unmask.data.chat import PLAIN, ChatSettings, render_completion, render_prompt, uses_template
 from unmask.data.example import Example
-from unmask.data.tokenization import completion_texts, encode, left_pad
+from unmask.data.tokenization import completion_texts, encode, encode_prompts, left_pad, raw_texts
 from unmask.errors import UserError
 from unmask.types import Prompts, Rollout
 
@@ -48,10 +48,11 @@ class Examples:
     ) -> Examples:
         """Render and tokenize the prompts, and the ranked completions that come with them.
 
-        Raises UserError where a prompt is longer than `max_prompt_tokens`.
+        Raises UserError where a prompt is longer than `max_prompt_tokens`, or two ranked completions are the same.
         """
         prompts = [render_prompt(tokenizer, item, chat) for item in items]
-        prompt_ids = encode(tokenizer, [prompt.text for prompt in prompts])
+        templated = uses_template(tokenizer, chat)
+        prompt_ids = encode_prompts(tokenizer, [prompt.text for prompt in prompts], templated=templated)
         for item, ids in zip(items, prompt_ids, strict=True):
             if len(ids) > max_prompt_tokens:
                 raise UserError(
@@ -63,11 +64,7 @@ class Examples:
             prompt_ids=prompt_ids,
             eos_id=eos_id,
             prefills=[prompt.prefill for prompt in prompts],
-            ranked_ids=[
-                encode_completions(tokenizer, [item] * len(item.ranked), item.ranked, chat)
-                for item in items
-                if item.ranked
-            ],
+            ranked_ids=[_encode_ranked(tokenizer, item, chat) for item in items if item.ranked],
         )
 
     def prompts(self, indices: Sequence[int], group_size: int, device: torch.device | str = "cpu") -> Prompts:
@@ -94,8 +91,14 @@ class Examples:
         return {name: [self.items[index].columns[name] for index in indices for _ in range(repeats)] for name in names}
 
     def texts(self, tokenizer: PreTrainedTokenizerFast, indices: Sequence[int], rows: list[list[int]]) -> list[str]:
-        """Decoded completions of the examples at `indices`, prefill included: what rewards read."""
-        texts = completion_texts(tokenizer, rows, self.eos_id)
+        """Decoded completions of the examples at `indices`, prefill included, without end marks: what rewards read."""
+        return self._prefilled(indices, completion_texts(tokenizer, rows, self.eos_id))
+
+    def raw_texts(self, tokenizer: PreTrainedTokenizerFast, indices: Sequence[int], rows: list[list[int]]) -> list[str]:
+        """`texts` that are not cut: with end marks and what stands behind them."""
+        return self._prefilled(indices, raw_texts(tokenizer, rows))
+
+    def _prefilled(self, indices: Sequence[int], texts: list[str]) -> list[str]:
         return [self.prefills[index] + text for index, text in zip(indices, texts, strict=True)]
 
 
@@ -112,6 +115,16 @@ def encode_completions(
     """Token ids of the completions, rendered for each item by `render_completion`. Raises UserError as it does."""
     pairs = zip(items, completions, strict=True)
     return encode(tokenizer, [render_completion(tokenizer, item, completion, chat) for item, completion in pairs])
+
+
+def _encode_ranked(tokenizer: PreTrainedTokenizerFast, item: Example, chat: ChatSettings) -> list[list[int]]:
+    """Token ids of its ranked completions. Raises UserError where two are the same, of which none is the better one."""
+    ranked = encode_completions(tokenizer, [item] * len(item.ranked), item.ranked, chat)
+    for place, ids in enumerate(ranked):
+        if ids in ranked[:place]:
+            shown = " and ".join(repr(text[:40]) for text in (item.ranked[ranked.index(ids)], item.ranked[place]))
+            raise UserError(f"{item.named}: completions {shown} have the same tokens; remove the row")
+    return ranked
 
 
 def rollout_texts(tokenizer: PreTrainedTokenizerFast, rollout: Rollout, examples: Examples) -> list[str]:

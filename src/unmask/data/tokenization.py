@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from unmask.data.turns import end_ids
 from unmask.denoisers.base import MASK_TOKEN
 from unmask.errors import UserError
 
@@ -45,6 +47,25 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[lis
     return encoded
 
 
+def encode_prompts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], *, templated: bool) -> list[list[int]]:
+    """Token ids of each prompt. Raises UserError as `encode` does.
+
+    A plain text begins as the tokenizer's own post-processor lets it, with a beginning-of-sequence token where it adds
+    one, and never with two; in the text of a chat template (`templated`) nothing is added.
+    """
+    encoded = encode(tokenizer, texts)
+    lead = [] if templated else leading_ids(tokenizer)
+    return [ids if ids[: len(lead)] == lead else [*lead, *ids] for ids in encoded]
+
+
+def leading_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Special tokens that the tokenizer's post-processor writes before a text; what it writes behind plays no part."""
+    marked = tokenizer("0", return_special_tokens_mask=True)
+    ids: list[int] = marked["input_ids"]
+    specials: list[int] = marked["special_tokens_mask"]
+    return ids[: specials.index(0)] if 0 in specials else []
+
+
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int, width: int | None = None) -> tuple[Tensor, Tensor]:
     """Rows of ids padded on the left to `width` (default: the longest): (tokens, attention as bool) [N, L]."""
     width = width or max(len(row) for row in rows)
@@ -54,6 +75,33 @@ def left_pad(rows: Sequence[Sequence[int]], pad_id: int, width: int | None = Non
 
 
 def completion_texts(tokenizer: PreTrainedTokenizerFast, rows: list[list[int]], eos_id: int) -> list[str]:
-    """Decoded completions (rows of completion tokens), cut before the first end-of-sequence token."""
-    texts: list[str] = tokenizer.batch_decode([row[: row.index(eos_id)] if eos_id in row else row for row in rows])
-    return texts
+    """Decoded completions (rows of completion tokens), cut before the first token that ends one (see `end_ids`).
+
+    Other special tokens stay in the text.
+    """
+    ends = end_ids(tokenizer, eos_id)
+    cut = [next((place for place, token in enumerate(row) if token in ends), len(row)) for row in rows]
+    return raw_texts(tokenizer, [row[:end] for row, end in zip(rows, cut, strict=True)])
+
+
+def raw_texts(tokenizer: PreTrainedTokenizerFast, rows: list[list[int]]) -> list[str]:
+    """Decoded rows of tokens, whole, with all their special tokens; ids that the tokenizer does not know as <id N>."""
+    known = len(tokenizer)
+    texts: list[str] = tokenizer.batch_decode(rows)
+    strange = [place for place, row in enumerate(rows) if max(row, default=0) >= known]
+    return [_with_ids(tokenizer, rows[place]) if place in strange else text for place, text in enumerate(texts)]
+
+
+def _with_ids(tokenizer: PreTrainedTokenizerFast, row: list[int]) -> str:
+    """The text of a row in which unknown ids, which decoding drops, are written out."""
+    parts = []
+    for unknown, group in groupby(row, key=lambda token: tokenizer.convert_ids_to_tokens(token) is None):
+        ids = list(group)
+        parts.append("".join(f"<id {token}>" for token in ids) if unknown else str(tokenizer.decode(ids)))
+    return "".join(parts)
+
+
+def token_names(tokenizer: PreTrainedTokenizerFast, row: list[int]) -> list[str]:
+    """The tokens of a row as texts, ids that the tokenizer does not know as <id N>."""
+    names = zip(row, tokenizer.convert_ids_to_tokens(row), strict=True)
+    return [f"<id {token}>" if name is None else name for token, name in names]

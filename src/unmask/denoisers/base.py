@@ -52,7 +52,10 @@ class Denoiser(nn.Module):
     is left as it is. Call `fast_layers(model)` for fewer passes over memory, as `load_denoiser` does.
     `shift`: the network's output at i-1 predicts the token at i (Dream).
     `block_length`: a position attends to its own block of so many tokens, counted from the prompt's first, and to
-    earlier ones (LLaDA2); None: to all. Raises UserError for networks that change logits after the head.
+    earlier ones (LLaDA2); None: to all.
+    `spelt`: ids from here on, to which a vocabulary is padded, are no tokens of the tokenizer and are never sampled;
+    their logits stay in every normalizer. None: all are tokens.
+    Raises UserError for networks that change logits after the head.
 
         denoiser = Denoiser(LlamaForCausalLM(config), mask_id=126336, eos_id=126081).eval()
         (logp_FA1,) = denoiser(tokens_FL, attention_FL, query_FA, TargetLogProb(targets_Q1))
@@ -60,9 +63,17 @@ class Denoiser(nn.Module):
 
     shift: bool = False
     block_length: int | None = None
+    spelt: int | None = None
 
     def __init__(
-        self, model: Any, *, mask_id: int, eos_id: int, shift: bool = False, block_length: int | None = None
+        self,
+        model: Any,
+        *,
+        mask_id: int,
+        eos_id: int,
+        shift: bool = False,
+        block_length: int | None = None,
+        spelt: int | None = None,
     ) -> None:
         super().__init__()
         _check_logits(model.config)
@@ -71,6 +82,7 @@ class Denoiser(nn.Module):
         self.eos_id = eos_id
         self.shift = shift
         self.block_length = block_length
+        self.spelt = spelt
         self.workspace = Workspace()
 
     @property

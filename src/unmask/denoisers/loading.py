@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
+from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -121,7 +122,16 @@ def load_denoiser(
         eos_id=eos_id,
         shift=bool(published.get("logits_shift", shift)),
         block_length=published.get("block_length", block_length),
+        spelt=_spelt(directory, eos_id),
     )
+
+
+def _spelt(directory: Path, eos_id: int) -> int | None:
+    """The first id behind those that the tokenizer knows and behind the end token's; None without a tokenizer."""
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        return None
+    return 1 + max(eos_id, *Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True).values())
 
 
 def _read_config(directory: Path, name: str = "config.json") -> dict[str, Any]:

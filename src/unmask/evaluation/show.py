@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unmask.data.example import Example
 from unmask.data.examples import Examples, rollout_texts
+from unmask.data.tokenization import token_names
 from unmask.denoisers.loading import load_denoiser, load_tokenizer
 from unmask.distributed import best_device
 from unmask.errors import UserError
@@ -64,7 +65,7 @@ def _frames(canvases: list[Tensor], mask_id: int, tokenizer: Any) -> list[Frame]
         frames.append(
             Frame(
                 step=step + 1,
-                tokens=tokenizer.convert_ids_to_tokens(canvas.tolist()),
+                tokens=token_names(tokenizer, canvas.tolist()),
                 masked=(canvas == mask_id).tolist(),
                 revealed=((canvas != mask_id) & (before == mask_id)).tolist(),
                 confidence=None,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
 from reprlib import repr as short_repr
 from typing import Any, TypeVar
@@ -18,6 +20,8 @@ Arguments = dict[str, list[Any]]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _CACHED = "__unmask_cached__"  # attribute of functions that `cached` has marked
+_TEXT_FAULT = re.compile(r"string ind|'str' object")  # what Python says of a text that is used as something else
+RAW = "completions_raw"  # argument of functions that read completions with what stands behind their end
 _LARGEST = 3.4e38  # rewards become tensors of float32
 
 
@@ -33,6 +37,14 @@ def cached(function: Function) -> Function:
 def is_cached(function: Callable[..., Any]) -> bool:
     """Whether `cached` has marked the function."""
     return hasattr(function, _CACHED)
+
+
+def reads_raw(call: Callable[..., Any]) -> bool:
+    """Whether a function names an argument `completions_raw`: completions with end marks and what follows them."""
+    try:
+        return RAW in inspect.signature(call).parameters
+    except (TypeError, ValueError):  # said by `check_signature`
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +63,16 @@ class RewardFunction:
         """Whether its scores are awaited."""
         return inspect.iscoroutinefunction(self.call) or inspect.iscoroutinefunction(type(self.call).__call__)
 
+    @cached_property
+    def reads_raw(self) -> bool:
+        """Whether it names `completions_raw`."""
+        return reads_raw(self.call)
+
     def check_signature(self, columns: Mapping[str, list[Any]]) -> None:
         """Raise UserError unless it takes prompts, completions and these columns, and needs nothing else."""
         try:
-            inspect.signature(self.call).bind(prompts=[], completions=[], **columns)
+            raw: Arguments = {RAW: []} if self.reads_raw else {}
+            inspect.signature(self.call).bind(prompts=[], completions=[], **raw, **columns)
         except (TypeError, ValueError) as error:
             given = ", ".join(("prompts", "completions", *columns))
             raise UserError(
@@ -82,6 +100,8 @@ class RewardFunction:
             yield
         except Exception as error:
             error.add_note(f"raised by the reward function {self.spec!r}")
+            if _TEXT_FAULT.search(str(error)):
+                error.add_note('completions and prompts are texts, no lists of messages: write c, not c[0]["content"]')
             raise
 
     def _checked(self, scores: Any, count: int) -> list[Score]:

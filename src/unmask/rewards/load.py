@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from unmask.rewards.functions import RewardFunction, is_cached
+from unmask.rewards.functions import RewardFunction, is_cached, reads_raw
 from unmask.tasks import Task
 from unmask.validation import load_named
 
@@ -31,7 +31,7 @@ def load_functions(settings: RewardSettings, task: Task, device: Any) -> tuple[R
             call=call,
             weight=weight,
             cached=spec == TASK or is_cached(call),
-            ahead=spec == TASK,  # a user's own may use signals, which only the main thread can
+            ahead=spec == TASK and not reads_raw(call),  # a user's own may use signals, which only the main thread can
         )
         for spec, name, call, weight in zip(specs, names, calls, settings.function_weights, strict=True)
     )

@@ -14,10 +14,11 @@ from torch import Tensor
 from unmask.data.examples import Examples
 from unmask.distributed import World
 from unmask.errors import UserError
-from unmask.rewards.functions import Arguments, RewardFunction, Score, call_all
+from unmask.rewards.functions import RAW, Arguments, RewardFunction, Score, call_all
 from unmask.rewards.load import TASK
 
-TextKey = tuple[int, str]  # index of the example, text of the completion: what a score belongs to
+# What a score belongs to: index of the example, text of the completion, and its raw text ("" where it is not read).
+TextKey = tuple[int, str, str]
 
 
 class ScoreCache:
@@ -62,12 +63,20 @@ class Rewards:
         for function in self.functions:
             function.check_signature(self.examples.columns([0], 1))
 
-    def __call__(self, indices: Sequence[int], texts: Sequence[str]) -> tuple[Float[Tensor, "N"], Float[Tensor, "N K"]]:
+    @property
+    def reads_raw(self) -> bool:
+        """Whether any function reads raw texts."""
+        return any(function.reads_raw for function in self.functions)
+
+    def __call__(
+        self, indices: Sequence[int], texts: Sequence[str], raw_texts: Sequence[str] | None = None
+    ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N K"]]:
         """(rewards [N], scores [N, K]) of completions, one text for each index of an example; NaN for a score of None.
 
+        raw_texts: with end marks and what follows them, for functions that name `completions_raw`; None: the texts.
         The reward is the weighted sum of the functions that apply. Raises UserError where none does.
         """
-        keys = list(zip(indices, texts, strict=True))
+        keys = list(zip(indices, texts, raw_texts or texts, strict=True))
         distinct = list(dict.fromkeys(keys))
         tables = self._scores(distinct)
         rows = {key: [table[key] for table in tables] for key in distinct}
@@ -77,30 +86,33 @@ class Rewards:
 
     def score_ahead(self, indices: Sequence[int], texts: Sequence[str]) -> None:
         """Score these texts by the functions that may be called ahead of time, in any thread, into their caches."""
-        keys = list(dict.fromkeys(zip(indices, texts, strict=True)))
+        keys = [(index, text, "") for index, text in dict.fromkeys(zip(indices, texts, strict=True))]
         for function, cache in zip(self.functions, self._caches, strict=True):
             known = cache.known(keys)
             missing = [key for key in keys if key not in known]
             if function.ahead and missing:
-                cache.add(dict(zip(missing, function.scores(self._arguments(missing)), strict=True)))
+                cache.add(
+                    dict(zip(missing, function.scores(_arguments(self.examples, function, missing)), strict=True))
+                )
 
     def _scores(self, keys: list[TextKey]) -> list[dict[TextKey, Score]]:
-        """Each function's scores of all keys: from its cache, else by calling it."""
-        tables = [cache.known(keys) for cache in self._caches]
-        missing = [[key for key in keys if key not in table] for table in tables]
+        """Each function's scores of all keys: from its cache, else by calling it, once for what it can tell apart."""
+        own = [[_own_key(function, key) for key in keys] for function in self.functions]
+        tables = [cache.known(dict.fromkeys(read)) for cache, read in zip(self._caches, own, strict=True)]
+        missing = [
+            [key for key in dict.fromkeys(read) if key not in table] for read, table in zip(own, tables, strict=True)
+        ]
         called = [place for place, unknown in enumerate(missing) if unknown]
-        arguments = [self._arguments(missing[place]) for place in called]
-        for place, scores in zip(called, call_all([self.functions[place] for place in called], arguments), strict=True):
+        functions = [self.functions[place] for place in called]
+        arguments = [_arguments(self.examples, self.functions[place], missing[place]) for place in called]
+        for place, scores in zip(called, call_all(functions, arguments), strict=True):
             added = dict(zip(missing[place], scores, strict=True))
             tables[place] |= added
             self._caches[place].add(added)
-        return tables
-
-    def _arguments(self, keys: list[TextKey]) -> Arguments:
-        """A function's arguments, in lists of its own, which it may change."""
-        indices = [index for index, _ in keys]
-        prompts = [self.examples.items[index].prompt for index in indices]
-        return {"prompts": prompts, "completions": [text for _, text in keys], **self.examples.columns(indices, 1)}
+        return [
+            {key: table[name] for key, name in zip(keys, read, strict=True)}
+            for read, table in zip(own, tables, strict=True)
+        ]
 
     def _weighted(self, index: int, scores: list[Score]) -> float:
         parts = [f.weight * score for f, score in zip(self.functions, scores, strict=True) if score is not None]
@@ -133,3 +145,19 @@ class Rewards:
                 metrics |= {f"rewards/{function.name}/mean": mean, f"rewards/{function.name}/std": std}
             metrics[f"rewards/{function.name}/none_fraction"] = none_fraction
         return metrics
+
+
+def _own_key(function: RewardFunction, key: TextKey) -> TextKey:
+    return key if function.reads_raw else (*key[:2], "")
+
+
+def _arguments(examples: Examples, function: RewardFunction, keys: list[TextKey]) -> Arguments:
+    """A function's arguments, in lists of its own, which it may change."""
+    indices = [index for index, _, _ in keys]
+    arguments: Arguments = {
+        "prompts": [examples.items[index].prompt for index in indices],
+        "completions": [text for _, text, _ in keys],
+    }
+    if function.reads_raw:
+        arguments[RAW] = [raw for _, _, raw in keys]
+    return arguments | examples.columns(indices, 1)

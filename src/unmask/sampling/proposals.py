@@ -17,7 +17,8 @@ from unmask.sampling.unmasking import Measure
 class Proposed(NamedTuple):
     """Tokens, their logits, and their log-probs at the temperature, [C, Z] each; log-normalizers [C] at temperature 1.
 
-    The mask token is never proposed, but keeps its part of the normalizers: what is recorded equals what scoring gives.
+    The mask token, and ids unknown to the tokenizer, are never proposed, but keep their part of the normalizers:
+    what is recorded equals what scoring gives.
     """
 
     tokens_CZ: Tensor
@@ -38,7 +39,7 @@ def greedy(logits: Logits) -> Proposed:
     top_CT = torch.cat(tops, 1)
     best_C1 = top_CT.argmax(1, keepdim=True)
     top_C1 = top_CT.gather(1, best_C1)
-    normalizer_C1 = _log_sum(top_CT, torch.cat(sums, 1), logits.mask_C1)
+    normalizer_C1 = _log_sum(top_CT, torch.cat(sums, 1), logits.never_CU)
     return Proposed(torch.cat(tokens, 1).gather(1, best_C1), top_C1, top_C1 - normalizer_C1, normalizer_C1[:, 0])
 
 
@@ -60,9 +61,9 @@ def draw(logits: Logits, uniform_CZ: Tensor, temperature: float) -> Proposed:
     scale_CT = ((top_CT.double() - top_CT.amax(1, keepdim=True)) / temperature).exp()
     share_CB = torch.cat([fold_CB * scale_CT[:, place, None] for place, fold_CB in enumerate(folds)], 1)
     tokens_CZ, logits_CZ = _search(logits, share_CB, uniform_CZ, temperature)
-    normalizer_C1 = scaled_C1 = _log_sum(top_CT / temperature, torch.cat(sums, 1), logits.mask_C1 / temperature)
+    normalizer_C1 = scaled_C1 = _log_sum(top_CT / temperature, torch.cat(sums, 1), logits.never_CU / temperature)
     if temperature != 1:
-        normalizer_C1 = _log_sum(top_CT, torch.cat(sums_at_1, 1), logits.mask_C1)
+        normalizer_C1 = _log_sum(top_CT, torch.cat(sums_at_1, 1), logits.never_CU)
     return Proposed(tokens_CZ, logits_CZ, logits_CZ / temperature - scaled_C1, normalizer_C1[:, 0])
 
 
@@ -102,9 +103,9 @@ def _below(logits: Logits, logits_CS: Tensor, top_C1: Tensor) -> Tensor:
     return torch.sub(logits_CS, top_C1, out=logits.workspace.floats("below", logits_CS.shape, logits.device))
 
 
-def _log_sum(top_CT: Tensor, sum_CT: Tensor, mask_C1: Tensor) -> Tensor:
-    """log sum exp [C, 1] of all logits, by the largest of each slice and its sum of powers; the mask's too."""
-    return torch.cat([top_CT + sum_CT.log(), mask_C1], 1).double().logsumexp(1, keepdim=True).float()
+def _log_sum(top_CT: Tensor, sum_CT: Tensor, never_CU: Tensor) -> Tensor:
+    """log sum exp [C, 1] of all logits, by the largest of each slice and its sum of powers; also of those left out."""
+    return torch.cat([top_CT + sum_CT.log(), never_CU], 1).double().logsumexp(1, keepdim=True).float()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +122,11 @@ class Propose(LogitsReducer):
     uniform_QZ: Tensor | None
     draws: int = 1  # Z
     stride: int = 1
+    spelt: int | None = None  # ids from here on are never proposed; None: no other than the mask
 
     def from_logits(self, logits_CV: Tensor, chunk: slice, other_CV: Tensor | None = None) -> tuple[Tensor, ...]:
         """Tokens and log-probs [C, Z], confidences of the proposals [C, Z / stride], from whole logits."""
-        proposed = self._propose(GivenLogits(logits_CV, self.mask_id, Workspace()), chunk)
+        proposed = self._propose(GivenLogits(logits_CV, self.mask_id, Workspace(), self.spelt), chunk)
         confidence_CK = self.measure(logits_CV.float(), proposed.normalizer_C, proposed.tokens_CZ[:, :: self.stride])
         return proposed.tokens_CZ, proposed.logp_CZ, confidence_CK
 
@@ -132,7 +134,7 @@ class Propose(LogitsReducer):
         """The same; slice by slice of the vocabulary where confidences need no logits but those of the proposals."""
         if self.measure.reads_all_logits:
             return super().from_head(hidden_QD, head, workspace)
-        return reduce_slices(self._from_slices, hidden_QD, head.weight, self.mask_id, workspace)
+        return reduce_slices(self._from_slices, hidden_QD, head.weight, self.mask_id, workspace, self.spelt)
 
     def _from_slices(self, logits: Logits, chunk: slice) -> tuple[Tensor, ...]:
         proposed = self._propose(logits, chunk)

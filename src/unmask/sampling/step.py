@@ -80,6 +80,7 @@ def propose(
     reducer = Propose(
         temperature=context.temperature,
         mask_id=context.denoiser.mask_id,
+        spelt=context.denoiser.spelt,
         measure=context.unmasking.measure,
         uniform_QZ=None if uniform_NAZ is None else _together(uniform_NAZ, group).flatten(0, 1),
         draws=group * (1 + guesses),

@@ -20,7 +20,7 @@ from unmask.verifiers.latex import same_latex
 from unmask.verifiers.quantities import answers_number, quantity, reference_number
 
 ANSWER_KINDS = ("number", "latex", "text", "none")
-_ARGUMENTS = ("self", "prompts", "completions")  # of reward functions: no column can be called so
+_ARGUMENTS = ("self", "prompts", "completions", "completions_raw")  # of reward functions: no column can be called so
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,6 +77,11 @@ def _keys_of(owners: list[int], completions_NEC: Tensor) -> list[CompletionKey]:
     return [(owners[place // each], row.tobytes()) for place, row in enumerate(rows)]
 
 
+def _rows_of(keys: list[CompletionKey]) -> tuple[list[int], list[list[int]]]:
+    """The example and the tokens of each completion."""
+    return [index for index, _ in keys], [np.frombuffer(tokens, dtype=np.int64).tolist() for _, tokens in keys]
+
+
 @dataclass(frozen=True, kw_only=True)
 class OnPolicySource:
     """Samples a group of completions for each example and scores them by the reward functions. See Source."""
@@ -127,10 +132,12 @@ class OnPolicySource:
     def decode_new(self, keys: list[CompletionKey], texts: dict[CompletionKey, str]) -> dict[CompletionKey, str]:
         """Decode the completions that are not in `texts` yet: their texts, which are added to `texts` too."""
         new = [key for key in dict.fromkeys(keys) if key not in texts]
-        rows = [np.frombuffer(tokens, dtype=np.int64).tolist() for _, tokens in new]
-        added = dict(zip(new, self.examples.texts(self.tokenizer, [index for index, _ in new], rows), strict=True))
+        added = dict(zip(new, self.examples.texts(self.tokenizer, *_rows_of(new)), strict=True))
         texts |= added
         return added
+
+    def _raw_texts(self, keys: list[CompletionKey]) -> list[str]:
+        return self.examples.raw_texts(self.tokenizer, *_rows_of(keys))
 
     def score(
         self, rollout: Rollout, indices: list[int], uniforms: Uniforms, texts: dict[CompletionKey, str] | None = None
@@ -155,7 +162,9 @@ class OnPolicySource:
         keys = _keys_of([index for index in indices for _ in range(samples // len(indices))], completions_NEC.cpu())
         self.decode_new(keys, texts)
         distinct = list(dict.fromkeys(keys))
-        rewards, scores = self.rewards([index for index, _ in distinct], [texts[key] for key in distinct])
+        owners = [index for index, _ in distinct]
+        raw = self._raw_texts(distinct) if self.rewards.reads_raw else None
+        rewards, scores = self.rewards(owners, [texts[key] for key in distinct], raw)
         place = {key: place for place, key in enumerate(distinct)}
         chosen = torch.tensor([place[key] for key in keys]).view(samples, each)
         device = completions_NEC.device

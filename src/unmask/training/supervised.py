@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from unmask.data.example import Example
+from unmask.data.example import Example, answered, prompt_key
 from unmask.data.examples import Examples, completed, encode_completions
 from unmask.data.tokenization import task_tokenizer
 from unmask.denoisers.adapters import add_adapters
@@ -90,17 +90,19 @@ class _Data:
 
 def _data(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast, denoiser: Denoiser) -> _Data:
     """Raises UserError where solutions are too long, or too few examples are there."""
-    items: list[Example] = recipe.task.examples("train", recipe.examples + recipe.validation_examples, recipe.seed)
+    items = supervised_examples(recipe)
     room, length = denoiser.max_length - recipe.task.max_new_tokens, recipe.task.max_new_tokens
     solutions = encode_completions(tokenizer, items, [item.solution for item in items], recipe.chat)
     for item, ids in zip(items, solutions, strict=True):
         if len(ids) > length:
-            raise UserError(f"solution {item.solution[:40]!r} has {len(ids)} tokens, max_new_tokens is {length}")
+            raise UserError(
+                f"{item.named}: completion {item.solution[:40]!r} has {len(ids)} tokens, max_new_tokens is {length}"
+            )
     trained = len(items) - recipe.validation_examples
     if trained < 1:
         raise UserError(
-            f"task {recipe.task.name} has {len(items)} training examples, validation_examples takes "
-            f"{recipe.validation_examples}: give fewer"
+            f"task {recipe.task.name} leaves no training examples: validation_examples takes "
+            f"{recipe.validation_examples}, and no prompt is in both: give fewer, or other data"
         )
     return _Data(
         examples=Examples.of(items, tokenizer, denoiser.eos_id, room, recipe.chat),
@@ -108,6 +110,31 @@ def _data(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast, denoiser: 
         trained=trained,
         length=length if recipe.model is None else None,
     )
+
+
+def supervised_examples(recipe: PretrainRecipe) -> list[Example]:
+    """The recipe's examples, with completions; those to validate are the last. Raises UserError where one has none.
+
+    Of the examples to train on, those whose prompt is among the ones to validate are left out.
+    """
+    items = recipe.task.examples("train", recipe.examples + recipe.validation_examples, recipe.seed)
+    split = max(0, len(items) - recipe.validation_examples)
+    validated = set(map(prompt_key, items[split:]))
+    return [
+        _with_solution(item) for place, item in enumerate(items) if place >= split or prompt_key(item) not in validated
+    ]
+
+
+def _with_solution(item: Example) -> Example:
+    """The example with the completion to learn from. Raises UserError where none is known."""
+    found = answered(item)
+    if not found.solution.strip():
+        others = ", ".join(found.columns) or "nothing"
+        raise UserError(
+            f"{found.named}: there is no completion to learn from; beside the prompt the row has {others}: "
+            "name the column of the completions by --task.completion-column, or end messages with the assistant's"
+        )
+    return found
 
 
 def _start(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> Denoiser:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from unmask.data.tokenization import token_names
 from unmask.evaluation.evaluator import Evaluator
 from unmask.evaluation.statistics import solved_summary
 from unmask.objective.objective import Objective
@@ -62,7 +63,7 @@ class Trainer:
         """The first prompt's group, with the step that revealed each token."""
         rollout = experience.rollout
         group = (slice(rollout.group_size), slice(rollout.prompt_length, None))
-        tokens = [self.tokenizer.convert_ids_to_tokens(row) for row in rollout.tokens_NL[group].tolist()]
+        tokens = [token_names(self.tokenizer, row) for row in rollout.tokens_NL[group].tolist()]
         first = slice(rollout.group_size)
         columns = (experience.texts[first], experience.reward_N[first].tolist(), tokens)
         revealed_at = rollout.revealed_at_NL[group].tolist()

@@ -8,7 +8,7 @@ from functools import cached_property
 from reprlib import repr as short_repr
 from typing import Any
 
-from unmask.data.example import Example, in_split, prompt_key
+from unmask.data.example import Example, answered, in_split, joined, prompt_key
 from unmask.data.readers.tables import Row, read_table
 from unmask.errors import UserError
 
@@ -72,7 +72,7 @@ class UserData:
 
     @cached_property
     def _shots(self) -> list[Example]:
-        shots = self._untested[: self.few_shot] if self.few_shot else []
+        shots = [answered(shot) for shot in self._untested[: self.few_shot]] if self.few_shot else []
         if not all(shot.solution for shot in shots):
             raise UserError(f"few_shot is {self.few_shot} and rows to show have no completion; give completion_column")
         return shots
@@ -81,7 +81,7 @@ class UserData:
         examples = []
         for place, row in read_table(source, self.hub_config, hub_split):
             try:
-                examples.append(self.read(row))
+                examples.append(replace(self.read(row), place=f"{source}, {place}"))
             except UserError as error:
                 raise UserError(f"{source}, {place}: {error}") from None
         return examples
@@ -141,7 +141,7 @@ def prompt_of(value: Any, column: str) -> tuple[str, tuple[Message, ...]]:
     messages = conversation(value, column)
     if not any(message["role"] == "user" and message["content"].strip() for message in messages):
         raise UserError(f"{column} has no message of the user; add one")
-    return "\n\n".join(message["content"] for message in messages), messages
+    return joined(messages), messages
 
 
 def completion_of(value: Any, column: str) -> str:

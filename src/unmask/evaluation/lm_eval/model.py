@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask.data.tokenization import completion_texts, encode, left_pad
+from unmask.data.tokenization import completion_texts, encode_prompts, leading_ids, left_pad
 from unmask.denoisers.loading import load_denoiser, load_tokenizer
 from unmask.distributed import World
 from unmask.errors import UserError
@@ -69,6 +69,7 @@ class UnmaskLM(TemplateLM):
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.settings.dtype]
         self.denoiser = load_denoiser(self.settings.model, dtype).to(self._device).eval()
         self.uniforms = Uniforms().key("harness", self.settings.seed)
+        self._templated = False  # whether contexts come from the chat template
 
     # ---- text and tokens ----
 
@@ -94,22 +95,29 @@ class UnmaskLM(TemplateLM):
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )
+        self._templated = True
         return text
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
-        """Token ids, without special tokens. Raises UserError for what the tokenizer cannot spell."""
-        return encode(self.tokenizer, [string])[0] if string else []
+        """Token ids of a context, with the special tokens before it that `encode_prompts` gives.
+
+        A template writes its own: after `apply_chat_template`, or where `add_special_tokens` is False, none is added.
+        Raises UserError for what the tokenizer cannot spell.
+        """
+        templated = self._templated if add_special_tokens is None else not add_special_tokens
+        return encode_prompts(self.tokenizer, [string], templated=templated)[0] if string else []
 
     # ---- likelihoods ----
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(lower bound of log p(continuation | context) in nats, whether greedy sampling writes it) of each request.
 
-        An empty context is empty: no token stands for it.
+        An empty context is what the tokenizer begins a text with, often nothing.
         """
-        encoded = []
+        encoded, empty = [], leading_ids(self.tokenizer)
         for context, continuation in (request.args for request in requests):
-            pair = self._encode_pair(context, continuation) if context else ([], self.tok_encode(continuation))
+            alone = empty, self.tok_encode(continuation, add_special_tokens=False)
+            pair = self._encode_pair(context, continuation) if context else alone
             encoded.append(((context, continuation), *pair))
         return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
 
@@ -128,11 +136,12 @@ class UnmaskLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Lower bound of log p(text) in nats of each request; a text too long for the model is cut into windows."""
-        size = self.denoiser.max_length
+        lead = leading_ids(self.tokenizer)  # of every window
+        size = self.denoiser.max_length - len(lead)
         bounds = []
         for (text,) in self._progress([request.args for request in requests], "log-likelihoods", disable_tqdm):
-            ids = self.tok_encode(text)
-            windows = [Pair([], ids[start : start + size]) for start in range(0, len(ids), size)]
+            ids = self.tok_encode(text, add_special_tokens=False)
+            windows = [Pair(lead, ids[start : start + size]) for start in range(0, len(ids), size)]
             self._check_likelihood(windows)
             bounds.append(sum(self._bounds(windows, self.uniforms.key(text))))
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), bounds[-1])

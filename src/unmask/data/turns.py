@@ -1,0 +1,89 @@
+"""Turns of a conversation as the tokenizer's chat template writes them, and the tokens that end a turn or a text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from unmask.errors import UserError
+
+# Of the tokenizers that are around, end marks of a turn or of a text.
+_KNOWN = (
+    *("<|eot_id|>", "<|im_end|>", "<|role_end|>", "<|endoftext|>", "<|end_of_text|>", "<|end|>", "<|return|>"),
+    *("<end_of_turn>", "<|endofturn|>", "<|eom_id|>", "</s>", "<|end_of_turn|>", "<｜end▁of▁sentence｜>"),
+)
+_WRITTEN = re.compile(r"<[^<>\s]+>")  # a word of a vocabulary that looks like a mark
+_OPENING, _CONTENT = "first words", "last words"  # contents of messages, to find again in what a template writes
+
+
+def render_turns(tokenizer: Any, turns: Sequence[Mapping[str, str]], *, answers: bool) -> str:
+    """The chat template's text, with the start of the assistant's turn behind it if the model `answers`.
+
+    Raises UserError where the template refuses the messages.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        text: str = tokenizer.apply_chat_template(turns, add_generation_prompt=answers, tokenize=False)
+    except TemplateError as error:
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise UserError(
+            f"the chat template refuses messages of {roles} ({error}): change them, or set chat.template to never"
+        ) from None
+    return text
+
+
+def end_ids(tokenizer: Any, eos_id: int | None = None) -> frozenset[int]:
+    """Tokens that end a completion: text behind the first of them is not the completion's.
+
+    They are `eos_id`, the tokenizer's end-of-sequence and padding tokens, the mark that its chat template writes behind
+    an assistant's message, and known ones of its vocabulary, such as <|eot_id|>.
+    """
+    others = frozenset((tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.mask_token_id))
+    ends = frozenset((eos_id, tokenizer.eos_token_id, *({tokenizer.pad_token_id} - others)))
+    return _end_ids(tokenizer, tokenizer.chat_template, ends, others)
+
+
+def end_marks(tokenizer: Any) -> tuple[str, ...]:
+    """The texts of `end_ids`, longest first."""
+    texts = tokenizer.convert_ids_to_tokens(sorted(end_ids(tokenizer)))
+    return tuple(sorted(texts, key=len, reverse=True))
+
+
+@lru_cache(maxsize=8)
+def _end_ids(
+    tokenizer: Any, chat_template: Any, ends: frozenset[int | None], others: frozenset[int | None]
+) -> frozenset[int]:
+    known = {_id_of(tokenizer, name) for name in _KNOWN} - others
+    written = {_written_mark(tokenizer)} if chat_template else set()
+    return frozenset(token for token in ends | known | written if token is not None)
+
+
+def _id_of(tokenizer: Any, text: str) -> int | None:
+    """The token that is spelt so; None where there is none."""
+    token: int | None = tokenizer.convert_tokens_to_ids(text)
+    return token if token is not None and tokenizer.convert_ids_to_tokens(token) == text else None
+
+
+def _written_mark(tokenizer: Any) -> int | None:
+    """The token that the chat template writes behind an assistant's message, unless it also opens a conversation."""
+    user, answer = {"role": "user", "content": _OPENING}, {"role": "assistant", "content": _CONTENT}
+    try:
+        tail = render_turns(tokenizer, [user, answer], answers=False).rpartition(_CONTENT)[2].lstrip()
+    except UserError:  # said again, with the user's messages, where a prompt is rendered
+        return None
+    added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+    word = _WRITTEN.match(tail)
+    mark = next((text for text in added if tail.startswith(text)), word[0] if word else None)
+    return None if mark is None or mark in _opening(tokenizer, user) else _id_of(tokenizer, mark)
+
+
+def _opening(tokenizer: Any, user: Mapping[str, str]) -> str:
+    """What the template writes before the first message, of the system if it takes one."""
+    system = {"role": "system", "content": _CONTENT}
+    try:
+        return render_turns(tokenizer, [system, user], answers=False).partition(_CONTENT)[0]
+    except UserError:
+        return render_turns(tokenizer, [user], answers=False).partition(_OPENING)[0]
