@@ -22,7 +22,8 @@ def show_sample(settings: SampleSettings, prompt: str | None) -> None:
     """Complete `prompt`, or a held-out item of the task where it is None, and print every denoising step."""
     from rich.console import Console
 
-    tokenizer, denoiser = load_tokenizer(settings.model), load_denoiser(settings.model).to(best_device()).eval()
+    tokenizer = load_tokenizer(settings.model)
+    denoiser = load_denoiser(settings.model, model_format=settings.model_format).to(best_device()).eval()
     item = _item(settings, prompt)
     rollout_settings = RolloutSettings(
         steps=settings.steps, block_length=settings.block_length, unmasking=settings.unmasking

@@ -67,7 +67,8 @@ class UnmaskLM(TemplateLM):
         self._device = torch.device("cpu") if device == "cpu" else self.world.device
         self.tokenizer = load_tokenizer(self.settings.model)
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.settings.dtype]
-        self.denoiser = load_denoiser(self.settings.model, dtype).to(self._device).eval()
+        denoiser = load_denoiser(self.settings.model, dtype, model_format=self.settings.model_format)
+        self.denoiser = denoiser.to(self._device).eval()
         self.uniforms = Uniforms().key("harness", self.settings.seed)
 
     # ---- text and tokens ----
