@@ -64,9 +64,9 @@ def test_masking_and_likelihood_of_a_file_have_the_defaults_of_their_protocols()
 def test_method_of_a_file_is_trained(tmp_path):
     settings = settings_of(tmp_path, {"name": "diffu-grpo"}, train={"num_iterations": 2, "micro_batch": 4})
     run = SmallRun(replace(settings, method=TOY()))
-    before = [weight.detach().clone() for weight in run.policy.denoiser.parameters()]
+    before = [weight.detach().clone() for weight in run.objective.denoiser.parameters()]
     run.sample()
-    run.ask()
+    run.prepare()
     run.update()
-    moved = [not torch.equal(old, new) for old, new in zip(before, run.policy.denoiser.parameters(), strict=True)]
+    moved = [not torch.equal(old, new) for old, new in zip(before, run.objective.denoiser.parameters(), strict=True)]
     assert any(moved)

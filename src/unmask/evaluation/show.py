@@ -40,7 +40,7 @@ def show_sample(settings: SampleSettings, prompt: str | None) -> None:
     )
     (text,) = rollout_texts(tokenizer, rollout, examples)
     known = item.columns and settings.task.verifies
-    reward = settings.task.rewards([item.prompt], [text], **examples.columns([0], 1))[0] if known else None
+    reward = float(settings.task.rewards([item.prompt], [text], **examples.columns([0], 1))[0]) if known else None
     frames = _frames(canvases, denoiser.mask_id, tokenizer)
     size = getattr(settings.task, "size", None)
     print_denoising(frames, item.prompt, text, reward, Console(), columns=size)
