@@ -28,6 +28,7 @@ from unmask.denoisers.formats import FORMATS, format_of
 from unmask.denoisers.formats.base import CheckpointFormat
 from unmask.denoisers.four_bit import forget_quantization, four_bit_options
 from unmask.denoisers.layers.fast_layers import fast_layers_or_log
+from unmask.denoisers.probe import check_masks
 from unmask.errors import UserError
 
 EMBEDDED = "embedded:"
@@ -115,13 +116,15 @@ def load_denoiser(
         )
     network.config.mask_token_id = mask_id
     fast_layers_or_log(network)
-    return Denoiser(
+    denoiser = Denoiser(
         network,
         mask_id=mask_id,
         eos_id=eos_id,
         shift=bool(published.get("logits_shift", shift)),
         block_length=published.get("block_length", block_length),
     )
+    check_masks(denoiser, model)
+    return denoiser
 
 
 def _read_config(directory: Path, name: str = "config.json") -> dict[str, Any]:
