@@ -15,7 +15,7 @@ from unmask.data.tokenization import completion_texts, encode, left_pad
 from unmask.denoisers.loading import load_denoiser, load_tokenizer
 from unmask.distributed import World
 from unmask.errors import UserError
-from unmask.evaluation.lm_eval.bound import Pair, lower_bounds, rows_of
+from unmask.evaluation.lm_eval.bound import Pair, lower_bounds, pair_of, rows_of
 from unmask.evaluation.lm_eval.settings import HarnessSettings
 from unmask.sampling.sampler import Sampler
 from unmask.settings.reader import build
@@ -110,8 +110,8 @@ class UnmaskLM(TemplateLM):
         """
         encoded = []
         for context, continuation in (request.args for request in requests):
-            pair = self._encode_pair(context, continuation) if context else ([], self.tok_encode(continuation))
-            encoded.append(((context, continuation), *pair))
+            pair = pair_of(self.tokenizer, context, continuation)
+            encoded.append(((context, continuation), list(pair.context), list(pair.target)))
         return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
 
     def _loglikelihood_tokens(
