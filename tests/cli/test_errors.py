@@ -167,3 +167,12 @@ def test_sample_refuses_to_open_a_pickled_checkpoint(capsys, tmp_path):
     shutil.copytree(SUDOKU, model)
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     assert "pickled" in refused(capsys, "sample", "--model", str(model))
+
+
+def test_exit_of_a_users_class_is_an_error(tmp_path, capsys):
+    (tmp_path / "leaves.py").write_text(
+        "import sys\nfrom unmask.tasks import Sudoku\nclass Leaves(Sudoku):\n"
+        "    def examples(self, split, count, seed):\n        sys.exit(0)\n"
+    )
+    with pytest.raises(RuntimeError, match=r"sys.exit\(0\) was called before unmask evaluate was done"):
+        main(["evaluate", "--task", f"{tmp_path / 'leaves.py'}:Leaves"])

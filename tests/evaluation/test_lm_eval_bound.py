@@ -5,12 +5,15 @@ from itertools import permutations
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 from conftest import reference_cases
 from helpers.reference_tools import MASK, close
 from helpers.small import small_denoiser
+from unmask.data.tokenization import encode, task_tokenizer
 from unmask.denoisers.head.reducers import TargetLogProb
-from unmask.evaluation.lm_eval.bound import Pair, Row, drawn_masks, every_mask, lower_bounds, rows_of
+from unmask.evaluation.lm_eval.bound import Pair, Row, drawn_masks, every_mask, lower_bounds, pair_of, rows_of
 from unmask.evaluation.lm_eval.settings import HarnessSettings
 from unmask.harness import main
 from unmask.uniforms import Uniforms
@@ -106,3 +109,57 @@ def test_harness_names_the_extra_where_it_is_missing(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
     assert main() == 2
     assert "pip install 'unmask[lm-eval]'" in capsys.readouterr().err
+
+
+# ---- contexts and continuations as tokens ----
+
+
+def byte_level(trim_offsets):
+    """A byte-level BPE that has merged often seen pairs, as those of real models."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
+    texts = [
+        "the answer is yes",
+        "the answer is no",
+        "answer: 12",
+        "12 and 123",
+        "naïve café",
+        "is it so?\n\nit is",
+    ] * 9
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet, special_tokens=["<|end|>"])
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")  # noqa: S106
+
+
+def test_pair_of_gives_a_token_that_spans_both_to_the_target():
+    tokenizer = task_tokenizer(("1", "2", "3", "12"))
+    ids = dict(tokenizer.get_vocab())
+    assert pair_of(tokenizer, "1", "2") == Pair([], [ids["12"]])
+    assert pair_of(tokenizer, "1", "3") == Pair([ids["1"]], [ids["3"]])
+    assert pair_of(tokenizer, "31", "21") == Pair([ids["3"]], [ids["12"], ids["1"]])
+    assert pair_of(tokenizer, "", "12") == Pair([], [ids["12"]])
+    assert pair_of(tokenizer, "12", "") == Pair([ids["12"]], [])
+    assert pair_of(tokenizer, "", "") == Pair([], [])
+
+
+@pytest.mark.parametrize("trim_offsets", [True, False])
+def test_pair_of_is_one_spelling_of_the_whole(trim_offsets):
+    tokenizer = byte_level(trim_offsets)
+    for whole in (
+        "the answer is yes",
+        "is it so?\n\nit is",
+        "a naïve café 🙂 12  ",
+        " \n ",
+        "<|end|>the answer<|end|> is",
+    ):
+        for cut in range(len(whole) + 1):
+            pair = pair_of(tokenizer, whole[:cut], whole[cut:])
+            assert [*pair.context, *pair.target] == encode(tokenizer, [whole])[0]
+            assert bool(pair.target) == bool(whole[cut:])
+            if whole[cut - 1 :].strip() == whole[cut - 1 :]:
+                assert whole[:cut].startswith(tokenizer.decode(pair.context))
+    assert tokenizer.decode(pair_of(tokenizer, "the answer is ", "yes").target) == " yes"
+    assert tokenizer.decode(pair_of(tokenizer, "the answer is", " yes").target) == " yes"

@@ -12,7 +12,7 @@ from lm_eval.api.registry import get_model  # noqa: E402
 
 from helpers.chat_tokenizers import CHATML, byte_tokenizer  # noqa: E402
 from unmask.data.examples import Examples  # noqa: E402
-from unmask.data.tokenization import completion_texts, encode  # noqa: E402
+from unmask.data.tokenization import completion_texts, encode, task_tokenizer  # noqa: E402
 from unmask.denoisers.loading import load_denoiser  # noqa: E402
 from unmask.errors import UserError  # noqa: E402
 from unmask.evaluation.lm_eval.bound import Pair, lower_bounds, rows_of  # noqa: E402
@@ -97,6 +97,14 @@ def test_loglikelihood_is_the_bound_and_greedy_the_samplers():
     other = model(batch_size=50, check_greedy=False).loglikelihood(requests(*pairs[::-1]))[::-1]
     assert [bound for bound, _ in other] == pytest.approx(bounds, abs=1e-4)
     assert not any(told for _, told in other)
+
+
+def test_loglikelihood_of_a_token_that_spans_context_and_continuation_is_not_one():
+    lm = model()
+    lm.tokenizer = task_tokenizer(("1", "2", "3", "12"))
+    (spanning, _), (other, _) = lm.loglikelihood(requests(("1", "2"), ("1", "3")))
+    assert spanning < 0
+    assert other < 0
 
 
 def test_loglikelihood_rolling_of_a_long_text_sums_its_windows():

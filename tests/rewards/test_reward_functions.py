@@ -2,7 +2,9 @@
 
 import asyncio
 import functools
+import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +15,7 @@ from unmask.data.example import Example
 from unmask.data.examples import Examples
 from unmask.distributed import World
 from unmask.errors import UserError
-from unmask.rewards import RewardFunction, Rewards, cached
+from unmask.rewards import RewardFunction, Rewards, cached, functions
 from unmask.rewards.functions import is_cached
 
 ITEMS = [Example(prompt=f"prompt {name}", solution="", columns={"answer": name * 2}) for name in "abc"]
@@ -166,6 +168,10 @@ def test_call_all_lets_other_functions_run_a_loop_of_their_own():
         ([1.0, "2"], "'2'"),
         ([1.0, 2j], "2j"),
         ([1.0, [2.0]], "[2.0]"),
+        ([1.0, np.array(np.nan)], "nan"),
+        ([1.0, torch.tensor(float("inf"))], "inf"),
+        ([1.0, torch.tensor([2.0])], "[2.]"),
+        ([1.0, np.array("2")], "'2'"),
         (torch.tensor([[1.0], [2.0]]), "[1.0]"),
         ({"x": 1.0, "y": 2.0}, "list"),
         ("12", "list"),
@@ -189,7 +195,18 @@ def test_reward_function_refuses_what_is_no_list_of_numbers(given, named, is_asy
 
 
 @pytest.mark.parametrize(
-    "given", [(1, True), [np.float32(1), np.int64(1)], np.array([1, 1]), torch.tensor([1.0, 1.0])], ids=repr
+    "given",
+    [
+        (1, True),
+        [np.float32(1), np.int64(1)],
+        [np.bool_(True), np.array(1)],
+        [torch.tensor(1.0, dtype=torch.bfloat16, requires_grad=True), torch.tensor(True)],
+        np.array([1, 1]),
+        np.array([True, np.bool_(True)], dtype=object),
+        torch.tensor([1.0, 1.0]),
+        torch.tensor([True, True]),
+    ],
+    ids=repr,
 )
 def test_reward_function_takes_numbers_of_other_libraries(given):
     assert rewards_of(functools.wraps(length)(lambda **arguments: given))([0, 1], ["x", "y"])[0].tolist() == [1, 1]
@@ -207,6 +224,43 @@ def test_reward_function_exception_says_which_raised_it(is_async):
     with pytest.raises(KeyError) as caught:
         rewards_of(length, call)([0], ["x"])
     assert caught.value.__notes__ == [f"raised by the reward function 'my.py:{call.__name__}'"]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("code", [0, None, 3])
+def test_reward_function_exit_is_an_error(is_async, code):
+    def leaves(prompts, completions, **columns):
+        sys.exit(code)
+
+    async def awaited(prompts, completions, **columns):
+        leaves(prompts, completions)
+
+    call = awaited if is_async else leaves
+    with pytest.raises(UserError, match=rf"my\.py:{call.__name__}' called sys\.exit"):
+        rewards_of(length, call)([0], ["x"])
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_reward_function_that_waits_is_named_in_the_log(is_async, monkeypatch, caplog):
+    monkeypatch.setattr(functions, "WAIT", 0.05)
+
+    def slow(prompts, completions, **columns):
+        deadline = time.monotonic() + 10
+        while len(caplog.records) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return [1.0] * len(completions)
+
+    async def awaited(prompts, completions, **columns):
+        return slow(prompts, completions)
+
+    call = awaited if is_async else slow
+    assert rewards_of(call)([0], ["x"])[0].tolist() == [1]
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 3
+    assert all(f"'my.py:{call.__name__}' has not answered for" in line for line in lines)
+    rewards_of(length)([0], ["x"])
+    time.sleep(0.2)
+    assert len(caplog.records) == 3
 
 
 def test_check_signature_refuses_before_the_first_call():

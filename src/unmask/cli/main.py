@@ -126,6 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"unmask: error: {error}", file=sys.stderr)  # noqa: T201
         return _EXIT_USAGE
+    except SystemExit as error:  # of a task, method or rule of the user's: a command that is not done has not succeeded
+        raise RuntimeError(f"sys.exit({error.code!r}) was called before unmask {words[0]} was done") from error
     except KeyboardInterrupt:
         print("unmask: interrupted; `unmask train --resume DIR` goes on from the newest checkpoint", file=sys.stderr)  # noqa: T201
         return _EXIT_INTERRUPTED

@@ -31,6 +31,7 @@ MASK_TOKEN = "<|mask|>"  # noqa: S105  text of a mask token that is added to a v
 
 # Settings of transformers' architectures that change logits after the head, or hidden states before it.
 _SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier", "logits_mup_width_multiplier")
+_WINDOWS = ("sliding_window", "sliding_window_size", "attention_chunk_size")  # positions that a layer attends to
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap", "softcap")
 
 
@@ -51,6 +52,7 @@ class Denoiser(nn.Module):
     `model` is a causal-LM class with `is_causal=False` in its config, or BERT's for masked language modelling; it
     is left as it is. Call `fast_layers(model)` for fewer passes over memory, as `load_denoiser` does.
     `shift`: the network's output at i-1 predicts the token at i (Dream).
+    Windows of attention are left out: all layers attend to all positions, whatever the mask (`sees_all`).
     `block_length`: a position attends to its own block of so many tokens, counted from the prompt's first, and to
     earlier ones (LLaDA2); None: to all.
     `spelt`: ids from here on, to which a vocabulary is padded, are no tokens of the tokenizer and are never sampled;
@@ -83,6 +85,7 @@ class Denoiser(nn.Module):
         self.shift = shift
         self.block_length = block_length
         self.spelt = spelt
+        self.sees_all = attention_window(model.config) is not None
         self.workspace = Workspace()
 
     @property
@@ -164,6 +167,8 @@ class Denoiser(nn.Module):
     ) -> Float[Tensor, "Q D"]:
         """Last hidden states at the query positions, flattened over F and A."""
         real_FL, mask = _real_and_mask(tokens_FL, attention_FL)
+        if self.sees_all and (mask is None or mask.ndim == 2):  # these transformers would narrow to windows
+            mask = real_FL[:, None, None, :]
         position_FL = (real_FL.long().cumsum(1) - 1).clamp(min=0)
         if self.block_length is not None and (attention_FL is None or attention_FL.dtype == torch.bool):
             mask = _block_causal(torch.where(real_FL, position_FL // self.block_length, -1))
@@ -230,6 +235,20 @@ def _check_logits(config: Any) -> None:
                 f"{name} {getattr(config, name)} caps what the model's head says, and the head alone is read here: "
                 f"use a model that has none ({name} null in config.json)"
             )
+
+
+def attention_window(config: Any) -> int | None:
+    """The narrowest window in which some layer attends by config, below the positions that the network takes; or None.
+
+    A network that is given a mask of all pairs or keys ignores it, one that is given another or none does not.
+    """
+    config = config.get_text_config()
+    windows = [getattr(config, name, None) for name in _WINDOWS]
+    kinds = getattr(config, "layer_types", None)
+    if kinds and all(kind == "full_attention" for kind in kinds):
+        return None
+    narrow = [window for window in windows if isinstance(window, int) and 0 < window < config.max_position_embeddings]
+    return min(narrow, default=None)
 
 
 def _at(hidden_QD: Tensor, selected_Q: Tensor | None) -> Tensor:

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from unmask.denoisers.base import MASK_TOKEN, Denoiser
 from unmask.denoisers.layers.fast_layers import fast_layers_or_log
 from unmask.denoisers.loading import load_tokenizer, resolve, save_denoiser
+from unmask.denoisers.probe import check_masks
 from unmask.errors import UserError
 
 
@@ -39,7 +40,9 @@ def convert(model: str, mask_token: str | None = None) -> tuple[Denoiser, PreTra
         raise UserError(f"the tokenizer of {model!r} names no end-of-sequence token: add eos_token to its config")
     network.config.update({"mask_token_id": mask_id, "logits_shift": True, "eos_token_id": tokenizer.eos_token_id})
     fast_layers_or_log(network)
-    return Denoiser(network, mask_id=mask_id, eos_id=tokenizer.eos_token_id, shift=True), tokenizer
+    denoiser = Denoiser(network, mask_id=mask_id, eos_id=tokenizer.eos_token_id, shift=True)
+    check_masks(denoiser, model)
+    return denoiser, tokenizer
 
 
 def convert_to(model: str, directory: Path, mask_token: str | None) -> None:

@@ -29,6 +29,7 @@ from unmask.denoisers.formats import FORMATS, format_of
 from unmask.denoisers.formats.base import CheckpointFormat
 from unmask.denoisers.four_bit import forget_quantization, four_bit_options
 from unmask.denoisers.layers.fast_layers import fast_layers_or_log
+from unmask.denoisers.probe import check_masks
 from unmask.errors import UserError
 
 EMBEDDED = "embedded:"
@@ -116,7 +117,7 @@ def load_denoiser(
         )
     network.config.mask_token_id = mask_id
     fast_layers_or_log(network)
-    return Denoiser(
+    denoiser = Denoiser(
         network,
         mask_id=mask_id,
         eos_id=eos_id,
@@ -124,6 +125,8 @@ def load_denoiser(
         block_length=published.get("block_length", block_length),
         spelt=_spelt(directory, eos_id),
     )
+    check_masks(denoiser, model)
+    return denoiser
 
 
 def _spelt(directory: Path, eos_id: int) -> int | None:

@@ -73,7 +73,8 @@ class Evaluator:
     def scored(self, indices: Sequence[int], texts: list[str]) -> dict[str, list[float]]:
         """By name, the task's metrics of texts, one text for each index of an example."""
         prompts = [self.examples.items[index].prompt for index in indices]
-        return self.task.metrics(prompts, texts, **self.examples.columns(indices, 1))
+        values = self.task.metrics(prompts, texts, **self.examples.columns(indices, 1))
+        return {name: [float(value) for value in each] for name, each in values.items()}
 
     def over_denoised(self, indices: Sequence[int], rollout: Rollout, solved: Sequence[float]) -> list[bool]:
         """For each completion, whether its guess was right at some recorded step and its end is wrong.

@@ -23,7 +23,8 @@ def show_sample(settings: SampleSettings, prompt: str | None) -> None:
     """Complete `prompt`, or a held-out item of the task where it is None, and print every denoising step."""
     from rich.console import Console
 
-    tokenizer, denoiser = load_tokenizer(settings.model), load_denoiser(settings.model).to(best_device()).eval()
+    tokenizer = load_tokenizer(settings.model)
+    denoiser = load_denoiser(settings.model, model_format=settings.model_format).to(best_device()).eval()
     item = _item(settings, prompt)
     rollout_settings = RolloutSettings(
         steps=settings.steps, block_length=settings.block_length, unmasking=settings.unmasking
@@ -40,7 +41,7 @@ def show_sample(settings: SampleSettings, prompt: str | None) -> None:
     )
     (text,) = rollout_texts(tokenizer, rollout, examples)
     known = item.columns and settings.task.verifies
-    reward = settings.task.rewards([item.prompt], [text], **examples.columns([0], 1))[0] if known else None
+    reward = float(settings.task.rewards([item.prompt], [text], **examples.columns([0], 1))[0]) if known else None
     frames = _frames(canvases, denoiser.mask_id, tokenizer)
     size = getattr(settings.task, "size", None)
     print_denoising(frames, item.prompt, text, reward, Console(), columns=size)

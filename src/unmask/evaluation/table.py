@@ -27,7 +27,8 @@ def evaluation_table(settings: EvaluateSettings) -> list[dict[str, Any]]:
         raise UserError(f"task {settings.task.name} compares no answers: nothing can be measured by sampling")
     device, samplers = best_device(), settings.samplers()
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    tokenizer, denoiser = load_tokenizer(settings.model), load_denoiser(settings.model, dtype).to(device)
+    tokenizer = load_tokenizer(settings.model)
+    denoiser = load_denoiser(settings.model, dtype, model_format=settings.model_format).to(device)
     items = settings.task.examples(settings.split, settings.examples, settings.seed)
     for _, sampler in samplers:  # before the first of them has run
         sampler.check(denoiser, EveryStep() if settings.over_denoising else None)

@@ -101,7 +101,7 @@ def make_plan(settings: PlanSettings) -> Plan:
             "train.four_bit cannot be planned: set it to false and train.param_dtype to bf16, which needs more"
         )
     gpus = parse_gpus(settings.gpus, settings.gpu, settings.train.precision)
-    size = size_of(settings.model, settings.train.param_dtype, settings.train.lora_rank)
+    size = size_of(settings.model, settings.train.param_dtype, settings.train.lora_rank, settings.model_format)
     prompt, work = _work(settings, settings.method, gpus, size.max_length)
     flops, seconds = costs(settings, work, size, gpus)
     terms = settings.method.terms(EOS)
@@ -201,8 +201,8 @@ def _memory(settings: PlanSettings, terms: tuple[Term, ...], work: Work, size: S
         moments=2 * size.trained_bytes,
         gradients=size.trained_bytes,
         records=work.record_bytes + batches,
-        rollout=max(peak_bytes(settings.model, train, each) for each in denoising),
-        update=max(peak_bytes(settings.model, train, each) for each in passes),
+        rollout=max(peak_bytes(settings.model, train, each, settings.model_format) for each in denoising),
+        update=max(peak_bytes(settings.model, train, each, settings.model_format) for each in passes),
         optimizer=temporary,
         accumulates=accumulates,
     )

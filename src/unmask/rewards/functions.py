@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +21,12 @@ Score = float | None  # None: the function does not apply
 Arguments = dict[str, list[Any]]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+_LOG = logging.getLogger(__name__)
+
 _CACHED = "__unmask_cached__"  # attribute of functions that `cached` has marked
 _TEXT_FAULT = re.compile(r"string ind|'str' object")  # what Python says of a text that is used as something else
 RAW = "completions_raw"  # argument of functions that read completions with what stands behind their end
+WAIT = 30.0  # seconds after which a function that has not answered is named
 _LARGEST = 3.4e38  # rewards become tensors of float32
 
 
@@ -96,8 +101,15 @@ class RewardFunction:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
+        """Errors say which function raised them, and a call that does not end is told of."""
         try:
-            yield
+            with _told_while_waiting(f"reward function {self.spec!r}"):
+                yield
+        except SystemExit as error:
+            raise UserError(
+                f"reward function {self.spec!r} called sys.exit, which would end the run unsaved: return numbers, or "
+                "raise an exception that says what is wrong"
+            ) from error
         except Exception as error:
             error.add_note(f"raised by the reward function {self.spec!r}")
             if _TEXT_FAULT.search(str(error)):
@@ -113,6 +125,7 @@ class RewardFunction:
             raise UserError(
                 f"reward function {self.spec!r} gave {len(scores)} scores of {count} completions: return one for each"
             )
+        scores = [_plain(score) for score in scores]
         for score in scores:
             if not _usable(score):
                 raise UserError(
@@ -120,6 +133,29 @@ class RewardFunction:
                     "or None where it does not apply"
                 )
         return [None if score is None else float(score) for score in scores]
+
+
+@contextmanager
+def _told_while_waiting(what: str) -> Iterator[None]:
+    """Log, from another thread, that `what` has not ended after `WAIT` seconds, and after twice as long again."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        waited = WAIT
+        while not ended.wait(waited if waited == WAIT else waited / 2):
+            _LOG.warning("%s has not answered for %.0f s: the run waits for it (Ctrl-C ends the run)", what, waited)
+            waited *= 2
+
+    threading.Thread(target=watch, daemon=True, name="unmask-waiting").start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def _plain(score: Any) -> Any:
+    """A 0-dimensional array or tensor (np.bool_ is one) as Python's own number."""
+    return score.tolist() if getattr(score, "ndim", None) == 0 else score
 
 
 def _usable(score: Any) -> bool:

@@ -14,6 +14,7 @@ from unmask.settings.recipe import (
     FOUR_BIT_HELP,
     LORA_ALPHA_HELP,
     LORA_RANK_HELP,
+    MODEL_FORMAT_HELP,
     MODEL_HELP,
     THREADS_HELP,
     Recipe,
@@ -55,6 +56,7 @@ class PretrainRecipe:
     """Settings of `unmask pretrain`: supervised masked-diffusion training of a new small model or of a checkpoint."""
 
     model: str | None = setting(None, "checkpoint directory to start from; unset: a new model of the sizes below")
+    model_format: str | None = setting(None, MODEL_FORMAT_HELP)
     task: Task = choice(TASKS, Sudoku, "prompts and solutions")
     chat: ChatSettings = section(ChatSettings)
     hidden: int = setting(96, "width of a new model")
@@ -84,6 +86,8 @@ class PretrainRecipe:
         names = ("hidden", "layers", "heads", "max_length", "steps", "batch", "examples", "learning_rate")
         positive(**{name: getattr(self, name) for name in (*names, "validate_every")})
         one_of("precision", self.precision, ("fp32", "bf16"))
+        if self.model_format is not None and self.model is None:
+            raise UserError("model_format reads a checkpoint: give model, or leave model_format unset")
         if self.lora_rank and self.model is None:
             raise UserError("lora_rank adapts a checkpoint: give model, or set lora_rank to 0")
         check_four_bit_has_adapters("", self.four_bit, self.lora_rank)
@@ -98,6 +102,7 @@ class SampleSettings:
     """Settings of `unmask sample`: one completion, shown step by step."""
 
     model: str = setting("embedded:sudoku", MODEL_HELP)
+    model_format: str | None = setting(None, MODEL_FORMAT_HELP)
     task: Task = choice(TASKS, Sudoku, "whose items and reward")
     chat: ChatSettings = section(ChatSettings)
     item: int = setting(0, "which held-out item of the task")
@@ -116,6 +121,7 @@ class EvaluateSettings:
     """Settings of `unmask evaluate`: solve rates by unmasking rule, completion length and number of steps."""
 
     model: str = setting("embedded:sudoku", MODEL_HELP)
+    model_format: str | None = setting(None, MODEL_FORMAT_HELP)
     task: Task = choice(TASKS, Sudoku, "whose held-out items")
     chat: ChatSettings = section(ChatSettings)
     split: str = setting("test", "which held-out items; 4x4 Sudoku has test_unseen_grids too")

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 # Help texts of settings that several commands have.
 MODEL_HELP = "checkpoint directory, org/name on the Hub, or embedded:NAME"
+MODEL_FORMAT_HELP = (
+    "checkpoint format of your own: FILE.py:NAME or MODULE:NAME of a function that returns it; "
+    "unset: recognised by config.json"
+)
 CACHING_HELP = "exact; or keys and values kept within a block: prefix, dual, prefix_delayed, dual_delayed"
 LORA_RANK_HELP = "rank of low-rank adapters, which alone are trained then; 0: all weights are"
 LORA_ALPHA_HELP = "scale of the adapters, times their rank"
@@ -214,6 +218,7 @@ class Recipe:
     """
 
     model: str = setting("embedded:sudoku", MODEL_HELP)
+    model_format: str | None = setting(None, MODEL_FORMAT_HELP)
     task: Task = choice(TASKS, Sudoku, "prompts and their reward")
     method: Method = choice(METHODS, DiSPO, "objective")
     chat: ChatSettings = section(ChatSettings)

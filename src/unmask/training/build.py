@@ -117,9 +117,10 @@ def _load_trained(recipe: Recipe, checkpoint: Path | None) -> Denoiser:
     """The denoiser that is trained, adapters on its base where the recipe wants them."""
     settings = recipe.train
     if not settings.lora_rank:
-        return load_denoiser(recipe.model if checkpoint is None else str(checkpoint))
+        model = recipe.model if checkpoint is None else str(checkpoint)
+        return load_denoiser(model, model_format=recipe.model_format)
     dtype = torch.bfloat16 if settings.param_dtype == "bf16" else torch.float32
-    denoiser = load_denoiser(recipe.model, dtype, four_bit=settings.four_bit)
+    denoiser = load_denoiser(recipe.model, dtype, four_bit=settings.four_bit, model_format=recipe.model_format)
     add_adapters(denoiser, settings.lora_rank, settings.lora_alpha)
     if checkpoint is not None:
         load_adapters(denoiser, checkpoint)
@@ -130,7 +131,10 @@ def _load_reference(recipe: Recipe, denoiser: Denoiser, checkpoint: Path | None)
     """The reference policy: adapters off, a frozen copy of the base, or what it had become at the checkpoint."""
     if recipe.train.lora_rank:
         return AdaptersOff(denoiser)
-    reference = load_denoiser(recipe.model) if checkpoint else frozen_copy(denoiser)
+    if checkpoint is None:
+        reference = frozen_copy(denoiser)
+    else:
+        reference = load_denoiser(recipe.model, model_format=recipe.model_format)
     if checkpoint is not None and recipe.train.reference_sync_steps:
         load_reference(checkpoint, reference)
     return reference.eval().requires_grad_(False)

@@ -140,7 +140,7 @@ def _with_solution(item: Example) -> Example:
 def _start(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> Denoiser:
     """The checkpoint, with adapters where the recipe wants them, or a new small model."""
     if recipe.model is not None:
-        denoiser = load_denoiser(recipe.model, four_bit=recipe.four_bit)
+        denoiser = load_denoiser(recipe.model, four_bit=recipe.four_bit, model_format=recipe.model_format)
         if recipe.lora_rank:
             torch.manual_seed(recipe.seed)
             add_adapters(denoiser, recipe.lora_rank, recipe.lora_alpha)

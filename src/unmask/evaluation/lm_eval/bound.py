@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
-from unmask.data.tokenization import left_pad
+from unmask.data.tokenization import encode, left_pad
 from unmask.denoisers.base import Denoiser, Guidance
 from unmask.denoisers.head.reducers import TargetLogProb
 from unmask.uniforms import Uniforms
@@ -21,6 +22,24 @@ class Pair(NamedTuple):
 
     context: Sequence[int]
     target: Sequence[int]
+
+
+def pair_of(tokenizer: PreTrainedTokenizerFast, context: str, continuation: str) -> Pair:
+    """Token ids of a context and its continuation: the spelling of both in one, cut where the second begins.
+
+    A token with characters of both belongs to the target ("1" and "2" as the token "12": no context, target "12"), as
+    the harness gives spaces at a context's end to the continuation. A target is empty only where the continuation is.
+    """
+    if not context + continuation:
+        return Pair([], [])
+    ids = encode(tokenizer, [context + continuation])[0]
+    if not continuation:
+        return Pair(ids, [])
+    offsets = tokenizer(context + continuation, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    # Tokenizers may leave white space out of offsets: a continuation of nothing else is at least the last token.
+    reach = (index for index, (_, end) in enumerate(offsets) if end > len(context))
+    cut = next(reach, len(ids) - 1) if context else 0
+    return Pair(ids[:cut], ids[cut:])
 
 
 class Row(NamedTuple):

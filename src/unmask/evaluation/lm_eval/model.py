@@ -15,7 +15,7 @@ from unmask.data.tokenization import completion_texts, encode_prompts, leading_i
 from unmask.denoisers.loading import load_denoiser, load_tokenizer
 from unmask.distributed import World
 from unmask.errors import UserError
-from unmask.evaluation.lm_eval.bound import Pair, lower_bounds, rows_of
+from unmask.evaluation.lm_eval.bound import Pair, lower_bounds, pair_of, rows_of
 from unmask.evaluation.lm_eval.settings import HarnessSettings
 from unmask.sampling.sampler import Sampler
 from unmask.settings.reader import build
@@ -67,7 +67,8 @@ class UnmaskLM(TemplateLM):
         self._device = torch.device("cpu") if device == "cpu" else self.world.device
         self.tokenizer = load_tokenizer(self.settings.model)
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.settings.dtype]
-        self.denoiser = load_denoiser(self.settings.model, dtype).to(self._device).eval()
+        denoiser = load_denoiser(self.settings.model, dtype, model_format=self.settings.model_format)
+        self.denoiser = denoiser.to(self._device).eval()
         self.uniforms = Uniforms().key("harness", self.settings.seed)
         self._templated = False  # whether contexts come from the chat template
 
@@ -116,9 +117,9 @@ class UnmaskLM(TemplateLM):
         """
         encoded, empty = [], leading_ids(self.tokenizer)
         for context, continuation in (request.args for request in requests):
-            alone = empty, self.tok_encode(continuation, add_special_tokens=False)
-            pair = self._encode_pair(context, continuation) if context else alone
-            encoded.append(((context, continuation), *pair))
+            pair = pair_of(self.tokenizer, context, continuation)
+            lead = [] if context and self._templated else empty
+            encoded.append(((context, continuation), [*lead, *pair.context], list(pair.target)))
         return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
 
     def _loglikelihood_tokens(

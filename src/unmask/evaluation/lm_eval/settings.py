@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from unmask.errors import UserError
 from unmask.sampling.unmasking import RULES
 from unmask.settings.reader import chosen
+from unmask.settings.recipe import MODEL_FORMAT_HELP, MODEL_HELP
 from unmask.validation import one_of, setting
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 class HarnessSettings:
     """Settings of `--model unmask` in lm-evaluation-harness, given as `--model_args model=DIRECTORY,steps=/2`."""
 
-    model: str = setting("", "checkpoint directory, org/name on the Hub, or embedded:NAME")
+    model: str = setting("", MODEL_HELP)
+    model_format: str | None = setting(None, MODEL_FORMAT_HELP)
     dtype: str = setting("float32", "of the weights: float32 or bfloat16")
     max_new_tokens: int | None = setting(None, "tokens of a completion; unset: the task's max_gen_toks, else 256")
     block_length: int | None = setting(None, "tokens a block; unset: the model's own blocks, else one block")

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import field
-from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 from unmask.errors import UserError
+from unmask.validation.user_modules import PREFIX, current_directory, import_file
 
 Value = TypeVar("Value")
-
-_FROM_FILE = "unmask_users_"  # begins the names of modules that are read from a file
 
 
 def setting(default: Value, help: str, *, was: str | None = None) -> Value:
@@ -104,35 +101,24 @@ def load_named(spec: str, what: str, forms: str = "FILE.py:NAME or MODULE:NAME")
 def place_of(named: type[Any]) -> str:
     """The spec, FILE.py:NAME with an absolute path or MODULE:NAME, by which `load_named` finds a class."""
     module = named.__module__
-    if module == "__main__" or module.startswith(_FROM_FILE):
+    if module == "__main__" or module.startswith(PREFIX):
         module = getattr(sys.modules[module], "__file__", module)  # a notebook has no file
     return f"{module}:{named.__qualname__}"
 
 
 def _import_file(where: str, what: str) -> ModuleType:
-    """The module in a file, run once a process however many functions are taken from it."""
-    path = Path(where).expanduser().resolve()
-    name = f"{_FROM_FILE}{path.stem}_{blake2b(str(path).encode(), digest_size=8).hexdigest()}"
-    if name in sys.modules:
-        return sys.modules[name]
-    found = importlib.util.spec_from_file_location(name, path)
-    if found is None or found.loader is None or not path.is_file():
+    path = Path(where).expanduser()
+    if not path.is_file():
         raise UserError(f"{where!r} is not a file: give the path of a Python file with a {what}")
-    sys.modules[name] = module = importlib.util.module_from_spec(found)
-    try:
-        with _noted(where, what):
-            found.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+    with _noted(where, what), current_directory(first=False):
+        return import_file(path)
 
 
 def _import_module(where: str, what: str, forms: str) -> ModuleType:
     if not all(part.isidentifier() for part in where.split(".")):
         raise UserError(f"{where!r} is neither a module nor a Python file: give {forms}")
     try:
-        with _noted(where, what):
+        with _noted(where, what), current_directory(first=True):
             return importlib.import_module(where)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{where}.".startswith(f"{error.name}."):
@@ -146,6 +132,11 @@ def _import_module(where: str, what: str, forms: str) -> ModuleType:
 def _noted(where: str, what: str) -> Iterator[None]:
     try:
         yield
+    except SystemExit as error:
+        raise UserError(
+            f"{where!r} calls sys.exit while a {what} is imported from it: put what is a program of its own under "
+            'if __name__ == "__main__"'
+        ) from error
     except Exception as error:
         error.add_note(f"raised while importing a {what} from {where!r}")
         raise
