@@ -66,7 +66,7 @@ def refused(capsys, *arguments: str) -> str:
         (["train", *OVER_DENOISING, "--rollout.unmasking", "threshold"], "unmasking threshold", "a scheduled rule"),
         (["train", "--rollout.max-new-tokens", "48"], "room for", "max_new_tokens"),
         (["train", "--task.data", "nowhere.csv"], "nowhere.csv", "No such file"),
-        (["sample", "--item", "-1"], "0", "positive"),
+        (["sample", "--item", "-1"], "-1", "from 0 to"),
         (["sample", "--prompt", "sudoku!"], "'sudoku!'", "tokenizer"),
         (["evaluate", "--unmasking", "low_confidence,best"], "'best'", "rcr"),
         (["evaluate", "--steps", "4,many"], "'4,many'", "4,16"),
@@ -86,7 +86,7 @@ def test_main_refuses_mistakes_on_the_command_line(arguments, value, mend, capsy
 
 
 def test_evaluate_refuses_a_rule_that_cannot_be_recorded_before_another_has_run(capsys, monkeypatch):
-    monkeypatch.setattr("unmask.evaluation.table.measured", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("unmask.evaluation.table.mean_metrics", lambda *_, **__: pytest.fail("measured"))
     line = refused(capsys, "evaluate", "--over-denoising", "true", "--unmasking", "low_confidence,threshold")
     assert "unmasking threshold" in line
 

@@ -183,8 +183,15 @@ def _given(name: str, command: Command, words: list[str]) -> dict[str, str]:
             text = next(rest, "--")
             if text.startswith("--"):
                 raise UserError(f"{flag} has no value: give one after it (see unmask {name} --help)")
+        if not _is_unicode(text):
+            raise UserError(f"{flag} is {text!r}: give text")
         given[flag] = text
     return given
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a word of the command line, whose bytes may be any, can be written to files and terminals."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _unknown(command: Command, word: str) -> UserError:
