@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from unmask.denoisers.adapters import has_adapters, save_adapters
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.loading import save_denoiser
 
+_NAME = re.compile(r"step_([0-9]+)")
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -42,7 +44,7 @@ def save_checkpoint(
 
     `state` becomes state.json, with `step`. `reference`: frozen weights that have moved since the start.
     """
-    final, partial = folder / f"step_{step:06d}", folder / f".step_{step:06d}.partial"
+    final, partial = folder / _name(step), folder / f".{_name(step)}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_denoiser(denoiser, tokenizer, partial)
@@ -55,8 +57,7 @@ def save_checkpoint(
     (partial / "state.json").write_text(json.dumps(state | {"step": step}, indent=1))
     for path in partial.iterdir():
         _sync(path)
-    if final.exists():
-        shutil.rmtree(final)
+    set_aside(final)
     partial.rename(final)
     _sync(folder)
     return final
@@ -95,10 +96,39 @@ def load_reference(directory: Path, reference: Denoiser) -> None:
     load_model(reference, str(directory / "reference.safetensors"))
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """The directories in `folder` that are named as `save_checkpoint` names them, by their numbers of steps."""
+    found = (
+        {step_of(path): path for path in folder.glob("step_*") if path.is_dir() and not path.is_symlink()}
+        if folder.is_dir()
+        else {}
+    )
+    return [found[step] for step in sorted(step for step in found if step is not None)]
+
+
+def step_of(directory: Path) -> int | None:
+    """The number of steps in the name of a checkpoint's directory; None for any other name."""
+    found = _NAME.fullmatch(directory.name)
+    return int(found[1]) if found and directory.name == _name(int(found[1])) else None
+
+
+def _name(step: int) -> str:
+    return f"step_{step:06d}"
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The directory of the checkpoint with the most steps in `folder`; None where there is none."""
-    complete = sorted(folder.glob("step_*"))
-    return complete[-1] if complete else None
+    return checkpoints(folder)[-1] if checkpoints(folder) else None
+
+
+def set_aside(path: Path) -> None:
+    """Rename what is at `path`, if anything: to NAME.aside, NAME.aside-2 and so on; it no longer counts."""
+    number, aside = 1, path.with_name(f"{path.name}.aside")
+    while aside.exists() or aside.is_symlink():
+        number += 1
+        aside = path.with_name(f"{path.name}.aside-{number}")
+    if path.exists() or path.is_symlink():
+        path.rename(aside)
 
 
 def read_state(directory: Path) -> dict[str, Any]:
@@ -108,6 +138,6 @@ def read_state(directory: Path) -> dict[str, Any]:
 
 
 def drop_old(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints in `folder`."""
-    for directory in sorted(folder.glob("step_*"))[:-keep]:
+    """Delete all but the newest `keep` checkpoints in `folder`, and nothing that is not one."""
+    for directory in [path for path in checkpoints(folder) if (path / "state.json").is_file()][:-keep]:
         shutil.rmtree(directory)
