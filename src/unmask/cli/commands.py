@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +28,16 @@ def train(recipe: Recipe, options: Namespace) -> None:
 
     prepare(recipe.train.threads)
     name = Path(options.recipe or "sudoku-dispo").stem
-    run = resume_run(Path(options.resume)) if options.resume else start_run(recipe, options.output, name)
+    if options.resume:
+        run = resume_run(recipe, options.resume, options.output)
+    else:
+        run = start_run(recipe, options.output, name)
     _say(run.is_main, f"run directory: {run.directory}")
-    summary = run.finish()
+    try:
+        summary = run.finish()
+    except KeyboardInterrupt:
+        hint = f"`unmask train --resume {shlex.quote(str(run.directory))}` goes on {run.goes_on_from}"
+        raise KeyboardInterrupt(*([hint] if run.is_main else [])) from None
     if run.is_main:
         _print_summary(summary, run.directory)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,8 +18,10 @@ from unmask.settings.commands import (
     PretrainRecipe,
     SampleSettings,
 )
+from unmask.settings.idle import check_read, idle_in_pretraining, idle_in_recipe
 from unmask.settings.reader import build, document_of, flag_of, leaves, merged, nested, read_recipe, recipe_names
 from unmask.settings.recipe import Recipe
+from unmask.settings.resume import check_unchanged, locate_run
 from unmask.validation import did_you_mean
 
 _EXIT_USAGE = 2
@@ -43,6 +45,7 @@ class Command:
     arguments: tuple[tuple[str, str], ...] = ()  # flag, or name of what is given without one, and help
     switches: tuple[tuple[str, str], ...] = ()  # flag without value, and help
     default_recipe: str | None = None
+    idle: Callable[[Any], Mapping[str, str]] = lambda settings: {}  # settings that are not read with these, and why
 
 
 COMMANDS = {
@@ -54,9 +57,13 @@ COMMANDS = {
         arguments=(
             ("--recipe", "name of a shipped recipe, or a .toml file: {recipes} (default: sudoku-dispo)"),
             ("--output", "directory of the run (default: runs/RECIPE-NNN)"),
-            ("--resume", "directory of a run to continue; its own recipe.toml holds"),
+            (
+                "--resume",
+                "directory of a run or of its checkpoint to go on from, by its own recipe; --train.steps may be more",
+            ),
         ),
         default_recipe="sudoku-dispo",
+        idle=idle_in_recipe,
     ),
     "sample": Command(
         settings=SampleSettings,
@@ -82,6 +89,7 @@ COMMANDS = {
             ("--output", "directory of the model (required)"),
         ),
         default_recipe="pretrain-sudoku",
+        idle=idle_in_pretraining,
     ),
     "convert": Command(
         run=commands.convert,
@@ -126,8 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"unmask: error: {error}", file=sys.stderr)  # noqa: T201
         return _EXIT_USAGE
-    except KeyboardInterrupt:
-        print("unmask: interrupted; `unmask train --resume DIR` goes on from the newest checkpoint", file=sys.stderr)  # noqa: T201
+    except KeyboardInterrupt as interrupt:
+        print("; ".join(["unmask: interrupted", *map(str, interrupt.args)]), file=sys.stderr)  # noqa: T201
         return _EXIT_INTERRUPTED
 
 
@@ -157,10 +165,17 @@ def parse(name: str, command: Command, words: list[str]) -> tuple[Any, argparse.
     given = _given(name, command, words)
     options: dict[str, Any] = {_key(argument): given.pop(argument, None) for argument, _ in command.arguments}
     options |= {_key(switch): given.pop(switch, None) is not None for switch, _ in command.switches}
-    recipe = options.get("recipe") or command.default_recipe
-    settings: Any = build(command.settings, read_recipe(recipe) if recipe else {})
+    resume = options.get("resume")
+    if resume is not None and options["recipe"] is not None:
+        raise UserError("--recipe is given with --resume: a run goes on with its own recipe, leave --recipe out")
+    recipe = str(locate_run(resume)[0] / "recipe.toml") if resume else options.get("recipe") or command.default_recipe
+    stored: Any = build(command.settings, read_recipe(recipe) if recipe else {})
     flags = nested({_key(flag): text for flag, text in given.items()})
-    return build(command.settings, merged(document_of(settings), flags)), argparse.Namespace(**options)
+    settings: Any = build(command.settings, merged(document_of(stored), flags))
+    check_read(command.idle(settings), map(_key, given))
+    if resume:
+        check_unchanged(stored, settings)
+    return settings, argparse.Namespace(**options)
 
 
 def _key(flag: str) -> str:

@@ -15,7 +15,10 @@ from torch import nn
 
 from unmask.denoisers.adapters import has_adapters, save_adapters
 from unmask.denoisers.base import Denoiser
+from unmask.denoisers.intact import check_tensors, check_weights, read_json
 from unmask.denoisers.loading import save_denoiser
+from unmask.errors import UserError
+from unmask.settings.recipe import TrainSettings
 
 _NAME = re.compile(r"step_([0-9]+)")
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -121,6 +124,36 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return checkpoints(folder)[-1] if checkpoints(folder) else None
 
 
+def check_whole(directory: Path, settings: TrainSettings) -> None:
+    """Raise UserError where a file that resuming needs is damaged or missing; it names a whole checkpoint before."""
+    fault = _fault(directory, settings)
+    if fault is None:
+        return
+    earlier = [path for path in checkpoints(directory.parent) if (step_of(path) or 0) < (step_of(directory) or 0)]
+    whole = next((path for path in reversed(earlier) if _fault(path, settings) is None), None)
+    mend = "no earlier one is whole" if whole is None else f"or go on from the one before, --resume {whole}"
+    raise UserError(f"checkpoint {directory.name} is damaged: {fault}; {mend}")
+
+
+def _fault(directory: Path, settings: TrainSettings) -> str | None:
+    """What is wrong with the files of a checkpoint."""
+    names = ["optimizer.safetensors", "random_state.safetensors"]
+    names += ["adapters.safetensors"] if settings.lora_rank else []
+    names += ["reference.safetensors"] if settings.reference_sync_steps else []
+    names += [] if any(directory.glob("model*.safetensors*")) or settings.lora_rank else ["model.safetensors"]
+    try:
+        if type(read_state(directory).get("step")) is not int:
+            return f"{directory / 'state.json'} has no step: restore the file"
+        for name in names:
+            check_tensors(directory / name)
+        if not settings.lora_rank:
+            read_json(directory / "config.json")
+            check_weights(directory)
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def set_aside(path: Path) -> None:
     """Rename what is at `path`, if anything: to NAME.aside, NAME.aside-2 and so on; it no longer counts."""
     number, aside = 1, path.with_name(f"{path.name}.aside")
@@ -133,8 +166,7 @@ def set_aside(path: Path) -> None:
 
 def read_state(directory: Path) -> dict[str, Any]:
     """state.json of a checkpoint: `step`, positions in the log files, the monitor's state."""
-    state: dict[str, Any] = json.loads((directory / "state.json").read_text())
-    return state
+    return read_json(directory / "state.json")
 
 
 def drop_old(folder: Path, keep: int) -> None:
