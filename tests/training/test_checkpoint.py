@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from unmask.training.checkpoint import checkpoints, drop_old, newest_checkpoint, set_aside
+from unmask.denoisers.run_directory import checkpoints, newest_checkpoint
+from unmask.training.checkpoint import drop_old, set_aside
 
 
 @pytest.fixture

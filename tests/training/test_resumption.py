@@ -87,6 +87,13 @@ def test_resume_refuses_by_name_what_would_be_another_run(flags, run, capsys):
     assert files(run) == before
 
 
+def test_evaluate_of_a_run_is_of_its_newest_checkpoint(finished, tmp_path):
+    flags = ("--examples", "8", "--steps", "4", "--output")
+    for name, model in (("run", finished), ("step", finished / "checkpoints" / "step_000002")):
+        assert main(["evaluate", "--model", str(model), *flags, str(tmp_path / name)]) == 0
+    assert (tmp_path / "run").read_text() == (tmp_path / "step").read_text()
+
+
 def test_resume_takes_the_run_s_own_values_again(run):
     assert main(["train", "--resume", str(run), "--train.seed", "0", "--method", "diffu-grpo"]) == 0
 

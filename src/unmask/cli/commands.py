@@ -28,6 +28,8 @@ def train(recipe: Recipe, options: Namespace) -> None:
 
     prepare(recipe.train.threads)
     name = Path(options.recipe or "sudoku-dispo").stem
+    if options.names_the_job:
+        name = f"{recipe.method.name}-{recipe.task.name}"
     if options.resume:
         run = resume_run(recipe, options.resume, options.output)
     else:
@@ -123,6 +125,16 @@ def oracle(settings: OracleSettings, options: Namespace) -> None:
 
     prepare(settings.threads)
     print_oracle(settings)
+
+
+def recipes(settings: object, options: Namespace) -> None:
+    """Print the names of the shipped recipes, each with the first sentence of its file."""
+    from unmask.settings.reader import recipe_summaries
+
+    for command in ("train", "pretrain"):
+        _say(True, f"unmask {command} --recipe")
+        for name, summary in recipe_summaries(command).items():
+            _say(True, f"  {name:40} {summary}")
 
 
 def methods(settings: object, options: Namespace) -> None:

@@ -19,9 +19,10 @@ from unmask.settings.commands import (
     SampleSettings,
 )
 from unmask.settings.idle import check_read, idle_in_pretraining, idle_in_recipe
-from unmask.settings.reader import build, document_of, flag_of, leaves, merged, nested, read_recipe, recipe_names
+from unmask.settings.reader import build, document_of, flag_of, leaves, merged, nested
 from unmask.settings.recipe import Recipe
 from unmask.settings.resume import check_unchanged, locate_run
+from unmask.settings.starting import check_lengths_agree, names_the_job, starting_document
 from unmask.validation import did_you_mean
 
 _EXIT_USAGE = 2
@@ -55,8 +56,11 @@ COMMANDS = {
         summary="improve a model by reinforcement learning",
         example="unmask train --recipe sudoku-mdpo --train.seed 1",
         arguments=(
-            ("--recipe", "name of a shipped recipe, or a .toml file: {recipes} (default: sudoku-dispo)"),
-            ("--output", "directory of the run (default: runs/RECIPE-NNN)"),
+            (
+                "--recipe",
+                "name of a shipped recipe (unmask recipes lists them), or a .toml file (default: sudoku-dispo)",
+            ),
+            ("--output", "directory of the run (default: runs/RECIPE-NNN or runs/METHOD-TASK-NNN)"),
             (
                 "--resume",
                 "directory of a run or of its checkpoint to go on from, by its own recipe; --train.steps may be more",
@@ -85,7 +89,10 @@ COMMANDS = {
         summary="train a small base model from scratch, supervised",
         example="unmask pretrain --recipe pretrain-sudoku --output models/sudoku",
         arguments=(
-            ("--recipe", "name of a shipped recipe, or a .toml file: {recipes} (default: pretrain-sudoku)"),
+            (
+                "--recipe",
+                "name of a shipped recipe (unmask recipes lists them), or a .toml file (default: pretrain-sudoku)",
+            ),
             ("--output", "directory of the model (required)"),
         ),
         default_recipe="pretrain-sudoku",
@@ -106,7 +113,9 @@ COMMANDS = {
         run=commands.plan,
         summary="predict memory, forwards, FLOPs and time of a recipe on GPUs, before it is run",
         example="unmask plan gsm8k-llada8b-dispo --gpus 8x80GB --gpu h100",
-        arguments=(("recipe", "name of a shipped recipe, or a .toml file: {recipes} (default: sudoku-dispo)"),),
+        arguments=(
+            ("recipe", "name of a shipped recipe (unmask recipes lists them), or a .toml file (default: sudoku-dispo)"),
+        ),
         switches=(("--all-methods", "compare the costs of all methods with these settings"),),
         default_recipe="sudoku-dispo",
     ),
@@ -115,6 +124,11 @@ COMMANDS = {
         run=commands.oracle,
         summary="measure every method's gradient against the exact one, on a toy that can be enumerated",
         example="unmask oracle --groups 600 --scale 2",
+    ),
+    "recipes": Command(
+        run=commands.recipes,
+        summary="list the recipes that ship, each with its first line",
+        example="unmask recipes",
     ),
     "methods": Command(
         run=commands.methods,
@@ -168,9 +182,13 @@ def parse(name: str, command: Command, words: list[str]) -> tuple[Any, argparse.
     resume = options.get("resume")
     if resume is not None and options["recipe"] is not None:
         raise UserError("--recipe is given with --resume: a run goes on with its own recipe, leave --recipe out")
-    recipe = str(locate_run(resume)[0] / "recipe.toml") if resume else options.get("recipe") or command.default_recipe
-    stored: Any = build(command.settings, read_recipe(recipe) if recipe else {})
+    recipe = str(locate_run(resume)[0] / "recipe.toml") if resume else options.get("recipe")
     flags = nested({_key(flag): text for flag, text in given.items()})
+    known = [field.name for field in fields(command.settings)]
+    document = starting_document(recipe, command.default_recipe, flags, known)
+    check_lengths_agree(document, flags)
+    stored: Any = build(command.settings, document)
+    options["names_the_job"] = names_the_job(flags)
     settings: Any = build(command.settings, merged(document_of(stored), flags))
     check_read(command.idle(settings), map(_key, given))
     if resume:
@@ -248,10 +266,9 @@ def _help(name: str, command: Command, settings: Any) -> argparse.ArgumentParser
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=110),
         usage=f"unmask {name} [--SETTING VALUE ...]" if known else None,
     )
-    recipes = ", ".join(recipe_names(name))
     for flag, text in command.arguments:
         count = None if flag.startswith("-") else "?"
-        parser.add_argument(flag, nargs=count, metavar=flag.strip("-").upper(), help=text.format(recipes=recipes))
+        parser.add_argument(flag, nargs=count, metavar=flag.strip("-").upper(), help=text)
     for flag, text in command.switches:
         parser.add_argument(flag, action="store_true", help=text)
     groups: dict[str, argparse._ArgumentGroup] = {}

@@ -29,6 +29,7 @@ from unmask.denoisers.formats.base import CheckpointFormat
 from unmask.denoisers.four_bit import forget_quantization, four_bit_options
 from unmask.denoisers.intact import check_weights, read_json
 from unmask.denoisers.layers.fast_layers import fast_layers_or_log
+from unmask.denoisers.run_directory import newest_checkpoint
 from unmask.errors import UserError
 
 EMBEDDED = "embedded:"
@@ -42,6 +43,8 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
 def resolve(model: str) -> Path:
     """The directory of a model: a path, `embedded:NAME` for one that ships with the package, or org/name on the Hub.
 
+    A training run's directory means its newest checkpoint.
+
     Raises UserError.
     """
     if model.startswith(EMBEDDED):
@@ -54,6 +57,8 @@ def resolve(model: str) -> Path:
     directory = Path(model).expanduser()
     if not directory.exists() and _HUB_NAME.fullmatch(model):
         directory = _downloaded(model)
+    if (directory / "recipe.toml").is_file():
+        directory = newest_checkpoint(directory / "checkpoints") or directory
     if not (directory / "config.json").exists():
         raise UserError(f"model {model!r} has no config.json: give a checkpoint directory or {EMBEDDED}NAME")
     read_json(directory / "config.json")

@@ -301,6 +301,13 @@ def recipe_names(command: str) -> list[str]:
     )
 
 
+def recipe_summaries(command: str) -> dict[str, str]:
+    """The first line of each shipped recipe of a command, its comment sign removed, by the recipe's name."""
+    folder = Path(str(files("unmask.settings").joinpath("recipes")))
+    lines = {name: (folder / f"{name}.toml").read_text(encoding="utf-8") for name in recipe_names(command)}
+    return {name: text.partition("\n")[0].removeprefix("#").strip() for name, text in lines.items()}
+
+
 def read_recipe(recipe: str, above: tuple[str, ...] = ()) -> Document:
     """The table of a recipe: a shipped name or the path of a TOML file. Raises UserError.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ from unmask.denoisers.adapters import has_adapters, save_adapters
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.intact import check_tensors, check_weights, read_json
 from unmask.denoisers.loading import save_denoiser
+from unmask.denoisers.run_directory import checkpoint_name, checkpoints, step_of
 from unmask.errors import UserError
 from unmask.settings.recipe import TrainSettings
 
-_NAME = re.compile(r"step_([0-9]+)")
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -47,7 +46,7 @@ def save_checkpoint(
 
     `state` becomes state.json, with `step`. `reference`: frozen weights that have moved since the start.
     """
-    final, partial = folder / _name(step), folder / f".{_name(step)}.partial"
+    final, partial = folder / checkpoint_name(step), folder / f".{checkpoint_name(step)}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_denoiser(denoiser, tokenizer, partial)
@@ -97,31 +96,6 @@ def load_optimizer(directory: Path, denoiser: Denoiser, optimizer: torch.optim.O
 def load_reference(directory: Path, reference: Denoiser) -> None:
     """Load the reference weights of a run that mixes the policy into them."""
     load_model(reference, str(directory / "reference.safetensors"))
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The directories in `folder` that are named as `save_checkpoint` names them, by their numbers of steps."""
-    found = (
-        {step_of(path): path for path in folder.glob("step_*") if path.is_dir() and not path.is_symlink()}
-        if folder.is_dir()
-        else {}
-    )
-    return [found[step] for step in sorted(step for step in found if step is not None)]
-
-
-def step_of(directory: Path) -> int | None:
-    """The number of steps in the name of a checkpoint's directory; None for any other name."""
-    found = _NAME.fullmatch(directory.name)
-    return int(found[1]) if found and directory.name == _name(int(found[1])) else None
-
-
-def _name(step: int) -> str:
-    return f"step_{step:06d}"
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The directory of the checkpoint with the most steps in `folder`; None where there is none."""
-    return checkpoints(folder)[-1] if checkpoints(folder) else None
 
 
 def check_whole(directory: Path, settings: TrainSettings) -> None:

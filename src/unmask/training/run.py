@@ -11,6 +11,7 @@ from typing import Any
 
 import tomli_w
 
+from unmask.denoisers.run_directory import checkpoints, newest_checkpoint
 from unmask.errors import UserError
 from unmask.evaluation.statistics import paired_interval, solved_summary
 from unmask.report.curve import draw_curve
@@ -23,9 +24,7 @@ from unmask.settings.resume import locate_run
 from unmask.training.build import build_trainer, filtered_order
 from unmask.training.checkpoint import (
     check_whole,
-    checkpoints,
     drop_old,
-    newest_checkpoint,
     read_state,
     save_checkpoint,
     set_aside,
