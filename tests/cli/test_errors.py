@@ -66,7 +66,7 @@ def refused(capsys, *arguments: str) -> str:
         (["train", *OVER_DENOISING, "--rollout.unmasking", "threshold"], "unmasking threshold", "a scheduled rule"),
         (["train", "--rollout.max-new-tokens", "48"], "room for", "max_new_tokens"),
         (["train", "--task.data", "nowhere.csv"], "nowhere.csv", "No such file"),
-        (["sample", "--item", "-1"], "0", "positive"),
+        (["sample", "--item", "-1"], "-1", "from 0 to"),
         (["sample", "--prompt", "sudoku!"], "'sudoku!'", "tokenizer"),
         (["evaluate", "--unmasking", "low_confidence,best"], "'best'", "rcr"),
         (["evaluate", "--steps", "4,many"], "'4,many'", "4,16"),

@@ -12,7 +12,7 @@ from unmask.sampling.unmasking import RULES
 from unmask.settings.reader import build, document_of, leaves, recipe_names
 from unmask.tasks import TASKS, Sudoku
 
-DISPO = partial(DiSPO, alpha=4.0, branches=32, degree=3.0)  # of the default recipe
+DISPO = partial(DiSPO, alpha=4.0, branches=32, degree=3.0)  # of the default recipe, unless a method is named
 HEAVY = ("torch", "transformers", "accelerate", "numpy", "matplotlib", "rich", "tokenizers")
 
 
@@ -71,7 +71,7 @@ def test_main_names_the_command_nearest_to_an_unknown_one(capsys):
     ("words", "method"),
     [
         (["--method.steps", "8", "--method", "mdpo"], MDPO(steps=8)),
-        (["--method", "dispo", "--method.base", "spg", "--method.base.beta", "2"], DISPO(base=SPG(beta=2.0))),
+        (["--method", "dispo", "--method.base", "spg", "--method.base.beta", "2"], DiSPO(base=SPG(beta=2.0))),
         (["--method.base.mix=0.1", "--method.base=spg"], DISPO(base=SPG(mix=0.1))),
         (["--method", "mdpo", "--method", "spg"], SPG()),
     ],

@@ -163,7 +163,7 @@ def test_lists_of_rules_take_a_user_s(pieces):
             ["--method", "pieces.py:Empty"],
             "which lacks name, paper, provenance, terms, unmasking: subclass unmask.methods.base:Method, or define",
         ),
-        (["--task", "pieces.py:Scaled"], "which lacks examples, max_new_tokens, metrics, rewards, splits"),
+        (["--task", "pieces.py:Scaled"], "which lacks examples, gives_pairs, max_new_tokens, metrics, rewards, splits"),
         (["--method", "pieces.py:Hidden"], "pieces.py' has no settings class 'made.<locals>.Local'"),
         (["--method", "pieces.py:Needy"], "pieces.py:Needy has no default for 'alpha': give one"),
         (["--method", "pieces.py:Listed"], "setting 'alphas' is declared tuple: declare one of int, float, bool, str"),

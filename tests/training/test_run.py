@@ -238,12 +238,13 @@ def rank_of_two(documents: list[dict], result: Path) -> None:
 def test_trainer_step_on_two_ranks_equals_one(tmp_path):
     """The same steps of every method with their prompts shared by two processes: metrics and weights agree."""
     documents = [document_of(method, updates=2) for method in METHODS]
+    documents.append(document_of("diffu-grpo", shuffle_rewards=True))
     result, log = tmp_path / "result.json", tmp_path / "log"
     ranks = [start(rank_of_two, documents, result, log=log, environment=each) for each in torchrun_environment(2)]
     alone = steps_of(documents)
     for rank in ranks:
         finish(rank, log)
     shared = json.loads(result.read_text())
-    for method, (one, one_total), (two, two_total) in zip(METHODS, alone, shared, strict=True):
+    for method, (one, one_total), (two, two_total) in zip((*METHODS, "shuffled"), alone, shared, strict=True):
         assert one == pytest.approx(two, rel=2e-4, abs=1e-6), method
         assert one_total == pytest.approx(two_total, rel=1e-7), method

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +28,18 @@ def train(recipe: Recipe, options: Namespace) -> None:
 
     prepare(recipe.train.threads)
     name = Path(options.recipe or "sudoku-dispo").stem
-    run = resume_run(Path(options.resume)) if options.resume else start_run(recipe, options.output, name)
+    if options.names_the_job:
+        name = f"{recipe.method.name}-{recipe.task.name}"
+    if options.resume:
+        run = resume_run(recipe, options.resume, options.output)
+    else:
+        run = start_run(recipe, options.output, name)
     _say(run.is_main, f"run directory: {run.directory}")
-    summary = run.finish()
+    try:
+        summary = run.finish()
+    except KeyboardInterrupt:
+        hint = f"`unmask train --resume {shlex.quote(str(run.directory))}` goes on {run.goes_on_from}"
+        raise KeyboardInterrupt(*([hint] if run.is_main else [])) from None
     if run.is_main:
         _print_summary(summary, run.directory)
 
@@ -115,6 +125,16 @@ def oracle(settings: OracleSettings, options: Namespace) -> None:
 
     prepare(settings.threads)
     print_oracle(settings)
+
+
+def recipes(settings: object, options: Namespace) -> None:
+    """Print the names of the shipped recipes, each with the first sentence of its file."""
+    from unmask.settings.reader import recipe_summaries
+
+    for command in ("train", "pretrain"):
+        _say(True, f"unmask {command} --recipe")
+        for name, summary in recipe_summaries(command).items():
+            _say(True, f"  {name:40} {summary}")
 
 
 def methods(settings: object, options: Namespace) -> None:

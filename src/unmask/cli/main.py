@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,8 +18,11 @@ from unmask.settings.commands import (
     PretrainRecipe,
     SampleSettings,
 )
-from unmask.settings.reader import build, document_of, flag_of, leaves, merged, nested, read_recipe, recipe_names
+from unmask.settings.idle import check_read, idle_in_pretraining, idle_in_recipe
+from unmask.settings.reader import build, document_of, flag_of, leaves, merged, nested
 from unmask.settings.recipe import Recipe
+from unmask.settings.resume import check_unchanged, locate_run
+from unmask.settings.starting import check_lengths_agree, names_the_job, starting_document
 from unmask.validation import did_you_mean
 
 _EXIT_USAGE = 2
@@ -43,6 +46,7 @@ class Command:
     arguments: tuple[tuple[str, str], ...] = ()  # flag, or name of what is given without one, and help
     switches: tuple[tuple[str, str], ...] = ()  # flag without value, and help
     default_recipe: str | None = None
+    idle: Callable[[Any], Mapping[str, str]] = lambda settings: {}  # settings that are not read with these, and why
 
 
 COMMANDS = {
@@ -52,11 +56,18 @@ COMMANDS = {
         summary="improve a model by reinforcement learning",
         example="unmask train --recipe sudoku-mdpo --train.seed 1",
         arguments=(
-            ("--recipe", "name of a shipped recipe, or a .toml file: {recipes} (default: sudoku-dispo)"),
-            ("--output", "directory of the run (default: runs/RECIPE-NNN)"),
-            ("--resume", "directory of a run to continue; its own recipe.toml holds"),
+            (
+                "--recipe",
+                "name of a shipped recipe (unmask recipes lists them), or a .toml file (default: sudoku-dispo)",
+            ),
+            ("--output", "directory of the run (default: runs/RECIPE-NNN or runs/METHOD-TASK-NNN)"),
+            (
+                "--resume",
+                "directory of a run or of its checkpoint to go on from, by its own recipe; --train.steps may be more",
+            ),
         ),
         default_recipe="sudoku-dispo",
+        idle=idle_in_recipe,
     ),
     "sample": Command(
         settings=SampleSettings,
@@ -78,10 +89,14 @@ COMMANDS = {
         summary="train a small base model from scratch, supervised",
         example="unmask pretrain --recipe pretrain-sudoku --output models/sudoku",
         arguments=(
-            ("--recipe", "name of a shipped recipe, or a .toml file: {recipes} (default: pretrain-sudoku)"),
+            (
+                "--recipe",
+                "name of a shipped recipe (unmask recipes lists them), or a .toml file (default: pretrain-sudoku)",
+            ),
             ("--output", "directory of the model (required)"),
         ),
         default_recipe="pretrain-sudoku",
+        idle=idle_in_pretraining,
     ),
     "convert": Command(
         run=commands.convert,
@@ -98,7 +113,9 @@ COMMANDS = {
         run=commands.plan,
         summary="predict memory, forwards, FLOPs and time of a recipe on GPUs, before it is run",
         example="unmask plan gsm8k-llada8b-dispo --gpus 8x80GB --gpu h100",
-        arguments=(("recipe", "name of a shipped recipe, or a .toml file: {recipes} (default: sudoku-dispo)"),),
+        arguments=(
+            ("recipe", "name of a shipped recipe (unmask recipes lists them), or a .toml file (default: sudoku-dispo)"),
+        ),
         switches=(("--all-methods", "compare the costs of all methods with these settings"),),
         default_recipe="sudoku-dispo",
     ),
@@ -107,6 +124,11 @@ COMMANDS = {
         run=commands.oracle,
         summary="measure every method's gradient against the exact one, on a toy that can be enumerated",
         example="unmask oracle --groups 600 --scale 2",
+    ),
+    "recipes": Command(
+        run=commands.recipes,
+        summary="list the recipes that ship, each with its first line",
+        example="unmask recipes",
     ),
     "methods": Command(
         run=commands.methods,
@@ -128,8 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _EXIT_USAGE
     except SystemExit as error:  # of a task, method or rule of the user's: a command that is not done has not succeeded
         raise RuntimeError(f"sys.exit({error.code!r}) was called before unmask {words[0]} was done") from error
-    except KeyboardInterrupt:
-        print("unmask: interrupted; `unmask train --resume DIR` goes on from the newest checkpoint", file=sys.stderr)  # noqa: T201
+    except KeyboardInterrupt as interrupt:
+        print("; ".join(["unmask: interrupted", *map(str, interrupt.args)]), file=sys.stderr)  # noqa: T201
         return _EXIT_INTERRUPTED
 
 
@@ -159,10 +181,21 @@ def parse(name: str, command: Command, words: list[str]) -> tuple[Any, argparse.
     given = _given(name, command, words)
     options: dict[str, Any] = {_key(argument): given.pop(argument, None) for argument, _ in command.arguments}
     options |= {_key(switch): given.pop(switch, None) is not None for switch, _ in command.switches}
-    recipe = options.get("recipe") or command.default_recipe
-    settings: Any = build(command.settings, read_recipe(recipe) if recipe else {})
+    resume = options.get("resume")
+    if resume is not None and options["recipe"] is not None:
+        raise UserError("--recipe is given with --resume: a run goes on with its own recipe, leave --recipe out")
+    recipe = str(locate_run(resume)[0] / "recipe.toml") if resume else options.get("recipe")
     flags = nested({_key(flag): text for flag, text in given.items()})
-    return build(command.settings, merged(document_of(settings), flags)), argparse.Namespace(**options)
+    known = [field.name for field in fields(command.settings)]
+    document = starting_document(recipe, command.default_recipe, flags, known)
+    check_lengths_agree(document, flags)
+    stored: Any = build(command.settings, document)
+    options["names_the_job"] = names_the_job(flags)
+    settings: Any = build(command.settings, merged(document_of(stored), flags))
+    check_read(command.idle(settings), map(_key, given))
+    if resume:
+        check_unchanged(stored, settings)
+    return settings, argparse.Namespace(**options)
 
 
 def _key(flag: str) -> str:
@@ -185,8 +218,15 @@ def _given(name: str, command: Command, words: list[str]) -> dict[str, str]:
             text = next(rest, "--")
             if text.startswith("--"):
                 raise UserError(f"{flag} has no value: give one after it (see unmask {name} --help)")
+        if not _is_unicode(text):
+            raise UserError(f"{flag} is {text!r}: give text")
         given[flag] = text
     return given
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a word of the command line, whose bytes may be any, can be written to files and terminals."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _unknown(command: Command, word: str) -> UserError:
@@ -228,10 +268,9 @@ def _help(name: str, command: Command, settings: Any) -> argparse.ArgumentParser
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=110),
         usage=f"unmask {name} [--SETTING VALUE ...]" if known else None,
     )
-    recipes = ", ".join(recipe_names(name))
     for flag, text in command.arguments:
         count = None if flag.startswith("-") else "?"
-        parser.add_argument(flag, nargs=count, metavar=flag.strip("-").upper(), help=text.format(recipes=recipes))
+        parser.add_argument(flag, nargs=count, metavar=flag.strip("-").upper(), help=text)
     for flag, text in command.switches:
         parser.add_argument(flag, action="store_true", help=text)
     groups: dict[str, argparse._ArgumentGroup] = {}

@@ -28,11 +28,14 @@ from unmask.denoisers.base import Denoiser
 from unmask.denoisers.formats import FORMATS, format_of
 from unmask.denoisers.formats.base import CheckpointFormat
 from unmask.denoisers.four_bit import forget_quantization, four_bit_options
+from unmask.denoisers.intact import check_weights, read_json
 from unmask.denoisers.layers.fast_layers import fast_layers_or_log
 from unmask.denoisers.probe import check_masks
+from unmask.denoisers.run_directory import newest_checkpoint
 from unmask.errors import UserError
 
 EMBEDDED = "embedded:"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _MASKED = "bert"  # masked language models attend both ways as they are
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # Of the top folder alone. Code comes along for the original loaders, and is never run here.
@@ -41,6 +44,8 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
 
 def resolve(model: str) -> Path:
     """The directory of a model: a path, `embedded:NAME` for one that ships with the package, or org/name on the Hub.
+
+    A training run's directory means its newest checkpoint.
 
     Raises UserError.
     """
@@ -54,8 +59,12 @@ def resolve(model: str) -> Path:
     directory = Path(model).expanduser()
     if not directory.exists() and _HUB_NAME.fullmatch(model):
         directory = _downloaded(model)
-    if not (directory / "config.json").is_file():
+    if (directory / "recipe.toml").is_file():
+        directory = newest_checkpoint(directory / "checkpoints") or directory
+    if not (directory / "config.json").exists():
         raise UserError(f"model {model!r} has no config.json: give a checkpoint directory or {EMBEDDED}NAME")
+    read_json(directory / "config.json")
+    check_weights(directory)
     return directory
 
 
@@ -91,7 +100,7 @@ def load_denoiser(
         denoiser = load_denoiser("embedded:sudoku").eval()
     """
     directory = resolve(model)
-    published = _read_config(directory)
+    published = read_json(directory / "config.json")
     if not any(directory.glob("*.safetensors")):
         raise UserError(
             f"model {model!r} has no *.safetensors file: convert its weights (pickled weights are not opened)"
@@ -137,14 +146,6 @@ def _spelt(directory: Path, eos_id: int) -> int | None:
     return 1 + max(eos_id, *Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True).values())
 
 
-def _read_config(directory: Path, name: str = "config.json") -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads((directory / name).read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{directory / name} is not JSON ({error}): restore the file") from error
-    return config
-
-
 def _token_id(directory: Path, published: dict[str, Any], name: str) -> int | None:
     """The "eos" or "mask" token by config.json, else generation_config.json, else the tokenizer; of several the first.
 
@@ -153,7 +154,7 @@ def _token_id(directory: Path, published: dict[str, Any], name: str) -> int | No
     key, generation = f"{name}_token_id", directory / "generation_config.json"
     value = published.get(key)
     if value is None and generation.is_file():
-        value = _read_config(directory, generation.name).get(key)
+        value = read_json(generation).get(key)
     if value is None and (directory / "tokenizer.json").is_file():
         value = getattr(load_tokenizer(str(directory)), key)
     if isinstance(value, list) and value:
@@ -230,13 +231,20 @@ def save_denoiser(
         files = _published_files(source)
     for name, content in files.items():
         (directory / name).write_bytes(content)
-    if files and (config := _read_config(directory)).get("mask_token_id") != denoiser.mask_id:
+    if files and (config := read_json(directory / "config.json")).get("mask_token_id") != denoiser.mask_id:
         (directory / "config.json").write_text(json.dumps(config | {"mask_token_id": denoiser.mask_id}, indent=2))
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerFast:
     """The tokenizer of a checkpoint (see `resolve`), whatever its format. Raises UserError if there is none."""
     directory = resolve(model)
-    if not (directory / "tokenizer.json").is_file():
+    if not (directory / "tokenizer.json").exists():
         raise UserError(f"model {model!r} has no tokenizer.json: copy it from the model's base checkpoint")
-    return PreTrainedTokenizerFast.from_pretrained(directory)
+    for name in _TOKENIZER_FILES:
+        if (directory / name).exists():
+            read_json(directory / name)
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(directory)
+    except Exception as error:  # the tokenizers library raises nothing more special
+        detail = " ".join(str(error).split())[:200]
+        raise UserError(f"the tokenizer of model {model!r} cannot be read ({detail}): copy its files again") from error

@@ -50,8 +50,9 @@ def evaluation_table(settings: EvaluateSettings) -> list[dict[str, Any]]:
 
 def print_table(rows: list[dict[str, Any]], settings: EvaluateSettings) -> None:
     """Print the rows to the terminal as a table."""
-    from rich.console import Console
     from rich.table import Table
+
+    from unmask.report.terminal import terminal_console
 
     how = "greedy" if settings.temperature == 0 else f"temperature {settings.temperature}"
     table = Table(
@@ -65,7 +66,7 @@ def print_table(rows: list[dict[str, Any]], settings: EvaluateSettings) -> None:
         solved = f"{row['solved']:.1%} ({row['solved_low']:.1%} – {row['solved_high']:.1%})"
         cells = [row["unmasking"], str(row["tokens"]), str(row["steps"]), solved]
         table.add_row(*cells, *(_cell(name, row[name]) for name in others))
-    Console().print(table)
+    terminal_console().print(table)
 
 
 def _cell(name: str, value: float) -> str:

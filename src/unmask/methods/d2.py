@@ -27,7 +27,7 @@ class StepMerge(Method):
     name: ClassVar[str] = "d2"
     paper: ClassVar[str] = "2509.21474"
     provenance: ClassVar[str] = "port"
-    segments: int = setting(8, "rows a sample")
+    segments: int = setting(8, "rows a sample", low=1)
     epsilon: float = setting(0.5, "clip range of the token ratio")
     beta: float = setting(0.04, "weight of k3 to the base model")
 

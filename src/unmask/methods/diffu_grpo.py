@@ -27,7 +27,7 @@ class DiffuGRPO(Method):
     name: ClassVar[str] = "diffu-grpo"
     paper: ClassVar[str] = "2504.12216"
     provenance: ClassVar[str] = "code"
-    prompt_mask_prob: float = setting(0.15, "probability that a prompt token is masked in the estimate")
+    prompt_mask_prob: float = setting(0.15, "probability that a prompt token is masked in the estimate", high=1)
     shared_prompt_mask: bool = setting(False, "one prompt mask a group: its samples share one forward")
     epsilon: float = setting(0.5, "clip range of the probability ratio")
     beta: float = setting(0.04, "weight of k3 to the base model")

@@ -36,7 +36,7 @@ class DiSPO(Method):
     provenance: ClassVar[str] = "paper"
     base: Method = choice(BASES, DiffuGRPO, "the terminal method that it extends")
     alpha: float = setting(0.5, "weight of the branch term")
-    branches: int = setting(2, "fills of each state, Z")
+    branches: int = setting(2, "fills of each state, Z", low=1)
     degree: float = setting(4.0, "of the polynomial that favours late steps; 0 is uniform")
     shared_step: bool = setting(False, "one step for all samples of a prompt, else one for each")
 

@@ -29,7 +29,7 @@ class ESPO(Method):
     name: ClassVar[str] = "espo"
     paper: ClassVar[str] = "2512.03759"
     provenance: ClassVar[str] = "code"
-    pairs: int = setting(2, "pairs of complementary rows a sample")
+    pairs: int = setting(2, "pairs of complementary rows a sample", low=1)
     epsilon: float = setting(0.2, "clip range of the sequence ratio per token")
     beta: float = setting(1e-3, "weight of k2 to the base model")
 

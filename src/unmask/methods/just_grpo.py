@@ -29,7 +29,9 @@ class JustGRPO(Method):
     paper: ClassVar[str] = "2601.15165"
     provenance: ClassVar[str] = "code, paper"
     unmasking: ClassVar[str | None] = "left_to_right"  # the likelihood is of what this rule samples
-    fraction: float = setting(1.0, "share of the positions scored, those of highest entropy; 0.25 is Fast")
+    fraction: float = setting(
+        1.0, "share of the positions scored, those of highest entropy; 0.25 is Fast", low=0.001, high=1
+    )
     epsilon: float = setting(0.2, "clip range of the token ratio")
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ class LFPO(Method):
     name: ClassVar[str] = "lfpo"
     paper: ClassVar[str] = "2603.01563"
     provenance: ClassVar[str] = "reconstructed"
-    num_masks: int = setting(4, "rows a sample", was="views")
+    num_masks: int = setting(4, "rows a sample", was="views", low=1)
     blend: float = setting(1.0, "b")
     recorded_states: bool = setting(False, "states of the sample's own trajectory instead of random masks")
 

@@ -26,7 +26,7 @@ class MDPO(Method):
     name: ClassVar[str] = "mdpo"
     paper: ClassVar[str] = "2508.13148"
     provenance: ClassVar[str] = "code"
-    steps: int = setting(8, "denoising steps trained of each trajectory")
+    steps: int = setting(8, "denoising steps trained of each trajectory", low=1)
     advantage: str = setting("difference_and_future", "advantage of a step, before its z-score over the group")
     step_choice: str = setting("largest_advantages", "which steps are trained")
     positions: str = setting("all_masked", "which positions of a trained state are scored")

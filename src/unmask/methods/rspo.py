@@ -27,9 +27,9 @@ class RSPO(Method):
     name: ClassVar[str] = "rspo"
     paper: ClassVar[str] = "2605.10218"
     provenance: ClassVar[str] = "port"
-    num_masks: int = setting(2, "rows a sample", was="views")
+    num_masks: int = setting(2, "rows a sample", was="views", low=1)
     random_times: bool = setting(False, "masks by a random ratio instead of a random count")
-    strength: float = setting(0.01, "lambda: pull of the log-ratio towards A / lambda")
+    strength: float = setting(0.01, "lambda: pull of the log-ratio towards A / lambda", low=1e-9)
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
         from unmask.objective import Term, advantages, likelihood, losses, masks

@@ -29,10 +29,10 @@ class SPG(Method):
     name: ClassVar[str] = "spg"
     paper: ClassVar[str] = "2510.09541"
     provenance: ClassVar[str] = "code"
-    num_masks: int = setting(2, "rows a completion", was="views")
-    prompt_mask_prob: float = setting(0.15, "probability that a clean token is masked")
+    num_masks: int = setting(2, "rows a completion", was="views", low=1)
+    prompt_mask_prob: float = setting(0.15, "probability that a clean token is masked", high=1)
     beta: float = setting(1.5, "order of the upper bound")
-    mix: float = setting(0.5, "share of the upper bound in the score of bad samples")
+    mix: float = setting(0.5, "share of the upper bound in the score of bad samples", high=1)
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
         from unmask.objective import Term, advantages, likelihood, losses, masks

@@ -26,7 +26,7 @@ class VRPO(Method):
     name: ClassVar[str] = "vrpo"
     paper: ClassVar[str] = "2505.19223"
     provenance: ClassVar[str] = "paper, port"
-    num_masks: int = setting(4, "rows a completion", was="views")
+    num_masks: int = setting(4, "rows a completion", was="views", low=1)
     beta: float = setting(0.2, "inverse temperature of the preference")
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:

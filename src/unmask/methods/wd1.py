@@ -27,7 +27,7 @@ class WD1(Method):
     name: ClassVar[str] = "wd1"
     paper: ClassVar[str] = "2507.08838"
     provenance: ClassVar[str] = "code"
-    prompt_mask_prob: float = setting(0.15, "probability that a prompt token is masked in the estimate")
+    prompt_mask_prob: float = setting(0.15, "probability that a prompt token is masked in the estimate", high=1)
     shared_prompt_mask: bool = setting(False, "one prompt mask a group: its samples share one forward")
     positive_only: bool = setting(False, "wd1-P: no negative weights")
 

@@ -17,9 +17,9 @@ _METHODS_SHOWN = ("method", "forwards with\ngradient", "without", "update\nPFLOP
 
 def print_plan(settings: PlanSettings, *, all_methods: bool) -> None:
     """Plan a recipe and print it; with `all_methods`, the costs of all methods too."""
-    from rich.console import Console
+    from unmask.report.terminal import terminal_console
 
-    console = Console(markup=False, highlight=False, emoji=False)
+    console = terminal_console(markup=False, highlight=False, emoji=False)
     plan = make_plan(settings)
     console.print(_heading(plan))
     _print_table(console, [["memory of one GPU", "GiB"], *_memory_rows(plan)])

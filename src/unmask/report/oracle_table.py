@@ -19,10 +19,10 @@ _WITHOUT_ESTIMATE = ("mdpo", "lfpo", "vrpo", "dispo")  # score states, contrasts
 
 def print_oracle(settings: OracleSettings) -> None:
     """Measure bias and noise of all methods on the enumerable toy, and print the tables of `unmask oracle`."""
-    from rich.console import Console
+    from unmask.report.terminal import terminal_console
 
     toy, methods = Toy(settings.seed, settings.scale), oracle_methods()
-    console = Console()
+    console = terminal_console()
     table = biases(
         toy,
         methods,

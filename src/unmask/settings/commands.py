@@ -16,19 +16,20 @@ from unmask.settings.recipe import (
     LORA_RANK_HELP,
     MODEL_FORMAT_HELP,
     MODEL_HELP,
+    MOST_THREADS,
     THREADS_HELP,
     Recipe,
     RolloutSettings,
 )
 from unmask.tasks import TASKS, Sudoku, Task
-from unmask.validation import check_four_bit_has_adapters, choice, one_of, positive, section, setting
+from unmask.validation import LARGEST_SEED, check_four_bit_has_adapters, choice, one_of, positive, section, setting
 
 if TYPE_CHECKING:
     from unmask.sampling.sampler import Sampler
 
 
 def _is_count(word: str) -> bool:
-    return word.isdigit() and int(word) > 0
+    return word.isdecimal() and len(word) < 8 and int(word) > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +80,8 @@ class PretrainRecipe:
     warmup_steps: int = setting(50, "updates of linear warm-up")
     weight_decay: float = setting(0.01, "AdamW's")
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
-    threads: int | None = setting(None, THREADS_HELP)
-    seed: int = setting(0, "of weights, examples, order and masks")
+    threads: int | None = setting(None, THREADS_HELP, low=1, high=MOST_THREADS)
+    seed: int = setting(0, "of weights, examples, order and masks", high=LARGEST_SEED)
 
     def __post_init__(self) -> None:
         names = ("hidden", "layers", "heads", "max_length", "steps", "batch", "examples", "learning_rate")
@@ -107,10 +108,10 @@ class SampleSettings:
     chat: ChatSettings = section(ChatSettings)
     item: int = setting(0, "which held-out item of the task")
     steps: int = setting(4, "denoising steps")
-    block_length: int | None = setting(None, "tokens a block; unset: one block")
+    block_length: int | None = setting(None, "tokens a block; unset: one block", low=1)
     temperature: float = setting(0.0, "sampling temperature; 0 is greedy")
     unmasking: Unmasking = choice(RULES, LowConfidence, "positions to reveal")
-    seed: int = setting(0, "of the draws")
+    seed: int = setting(0, "of the draws", high=LARGEST_SEED)
 
     def __post_init__(self) -> None:
         positive(steps=self.steps, item=self.item + 1)
@@ -135,11 +136,11 @@ class EvaluateSettings:
     over_denoising: bool = setting(False, "tell how many items are right at some step and wrong at the end")
     precision: str = setting("fp32", "of the weights: fp32, or bf16")
     temperature: float = setting(0.0, "sampling temperature; 0 is greedy")
-    block_length: int | None = setting(None, "tokens a block; unset: one block")
+    block_length: int | None = setting(None, "tokens a block; unset: one block", low=1)
     caching: str = setting("none", CACHING_HELP)
     batch: int = setting(250, "completions at a time")
-    threads: int | None = setting(None, THREADS_HELP)
-    seed: int = setting(1, "of the held-out items and their draws")
+    threads: int | None = setting(None, THREADS_HELP, low=1, high=MOST_THREADS)
+    seed: int = setting(1, "of the held-out items and their draws", high=LARGEST_SEED)
 
     def __post_init__(self) -> None:
         positive(examples=self.examples, batch=self.batch, samples=self.samples)
@@ -193,8 +194,8 @@ class OracleSettings:
     group_size: int = setting(6, "completions a group")
     masks: int = setting(2000, "random masks for each completion in the table of likelihood estimates")
     scale: float = setting(1.0, "of the toy's logits: larger is surer")
-    seed: int = setting(0, "of the toy")
-    threads: int | None = setting(None, THREADS_HELP)
+    seed: int = setting(0, "of the toy", high=LARGEST_SEED)
+    threads: int | None = setting(None, THREADS_HELP, low=1, high=MOST_THREADS)
 
     def __post_init__(self) -> None:
         positive(groups=self.groups, masks=self.masks, scale=self.scale)

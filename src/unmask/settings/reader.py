@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import sys
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import reduce
 from importlib.resources import files
 from pathlib import Path
+from reprlib import repr as short_repr
 from typing import Any, TypeVar
 
 from unmask.errors import UserError
-from unmask.validation import did_you_mean, load_named, place_of
+from unmask.validation import Range, did_you_mean, load_named, place_of
 
 Document = dict[str, Any]
 Settings = TypeVar("Settings")
@@ -35,12 +37,20 @@ class _Kind:
     wanted: str
 
 
+def _text(value: str) -> str:
+    """The text as it is. Raises ValueError where it holds what no file or path can (surrogates, NUL)."""
+    if "\0" in value:
+        raise ValueError
+    return str(value.encode(), "utf-8")
+
+
+_FINITE = Range(low=-sys.float_info.max, high=sys.float_info.max)
 _BOOLS = {"true": True, "false": False, True: True, False: False}
 _KINDS = {
     "int": _Kind(types=(int,), read=int, wanted="an integer"),
     "float": _Kind(types=(float, int), read=float, wanted="a number"),
     "bool": _Kind(types=(bool,), read=_BOOLS.__getitem__, wanted="true or false"),
-    "str": _Kind(types=(str,), read=str, wanted="text"),
+    "str": _Kind(types=(str,), read=_text, wanted="text"),
 }
 
 
@@ -99,13 +109,26 @@ def _value(field: Field[Any], value: Any, path: str) -> Any:
     kind = _KINDS[_kind(field)]
     try:
         if type(value) in (*kind.types, Word):
-            return kind.read(value)
-    except (ValueError, KeyError):
+            return _in_range(field, kind.read(value), value, path)
+    except UserError:
+        raise
+    except (ValueError, KeyError, OverflowError):
         pass
     below, word = _last(path, value)
     if below != path and isinstance(word, Word):
         raise UserError(f"unknown argument {flag_of(below)!r}: {flag_of(path)} has no settings of its own")
     raise UserError(f"{_shown(path, value)} is {value!r}: give {kind.wanted}")
+
+
+def _in_range(field: Field[Any], number: Any, value: Any, path: str) -> Any:
+    """What was read of `value`; a number must lie in the setting's range, and be finite where it declares none."""
+    if not isinstance(number, int | float) or isinstance(number, bool):
+        return number
+    allowed = field.metadata.get("range", _FINITE)
+    if number not in allowed:
+        kind = "an integer" if isinstance(number, int) else "a number"
+        raise UserError(f"{_shown(path, value)} is {short_repr(number)}: give {kind} {allowed}")
+    return number
 
 
 def _class_of(field: Field[Any], name: Any, table: Mapping[str, Any], path: str) -> Any:
@@ -278,6 +301,13 @@ def recipe_names(command: str) -> list[str]:
     )
 
 
+def recipe_summaries(command: str) -> dict[str, str]:
+    """The first line of each shipped recipe of a command, its comment sign removed, by the recipe's name."""
+    folder = Path(str(files("unmask.settings").joinpath("recipes")))
+    lines = {name: (folder / f"{name}.toml").read_text(encoding="utf-8") for name in recipe_names(command)}
+    return {name: text.partition("\n")[0].removeprefix("#").strip() for name, text in lines.items()}
+
+
 def read_recipe(recipe: str, above: tuple[str, ...] = ()) -> Document:
     """The table of a recipe: a shipped name or the path of a TOML file. Raises UserError.
 
@@ -287,7 +317,9 @@ def read_recipe(recipe: str, above: tuple[str, ...] = ()) -> Document:
         raise UserError(f"recipe {recipe!r} has itself as its base ({' on '.join(above)}): remove one base")
     document = _read_toml(recipe)
     base = document.pop("base", None)
-    return document if base is None else merged(read_recipe(str(base), (*above, recipe)), document)
+    if base is not None and not isinstance(base, str):
+        raise UserError(f"base of recipe {recipe!r} is {base!r}: give the name of a shipped recipe, or a path")
+    return document if base is None else merged(read_recipe(base, (*above, recipe)), document)
 
 
 def _read_toml(recipe: str) -> Document:
@@ -298,8 +330,10 @@ def _read_toml(recipe: str) -> Document:
             known = recipe_names("train") + recipe_names("pretrain")
             raise UserError(f"unknown recipe {recipe!r}{did_you_mean(recipe, known)}, or a path that ends in .toml")
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"recipe {recipe!r} cannot be read: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"recipe {recipe!r} is not TOML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"recipe {recipe!r} is not UTF-8 text: save it as UTF-8") from error
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and numbers of thousands of digits
+        raise UserError(f"recipe {recipe!r} is not TOML: {' '.join(str(error).split())}") from error

@@ -13,7 +13,7 @@ from unmask.sampling.caching import CACHINGS
 from unmask.sampling.schedules import SCHEDULES
 from unmask.sampling.unmasking import RULES, LowConfidence, Unmasking
 from unmask.tasks import TASKS, Sudoku, Task
-from unmask.validation import check_four_bit_has_adapters, choice, one_of, positive, section, setting
+from unmask.validation import LARGEST_SEED, check_four_bit_has_adapters, choice, one_of, positive, section, setting
 
 if TYPE_CHECKING:
     from unmask.methods.base import Method
@@ -31,6 +31,8 @@ LORA_ALPHA_HELP = "scale of the adapters, times their rank"
 FOUR_BIT_HELP = "hold the frozen base in 4 bits (with lora_rank, on a GPU; the extra four-bit)"
 THREADS_HELP = "CPU threads; unset: PyTorch's choice"
 
+MOST_THREADS = 1024  # with many more the process dies
+
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutSettings:
@@ -38,8 +40,8 @@ class RolloutSettings:
 
     prompts: int = setting(16, "prompts a training step, over all ranks")
     group_size: int = setting(8, "completions a prompt")
-    max_new_tokens: int | None = setting(None, "completion length in tokens; unset: the task's")
-    block_length: int | None = setting(None, "tokens a block; unset: one block")
+    max_new_tokens: int | None = setting(None, "completion length in tokens; unset: the task's", low=1)
+    block_length: int | None = setting(None, "tokens a block; unset: one block", low=1)
     steps: int = setting(4, "denoising steps a completion")
     temperature: float = setting(1.0, "sampling temperature; 0 is greedy")
     guidance_scale: float = setting(0.0, "classifier-free guidance; 0 is none")
@@ -131,8 +133,8 @@ class TrainSettings:
     learning_rate: float = setting(1e-4, "peak, after the warm-up")
     warmup_steps: int = setting(20, "training steps of linear warm-up")
     final_fraction: float = setting(1.0, "of the peak rate, reached linearly at the last step; 1 is constant")
-    adam_beta1: float = setting(0.9, "AdamW's first decay")
-    adam_beta2: float = setting(0.99, "AdamW's second decay")
+    adam_beta1: float = setting(0.9, "AdamW's first decay", below=1)
+    adam_beta2: float = setting(0.99, "AdamW's second decay", below=1)
     weight_decay: float = setting(0.0, "AdamW's")
     max_grad_norm: float = setting(0.5, "gradients are clipped to this norm")
     micro_batch: int = setting(0, "forwards at a time in an update; 0: all")
@@ -148,9 +150,9 @@ class TrainSettings:
     lora_alpha: int = setting(64, LORA_ALPHA_HELP)
     four_bit: bool = setting(False, FOUR_BIT_HELP)
     reference_sync_steps: int = setting(0, "training steps between mixes of the policy into the reference; 0: it stays")
-    reference_mixup: float = setting(0.6, "share of the policy in such a mix")
-    threads: int | None = setting(None, THREADS_HELP)
-    seed: int = setting(0, "of every random draw")
+    reference_mixup: float = setting(0.6, "share of the policy in such a mix", high=1)
+    threads: int | None = setting(None, THREADS_HELP, low=1, high=MOST_THREADS)
+    seed: int = setting(0, "of every random draw", high=LARGEST_SEED)
     examples: int = setting(20_000, "training prompts")
     over_denoising_filter: bool = setting(False, "keep prompts right at some greedy step and wrong at the end (MDPO)")
     shuffle_rewards: bool = setting(False, "control: rewards are permuted over the batch")
@@ -203,7 +205,7 @@ class EvaluationSettings:
     examples_during: int = setting(500, "of them, during training")
     greedy_steps: int = setting(16, "denoising steps of the slow greedy figure")
     batch: int = setting(250, "completions at a time")
-    seed: int = setting(1, "of the held-out prompts and their draws")
+    seed: int = setting(1, "of the held-out prompts and their draws", high=LARGEST_SEED)
 
     def __post_init__(self) -> None:
         names = ("examples", "examples_during", "greedy_steps", "batch")

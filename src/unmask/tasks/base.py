@@ -37,6 +37,7 @@ class Task(Protocol):
     """
 
     name: ClassVar[str]
+    gives_pairs: ClassVar[bool] = False  # whether examples bring ranked completions, so that none are sampled
 
     @property
     @abstractmethod

@@ -22,6 +22,7 @@ class Pairs(RowsTask):
 
     name: ClassVar[str] = "pairs"
     verifies: ClassVar[bool] = False  # of a completion that is in no pair, nothing is known
+    gives_pairs: ClassVar[bool] = True
 
     chosen_column: str = setting("chosen", "text, or messages that end with the assistant's")
     rejected_column: str = setting("rejected", "likewise")

@@ -14,7 +14,11 @@ from torch import nn
 
 from unmask.denoisers.adapters import has_adapters, save_adapters
 from unmask.denoisers.base import Denoiser
+from unmask.denoisers.intact import check_tensors, check_weights, read_json
 from unmask.denoisers.loading import save_denoiser
+from unmask.denoisers.run_directory import checkpoint_name, checkpoints, step_of
+from unmask.errors import UserError
+from unmask.settings.recipe import TrainSettings
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -42,7 +46,7 @@ def save_checkpoint(
 
     `state` becomes state.json, with `step`. `reference`: frozen weights that have moved since the start.
     """
-    final, partial = folder / f"step_{step:06d}", folder / f".step_{step:06d}.partial"
+    final, partial = folder / checkpoint_name(step), folder / f".{checkpoint_name(step)}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_denoiser(denoiser, tokenizer, partial)
@@ -55,8 +59,7 @@ def save_checkpoint(
     (partial / "state.json").write_text(json.dumps(state | {"step": step}, indent=1))
     for path in partial.iterdir():
         _sync(path)
-    if final.exists():
-        shutil.rmtree(final)
+    set_aside(final)
     partial.rename(final)
     _sync(folder)
     return final
@@ -95,19 +98,52 @@ def load_reference(directory: Path, reference: Denoiser) -> None:
     load_model(reference, str(directory / "reference.safetensors"))
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The directory of the checkpoint with the most steps in `folder`; None where there is none."""
-    complete = sorted(folder.glob("step_*"))
-    return complete[-1] if complete else None
+def check_whole(directory: Path, settings: TrainSettings) -> None:
+    """Raise UserError where a file that resuming needs is damaged or missing; it names a whole checkpoint before."""
+    fault = _fault(directory, settings)
+    if fault is None:
+        return
+    earlier = [path for path in checkpoints(directory.parent) if (step_of(path) or 0) < (step_of(directory) or 0)]
+    whole = next((path for path in reversed(earlier) if _fault(path, settings) is None), None)
+    mend = "no earlier one is whole" if whole is None else f"or go on from the one before, --resume {whole}"
+    raise UserError(f"checkpoint {directory.name} is damaged: {fault}; {mend}")
+
+
+def _fault(directory: Path, settings: TrainSettings) -> str | None:
+    """What is wrong with the files of a checkpoint."""
+    names = ["optimizer.safetensors", "random_state.safetensors"]
+    names += ["adapters.safetensors"] if settings.lora_rank else []
+    names += ["reference.safetensors"] if settings.reference_sync_steps else []
+    names += [] if any(directory.glob("model*.safetensors*")) or settings.lora_rank else ["model.safetensors"]
+    try:
+        if type(read_state(directory).get("step")) is not int:
+            return f"{directory / 'state.json'} has no step: restore the file"
+        for name in names:
+            check_tensors(directory / name)
+        if not settings.lora_rank:
+            read_json(directory / "config.json")
+            check_weights(directory)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def set_aside(path: Path) -> None:
+    """Rename what is at `path`, if anything: to NAME.aside, NAME.aside-2 and so on; it no longer counts."""
+    number, aside = 1, path.with_name(f"{path.name}.aside")
+    while aside.exists() or aside.is_symlink():
+        number += 1
+        aside = path.with_name(f"{path.name}.aside-{number}")
+    if path.exists() or path.is_symlink():
+        path.rename(aside)
 
 
 def read_state(directory: Path) -> dict[str, Any]:
     """state.json of a checkpoint: `step`, positions in the log files, the monitor's state."""
-    state: dict[str, Any] = json.loads((directory / "state.json").read_text())
-    return state
+    return read_json(directory / "state.json")
 
 
 def drop_old(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints in `folder`."""
-    for directory in sorted(folder.glob("step_*"))[:-keep]:
+    """Delete all but the newest `keep` checkpoints in `folder`, and nothing that is not one."""
+    for directory in [path for path in checkpoints(folder) if (path / "state.json").is_file()][:-keep]:
         shutil.rmtree(directory)

@@ -149,10 +149,16 @@ class OnPolicySource:
         reward_NE, scores_NEK, final_texts = self._score(completions_ENC.transpose(0, 1), indices, texts or {})
         reward_N = reward_NE[:, 0]
         if self.recipe.train.shuffle_rewards:
-            reward_NE = reward_NE[uniforms.permutation(len(reward_NE))]
+            reward_NE = self._shuffled(reward_NE, uniforms)
         reward_PGE = reward_NE.view(len(indices), rollout.group_size, -1)
         read = [reward_PGE[..., 0] if term.record is None else reward_PGE[..., 1:] for term in self.terms]
         return ScoredRollout(reward_N=reward_N, scores_NK=scores_NEK[:, 0], term_rewards=read, texts=final_texts)
+
+    def _shuffled(self, reward_NE: Tensor, uniforms: Uniforms) -> Tensor:
+        """This rank's part of the rewards of all ranks, permuted over the whole batch: the same on any number."""
+        everyone = self.world.gather(reward_NE)
+        order = self.world.share(uniforms.permutation(len(everyone)))
+        return everyone[order]
 
     def _score(
         self, completions_NEC: Tensor, indices: list[int], texts: dict[CompletionKey, str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +11,25 @@ from typing import Any
 
 import tomli_w
 
+from unmask.denoisers.run_directory import checkpoints, newest_checkpoint
 from unmask.errors import UserError
 from unmask.evaluation.statistics import paired_interval, solved_summary
 from unmask.report.curve import draw_curve
 from unmask.report.metrics import MetricsLog, read_metrics
 from unmask.report.monitor import CollapseMonitor
 from unmask.report.progress import TrainingProgress
-from unmask.settings.reader import build, document_of, read_recipe
+from unmask.settings.reader import document_of
 from unmask.settings.recipe import Recipe
+from unmask.settings.resume import locate_run
 from unmask.training.build import build_trainer, filtered_order
-from unmask.training.checkpoint import drop_old, newest_checkpoint, read_state, save_checkpoint, write_durably
+from unmask.training.checkpoint import (
+    check_whole,
+    drop_old,
+    read_state,
+    save_checkpoint,
+    set_aside,
+    write_durably,
+)
 from unmask.training.trainer import Trainer, evaluation_row
 
 _ABOUT = """This directory holds one training run of unmask.
@@ -39,9 +49,8 @@ def new_directory(output: str | None, name: str) -> Path:
     if output is not None:
         directory = Path(output).expanduser()
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise UserError(
-                f"output {output!r} is not empty: give a new directory, or --resume {output} to continue its run"
-            )
+            hint = f", or --resume {output} to continue its run" if (directory / "recipe.toml").is_file() else ""
+            raise UserError(f"output {output!r} is not empty: give a new directory{hint}")
         return directory
     number = 1
     while (directory := Path("runs") / f"{name}-{number:03d}").exists():
@@ -59,14 +68,43 @@ def start_run(recipe: Recipe, output: str | None, name: str) -> Run:
     return Run(directory=directory, trainer=trainer)
 
 
-def resume_run(directory: Path) -> Run:
-    """The run in a directory, to go on at its newest checkpoint. Raises UserError where there is no run."""
-    if not (directory / "recipe.toml").is_file():
-        raise UserError(f"{str(directory)!r} has no recipe.toml: give the directory of a run to --resume")
-    recipe = build(Recipe, read_recipe(str(directory / "recipe.toml")))
-    checkpoint = newest_checkpoint(directory / "checkpoints")
+def resume_run(recipe: Recipe, resume: str, output: str | None = None) -> Run:
+    """The run that `resume` (a run's directory, or a checkpoint's) names, to go on at its newest or that checkpoint.
+
+    `recipe` is the run's own, but for settings that may change. With `output` the run goes on in a copy there, else
+    later checkpoints are set aside. Raises UserError where there is no run, or a checkpoint is damaged.
+    """
+    source, checkpoint = locate_run(resume)
+    checkpoint = checkpoint or newest_checkpoint(source / "checkpoints")
+    directory = source if output is None else new_directory(output, "")
+    state: dict[str, Any] = {}
+    if checkpoint is not None:
+        check_whole(checkpoint, recipe.train)
+        state = read_state(checkpoint)
+    if recipe.train.steps < state.get("step", 0):
+        raise UserError(
+            f"train.steps is {recipe.train.steps}, and the checkpoint has {state['step']} steps: give more, or "
+            "--resume an earlier checkpoint"
+        )
     trainer = build_trainer(recipe, checkpoint)
-    return Run(directory=directory, trainer=trainer, state=read_state(checkpoint) if checkpoint else {})
+    if trainer.objective.world.is_main:
+        _take_over(source, directory, checkpoint)
+        write_durably(directory / "recipe.toml", tomli_w.dumps(document_of(recipe)))
+    trainer.objective.world.barrier()
+    return Run(directory=directory, trainer=trainer, state=state)
+
+
+def _take_over(source: Path, directory: Path, checkpoint: Path | None) -> None:
+    """Make `directory` that of a run whose newest checkpoint is this one: a copy, or with later ones set aside."""
+    if directory != source:
+        kept = None if checkpoint is None else checkpoint.name
+        others = [path.name for path in checkpoints(source / "checkpoints") if path.name != kept]
+        ended = ("after.json", "summary.json", "curve.png", "*.partial", "*.aside*")
+        shutil.copytree(source, directory, ignore=shutil.ignore_patterns(*others, *ended), dirs_exist_ok=True)
+    elif checkpoint is not None:
+        places = [path.name for path in checkpoints(source / "checkpoints")]
+        for name in places[places.index(checkpoint.name) + 1 :]:
+            set_aside(source / "checkpoints" / name)
 
 
 @dataclass(kw_only=True)
@@ -81,6 +119,12 @@ class Run:
     def is_main(self) -> bool:
         """Whether this rank writes."""
         return self.trainer.objective.world.is_main
+
+    @property
+    def goes_on_from(self) -> str:
+        """Where the run would go on, were it resumed now, in words."""
+        newest = newest_checkpoint(self.directory / "checkpoints")
+        return "from the start: there is no checkpoint yet" if newest is None else f"from its newest, {newest.name}"
 
     def finish(self) -> dict[str, Any]:
         """Train to the last step, evaluating and saving on the way; the contents of summary.json."""

@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -18,12 +18,45 @@ from unmask.validation.user_modules import PREFIX, current_directory, import_fil
 Value = TypeVar("Value")
 
 
-def setting(default: Value, help: str, *, was: str | None = None) -> Value:
+LARGEST_COUNT = 10_000_000  # of steps, examples, tokens: what is larger does not end
+LARGEST_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """The numbers that a setting takes: low <= value <= high, and value < below where that is given."""
+
+    low: float
+    high: float
+    below: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high and (self.below is None or value < self.below)  # NaN is in none
+
+    def __str__(self) -> str:
+        return f"from {self.low} to {self.high}" if self.below is None else f"from {self.low} to below {self.below}"
+
+
+def setting(
+    default: Value,
+    help: str,
+    *,
+    was: str | None = None,
+    low: float | None = None,
+    high: float = LARGEST_COUNT,
+    below: float | None = None,
+) -> Value:
     """A dataclass field of a settings class: its default and its help text.
 
-    `was` is its name in the version before, which is still read, with a notice.
+    `was` is its name in the version before, which is still read, with a notice. A number lies in the range of `low`
+    (unset: 0, or none where the default is negative), `high` and `below`; texts and booleans have no range.
+
+        beta: float = setting(0.9, "AdamW's first decay", below=1)
     """
-    declared: Value = field(default=default, metadata={"help": help, "was": was})
+    if low is None:
+        low = -LARGEST_COUNT if isinstance(default, int | float) and default < 0 else 0
+    metadata = {"help": help, "was": was, "range": Range(low=low, high=high, below=below)}
+    declared: Value = field(default=default, metadata=metadata)
     return declared
 
 

@@ -9,7 +9,7 @@ from unmask.errors import UserError
 from unmask.sampling.unmasking import RULES
 from unmask.settings.reader import chosen
 from unmask.settings.recipe import MODEL_FORMAT_HELP, MODEL_HELP
-from unmask.validation import one_of, setting
+from unmask.validation import LARGEST_SEED, one_of, setting
 
 if TYPE_CHECKING:
     from unmask.sampling.sampler import Sampler
@@ -22,15 +22,19 @@ class HarnessSettings:
     model: str = setting("", MODEL_HELP)
     model_format: str | None = setting(None, MODEL_FORMAT_HELP)
     dtype: str = setting("float32", "of the weights: float32 or bfloat16")
-    max_new_tokens: int | None = setting(None, "tokens of a completion; unset: the task's max_gen_toks, else 256")
-    block_length: int | None = setting(None, "tokens a block; unset: the model's own blocks, else one block")
+    max_new_tokens: int | None = setting(
+        None, "tokens of a completion; unset: the task's max_gen_toks, else 256", low=1
+    )
+    block_length: int | None = setting(None, "tokens a block; unset: the model's own blocks, else one block", low=1)
     steps: str = setting("/1", "denoising steps of a completion; /2 is one step for every two tokens")
     temperature: float | None = setting(None, "sampling temperature, 0 is greedy; unset: the task's")
     unmasking: str = setting("low_confidence", "which positions a step reveals")
     guidance_scale: float = setting(0.0, "classifier-free guidance, of likelihoods too; 0 is none")
-    masks: int = setting(128, "random masks of a continuation whose likelihood is asked; a short one's are enumerated")
+    masks: int = setting(
+        128, "random masks of a continuation whose likelihood is asked; a short one's are enumerated", low=1
+    )
     check_greedy: bool = setting(True, "tell whether greedy sampling writes the continuation: a forward a token")
-    seed: int = setting(0, "of all draws")
+    seed: int = setting(0, "of all draws", high=LARGEST_SEED)
 
     def __post_init__(self) -> None:
         if not self.model:

@@ -1,0 +1,46 @@
+"""What `--resume` names, and which settings of a run may be others when it goes on. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from unmask.errors import UserError
+from unmask.settings.reader import flag_of, leaves
+
+# Everything else decides what the run is: with another value it would be neither the old run nor a new one.
+MAY_CHANGE = (
+    "train.steps",
+    "train.threads",
+    "train.evaluate_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+)
+
+
+def locate_run(resume: str) -> tuple[Path, Path | None]:
+    """Directory of the run that `--resume` names, and its checkpoint where it names one (None: the newest).
+
+    Raises UserError where there is no run.
+    """
+    path = Path(resume).expanduser()
+    if (path / "recipe.toml").is_file():
+        return path, None
+    run = path.absolute().parent.parent
+    if path.is_dir() and path.absolute().parent.name == "checkpoints" and (run / "recipe.toml").is_file():
+        return run, path
+    raise UserError(
+        f"{resume!r} has no recipe.toml: give the directory of a run, or of one of its checkpoints, to --resume"
+    )
+
+
+def check_unchanged(stored: Any, asked: Any) -> None:
+    """Raise UserError where settings differ from those of the run in others than `MAY_CHANGE`."""
+    before, after = ({leaf.path: leaf.default for leaf in leaves(settings)} for settings in (stored, asked))
+    for path in after:
+        if path not in MAY_CHANGE and (path not in before or before[path] != after[path]):
+            was = before.get(path, "not set")
+            raise UserError(
+                f"{flag_of(path)} is {after[path]!r}, and the run that goes on was started with {was!r}: "
+                "leave it out, or start a new run with --recipe RUN/recipe.toml"
+            )

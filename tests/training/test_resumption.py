@@ -1,0 +1,142 @@
+"""--resume: more steps, a copy elsewhere, an earlier checkpoint; what cannot be obeyed or read is refused by name."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from unmask.cli.main import main
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+FLAGS = [
+    *("--recipe", "sudoku-diffu-grpo", "--train.threads", "1", "--train.final-fraction", "1", "--train.examples", "16"),
+    *("--train.checkpoint-every", "1", "--train.keep-checkpoints", "3", "--train.num-iterations", "1"),
+    *("--rollout.prompts", "2", "--rollout.group-size", "4", "--evaluation.examples", "4"),
+    *("--evaluation.examples-during", "4"),
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A run of two steps that is never written to."""
+    directory = tmp_path_factory.mktemp("runs") / "finished"
+    assert main(["train", *FLAGS, "--train.steps", "2", "--output", str(directory)]) == 0
+    return directory
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def weights(directory: Path, step: int) -> dict[str, list]:
+    tensors = load_file(directory / f"checkpoints/step_{step:06d}/model.safetensors")
+    return {name: tensor.tolist() for name, tensor in tensors.items()}
+
+
+def refused(capsys, *arguments: str) -> str:
+    capsys.readouterr()
+    assert main(["train", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_resume_extends_a_finished_run_as_if_it_had_been_longer(run, tmp_path):
+    assert main(["train", "--resume", str(run), "--train.steps", "3"]) == 0
+    assert main(["train", *FLAGS, "--train.steps", "3", "--output", str(tmp_path / "whole")]) == 0
+    assert weights(run, 3) == weights(tmp_path / "whole", 3)
+    assert json.loads((run / "summary.json").read_text())["steps"] == 3
+    assert "steps = 3" in (run / "recipe.toml").read_text()
+
+
+def test_resume_with_output_goes_on_in_a_copy(run, tmp_path):
+    before = files(run)
+    other = tmp_path / "other"
+    assert main(["train", "--resume", str(run), "--train.steps", "3", "--output", str(other)]) == 0
+    assert files(run) == before
+    rows = [json.loads(line) for line in (other / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 3]
+    assert {path.name for path in (other / "checkpoints").iterdir()} == {"step_000002", "step_000003"}
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--recipe", "sudoku-mdpo"),
+        ("--train.seed", "5"),
+        ("--model", "embedded:countdown"),
+        ("--method", "mdpo"),
+        ("--method.beta", "0.5"),
+        ("--rollout.temperature", "0.5"),
+        ("--task.size", "6"),
+        ("--reward.functions", "rewards.py:f"),
+        ("--train.steps", "1"),
+        ("--evaluation.examples", "5"),
+    ],
+    ids=" ".join,
+)
+def test_resume_refuses_by_name_what_would_be_another_run(flags, run, capsys):
+    before = files(run)
+    assert flags[0].removeprefix("--") in refused(capsys, "--resume", str(run), *flags)
+    assert files(run) == before
+
+
+def test_evaluate_of_a_run_is_of_its_newest_checkpoint(finished, tmp_path):
+    flags = ("--examples", "8", "--steps", "4", "--output")
+    for name, model in (("run", finished), ("step", finished / "checkpoints" / "step_000002")):
+        assert main(["evaluate", "--model", str(model), *flags, str(tmp_path / name)]) == 0
+    assert (tmp_path / "run").read_text() == (tmp_path / "step").read_text()
+
+
+def test_resume_takes_the_run_s_own_values_again(run):
+    assert main(["train", "--resume", str(run), "--train.seed", "0", "--method", "diffu-grpo"]) == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.safetensors", "random_state.safetensors", "state.json", "config.json"]
+)
+@pytest.mark.parametrize("damage", ["cut", "missing", "pointer"])
+def test_resume_names_the_damaged_checkpoint_and_the_one_before(name, damage, run, capsys):
+    file = run / "checkpoints" / "step_000002" / name
+    content = file.read_bytes()
+    file.unlink()
+    if damage != "missing":
+        file.write_bytes(POINTER if damage == "pointer" else content[: len(content) // 2])
+    line = refused(capsys, "--resume", str(run))
+    assert "step_000002" in line
+    assert name in line
+    assert f"--resume {run / 'checkpoints' / 'step_000001'}" in line
+    assert ("git lfs pull" in line) == (damage == "pointer")
+
+
+def test_resume_goes_on_from_an_earlier_checkpoint_and_deletes_nothing(run, finished):
+    (run / "checkpoints" / "step_000002" / "optimizer.safetensors").write_bytes(b"")
+    assert main(["train", "--resume", str(run / "checkpoints" / "step_000001")]) == 0
+    assert weights(run, 2) == weights(finished, 2)
+    assert (run / "checkpoints" / "step_000002.aside" / "model.safetensors").is_file()
+
+
+def test_train_interrupted_names_its_directory_and_what_goes_on(monkeypatch, tmp_path, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unmask.training.run.Run._train_step", interrupt)
+    assert main(["train", *FLAGS, "--output", str(tmp_path / "my run")]) == 130
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"--resume '{tmp_path / 'my run'}'" in line
+    assert "no checkpoint" in line
+
+
+def test_commands_interrupted_elsewhere_give_no_hint_to_resume(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unmask.evaluation.table.evaluation_table", interrupt)
+    assert main(["evaluate"]) == 130
+    assert "resume" not in capsys.readouterr().err
