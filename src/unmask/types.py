@@ -36,7 +36,7 @@ class Prompts:
 
     tokens_NP: Int[Tensor, "N P"]
     attention_NP: Bool[Tensor, "N P"]
-    prompt_N: Int[Tensor, "N"]  # index of the prompt in its data set
+    prompt_N: Int[Tensor, "N"]  # number of the prompt, distinct in a step: see Examples.numbered
     sample_N: Int[Tensor, "N"]  # index of the sample among those of its prompt
 
 

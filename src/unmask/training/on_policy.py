@@ -89,10 +89,11 @@ class OnPolicySource:
     tokenizer: Any
     world: World
 
-    def __call__(self, denoiser: Denoiser, indices: list[int], uniforms: Uniforms) -> Experience:
+    def __call__(self, denoiser: Denoiser, numbers: list[int], uniforms: Uniforms) -> Experience:
         """Sampled and scored completions, a group for each of this rank's examples."""
+        indices = self.examples.indices(numbers)
         with BackgroundScoring(self, indices) as scoring:
-            rollout = self.rollout(denoiser, indices, uniforms, scoring)
+            rollout = self.rollout(denoiser, numbers, uniforms, scoring)
         scored = self.score(rollout, indices, uniforms, scoring.texts)
         metrics = self._metrics(rollout, scored.reward_N.view(-1, rollout.group_size), scored.texts)
         metrics |= self.rewards.metrics(scored.scores_NK, self.world)
@@ -108,11 +109,11 @@ class OnPolicySource:
         )
 
     def rollout(
-        self, denoiser: Denoiser, indices: list[int], uniforms: Uniforms, on_finished: OnFinished | None = None
+        self, denoiser: Denoiser, numbers: list[int], uniforms: Uniforms, on_finished: OnFinished | None = None
     ) -> Rollout:
-        """Sampled completions, with what the method's terms ask the sampler to record."""
+        """Sampled completions of numbered examples, with what the method's terms ask the sampler to record."""
         group_size = self.recipe.rollout.group_size
-        prompts = self.examples.prompts(indices, group_size, self.world.device)
+        prompts = self.examples.prompts(numbers, group_size, self.world.device)
         denoiser.eval()
         with self.world.autocast():
             return self.sampler(
