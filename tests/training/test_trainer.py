@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from unmask.errors import UserError
 from unmask.settings.reader import build
 from unmask.settings.recipe import Recipe
 from unmask.training.build import build_trainer
@@ -49,3 +50,20 @@ def test_trainer_step_keys_an_example_that_occurs_once_by_its_index(sampled):
     rollout, _ = sampled(train=SMALL["train"] | {"examples": 8})
     assert len(set(rollout.prompt_N.tolist())) == 4
     assert max(rollout.prompt_N.tolist()) < 8
+
+
+def test_build_trainer_refuses_to_sync_a_reference_that_nothing_reads():
+    train = SMALL["train"] | {"reference_sync_steps": 2}
+    with pytest.raises(UserError, match="reference_sync_steps 2 moves a reference that method wd1"):
+        build_trainer(build(Recipe, SMALL | {"method": {"name": "wd1"}, "train": train}))
+
+
+def test_on_policy_source_metrics_of_equal_rewards_are_no_noise(tmp_path):
+    path = tmp_path / "same.py"
+    path.write_text("def same(completions, **rest):\n    return [0.1] * len(completions)\n")
+    for prompts in (1, 3):
+        sizes = {"rollout": {"prompts": prompts, "group_size": 7}, "reward": {"functions": f"{path}:same"}}
+        metrics, _ = build_trainer(build(Recipe, SMALL | sizes)).step(0)
+        assert metrics["frac_reward_zero_std"] == 1
+        assert metrics["reward_std"] == 0
+        assert ("reward_stderr" in metrics) == (prompts > 1)  # unknown of one prompt

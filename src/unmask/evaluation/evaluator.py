@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -65,10 +66,14 @@ class Evaluator:
         for start in range(0, len(chosen), each):
             part = chosen[start : start + each]
             prompts = self.examples.prompts(part, samples, self.device)
-            with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16"):
+            with self.autocast():
                 rollout = sampler(denoiser, prompts, self.uniforms, record=record, group_size=samples)
             yield [index for index in part for _ in range(samples)], rollout
         denoiser.train(was_training)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Autocast to `precision`, in which the denoiser is to be called."""
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def scored(self, indices: Sequence[int], texts: list[str]) -> dict[str, list[float]]:
         """By name, the task's metrics of texts, one text for each index of an example."""

@@ -166,11 +166,12 @@ class OnPolicySource:
         """Rewards, entropy and lengths over all ranks, names as in TRL."""
         completion = rollout.completion_NL
         well_formed = sum(map(self.recipe.task.well_formed, texts))
+        equal_P = reward_PG.amax(1) == reward_PG.amin(1)  # a rounded deviation of equal rewards is noise, not 0
         sums = torch.stack(
             [
                 reward_PG.sum(),
-                reward_PG.std(1).sum(),
-                (reward_PG.std(1) == 0).sum(),
+                reward_PG.std(1).masked_fill(equal_P, 0.0).sum(),
+                equal_P.sum(),
                 (rollout.sampled_logp_NL * completion).sum(),
                 completion.sum(),
                 reward_PG.mean(1).square().sum(),
@@ -181,17 +182,18 @@ class OnPolicySource:
         prompts = self.recipe.rollout.prompts
         samples = prompts * rollout.group_size
         mean = reward / samples
-        # Completions of one prompt are alike: the batch is as uncertain as its prompts are few.
-        variance = max(square / prompts - mean**2, 0.0) / max(1, prompts - 1)
-        return {
+        metrics = {
             "reward": mean,
             "reward_std": spread / prompts,
-            "reward_stderr": math.sqrt(variance),
             "frac_reward_zero_std": equal / prompts,
             "entropy": -logp / tokens,
             "completions/mean_length": tokens / samples,
             "completions/valid_fraction": valid / samples,
         }
+        if prompts > 1:  # completions of one prompt are alike: the batch is as uncertain as its prompts are few
+            variance = max(square / prompts - mean**2, 0.0) / (prompts - 1)
+            metrics["reward_stderr"] = math.sqrt(variance)
+        return metrics
 
     def evaluation(self, denoiser: Denoiser, held_out: Evaluator, count: int) -> dict[str, list[float]]:
         """The task's metrics: sampled as in training, greedy in as many steps, and greedy in many."""

@@ -122,7 +122,8 @@ def preferred(term: Term, denoiser: Denoiser, held_out: Evaluator, length: int, 
         rollout = preference_rollout(held_out.examples, part, length, denoiser.mask_id, held_out.device)
         rewards = preference_rewards(rollout).view(len(part), -1)
         for batch, _ in term.scoring_batch(rollout, rewards, held_out.uniforms, 0, 1).micro_batches(held_out.batch):
-            margin_U = term.likelihood(row_logp(denoiser, batch), batch).value_UK[:, 0]
+            with held_out.autocast():
+                margin_U = term.likelihood(row_logp(denoiser, batch), batch).value_UK[:, 0]
             found += (margin_U > 0).float().tolist()
     denoiser.train(was_training)
     return found

@@ -20,7 +20,8 @@ class Branches(Masking):
     """Z rows a recorded state, one forward: the state's masked positions as filled by each guess (DiSPO 2602.06462).
 
     Scored: masked positions up to the first end-of-sequence token of each filled completion.
-    `shared`: the prompt mask is one a group.
+    `shared`: the prompt mask is one a group. It is the draw that FullyMasked has in the same update: terms add up, so
+    their gradients are right in expectation whether their masks are the same or not.
     """
 
     rows: ClassVar[str] = "guesses at a recorded state"
