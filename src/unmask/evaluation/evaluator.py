@@ -112,7 +112,7 @@ def mean_metrics(
             values.setdefault(name, []).extend(numbers)
     solved = values.pop("solved")
     groups = [solved[start : start + samples] for start in range(0, len(solved), samples)]
-    row = solved_summary([sum(group) / samples for group in groups])
+    row = solved_summary([sum(group) / samples for group in groups], samples)
     ks = [2**power for power in range(1, samples.bit_length()) if 2**power <= samples]
     row |= {f"pass@{k}": fmean(pass_at(k, round(sum(group)), samples) for group in groups) for k in ks}
     return row | {name: fmean(numbers) for name, numbers in values.items()}
