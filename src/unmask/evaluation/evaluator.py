@@ -119,12 +119,13 @@ def mean_metrics(
 
 
 def tokens_a_step(rollout: Rollout) -> list[float]:
-    """For each sample, its completion positions a denoising step that revealed any: 1 is one at a time."""
-    steps_NC = rollout.revealed_at_NL[:, rollout.prompt_length :]
-    length = steps_NC.shape[1]
-    if rollout.remasking:
-        return [length / rollout.steps] * len(steps_NC)
-    return [length / len(set(row)) for row in steps_NC.tolist()]
+    """For each sample, the positions that it drew a denoising step that revealed any: 1 is one at a time."""
+    rows = zip(rollout.revealed_at_NL.tolist(), rollout.drawn_NL.tolist(), strict=True)
+    drawn = [[step for step, is_drawn in zip(*row, strict=True) if is_drawn] for row in rows]
+    if not rollout.remasking:
+        return [len(steps) / len(set(steps)) for steps in drawn]
+    length = rollout.tokens_NL.shape[1] - rollout.prompt_length
+    return [len(steps) / (rollout.steps if len(steps) == length else max(steps) + 1) for steps in drawn]
 
 
 @torch.no_grad()

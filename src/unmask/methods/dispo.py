@@ -45,16 +45,16 @@ class DiSPO(Method):
         from unmask.objective import advantages, divergences, likelihood, losses, masks
 
         first, *others = self.base.terms(eos_id)
-        own = {"surrogate": losses.ClippedSurrogate(epsilon=0.5), "penalty": divergences.penalty(divergences.k3, 0.04)}
-        mask = {"prompt_mask_prob": self.prompt_mask_prob, "shared": first.masking.prompt_mask.shared}
+        clip, to_base = losses.ClippedSurrogate(epsilon=0.5), divergences.penalty(divergences.k3, 0.04)
+        clipped = first if first.clips_tokens else replace(first, surrogate=clip, penalty=to_base)
+        shared, prob = first.masking.prompt_mask.shared, self.prompt_mask_prob
         branch = replace(
-            first,
+            clipped,
             record=OneStep(guesses=self.branches, degree=self.degree, shared=self.shared_step),
-            masking=masks.Branches(eos_id=eos_id, per_row=not self.token_mean, **mask),
+            masking=masks.Branches(eos_id=eos_id, prompt_mask_prob=prob, shared=shared, per_row=not self.token_mean),
             advantage=advantages.centered_per_state,
             likelihood=likelihood.per_token,
             normalizer=likelihood.token_count if self.token_mean else likelihood.scored_unit_count,
             coefficient=self.alpha,
-            **({} if first.clips_tokens else own),
         )
         return (first, *others, branch)

@@ -46,11 +46,11 @@ class MDPO(Method):
     def terms(self, eos_id: int) -> tuple[Term, ...]:
         from unmask.objective import Term, advantages, divergences, likelihood, losses, masks
 
-        choice = {"choose": masks.STEP_CHOICES[self.step_choice], "positions": masks.POSITIONS[self.positions]}
+        choose, where = masks.STEP_CHOICES[self.step_choice], masks.POSITIONS[self.positions]
         flags = {"confidence_weight": self.confidence_weight, "length_weight": self.length_weight}
         term = Term(
             record=EveryStep(),
-            masking=masks.OwnGuesses(eos_id=eos_id, steps=self.steps, **choice, **flags),
+            masking=masks.OwnGuesses(eos_id=eos_id, steps=self.steps, choose=choose, positions=where, **flags),
             advantage=advantages.ZScoreOf(score=advantages.STEP_SCORES[self.advantage]),
             likelihood=likelihood.per_token,
             surrogate=losses.ClippedSurrogate(epsilon=self.epsilon),

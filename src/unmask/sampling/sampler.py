@@ -249,6 +249,7 @@ class Sampler:
             remasking=self.unmasking.remasks,
             exact=self.caching is None and not self.guidance_scale and not batching.stopped_early,
             snapshots=tuple(buffer.snapshot for buffer in context.buffers),
+            filled_NL=batching.filled_NL,
         )
 
 

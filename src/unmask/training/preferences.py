@@ -56,13 +56,15 @@ def preference_rollout(
     tokens_NL, attention_NL = completed(prompts, ranked, length, examples.eos_id)
     start = prompts.tokens_NP.shape[1]
     region_L = torch.arange(tokens_NL.shape[1], device=device) >= start
+    completion_NL = through_first_eos(tokens_NL, region_L, examples.eos_id)
     return Rollout.fake(
         tokens_NL,
         prompt_length=start,
         group_size=group_size,
         mask_id=mask_id,
         attention_NL=attention_NL,
-        completion_NL=through_first_eos(tokens_NL, region_L, examples.eos_id),
+        completion_NL=completion_NL,
+        filled_NL=region_L & ~completion_NL,
         revealed_at_NL=torch.full_like(tokens_NL, -1),
         steps=0,
         prompt_N=prompts.prompt_N,
