@@ -36,7 +36,7 @@ class Prompts:
 
     tokens_NP: Int[Tensor, "N P"]
     attention_NP: Bool[Tensor, "N P"]
-    prompt_N: Int[Tensor, "N"]  # index of the prompt in its data set
+    prompt_N: Int[Tensor, "N"]  # number of the prompt, distinct in a step: see Examples.numbered
     sample_N: Int[Tensor, "N"]  # index of the sample among those of its prompt
 
 
@@ -76,6 +76,7 @@ class Rollout:
     adaptive: bool = False  # each sample took as many steps as the rule liked
     exact: bool = False  # at every position, what was recorded is what scoring the same canvas gives
     snapshots: tuple[Snapshot, ...] = ()
+    filled_NL: Bool[Tensor, "N L"] | None = None  # filled up behind an end of sequence, never drawn; None: nothing is
 
     @staticmethod
     def fake(
@@ -108,6 +109,7 @@ class Rollout:
             temperature=1.0,
             mask_id=mask_id,
             remasking=False,
+            filled_NL=torch.zeros_like(tokens_NL, dtype=torch.bool),
         )
         if "revealed_at_NL" in fields and "steps" not in fields:
             fields["steps"] = int(fields["revealed_at_NL"].max()) + 1
@@ -117,6 +119,12 @@ class Rollout:
     def region_L(self) -> Bool[Tensor, "L"]:
         """Columns of the completion, whatever its length."""
         return torch.arange(self.tokens_NL.shape[1], device=self.tokens_NL.device) >= self.prompt_length
+
+    @property
+    def drawn_NL(self) -> Bool[Tensor, "N L"]:
+        """Completion positions whose tokens were drawn: the others are not scored, counted or credited."""
+        region_NL = self.region_L.expand_as(self.tokens_NL)
+        return region_NL if self.filled_NL is None else region_NL & ~self.filled_NL
 
     @property
     def position_L(self) -> Int[Tensor, "L"]:

@@ -6,7 +6,7 @@ import torch
 from helpers.chat_tokenizers import CHATML, FAMILIES, byte_tokenizer
 from unmask.data.chat import ChatSettings
 from unmask.data.example import Example
-from unmask.data.examples import Examples
+from unmask.data.examples import Examples, rollout_texts
 from unmask.data.tokenization import (
     completion_texts,
     encode,
@@ -18,6 +18,7 @@ from unmask.data.tokenization import (
 )
 from unmask.errors import UserError
 from unmask.tasks import TASKS
+from unmask.types import Rollout
 
 
 @pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task().vocabulary])
@@ -63,6 +64,22 @@ def test_examples_prompts_puts_groups_next_to_each_other_keyed_by_example():
     assert prompts.sample_N.tolist() == [0, 1, 0, 1]
     assert torch.equal(prompts.tokens_NP[0], torch.tensor([0, 1]))
     assert examples.columns([2, 0], 2) == {"n": [2, 2, 1, 1]}
+
+
+def test_examples_numbered_gives_each_occurrence_a_number_of_its_own():
+    tokenizer = task_tokenizer(("a", "b"))
+    items = [Example(prompt=text, solution="", columns={}) for text in ("a", "b", "ab")]
+    examples = Examples.of(items, tokenizer, tokenizer.eos_token_id, max_prompt_tokens=2)
+    assert examples.numbered([2, 0, 1]) == [2, 0, 1]
+    numbers = examples.numbered([2, 0, 2, 2, 0])
+    assert numbers == [2, 0, 5, 8, 3]
+    assert examples.numbered(numbers) == numbers
+    assert examples.indices(numbers) == [2, 0, 2, 2, 0]
+    prompts = examples.prompts([2, 2], group_size=2)
+    assert prompts.prompt_N.tolist() == [2, 2, 5, 5]
+    assert torch.equal(prompts.tokens_NP[:2], prompts.tokens_NP[2:])
+    rollout = Rollout.fake(prompts.tokens_NP, prompt_length=1, group_size=2, mask_id=9, prompt_N=prompts.prompt_N)
+    assert rollout_texts(tokenizer, rollout, examples) == ["b"] * 4
 
 
 def test_examples_of_refuses_prompts_that_are_too_long():

@@ -1,6 +1,7 @@
 """Every method: nothing scored is visible, equal rewards teach nothing, only the data decide the loss."""
 
 import json
+import math
 from dataclasses import asdict, fields, is_dataclass, replace
 
 import pytest
@@ -23,7 +24,10 @@ from helpers.every_method import (
 )
 from helpers.small import EOS, MASK
 from unmask.methods import MDPO, METHODS, WD1, DiffuGRPO, DiSPO, JustGRPO, StepMerge, TraceRL
-from unmask.objective.likelihood import active_unit_count, row_logp, token_count, unit_count
+from unmask.methods.dispo import BASES
+from unmask.objective.divergences import k3, penalty
+from unmask.objective.likelihood import active_unit_count, per_token, row_logp, token_count, unit_count
+from unmask.objective.losses import ClippedSurrogate
 from unmask.objective.masks import Branches
 from unmask.objective.term import record_of
 from unmask.sampling.records import EveryStep, OneStep
@@ -242,3 +246,30 @@ def test_dispo_branch_term_is_weighed_and_clipped_as_its_base():
     assert branch.penalty == base.penalty
     ((_, _), (term, batch)) = batches_of(DiSPO(alpha=0.1))
     close(term_loss(replace(term, coefficient=1.0), batch).detach() * 0.1, term_loss(term, batch).detach())
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_dispo_branch_term_is_that_of_the_paper_on_every_base(name):
+    """Token clip 0.5, k3 0.04 to the reference, the prompt masked with probability 0.15."""
+    branch = DiSPO(base=BASES[name]()).terms(EOS)[-1]
+    assert branch.likelihood is per_token
+    assert branch.surrogate == ClippedSurrogate(epsilon=0.5)
+    assert branch.penalty == penalty(k3, 0.04)
+    assert branch.masking.prompt_mask.prob == 0.15
+
+
+def test_dispo_branch_term_is_the_mean_of_branches_means():
+    """Mean over a branch's own scored tokens, then over the branches that have any; `token_mean`: over all tokens."""
+    for token_mean in (False, True):
+        *_, (term, batch) = batches_of(DiSPO(branches=3, token_mean=token_mean))
+        scored_R = batch.scored_RL.sum(1)
+        assert len(scored_R.unique()) > 1
+        branch_R = [
+            -advantage + 0.04 * (math.exp(0.1) - 1.1) if tokens else 0.0
+            for advantage, tokens in zip(batch.advantage_U.tolist(), scored_R.tolist(), strict=True)
+        ]
+        weights = scored_R.double() if token_mean else (scored_R > 0).double()
+        expected = (torch.tensor(branch_R, dtype=torch.float64) * weights).sum() / weights.sum()
+        logp_RL = -batch.scored_RL.double()
+        loss, _ = term.loss(batch, logp_RL, logp_RL, logp_RL + 0.1 * batch.scored_RL, term.normalizer(batch))
+        assert loss.item() == pytest.approx(term.coefficient * expected.item(), abs=1e-6)

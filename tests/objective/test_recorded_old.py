@@ -22,13 +22,13 @@ METHODS = {
     "just-grpo": (JustGRPO(), LeftToRight()),
     "tracerl": (TraceRL(shrink=1, eos_tokens=-1, lowest=0.0, highest=1.0), LowConfidence()),
     "d2": (StepMerge(segments=8), LowConfidence()),
-    "dispo": (DiSPO(base=DiffuGRPO(prompt_mask_prob=0.0, beta=0.0)), LowConfidence()),
+    "dispo": (DiSPO(base=DiffuGRPO(beta=0.0), prompt_mask_prob=0.0), LowConfidence()),
 }
 OTHERWISE = {
     "tracerl": (TraceRL(shrink=2, lowest=0.0, highest=1.0), LowConfidence()),
     "d2": (StepMerge(segments=4), LowConfidence()),
     "just-grpo": (JustGRPO(), LowConfidence()),
-    "dispo": (DiSPO(base=DiffuGRPO(prompt_mask_prob=0.5)), LowConfidence()),
+    "dispo": (DiSPO(prompt_mask_prob=0.5), LowConfidence()),
 }
 
 

@@ -7,6 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers.forwards import count_forwards
 from helpers.small_run import SmallRun, settings_of
 
 METHODS = {
@@ -38,6 +39,53 @@ def test_plan_flops_are_those_measured(method, train, tmp_path, monkeypatch):
     assert planned.rollout == pytest.approx(flops(run.sample), rel=0.05)
     answered = flops(run.prepare)
     assert planned.trained + planned.other == pytest.approx(answered + flops(run.update), rel=0.05)
+
+
+def sampled_forwards(run) -> int:
+    """Rows of all forwards that the network makes while it samples."""
+    with count_forwards(run.objective.denoiser) as shapes:
+        run.sample()
+    return sum(rows for rows, _ in shapes)
+
+
+RULES = {
+    "low_confidence": {"name": "low_confidence"},
+    "threshold": {"name": "threshold", "threshold": 1.0},  # it never is so sure: a token a step
+    "factor": {"name": "factor", "factor": 1e-6},
+    "scheduled_threshold": {"name": "scheduled_threshold", "threshold": 1.0},
+}
+
+
+@pytest.mark.parametrize("prompts", [4, 9])  # of 8 completions each: in one batch, of 72 padded ones
+@pytest.mark.parametrize("rule", RULES)
+def test_plan_rollout_forwards_are_the_most_that_a_rule_makes(rule, prompts, tmp_path, monkeypatch):
+    monkeypatch.setattr("unmask.plan.estimate.peak_bytes", lambda *arguments: 0)
+    sizes = {"prompts": prompts, "group_size": 8, "steps": 4, "block_length": 8, "stop_at_end": False}
+    rollout = sizes | {"unmasking": RULES[rule]}
+    run = SmallRun(settings_of(tmp_path, METHODS["diffu-grpo"], rollout=rollout, shape={"num_hidden_layers": 1}))
+    assert sampled_forwards(run) == run.plan.work.rollout_forwards
+
+
+@pytest.mark.parametrize(("batch", "group_size"), [(5, 4), (8, 4), (37, 4), (37, 5)])
+def test_plan_rollout_forwards_of_refilled_batches_are_an_upper_bound(batch, group_size, tmp_path, monkeypatch):
+    monkeypatch.setattr("unmask.plan.estimate.peak_bytes", lambda *arguments: 0)
+    sizes = {"prompts": 12, "group_size": group_size, "steps": 4, "block_length": 4, "batch": batch}
+    for rule in ("low_confidence", "threshold"):
+        rollout = sizes | {"unmasking": RULES[rule]}
+        run = SmallRun(settings_of(tmp_path, METHODS["diffu-grpo"], rollout=rollout, shape={"num_hidden_layers": 1}))
+        made = sampled_forwards(run)
+        assert made <= run.plan.work.rollout_forwards <= 1.3 * made
+
+
+@pytest.mark.parametrize("method", [{"name": "tracerl"}, {"name": "d2", "segments": 8}], ids=["tracerl", "d2"])
+def test_plan_trained_forwards_are_an_upper_bound_for_adaptive_rules(method, tmp_path, monkeypatch):
+    monkeypatch.setattr("unmask.plan.estimate.peak_bytes", lambda *arguments: 0)
+    rollout = {"steps": 2, "unmasking": RULES["threshold"]}
+    run = SmallRun(settings_of(tmp_path, method, rollout=rollout, shape={"num_hidden_layers": 1}))
+    run.sample()
+    run.prepare()
+    made = sum(len(update_batch.batch.inputs_FL) for (update_batch,) in run.prepared)
+    assert made <= run.plan.work.trained_forwards <= 2 * made
 
 
 def peak(action) -> int:

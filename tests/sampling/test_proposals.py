@@ -10,7 +10,7 @@ from unmask.denoisers.head import vocabulary as slices
 from unmask.denoisers.head.vocabulary import GivenLogits, HeadLogits
 from unmask.denoisers.head.workspace import Workspace
 from unmask.sampling.proposals import Propose, draw, greedy
-from unmask.sampling.unmasking import probability
+from unmask.sampling.unmasking import margin, negative_entropy, probability
 from unmask.uniforms import Uniforms
 
 VOCABULARY, MASK = 126_464, 126_336
@@ -223,3 +223,17 @@ def test_propose_is_bit_equal_where_the_tokenizer_knows_every_id(temperature):
     }
     found = [Propose(**options, spelt=spelt).from_logits(logits_1V, slice(0, 1)) for spelt in (None, VOCABULARY)]
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("measure", [margin, negative_entropy])
+def test_propose_measures_no_confidence_in_the_mask_token(measure, temperature):
+    """Of what is never proposed only the part in the normalizer counts: here the mask token takes half of it."""
+    mask_id, logits_1V = 3, torch.tensor([[2.0, 1.0, 0.0, 0.0]])
+    logits_1V[0, mask_id] = logits_1V[0, :mask_id].logsumexp(0)
+    uniform_11 = torch.full((1, 1), 0.5, dtype=torch.float64) if temperature else None
+    reducer = Propose(temperature=temperature, mask_id=mask_id, measure=measure, uniform_QZ=uniform_11)
+    _, _, confidence_11 = reducer.from_logits(logits_1V, slice(0, 1))
+    p_V = logits_1V.softmax(1)[0, :mask_id]
+    expected = {margin: p_V[0] - p_V[1], negative_entropy: (p_V * p_V.log()).sum()}[measure]
+    assert confidence_11.item() == pytest.approx(expected.item(), rel=1e-5)

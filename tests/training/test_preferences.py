@@ -10,9 +10,11 @@ from unmask.cli.main import main
 from unmask.data.tokenization import encode
 from unmask.errors import UserError
 from unmask.methods import METHODS
+from unmask.objective.likelihood import row_logp
 from unmask.settings.reader import build
 from unmask.settings.recipe import Recipe
 from unmask.tasks import Sudoku
+from unmask.training import preferences
 from unmask.training.build import build_trainer
 from unmask.training.preferences import preference_rollout
 
@@ -162,3 +164,17 @@ def test_run_on_pairs_reports_preferred(document, tmp_path, capsys):
     assert "eval/pairs/preferred" in rows[0]
     assert {"loss", "rewards/margins", "completions/mean_length"} <= rows[1].keys()
     assert (tmp_path / "run" / "curve.png").stat().st_size > 1000
+
+
+def test_preferred_scores_in_the_precision_of_training(document, monkeypatch):
+    seen = []
+
+    def spy(denoiser, batch):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return row_logp(denoiser, batch)
+
+    monkeypatch.setattr(preferences, "row_logp", spy)
+    for precision in ("fp32", "bf16"):
+        train = document["train"] | {"precision": precision}
+        build_trainer(build(Recipe, document | {"train": train})).evaluation(2)
+    assert seen == [False] * (len(seen) // 2) + [True] * (len(seen) // 2)

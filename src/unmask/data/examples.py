@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ _WIDTH_STEP = 16  # prompts of a batch are padded to a multiple, so that kernels
 class Examples:
     """Examples of a split with their prompts tokenized once.
 
-    An example's index keys the random draws of its samples, so results do not depend on batching.
+    Random draws of an example's samples are keyed by its number (`numbered`), so results do not depend on batching, and
+    an example that occurs twice gets two different groups.
 
         examples = Examples.of(task.examples("test", 100, 0), tokenizer, denoiser.eos_id, denoiser.max_length - 64)
         rollout = sampler(denoiser, examples.prompts(range(8), group_size=4), uniforms)
@@ -67,16 +69,37 @@ class Examples:
             ranked_ids=[_encode_ranked(tokenizer, item, chat) for item in items if item.ranked],
         )
 
+    def numbered(self, indices: Sequence[int]) -> list[int]:
+        """Distinct numbers of the examples at `indices`: the index itself, + len(items) for each earlier occurrence.
+
+        Of three examples, [2, 0, 2] are [2, 0, 5]. Distinct numbers stay what they are.
+        """
+        taken: set[int] = set()
+        numbers = []
+        for index in indices:
+            number = next(number for number in count(index, len(self.items)) if number not in taken)
+            taken.add(number)
+            numbers.append(number)
+        return numbers
+
+    def indices(self, numbers: Sequence[int]) -> list[int]:
+        """Indices of the examples with these numbers: see `numbered`."""
+        return [number % len(self.items) for number in numbers]
+
     def prompts(self, indices: Sequence[int], group_size: int, device: torch.device | str = "cpu") -> Prompts:
-        """A batch: `group_size` adjacent rows per example, left-padded to a multiple of 16 tokens."""
-        rows = [self.prompt_ids[index] for index in indices]
+        """A batch: `group_size` adjacent rows per example, left-padded to a multiple of 16 tokens.
+
+        An index may be a number of `numbered`; an example that occurs twice gets two numbers, and draws of its own.
+        """
+        numbers = self.numbered(indices)
+        rows = [self.prompt_ids[index] for index in self.indices(numbers)]
         width = -(-max(map(len, rows)) // _WIDTH_STEP) * _WIDTH_STEP
         tokens, attention = left_pad(rows, self.eos_id, min(width, self.longest))
-        index_P = torch.tensor(indices)
+        number_P = torch.tensor(numbers)
         return Prompts(
             tokens_NP=tokens.repeat_interleave(group_size, 0).to(device),
             attention_NP=attention.repeat_interleave(group_size, 0).to(device),
-            prompt_N=index_P.repeat_interleave(group_size).to(device),
+            prompt_N=number_P.repeat_interleave(group_size).to(device),
             sample_N=torch.arange(group_size).repeat(len(indices)).to(device),
         )
 
@@ -130,7 +153,7 @@ def _encode_ranked(tokenizer: PreTrainedTokenizerFast, item: Example, chat: Chat
 def rollout_texts(tokenizer: PreTrainedTokenizerFast, rollout: Rollout, examples: Examples) -> list[str]:
     """Text of each completion of a rollout."""
     rows = rollout.tokens_NL[:, rollout.prompt_length :].tolist()
-    return examples.texts(tokenizer, rollout.prompt_N.tolist(), rows)
+    return examples.texts(tokenizer, examples.indices(rollout.prompt_N.tolist()), rows)
 
 
 def guess_texts(tokenizer: PreTrainedTokenizerFast, rollout: Rollout, examples: Examples) -> list[list[str]]:
@@ -138,6 +161,6 @@ def guess_texts(tokenizer: PreTrainedTokenizerFast, rollout: Rollout, examples: 
     guesses = [state.guesses_ZNL[..., rollout.prompt_length :] for state in rollout.snapshots]
     stacked = torch.cat(guesses).transpose(0, 1)
     each = stacked.shape[1]
-    indices = rollout.prompt_N.repeat_interleave(each).tolist()
+    indices = examples.indices(rollout.prompt_N.repeat_interleave(each).tolist())
     texts = examples.texts(tokenizer, indices, stacked.flatten(0, 1).tolist())
     return [texts[start : start + each] for start in range(0, len(texts), each)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -65,10 +66,14 @@ class Evaluator:
         for start in range(0, len(chosen), each):
             part = chosen[start : start + each]
             prompts = self.examples.prompts(part, samples, self.device)
-            with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16"):
+            with self.autocast():
                 rollout = sampler(denoiser, prompts, self.uniforms, record=record, group_size=samples)
             yield [index for index in part for _ in range(samples)], rollout
         denoiser.train(was_training)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Autocast to `precision`, in which the denoiser is to be called."""
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def scored(self, indices: Sequence[int], texts: list[str]) -> dict[str, list[float]]:
         """By name, the task's metrics of texts, one text for each index of an example."""
@@ -108,19 +113,20 @@ def mean_metrics(
             values.setdefault(name, []).extend(numbers)
     solved = values.pop("solved")
     groups = [solved[start : start + samples] for start in range(0, len(solved), samples)]
-    row = solved_summary([sum(group) / samples for group in groups])
+    row = solved_summary([sum(group) / samples for group in groups], samples)
     ks = [2**power for power in range(1, samples.bit_length()) if 2**power <= samples]
     row |= {f"pass@{k}": fmean(pass_at(k, round(sum(group)), samples) for group in groups) for k in ks}
     return row | {name: fmean(numbers) for name, numbers in values.items()}
 
 
 def tokens_a_step(rollout: Rollout) -> list[float]:
-    """For each sample, its completion positions a denoising step that revealed any: 1 is one at a time."""
-    steps_NC = rollout.revealed_at_NL[:, rollout.prompt_length :]
-    length = steps_NC.shape[1]
-    if rollout.remasking:
-        return [length / rollout.steps] * len(steps_NC)
-    return [length / len(set(row)) for row in steps_NC.tolist()]
+    """For each sample, the positions that it drew a denoising step that revealed any: 1 is one at a time."""
+    rows = zip(rollout.revealed_at_NL.tolist(), rollout.drawn_NL.tolist(), strict=True)
+    drawn = [[step for step, is_drawn in zip(*row, strict=True) if is_drawn] for row in rows]
+    if not rollout.remasking:
+        return [len(steps) / len(set(steps)) for steps in drawn]
+    length = rollout.tokens_NL.shape[1] - rollout.prompt_length
+    return [len(steps) / (rollout.steps if len(steps) == length else max(steps) + 1) for steps in drawn]
 
 
 @torch.no_grad()

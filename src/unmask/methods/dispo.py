@@ -1,11 +1,11 @@
-"""DiSPO (arXiv 2602.06462). Provenance: paper (no code exists); what the paper leaves open is marked reconstructed.
+"""DiSPO (arXiv 2602.06462 v4). Provenance: paper (no code exists).
 
     L = L_base + alpha L_step;  x_t of every trajectory, p(t) ∝ t^4, its masked positions filled at once Z times: R_z
-    A_z = R_z - mean_z R;  L_step = clipped token surrogate on the filled tokens of x_t, prompt masked as in the base
+    L_step = mean over branches z of all states of the mean over a branch's scored tokens of
+        -min(rho A_z, clip(rho, 1 ± epsilon) A_z) + beta k3(reference);  A_z = R_z - mean_z R
 
-Reconstructed: fills drawn once, scored to their first EOS; token mean over branches (the paper sums states); clip and
-KL of the base if it clips tokens, else 0.5 and none.
-"""
+Scored: masked positions through a fill's first EOS; a branch without any does not count. epsilon 0.5 and beta 0.04, or
+those of a base that clips tokens. Reconstructed: p(t)'s formula; fills drawn once, at the rollout's temperature."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from unmask.validation import choice, setting
 
 if TYPE_CHECKING:
     from unmask.objective import Term
-
 BASES = {method.name: method for method in (DiffuGRPO, SPG, GDPO, ESPO, WD1)}
 
 
@@ -39,21 +38,23 @@ class DiSPO(Method):
     branches: int = setting(2, "fills of each state, Z", low=1)
     degree: float = setting(4.0, "of the polynomial that favours late steps; 0 is uniform")
     shared_step: bool = setting(False, "one step for all samples of a prompt, else one for each")
+    prompt_mask_prob: float = setting(0.15, "probability that a prompt token is masked in the branch term")
+    token_mean: bool = setting(False, "mean over all branch tokens, else over branches of their means")
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
-        from unmask.objective import advantages, likelihood, losses, masks
+        from unmask.objective import advantages, divergences, likelihood, losses, masks
 
         first, *others = self.base.terms(eos_id)
-        clips, mask = first.likelihood.elementwise, first.masking.prompt_mask
+        clip, to_base = losses.ClippedSurrogate(epsilon=0.5), divergences.penalty(divergences.k3, 0.04)
+        clipped = first if first.clips_tokens else replace(first, surrogate=clip, penalty=to_base)
+        shared, prob = first.masking.prompt_mask.shared, self.prompt_mask_prob
         branch = replace(
-            first,
+            clipped,
             record=OneStep(guesses=self.branches, degree=self.degree, shared=self.shared_step),
-            masking=masks.Branches(eos_id=eos_id, prompt_mask_prob=mask.prob, shared=mask.shared),
+            masking=masks.Branches(eos_id=eos_id, prompt_mask_prob=prob, shared=shared, per_row=not self.token_mean),
             advantage=advantages.centered_per_state,
             likelihood=likelihood.per_token,
-            surrogate=first.surrogate if clips else losses.ClippedSurrogate(epsilon=0.5),
-            normalizer=likelihood.token_count,
-            penalty=first.penalty if clips else None,
+            normalizer=likelihood.token_count if self.token_mean else likelihood.scored_unit_count,
             coefficient=self.alpha,
         )
         return (first, *others, branch)

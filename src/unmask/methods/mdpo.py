@@ -4,8 +4,9 @@
     A_s = z-score of S_s over the group;  trained: the `steps` steps of largest sum of |A| over it;  lambda = L / |x_s|
     L = mean over units of sum_i c_i [ -lambda min(rho_i A, clip 0.2) + beta/2 (ref_i - logp_i)² ] / |x_s|
 
-Deviations: steps chosen over the group (published: a process's samples, one); c_i a probability under any rule (there:
-running confidence under RCR, <= 0 for entropy); old log-probs recorded, so several inner updates work (there: one)."""
+Deviations (published in brackets): steps chosen over the group (a process's samples, one); c_i a probability (RCR: the
+running confidence, entropy's <= 0); old log-probs recorded (one update); steps averaged (summed under DDP: k times the
+gradient); ranked at temperature 1 (tempered); schedule uniform (floor-linear); T = 0 scores at 1 (divides by eps)."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from unmask.methods.base import Method
+from unmask.sampling.records import EveryStep
 from unmask.validation import one_of, setting
 
 if TYPE_CHECKING:
@@ -43,18 +45,16 @@ class MDPO(Method):
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:
         from unmask.objective import Term, advantages, divergences, likelihood, losses, masks
-        from unmask.sampling import records
 
         choose, where = masks.STEP_CHOICES[self.step_choice], masks.POSITIONS[self.positions]
         flags = {"confidence_weight": self.confidence_weight, "length_weight": self.length_weight}
-        return (
-            Term(
-                record=records.EveryStep(),
-                masking=masks.OwnGuesses(eos_id=eos_id, steps=self.steps, choose=choose, positions=where, **flags),
-                advantage=advantages.ZScoreOf(score=advantages.STEP_SCORES[self.advantage]),
-                likelihood=likelihood.per_token,
-                surrogate=losses.ClippedSurrogate(epsilon=self.epsilon),
-                normalizer=likelihood.unit_count,
-                penalty=divergences.penalty(divergences.k2, self.beta),
-            ),
+        term = Term(
+            record=EveryStep(),
+            masking=masks.OwnGuesses(eos_id=eos_id, steps=self.steps, choose=choose, positions=where, **flags),
+            advantage=advantages.ZScoreOf(score=advantages.STEP_SCORES[self.advantage]),
+            likelihood=likelihood.per_token,
+            surrogate=losses.ClippedSurrogate(epsilon=self.epsilon),
+            normalizer=likelihood.unit_count,
+            penalty=divergences.penalty(divergences.k2, self.beta),
         )
+        return (term,)

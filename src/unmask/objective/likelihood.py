@@ -290,6 +290,11 @@ def unit_count(batch: ScoringBatch) -> Float[Tensor, ""]:
     return torch.tensor(float(len(batch.advantage_U)), device=batch.advantage_U.device)
 
 
+def scored_unit_count(batch: ScoringBatch) -> Float[Tensor, ""]:
+    """Number of units with something scored, a scalar: makes the loss a mean over those units."""
+    return batch.scored_U.sum().float()
+
+
 def active_unit_count(batch: ScoringBatch) -> Float[Tensor, ""]:
     """Number of units with a nonzero advantage and something scored, a scalar."""
     return ((batch.advantage_U != 0) & batch.scored_U).sum().float()

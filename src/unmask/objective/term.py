@@ -117,6 +117,11 @@ class Term:
         return self.surrogate.centers_over_batch
 
     @property
+    def clips_tokens(self) -> bool:
+        """Whether the loss clips ratios to the old policy, token by token."""
+        return self.likelihood.elementwise and self.surrogate.against == "old"
+
+    @property
     def reads_trajectory(self) -> bool:
         """Whether rows are states of the recorded trajectory, which a sampler that remasks does not leave."""
         return self.masking.reads_trajectory

@@ -1,13 +1,14 @@
 """Forwards and FLOPs of a training step, counted on the scoring batches that a method makes of a dry rollout.
 
-Upper bounds: completions fill their length, and no group has equal rewards (such a group is not trained).
+Upper bounds: completions fill their length, no group has equal rewards (such a group is not trained), and a rule that
+takes as many steps as it likes reveals one token in each.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from unmask.objective.likelihood import query_columns
 from unmask.objective.term import Term, record_of
 from unmask.plan.networks import Size
 from unmask.sampling.records import Record
+from unmask.sampling.sampler import batch_multiple
 from unmask.sampling.schedules import SCHEDULES
 from unmask.settings.recipe import RolloutSettings
 from unmask.types import Rollout, ScoringBatch
@@ -149,8 +151,9 @@ def work_of(
     terms = method.terms(EOS)
     record = record_of(terms)
     blocks = length // (rollout.block_length or length)
-    shape = DryShape(prompt=prompt, length=length, blocks=blocks, steps=rollout.steps, group=rollout.group_size)
-    dry = dry_rollout(record, shape)
+    steps = blocks * len(_step_counts(rollout, length))
+    shape = DryShape(prompt=prompt, length=length, blocks=blocks, steps=steps, group=rollout.group_size)
+    dry = replace(dry_rollout(record, shape), adaptive=rollout.unmasking.adaptive)
     prompts = rollout.prompts // ranks
     return Work(
         samples=prompts * rollout.group_size,
@@ -163,20 +166,42 @@ def work_of(
     )
 
 
+def _step_counts(rollout: RolloutSettings, length: int) -> tuple[int, ...]:
+    """Positions that each step of a block reveals; of an adaptive rule that reads no schedule, the fewest it may."""
+    block = rollout.block_length or length
+    if not rollout.unmasking.scheduled:
+        return (1,) * block
+    return SCHEDULES[rollout.schedule](block, rollout.steps // (length // block))
+
+
+def _rows_of_steps(rollout: RolloutSettings, samples: int) -> tuple[int, int]:
+    """Rows of all samples' forwards, at most: in their first step, where prompts share theirs, and in each later one.
+
+    The sampler pads batches to a multiple; those that it refills have no first step in common.
+    """
+    size = min(samples, rollout.batch or samples)
+    multiple = batch_multiple(size)
+    padding = -size % multiple
+    refilled = samples > size and (rollout.stop_at_end or samples % size > 0)
+    later = -(-samples * (size + padding) // size) + (multiple - 1 if refilled else 0)
+    shared = not refilled and not padding and size % rollout.group_size == 0
+    return samples // rollout.group_size if shared else later, later
+
+
 def _denoising(
     rollout: RolloutSettings, record: Record | None, prompts: int, length: int
 ) -> Iterator[DenoisingForwards]:
     """Query positions: what is masked in the block, and all that is masked where states are recorded."""
     block = rollout.block_length or length
-    counts = SCHEDULES[rollout.schedule](block, rollout.steps // (length // block))
-    samples = prompts * rollout.group_size
+    counts = _step_counts(rollout, length)
+    first, samples = _rows_of_steps(rollout, prompts * rollout.group_size)
     guesses = 0 if record is None or record.own else record.guesses
     wanted: Counter[int] = Counter()
     if record is not None:
         prompt_N = torch.arange(prompts).repeat_interleave(rollout.group_size)
         sample_N = torch.arange(rollout.group_size).repeat(prompts)
         wanted.update(torch.cat(record.steps(Uniforms(), prompt_N, sample_N, rollout.steps)).tolist())
-    for step in range(rollout.steps):
+    for step in range(len(counts) * (length // block)):
         index, later = step % len(counts), length - (step // len(counts) + 1) * block
         masked = sum(counts[index:])
         everything = step in wanted and record is not None and (record.own or not later)
@@ -184,7 +209,8 @@ def _denoising(
         tokens = 1 + (guesses if everything else 0)
         if step == 0:
             positions = masked + (later if everything else 0)
-            yield DenoisingForwards(forwards=prompts, positions=positions, tokens=tokens * rollout.group_size)
+            drawn = tokens * (rollout.group_size if first < samples else 1)
+            yield DenoisingForwards(forwards=first, positions=positions, tokens=drawn)
         else:
             yield DenoisingForwards(forwards=samples, positions=masked + (later if everything else 0), tokens=tokens)
         if step in wanted and not everything:

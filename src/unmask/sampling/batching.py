@@ -42,7 +42,8 @@ class Batching:
     group_size: int  # neighbours with equal prompts
     waiting: deque[int]
     active: ActiveBatch
-    stopped_early: bool = False  # some sample was filled up behind its end of sequence
+    filled_NL: Tensor  # positions that were filled up behind an end of sequence
+    stopped_early: bool = False  # some were
 
     @classmethod
     def begin(
@@ -58,6 +59,7 @@ class Batching:
             size=size,
             group_size=group_size,
             waiting=deque(range(size, len(whole.tokens))),
+            filled_NL=torch.zeros_like(whole.tokens, dtype=torch.bool),
             active=ActiveBatch(
                 rows=rows,
                 blocks=[0] * size,
@@ -123,6 +125,7 @@ class Batching:
         masked_NL = whole.tokens[done_N] == context.denoiser.mask_id
         masked_NL[:, : context.layout.start] = False
         whole.tokens[done_N] = whole.tokens[done_N].masked_fill(masked_NL, context.denoiser.eos_id)
+        self.filled_NL[done_N] = masked_NL
         last_step_N1 = whole.step_N[done_N, None] - 1
         whole.revealed_at[done_N] = torch.where(masked_NL, last_step_N1, whole.revealed_at[done_N])
 

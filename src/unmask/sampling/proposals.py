@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask.denoisers.head.reducers import LogitsReducer
-from unmask.denoisers.head.vocabulary import GivenLogits, Logits, reduce_slices
+from unmask.denoisers.head.vocabulary import NEVER, GivenLogits, Logits, reduce_slices
 from unmask.denoisers.head.workspace import Workspace
 from unmask.sampling.unmasking import Measure
 
@@ -98,6 +98,13 @@ def largest(values_CS: Tensor, fold: int) -> Tensor:
     return fold_C * fold + within_CW.argmax(1)
 
 
+def without_mask(logits_CV: Tensor, mask_id: int) -> Tensor:
+    """The logits with that of the mask token, which is never proposed, at NEVER: it is no rival of a proposal."""
+    kept_CV = logits_CV.clone()
+    kept_CV[:, mask_id].fill_(NEVER)
+    return kept_CV
+
+
 def _below(logits: Logits, logits_CS: Tensor, top_C1: Tensor) -> Tensor:
     """How far logits are from the largest of their slice, in memory that the next slice uses again."""
     return torch.sub(logits_CS, top_C1, out=logits.workspace.floats("below", logits_CS.shape, logits.device))
@@ -127,7 +134,8 @@ class Propose(LogitsReducer):
     def from_logits(self, logits_CV: Tensor, chunk: slice, other_CV: Tensor | None = None) -> tuple[Tensor, ...]:
         """Tokens and log-probs [C, Z], confidences of the proposals [C, Z / stride], from whole logits."""
         proposed = self._propose(GivenLogits(logits_CV, self.mask_id, Workspace(), self.spelt), chunk)
-        confidence_CK = self.measure(logits_CV.float(), proposed.normalizer_C, proposed.tokens_CZ[:, :: self.stride])
+        kept_CV = without_mask(logits_CV.float(), self.mask_id) if self.measure.reads_all_logits else logits_CV.float()
+        confidence_CK = self.measure(kept_CV, proposed.normalizer_C, proposed.tokens_CZ[:, :: self.stride])
         return proposed.tokens_CZ, proposed.logp_CZ, confidence_CK
 
     def from_head(self, hidden_QD: Tensor, head: nn.Linear, workspace: Workspace) -> tuple[Tensor, ...]:

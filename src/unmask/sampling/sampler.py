@@ -31,6 +31,11 @@ OnFinished = Callable[[list[int], Tensor], None]
 _BATCH_SIZES = 16  # numbers of samples that a forward may have, so that compiled kernels and CUDA graphs are few
 
 
+def batch_multiple(size: int) -> int:
+    """What the samples of a forward are padded to a multiple of, where `size` run at once at most."""
+    return max(1, size // _BATCH_SIZES)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
     """Sampler of completions: fills `max_new_tokens` masks after each prompt, block by block, in `steps` steps in all.
@@ -173,7 +178,7 @@ class Sampler:
             caching=self.caching,
             record=record,
             buffers=buffers,
-            batch_multiple=max(1, size // _BATCH_SIZES),
+            batch_multiple=batch_multiple(size),
         )
         last_block = self._last_block(denoiser, whole, record)
         return Batching.begin(context, whole, last_block=last_block, size=size, group_size=group_size)
@@ -244,6 +249,7 @@ class Sampler:
             remasking=self.unmasking.remasks,
             exact=self.caching is None and not self.guidance_scale and not batching.stopped_early,
             snapshots=tuple(buffer.snapshot for buffer in context.buffers),
+            filled_NL=batching.filled_NL,
         )
 
 

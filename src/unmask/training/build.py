@@ -148,6 +148,11 @@ def _load_objective(recipe: Recipe, world: World, checkpoint: Path | None) -> Ob
     reference = old = None
     if any(term.reads("reference") for term in terms):
         reference = _load_reference(recipe, denoiser, checkpoint).to(world.device)
+    elif settings.reference_sync_steps:
+        raise UserError(
+            f"train.reference_sync_steps {settings.reference_sync_steps} moves a reference that method "
+            f"{recipe.method.name} with these settings does not read: set it to 0"
+        )
     if settings.num_iterations > 1 and any(term.blend is not None for term in terms):
         old = frozen_copy(denoiser)
     return Objective(

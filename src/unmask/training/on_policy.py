@@ -94,10 +94,11 @@ class OnPolicySource:
     tokenizer: Any
     world: World
 
-    def __call__(self, denoiser: Denoiser, indices: list[int], uniforms: Uniforms) -> Experience:
+    def __call__(self, denoiser: Denoiser, numbers: list[int], uniforms: Uniforms) -> Experience:
         """Sampled and scored completions, a group for each of this rank's examples."""
+        indices = self.examples.indices(numbers)
         with BackgroundScoring(self, indices) as scoring:
-            rollout = self.rollout(denoiser, indices, uniforms, scoring)
+            rollout = self.rollout(denoiser, numbers, uniforms, scoring)
         scored = self.score(rollout, indices, uniforms, scoring.texts)
         metrics = self._metrics(rollout, scored.reward_N.view(-1, rollout.group_size), scored.texts)
         metrics |= self.rewards.metrics(scored.scores_NK, self.world)
@@ -113,11 +114,11 @@ class OnPolicySource:
         )
 
     def rollout(
-        self, denoiser: Denoiser, indices: list[int], uniforms: Uniforms, on_finished: OnFinished | None = None
+        self, denoiser: Denoiser, numbers: list[int], uniforms: Uniforms, on_finished: OnFinished | None = None
     ) -> Rollout:
-        """Sampled completions, with what the method's terms ask the sampler to record."""
+        """Sampled completions of numbered examples, with what the method's terms ask the sampler to record."""
         group_size = self.recipe.rollout.group_size
-        prompts = self.examples.prompts(indices, group_size, self.world.device)
+        prompts = self.examples.prompts(numbers, group_size, self.world.device)
         denoiser.eval()
         with self.world.autocast():
             return self.sampler(
@@ -180,11 +181,12 @@ class OnPolicySource:
         """Rewards, entropy and lengths over all ranks, names as in TRL."""
         completion = rollout.completion_NL
         well_formed = sum(map(self.recipe.task.well_formed, texts))
+        equal_P = reward_PG.amax(1) == reward_PG.amin(1)  # a rounded deviation of equal rewards is noise, not 0
         sums = torch.stack(
             [
                 reward_PG.sum(),
-                reward_PG.std(1).sum(),
-                (reward_PG.std(1) == 0).sum(),
+                reward_PG.std(1).masked_fill(equal_P, 0.0).sum(),
+                equal_P.sum(),
                 (rollout.sampled_logp_NL * completion).sum(),
                 completion.sum(),
                 reward_PG.mean(1).square().sum(),
@@ -195,17 +197,18 @@ class OnPolicySource:
         prompts = self.recipe.rollout.prompts
         samples = prompts * rollout.group_size
         mean = reward / samples
-        # Completions of one prompt are alike: the batch is as uncertain as its prompts are few.
-        variance = max(square / prompts - mean**2, 0.0) / max(1, prompts - 1)
-        return {
+        metrics = {
             "reward": mean,
             "reward_std": spread / prompts,
-            "reward_stderr": math.sqrt(variance),
             "frac_reward_zero_std": equal / prompts,
             "entropy": -logp / tokens,
             "completions/mean_length": tokens / samples,
             "completions/valid_fraction": valid / samples,
         }
+        if prompts > 1:  # completions of one prompt are alike: the batch is as uncertain as its prompts are few
+            variance = max(square / prompts - mean**2, 0.0) / (prompts - 1)
+            metrics["reward_stderr"] = math.sqrt(variance)
+        return metrics
 
     def evaluation(self, denoiser: Denoiser, held_out: Evaluator, count: int) -> dict[str, list[float]]:
         """The task's metrics: sampled as in training, greedy in as many steps, and greedy in many."""

@@ -41,26 +41,30 @@ def check_preferences(examples: Examples, terms: tuple[Term, ...], method: str, 
 
 
 def preference_rollout(
-    examples: Examples, indices: Sequence[int], length: int, mask_id: int, device: torch.device | str = "cpu"
+    examples: Examples, numbers: Sequence[int], length: int, mask_id: int, device: torch.device | str = "cpu"
 ) -> Rollout:
     """The ranked completions of some examples as a rollout, padded to `length` with end-of-sequence tokens.
+
+    `numbers`: of `Examples.numbered`.
 
     The samples of a group are in rank order, the best first. No token was revealed at a step (-1), nor sampled
     (log-prob 0); trajectories are refused as after remasking.
     """
-    ranked = [ids for index in indices for ids in examples.ranked_ids[index]]
-    group_size = len(ranked) // len(indices)
-    prompts = examples.prompts(indices, group_size, device)
+    ranked = [ids for index in examples.indices(numbers) for ids in examples.ranked_ids[index]]
+    group_size = len(ranked) // len(numbers)
+    prompts = examples.prompts(numbers, group_size, device)
     tokens_NL, attention_NL = completed(prompts, ranked, length, examples.eos_id)
     start = prompts.tokens_NP.shape[1]
     region_L = torch.arange(tokens_NL.shape[1], device=device) >= start
+    completion_NL = through_first_eos(tokens_NL, region_L, examples.eos_id)
     return Rollout.fake(
         tokens_NL,
         prompt_length=start,
         group_size=group_size,
         mask_id=mask_id,
         attention_NL=attention_NL,
-        completion_NL=through_first_eos(tokens_NL, region_L, examples.eos_id),
+        completion_NL=completion_NL,
+        filled_NL=region_L & ~completion_NL,
         revealed_at_NL=torch.full_like(tokens_NL, -1),
         steps=0,
         prompt_N=prompts.prompt_N,
@@ -85,9 +89,9 @@ class PreferenceSource:
     tokenizer: Any
     world: World
 
-    def __call__(self, denoiser: Denoiser, indices: list[int], uniforms: Uniforms) -> Experience:
+    def __call__(self, denoiser: Denoiser, numbers: list[int], uniforms: Uniforms) -> Experience:
         """The ranked completions of this rank's examples; `denoiser` and `uniforms` play no part."""
-        rollout = preference_rollout(self.examples, indices, self.length, self.mask_id, self.world.device)
+        rollout = preference_rollout(self.examples, numbers, self.length, self.mask_id, self.world.device)
         reward_N = preference_rewards(rollout)
         lengths = torch.stack([rollout.completion_NL.sum(), reward_N.new_tensor(len(reward_N))])
         tokens, samples = self.world.sum(lengths).tolist()
@@ -95,7 +99,7 @@ class PreferenceSource:
             rollout=rollout,
             texts=rollout_texts(self.tokenizer, rollout, self.examples),
             reward_N=reward_N,
-            term_rewards=[reward_N.view(len(indices), -1) for _ in self.terms],
+            term_rewards=[reward_N.view(len(numbers), -1) for _ in self.terms],
             metrics={"completions/mean_length": tokens / samples},
         )
 
@@ -120,7 +124,8 @@ def preferred(term: Term, denoiser: Denoiser, held_out: Evaluator, length: int, 
         rollout = preference_rollout(held_out.examples, part, length, denoiser.mask_id, held_out.device)
         rewards = preference_rewards(rollout).view(len(part), -1)
         for batch, _ in term.scoring_batch(rollout, rewards, held_out.uniforms, 0, 1).micro_batches(held_out.batch):
-            margin_U = term.likelihood(row_logp(denoiser, batch), batch).value_UK[:, 0]
+            with held_out.autocast():
+                margin_U = term.likelihood(row_logp(denoiser, batch), batch).value_UK[:, 0]
             found += (margin_U > 0).float().tolist()
     denoiser.train(was_training)
     return found

@@ -33,8 +33,11 @@ class Source(Protocol):
     def examples(self) -> Examples:
         """The training examples, which indices count."""
 
-    def __call__(self, denoiser: Denoiser, indices: list[int], uniforms: Uniforms) -> Experience:
-        """Completions of the examples at `indices`, by the policy as it is now; draws keyed by `uniforms`."""
+    def __call__(self, denoiser: Denoiser, numbers: list[int], uniforms: Uniforms) -> Experience:
+        """Completions of the examples with these numbers (`Examples.numbered`), by the policy as it is now.
+
+        Draws are keyed by `uniforms` and the numbers.
+        """
 
     def evaluation(self, denoiser: Denoiser, held_out: Evaluator, count: int) -> dict[str, list[float]]:
         """Values of the first `count` held-out examples, one each, by "NAME/METRIC"."""

@@ -38,8 +38,9 @@ class Trainer:
         """Training step number `step` (from 0): metrics (means over its updates), and the first prompt's group."""
         settings = self.recipe.train
         uniforms = self.uniforms.key("iteration", step)
-        indices = self.objective.world.share(self._prompts_of(step))
-        experience = self.source(self.objective.denoiser, indices, uniforms)
+        # Numbered before ranks share them: an example that several ranks draw has a number on each.
+        numbers = self.objective.world.share(self.source.examples.numbered(self._prompts_of(step)))
+        experience = self.source(self.objective.denoiser, numbers, uniforms)
         prepared = self.objective.prepare(
             experience.rollout, experience.term_rewards, uniforms, settings.num_iterations
         )
@@ -48,7 +49,8 @@ class Trainer:
         if settings.reference_sync_steps and (step + 1) % settings.reference_sync_steps == 0:
             self.updater.sync_reference(settings.reference_mixup)
         metrics = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
-        return metrics | {"learning_rate": rate} | experience.metrics, self._sample(experience, indices)
+        shown = self._sample(experience, self.source.examples.indices(numbers)[0])
+        return metrics | {"learning_rate": rate} | experience.metrics, shown
 
     def _prompts_of(self, step: int) -> list[int]:
         """The step's examples: epochs of a keyed order."""
@@ -59,7 +61,7 @@ class Trainer:
             chosen.append(self.order[_permutation(epoch, size)[place % size]])
         return chosen
 
-    def _sample(self, experience: Experience, indices: list[int]) -> dict[str, Any]:
+    def _sample(self, experience: Experience, index: int) -> dict[str, Any]:
         """The first prompt's group, with the step that revealed each token."""
         rollout = experience.rollout
         group = (slice(rollout.group_size), slice(rollout.prompt_length, None))
@@ -68,7 +70,7 @@ class Trainer:
         columns = (experience.texts[first], experience.reward_N[first].tolist(), tokens)
         revealed_at = rollout.revealed_at_NL[group].tolist()
         return {
-            "prompt": self.source.examples.items[indices[0]].prompt,
+            "prompt": self.source.examples.items[index].prompt,
             "completions": [
                 {"text": text, "reward": reward, "tokens": words, "revealed_at": steps}
                 for text, reward, words, steps in zip(*columns, revealed_at, strict=True)

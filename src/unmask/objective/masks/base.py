@@ -70,20 +70,20 @@ def through_eos(rollout: Rollout) -> Bool[Tensor, "N L"]:
 
 
 def all_completion(rollout: Rollout) -> Bool[Tensor, "N L"]:
-    """All completion positions, those after the end of the sequence included."""
-    return rollout.region_L.expand_as(rollout.tokens_NL)
+    """All completion positions that were drawn, those after the end of the sequence included."""
+    return rollout.drawn_NL
 
 
 @dataclass(frozen=True, kw_only=True)
 class EosTokens:
-    """Completion positions that hold no end-of-sequence token, and the first `count` that hold one."""
+    """Drawn completion positions that hold no end-of-sequence token, and the first `count` that hold one."""
 
     eos_id: int
     count: int
 
     def __call__(self, rollout: Rollout) -> Bool[Tensor, "N L"]:
         ends_NL = (rollout.tokens_NL == self.eos_id) & rollout.region_L
-        return rollout.region_L & (~ends_NL | (ends_NL.long().cumsum(1) <= self.count))
+        return rollout.drawn_NL & (~ends_NL | (ends_NL.long().cumsum(1) <= self.count))
 
 
 # ---- rows ----

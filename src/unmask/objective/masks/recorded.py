@@ -20,7 +20,9 @@ class Branches(Masking):
     """Z rows a recorded state, one forward: the state's masked positions as filled by each guess (DiSPO 2602.06462).
 
     Scored: masked positions up to the first end-of-sequence token of each filled completion.
-    `shared`: the prompt mask is one a group.
+    `per_row`: a token weighs 1 / (scored tokens of its row), else 1.
+    `shared`: the prompt mask is one a group. It is the draw that FullyMasked has in the same update: terms add up, so
+    their gradients are right in expectation whether their masks are the same or not.
     """
 
     rows: ClassVar[str] = "guesses at a recorded state"
@@ -28,6 +30,7 @@ class Branches(Masking):
     eos_id: int
     prompt_mask_prob: float = 0.0
     shared: bool = False
+    per_row: bool = False
 
     @property
     def prompt_mask(self) -> PromptMask:
@@ -42,6 +45,9 @@ class Branches(Masking):
         guesses, rows = snapshot.guesses_ZNL.transpose(0, 1), advantage.shape[2]
         masked_N1L = (snapshot.canvas_NL == rollout.mask_id)[:, None] & rollout.region_L
         scored_RL = (masked_N1L & through_first_eos(guesses, rollout.region_L, self.eos_id)).flatten(0, 1)
+        token_weight_RL = scored_RL.to(advantage.dtype)
+        if self.per_row:
+            token_weight_RL = token_weight_RL / scored_RL.sum(1, keepdim=True).clamp(min=1)
         row_R = torch.arange(len(scored_RL), device=scored_RL.device)
         return ScoringBatch(
             inputs_FL=snapshot.canvas_NL.masked_fill(hidden_NL, rollout.mask_id),
@@ -49,7 +55,7 @@ class Branches(Masking):
             forward_R=row_R // rows,
             targets_RL=guesses.flatten(0, 1),
             scored_RL=scored_RL,
-            token_weight_RL=scored_RL.to(advantage.dtype),
+            token_weight_RL=token_weight_RL,
             unit_R=row_R,
             advantage_U=advantage.flatten(),
             length_U=scored_RL.sum(1),

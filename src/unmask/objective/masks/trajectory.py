@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from unmask.objective.masks.base import Masking, Span, all_completion, row_draws, single_rows
+from unmask.objective.masks.base import Masking, Span, row_draws, single_rows
 from unmask.objective.masks.random import MaskDistribution, Masks, uniform_weights
 from unmask.types import Rollout, ScoringBatch
 from unmask.uniforms import Uniforms
@@ -84,9 +84,9 @@ class Segments(Masking):
         self, rollout: Rollout, advantage: Float[Tensor, "P G"], uniforms: Uniforms, update: int, updates: int
     ) -> ScoringBatch:
         segment_NL, count = self.grouping(rollout)
-        region_NL = all_completion(rollout)
+        undrawn_NL = rollout.region_L & ~rollout.drawn_NL  # masked in every canvas that the sampler saw
         index_S11 = torch.arange(count, device=advantage.device)[:, None, None]
-        masked_NSL = ((segment_NL >= index_S11) & region_NL).transpose(0, 1)
+        masked_NSL = (((segment_NL >= index_S11) & rollout.region_L) | undrawn_NL).transpose(0, 1)
         scored_NSL = ((segment_NL == index_S11) & self.span(rollout)).transpose(0, 1)
         scored_RL = scored_NSL.flatten(0, 1)
         tokens_R1 = scored_RL.sum(1, keepdim=True).clamp(min=1)
@@ -107,7 +107,7 @@ class Segments(Masking):
 class Prefixes(Masking):
     """One row a (sample, position): everything from the position on masked, its token scored (JustGRPO 2601.15165).
 
-    `fraction`: only that share of a sample's positions, those where the sampler was least sure.
+    `fraction`: only that share of a sample's drawn positions, those where the sampler was least sure.
     """
 
     rows: ClassVar[str] = "left-to-right prefixes"
@@ -119,11 +119,16 @@ class Prefixes(Masking):
     ) -> ScoringBatch:
         start, length = rollout.prompt_length, rollout.tokens_NL.shape[1]
         count = max(1, round(self.fraction * (length - start)))
-        column_NK = rollout.confidence_NL[:, start:].argsort(dim=1, stable=True)[:, :count].sort(dim=1).values + start
+        drawn_NC = rollout.drawn_NL[:, start:]
+        count_N1 = (self.fraction * drawn_NC.sum(1, keepdim=True).double()).round().clamp(min=1)
+        unsure_NC = rollout.confidence_NL[:, start:].masked_fill(~drawn_NC, float("inf")).argsort(dim=1, stable=True)
+        column_NK, place_NK = unsure_NC[:, :count].sort(dim=1)
+        chosen_R1 = (place_NK < count_N1).reshape(-1, 1)
+        column_NK = column_NK + start
         sample_R = torch.arange(len(column_NK), device=advantage.device).repeat_interleave(count)
         column_R1 = column_NK.reshape(-1, 1)
         position_L = torch.arange(length, device=advantage.device)
-        scored_RL = position_L == column_R1
+        scored_RL = (position_L == column_R1) & chosen_R1 & rollout.drawn_NL[sample_R]
         return single_rows(
             rollout,
             sample_R,
@@ -142,7 +147,10 @@ def _left_to_right(rollout: Rollout) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedTimes(MaskDistribution):
-    """Rows are `count` states of the sample's own trajectory, steps drawn one in each stratum of the trajectory."""
+    """Rows are `count` states of the sample's own trajectory, steps drawn one in each stratum of the trajectory.
+
+    It ends with the step that reveals the last token of the span, so that no row is without a masked token.
+    """
 
     reads_trajectory: ClassVar[bool] = True
     count: int
@@ -152,6 +160,7 @@ class RecordedTimes(MaskDistribution):
     ) -> Masks:
         key_NR = row_draws(rollout, uniforms.key("state", update), self.count)
         stratum_R = torch.arange(self.count, device=span_NL.device)
-        step_NR = ((stratum_R + key_NR.draw()) / self.count * rollout.steps_N[:, None]).long()
+        steps_N1 = rollout.trajectory_NL.masked_fill(~span_NL, 0).amax(1, keepdim=True) + 1
+        step_NR = ((stratum_R + key_NR.draw()) / self.count * steps_N1).long()
         masked_NRL = (rollout.trajectory_NL[:, None] >= step_NR[..., None]) & span_NL[:, None]
         return uniform_weights(masked_NRL)

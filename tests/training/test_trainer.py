@@ -1,0 +1,69 @@
+"""The training loop: which examples a step draws, and under which keys."""
+
+import pytest
+import torch
+
+from unmask.errors import UserError
+from unmask.settings.reader import build
+from unmask.settings.recipe import Recipe
+from unmask.training.build import build_trainer
+
+SMALL = {
+    "rollout": {"prompts": 4, "group_size": 4},
+    "train": {"examples": 2, "threads": 1, "steps": 4},
+    "evaluation": {"examples": 4, "examples_during": 4, "greedy_steps": 8},
+}
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """Rollouts of trainer.step(0) with the settings, and the masked inputs that it scored."""
+
+    def run(**sections):
+        trainer = build_trainer(build(Recipe, SMALL | sections))
+        seen, prepare = [], type(trainer.objective).prepare
+
+        def spy(objective, rollout, *rest):
+            seen.append((rollout, prepare(objective, rollout, *rest)))
+            return seen[-1][1]
+
+        monkeypatch.setattr(type(trainer.objective), "prepare", spy)
+        trainer.step(0)
+        return seen[0]
+
+    return run
+
+
+def test_trainer_step_draws_different_groups_for_an_example_that_occurs_twice(sampled):
+    rollout, ((update, *_),) = sampled()
+    prompts_PL = rollout.tokens_NL[:: rollout.group_size, : rollout.prompt_length]
+    groups_PGL = rollout.tokens_NL.view(4, rollout.group_size, -1)
+    pairs = [(i, j) for i in range(4) for j in range(i) if torch.equal(prompts_PL[i], prompts_PL[j])]
+    assert len(pairs) == 2  # each example twice
+    for i, j in pairs:
+        assert not torch.equal(groups_PGL[i], groups_PGL[j])
+    inputs = [tuple(row) for row in update.batch.inputs_FL.tolist()]
+    assert len(set(inputs)) == len(inputs)  # nor do they share a prompt mask
+
+
+def test_trainer_step_keys_an_example_that_occurs_once_by_its_index(sampled):
+    rollout, _ = sampled(train=SMALL["train"] | {"examples": 8})
+    assert len(set(rollout.prompt_N.tolist())) == 4
+    assert max(rollout.prompt_N.tolist()) < 8
+
+
+def test_build_trainer_refuses_to_sync_a_reference_that_nothing_reads():
+    train = SMALL["train"] | {"reference_sync_steps": 2}
+    with pytest.raises(UserError, match="reference_sync_steps 2 moves a reference that method wd1"):
+        build_trainer(build(Recipe, SMALL | {"method": {"name": "wd1"}, "train": train}))
+
+
+def test_on_policy_source_metrics_of_equal_rewards_are_no_noise(tmp_path):
+    path = tmp_path / "same.py"
+    path.write_text("def same(completions, **rest):\n    return [0.1] * len(completions)\n")
+    for prompts in (1, 3):
+        sizes = {"rollout": {"prompts": prompts, "group_size": 7}, "reward": {"functions": f"{path}:same"}}
+        metrics, _ = build_trainer(build(Recipe, SMALL | sizes)).step(0)
+        assert metrics["frac_reward_zero_std"] == 1
+        assert metrics["reward_std"] == 0
+        assert ("reward_stderr" in metrics) == (prompts > 1)  # unknown of one prompt
