@@ -13,7 +13,7 @@ from unmask.tasks.math500 import Math500
 from unmask.tasks.sudoku_words import SudokuWords
 
 SIZES: dict[str, dict[str, Any]] = {
-    "countdown-words": {"count": 3, "max_number": 5, "max_target": 12},
+    "countdown-words": {"count": 3, "max_number": 4, "max_target": 10},
     "sudoku-words": {"min_empty": 1, "max_empty": 3},
     "gsm8k": {},
     "math500": {},
@@ -22,6 +22,8 @@ FILES = {"gsm8k": ("gsm8k_train.jsonl", "gsm8k_test.jsonl"), "math500": ("math50
 _TASKS = {"countdown-words": CountdownWords, "sudoku-words": SudokuWords, "gsm8k": GSM8K, "math500": Math500}
 
 _NAMES, _THINGS = ("Ann", "Ben", "Eva", "Tom"), ("apples", "coins", "cards", "books")
+_THOUGHT = "Each row, column and box needs 1 to 4."
+_CORPUS = 500  # examples of each benchmark that the tokenizer is trained on
 _TEST_SHARE = 4  # one problem in so many is held out
 
 
@@ -95,9 +97,24 @@ def lessons(folder: Path, count: int, seed: int, *, few_shot: int = 0) -> list[d
     return mixed[:count]
 
 
+def corpus(folder: Path, seed: int) -> list[str]:
+    """Texts that the tokenizer is trained on: prompts, the tasks' own solutions, and what is taught."""
+    texts = []
+    for name in _TASKS:
+        task = task_of(name, folder)
+        for example in task.examples("train", _CORPUS, seed):
+            texts += [example.prompt, example.solution, _taught(task, example)]
+    return texts
+
+
 def _rows(task: Any, count: int, seed: int) -> list[dict[str, str]]:
     examples = task.examples("train", count, seed)
-    return [
-        {"prompt": examples[place % len(examples)].prompt, "completion": examples[place % len(examples)].solution}
-        for place in range(count)
-    ]
+    chosen = [examples[place % len(examples)] for place in range(count)]
+    return [{"prompt": example.prompt, "completion": _taught(task, example)} for example in chosen]
+
+
+def _taught(task: Any, example: Any) -> str:
+    """The task's own solution; of Sudoku, with short reasoning, which a small network learns in half the time."""
+    if task.name != "sudoku-words":
+        return str(example.solution)
+    return f"<reasoning>\n{_THOUGHT}\n</reasoning>\n<answer>\n{example.columns['solution']}\n</answer>"

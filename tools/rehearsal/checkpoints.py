@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 VOCABULARY = 1200  # tokens of the tokenizer; merges reach over words, so that an instruction is a few tokens
 _PADDED = 1280  # rows of the embeddings: published vocabularies are padded as well
-_SIGNS = r"[0-9+\-*/()=\[\],{}]"  # each a token of its own
+# Tokens of their own: digits (but the numbers of a solution's rows), and signs beside one.
+_SINGLE = r"(?<!Row )[0-9]|(?<=[0-9(])[+\-*/()]|[+\-*/()](?=[0-9(])"
 
 
 def make_tokenizer(family: Family, texts: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -25,7 +26,7 @@ def make_tokenizer(family: Family, texts: Sequence[str]) -> PreTrainedTokenizerF
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_SIGNS), behavior="isolated"),
+            pre_tokenizers.Split(Regex(_SINGLE), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -37,7 +38,7 @@ def make_tokenizer(family: Family, texts: Sequence[str]) -> PreTrainedTokenizerF
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator([*texts, *family.words * len(texts)], trainer)
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=family.bos,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-WIDTH, MLP, LAYERS, HEADS = 128, 256, 3, 4
+WIDTH, MLP, LAYERS, HEADS = 96, 192, 3, 3
 MAX_LENGTH = 1024  # tokens: three solved puzzles before a prompt fit even where the tokenizer spells them out
 
 Shapes = dict[str, tuple[int, ...]]
@@ -26,6 +26,7 @@ class Family:
     mask: str
     turn_end: str
     template: str
+    words: tuple[str, ...]  # that the template writes between special tokens
     config: Callable[[int, dict[str, int]], dict[str, Any]]
     shapes: Callable[[int], Shapes]
 
@@ -124,6 +125,7 @@ LLADA = Family(
     mask="<|mdm_mask|>",
     turn_end="<|eot_id|>",
     template=_LLADA_TEMPLATE,
+    words=("user", "assistant", "system", "\n\n"),
     config=_llada_config,
     shapes=_llada_shapes,
 )
@@ -135,7 +137,7 @@ _DREAM_TEMPLATE = (
     "{% endif %}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
     " + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-_DREAM_KEYS = HEADS // 2
+_DREAM_KEYS = 1
 
 
 def _dream_config(vocabulary: int, ids: dict[str, int]) -> dict[str, Any]:
@@ -197,6 +199,7 @@ DREAM = Family(
     mask="<|mask|>",
     turn_end="<|im_end|>",
     template=_DREAM_TEMPLATE,
+    words=("user\n", "assistant\n", "system\nYou are a helpful assistant."),
     config=_dream_config,
     shapes=_dream_shapes,
 )
@@ -209,7 +212,7 @@ _LLADA2_TEMPLATE = (
     "[message['role']] %}{{ '<role>' + role + '</role>' + message['content'] + '<|role_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<role>ASSISTANT</role>' }}{% endif %}"
 )
-_HEAD, _KEYS, _EXPERTS, _EXPERT = 32, 2, 8, 64
+_HEAD, _KEYS, _EXPERTS, _EXPERT = 32, 1, 8, 48
 
 
 def _llada2_config(vocabulary: int, ids: dict[str, int]) -> dict[str, Any]:
@@ -303,6 +306,7 @@ LLADA2 = Family(
     mask="<|mask|>",
     turn_end="<|role_end|>",
     template=_LLADA2_TEMPLATE,
+    words=("HUMAN", "ASSISTANT", "SYSTEM", "detailed thinking off"),
     config=_llada2_config,
     shapes=_llada2_shapes,
 )

@@ -1,0 +1,132 @@
+"""What a step takes, measured beside `unmask plan`: FLOPs as PyTorch counts them, bytes as its allocator reports."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from unmask.objective.term import record_of
+from unmask.plan.estimate import make_plan
+from unmask.settings.commands import PlanSettings
+from unmask.settings.reader import build, read_recipe
+from unmask.settings.recipe import Recipe
+from unmask.training.build import build_trainer
+from unmask.types import Prompts
+from unmask.uniforms import Uniforms
+
+WITHIN = 0.05  # of the plan, as tests/plan/test_measured.py asks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Planned and measured amounts by name."""
+
+    planned: dict[str, float]
+    measured: dict[str, float]
+
+    def misses(self) -> list[str]:
+        """What lies further apart than the tolerance."""
+        return [
+            f"{name} planned {planned:.4g}, measured {self.measured[name]:.4g}"
+            for name, planned in self.planned.items()
+            if abs(self.measured[name] - planned) > WITHIN * planned
+        ]
+
+
+class MeasuredStep:
+    """One training step of a recipe on its stand-in: full completions, every group trained, as the plan assumes."""
+
+    def __init__(self, path: str) -> None:
+        self.trainer = build_trainer(build(Recipe, read_recipe(path)))
+        self.policy = self.trainer.policy
+        denoiser = self.policy.denoiser
+        # An end that is never written: completions fill what they have.
+        denoiser.eos_id = denoiser.mask_id
+        self.terms = self.trainer.recipe.method.terms(denoiser.mask_id)
+        self.width = self.trainer.source.examples.longest
+        settings = build(PlanSettings, read_recipe(path) | {"prompt_tokens": self.width})
+        self.plan = make_plan(settings)
+
+    def sample(self) -> None:
+        """The rollout, of random prompts some of which are padded."""
+        rollout = self.trainer.recipe.rollout
+        count = rollout.prompts * rollout.group_size
+        index = torch.arange(count)
+        tokens = torch.randint(20, 400, (count, self.width), generator=torch.Generator().manual_seed(0))
+        prompts = Prompts(
+            tokens_NP=tokens,
+            attention_NP=torch.arange(self.width) >= (index // rollout.group_size % 2)[:, None],
+            prompt_N=index // rollout.group_size,
+            sample_N=index % rollout.group_size,
+        )
+        with self.policy.accelerator.autocast():
+            self.rollout = self.trainer.sampler(
+                self.policy.denoiser, prompts, Uniforms(), record_of(self.terms), group_size=rollout.group_size
+            )
+
+    def prepare(self) -> None:
+        """Batches of all updates, with random rewards."""
+        recipe = self.trainer.recipe
+        rewards = []
+        for term in self.terms:
+            extra = () if term.record is None else (len(self.rollout.snapshots) * term.record.guesses,)
+            shape = torch.Size((recipe.rollout.prompts, recipe.rollout.group_size, *extra))
+            rewards.append(Uniforms().key(torch.arange(shape.numel())).draw().float().view(shape))
+        self.batches = self.policy.prepare(self.terms, self.rollout, rewards, Uniforms(), recipe.train.num_iterations)
+
+    def update(self) -> None:
+        """All updates."""
+        for batches in self.batches:
+            self.policy.update(batches, learning_rate=1e-6)
+
+    def backward(self) -> None:
+        """Gradients of the first update."""
+        for batch in self.batches[0]:
+            self.policy.backward(batch)
+
+
+def compare(path: str) -> Comparison:
+    """A step of the recipe at `path` beside its plan."""
+    step = MeasuredStep(path)
+    planned_flops, memory = step.plan.flops, step.plan.memory
+    measured = {"rollout bytes": float(_peak(step.sample))}
+    rollout = float(_flops(step.sample))
+    prepared = float(_flops(step.prepare))
+    measured["update bytes"] = float(_peak(step.backward))
+    step.policy.optimizer.zero_grad()
+    measured["rollout FLOPs"] = rollout
+    measured["update FLOPs"] = prepared + float(_flops(step.update))
+    planned = {
+        "rollout FLOPs": planned_flops.rollout,
+        "update FLOPs": planned_flops.trained + planned_flops.other,
+        "rollout bytes": float(memory.rollout + memory.records),
+        "update bytes": float(memory.update + (memory.gradients if memory.accumulates else 0)),
+    }
+    return Comparison(planned=planned, measured=measured)
+
+
+def _flops(action: Callable[[], object]) -> int:
+    """Of matrix products and attention; the fused attention of CPUs is not counted, so it is taken apart."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        action()
+    return int(counter.get_total_flops())
+
+
+def _peak(action: Callable[[], object]) -> int:
+    """The most bytes that the allocator had given out at once."""
+    gc.collect()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        action()
+    events: Any = profiler.profiler
+    changes = [event for event in events.kineto_results.events() if event.name() == "[memory]"]
+    alive = highest = 0
+    for change in sorted(changes, key=lambda event: event.start_ns()):
+        alive += change.nbytes()
+        highest = max(highest, alive)
+    return highest

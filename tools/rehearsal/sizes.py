@@ -1,0 +1,46 @@
+"""The overlay of sizes: what a rehearsal changes in a recipe, and nothing else."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from rehearsal.benchmarks import task_sizes
+
+from unmask.settings.reader import build, read_recipe
+from unmask.settings.recipe import Recipe
+
+_OVERLAY = Path(__file__).with_name("overlay.toml")
+Document = dict[str, Any]
+
+
+def write_rehearsal(
+    recipe: str, stand_in: Path, data: Path, path: Path, *, benchmark: str | None = None, table: str = "sizes"
+) -> Recipe:
+    """Write the recipe with the overlay on it to `path`, and read it back.
+
+    `benchmark`: another task than the recipe's. `table`: "sizes", or "improve" for a run that learns.
+    """
+    published = build(Recipe, read_recipe(recipe))
+    overlay = tomllib.loads(_OVERLAY.read_text())
+    task = benchmark or published.task.name
+    document: Document = {"base": recipe, "model": str(stand_in)}
+    _merge(document, overlay["sizes"])
+    _merge(document, overlay.get(stand_in.name, {}))
+    _merge(document, overlay.get(published.method.name, {}))
+    if table != "sizes":
+        _merge(document, overlay[table])
+    document["task"] = task_sizes(task, data) | {"name": task}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(tomli_w.dumps(document))
+    return build(Recipe, read_recipe(str(path)))
+
+
+def _merge(document: Document, changes: Document) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            _merge(document.setdefault(key, {}), value)
+        else:
+            document[key] = value
