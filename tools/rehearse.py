@@ -20,10 +20,12 @@ from typing import Any
 from rehearsal import checks
 from rehearsal.commands import CommandFailed, finish, run, start, unmask
 from rehearsal.families import DREAM, FAMILIES, LLADA, LLADA2
+from rehearsal.measured import write_misses
+from rehearsal.references import reference_rewards
 from rehearsal.sizes import write_rehearsal
 from stand_ins import make_stand_ins
 
-from unmask.settings.reader import recipe_names
+from unmask.settings.reader import document_of, recipe_names
 from unmask.settings.recipe import Recipe
 
 # One recipe of each benchmark on the other families, and one of each that is to learn.
@@ -130,7 +132,7 @@ class Rehearsal:
 
         def planned() -> dict[str, Any]:
             found = folder / "plan.json"
-            run(compare, (str(path), str(found)), log=log)
+            run(write_misses, (str(path), str(found)), log=log)
             misses = json.loads(found.read_text())
             if misses:
                 raise checks.Failed("; ".join(misses))
@@ -162,8 +164,6 @@ def kill_after_a_checkpoint(path: Path, killed: Path, log: Path) -> None:
 
 def evaluation(recipe: Recipe, checkpoint: Path, folder: Path) -> dict[str, Any]:
     """Settings of `unmask evaluate` for the task of a recipe."""
-    from unmask.settings.reader import document_of
-
     task = document_of(recipe.task)
     settings = {"model": checkpoint, "task": task.pop("name"), "threads": 1, "examples": 8, "steps": 16}
     settings |= {"lengths": recipe.rollout.max_new_tokens, "block-length": recipe.rollout.block_length}
@@ -173,20 +173,10 @@ def evaluation(recipe: Recipe, checkpoint: Path, folder: Path) -> dict[str, Any]
 
 def references(recipe: Recipe, stand_in: Path) -> dict[str, Any]:
     """The task's own solutions, as the model would write them, are right."""
-    from rehearsal.references import reference_rewards
-
     rewards = reference_rewards(recipe, stand_in)
     if min(rewards) < 1:
         raise checks.Failed(f"reference answers are rewarded {min(rewards):g} to {max(rewards):g}")
     return {}
-
-
-def compare(path: str, output: str) -> int:
-    """Write what of a plan does not hold; in a process of its own."""
-    from rehearsal.measured import compare as measured
-
-    Path(output).write_text(json.dumps(measured(path).misses()))
-    return 0
 
 
 def line(outcome: Outcome) -> str:

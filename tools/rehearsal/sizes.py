@@ -16,23 +16,26 @@ _OVERLAY = Path(__file__).with_name("overlay.toml")
 Document = dict[str, Any]
 
 
-def write_rehearsal(
-    recipe: str, stand_in: Path, data: Path, path: Path, *, benchmark: str | None = None, table: str = "sizes"
-) -> Recipe:
-    """Write the recipe with the overlay on it to `path`, and read it back.
+def rehearsal_document(
+    recipe: str, stand_in: Path, data: Path, *, table: str = "sizes"
+) -> Document:
+    """The recipe with the overlay on it, for a stand-in and the word problems in `data`.
 
-    `benchmark`: another task than the recipe's. `table`: "sizes", or "improve" for a run that learns.
+    `table`: "sizes", or "improve" for a run that learns.
     """
     published = build(Recipe, read_recipe(recipe))
     overlay = tomllib.loads(_OVERLAY.read_text())
-    task = benchmark or published.task.name
+    task = published.task.name
     document: Document = {"base": recipe, "model": str(stand_in)}
-    _merge(document, overlay["sizes"])
-    _merge(document, overlay.get(stand_in.name, {}))
-    _merge(document, overlay.get(published.method.name, {}))
-    if table != "sizes":
-        _merge(document, overlay[table])
+    for name in ("sizes", stand_in.name, published.method.name, *((table,) if table != "sizes" else ())):
+        _merge(document, overlay.get(name, {}))
     document["task"] = task_sizes(task, data) | {"name": task}
+    return document
+
+
+def write_rehearsal(recipe: str, stand_in: Path, data: Path, path: Path, *, table: str = "sizes") -> Recipe:
+    """Write `rehearsal_document` to `path`, and read it back."""
+    document = rehearsal_document(recipe, stand_in, data, table=table)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(tomli_w.dumps(document))
     return build(Recipe, read_recipe(str(path)))
