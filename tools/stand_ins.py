@@ -34,8 +34,8 @@ class Course:
 
 
 COURSES = (
-    Course(rows=40_000, batch=32, steps=1400, learning_rate=2e-3),
-    Course(rows=2_000, batch=16, steps=60, learning_rate=5e-4, few_shot=3),
+    Course(rows=40_000, batch=32, steps=1200, learning_rate=2e-3),
+    Course(rows=3_000, batch=16, steps=150, learning_rate=5e-4, few_shot=3),
 )
 LONGEST = 40  # tokens of a taught completion and its end
 

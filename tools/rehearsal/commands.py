@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -14,7 +15,7 @@ _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
     ["peft", "accelerate", "unmask.cli.main", "unmask.cli.commands", "unmask.training.run", "unmask.training.build"]
 )
-_LONGEST = 900.0  # seconds of a command
+_LONGEST = 3600.0  # seconds of a command
 
 Process = multiprocessing.process.BaseProcess
 
@@ -45,6 +46,7 @@ def finish(process: Process, log: Path) -> None:
     process.join(timeout=_LONGEST)
     if process.exitcode is None:
         process.kill()
+        raise CommandFailed(f"not done after {_LONGEST:.0f} s")
     if process.exitcode != 0:
         said = log.read_text().splitlines()[-1:] or ["nothing"]
         raise CommandFailed(f"exit {process.exitcode}: {said[0][-300:]}")
@@ -74,4 +76,5 @@ def _logged(work: Callable[..., int], arguments: tuple[Any, ...], log: str) -> N
 
             traceback.print_exc()
             raise
+        print(f"\nprocessor: {time.process_time():.1f} s")  # noqa: T201
     sys.exit(status)

@@ -27,7 +27,8 @@ def rehearsal_document(
     overlay = tomllib.loads(_OVERLAY.read_text())
     task = published.task.name
     document: Document = {"base": recipe, "model": str(stand_in)}
-    for name in ("sizes", stand_in.name, published.method.name, *((table,) if table != "sizes" else ())):
+    adapters = "adapters" if published.train.lora_rank else ""
+    for name in dict.fromkeys(("sizes", adapters, stand_in.name, published.method.name, table)):
         _merge(document, overlay.get(name, {}))
     document["task"] = task_sizes(task, data) | {"name": task}
     return document
