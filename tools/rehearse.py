@@ -24,7 +24,6 @@ from rehearsal.measured import write_misses
 from rehearsal.references import reference_rewards
 from rehearsal.sizes import write_rehearsal
 from stand_ins import make_stand_ins
-
 from unmask.settings.reader import document_of, recipe_names
 from unmask.settings.recipe import Recipe
 
@@ -181,7 +180,9 @@ def references(recipe: Recipe, stand_in: Path) -> dict[str, Any]:
 
 def line(outcome: Outcome) -> str:
     """A row of the table."""
-    figures = ", ".join(f"{name} {value:.2g}" if isinstance(value, float) else value for name, value in outcome.figures.items())
+    figures = ", ".join(
+        f"{name} {value:.2g}" if isinstance(value, float) else value for name, value in outcome.figures.items()
+    )
     said = "ok  " if not outcome.faults else "FAIL"
     return f"{said} {outcome.part.name:45} {outcome.seconds:5.0f} s  {figures}" + "".join(
         f"\n       {fault}" for fault in outcome.faults

@@ -3,11 +3,11 @@
 import json
 
 import pytest
+
 from rehearsal.benchmarks import corpus, task_of, write_problems
 from rehearsal.checkpoints import make_tokenizer
 from rehearsal.families import FAMILIES
 from rehearsal.references import round_trip_rewards
-
 from unmask.data.chat import PLAIN, continuation
 from unmask.tasks import TASKS, Arithmetic, Code, Countdown, Dataset, Sudoku
 

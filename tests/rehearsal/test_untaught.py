@@ -4,6 +4,7 @@ import math
 
 import pytest
 import tomli_w
+
 from helpers.processes import command, finish
 from rehearsal import checks
 from rehearsal.benchmarks import corpus, write_problems

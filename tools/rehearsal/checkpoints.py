@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rehearsal.families import Family
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from rehearsal.families import Family
 
 VOCABULARY = 1200  # tokens of the tokenizer; merges reach over words, so that an instruction is a few tokens
 _PADDED = 1280  # rows of the embeddings: published vocabularies are padded as well

@@ -47,7 +47,7 @@ def last_checkpoint(run: Path) -> Path:
 def check_moved(run: Path, stand_in: Path) -> None:
     """The trained weights are others than before: the adapters where there are some, else the model's own."""
     checkpoint = last_checkpoint(run)
-    adapters = [path for path in checkpoint.rglob("adapter*.safetensors")]
+    adapters = list(checkpoint.rglob("adapter*.safetensors"))
     if adapters:
         moved = any(bool(tensor.any()) for name, tensor in load_file(adapters[0]).items() if "lora_B" in name)
     else:

@@ -76,5 +76,5 @@ def _logged(work: Callable[..., int], arguments: tuple[Any, ...], log: str) -> N
 
             traceback.print_exc()
             raise
-        print(f"\nprocessor: {time.process_time():.1f} s")  # noqa: T201
+        print(f"\nprocessor: {time.process_time():.1f} s")
     sys.exit(status)

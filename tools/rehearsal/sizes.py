@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from rehearsal.benchmarks import task_sizes
 
+from rehearsal.benchmarks import task_sizes
 from unmask.settings.reader import build, read_recipe
 from unmask.settings.recipe import Recipe
 
@@ -16,9 +16,7 @@ _OVERLAY = Path(__file__).with_name("overlay.toml")
 Document = dict[str, Any]
 
 
-def rehearsal_document(
-    recipe: str, stand_in: Path, data: Path, *, table: str = "sizes"
-) -> Document:
+def rehearsal_document(recipe: str, stand_in: Path, data: Path, *, table: str = "sizes") -> Document:
     """The recipe with the overlay on it, for a stand-in and the word problems in `data`.
 
     `table`: "sizes", or "improve" for a run that learns.
