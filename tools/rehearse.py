@@ -35,10 +35,10 @@ OTHERS = (
     "sudoku-llada8b-dispo-spg",
 )
 IMPROVE = (
-    "countdown-words-llada8b-diffu-grpo",
-    "gsm8k-llada8b-dispo",
-    "math500-llada8b-diffu-grpo",
-    "sudoku-llada8b-spg",
+    "countdown-words-llada8b-spg",
+    "gsm8k-llada8b-spg",
+    "math500-llada8b-spg",
+    "sudoku-llada8b-dispo-spg",
 )
 
 
@@ -68,12 +68,12 @@ class Outcome:
 
 
 def parts(only: str) -> list[Part]:
-    """All parts of a rehearsal whose names hold `only`."""
+    """All parts of a rehearsal whose names hold one of the words of `only`."""
     recipes = [name for name in recipe_names("train") if "llada8b" in name]
     listed = [Part(recipe=name, family=LLADA.name, table="improve") for name in IMPROVE]
     listed += [Part(recipe=name, family=LLADA.name) for name in recipes]
     listed += [Part(recipe=name, family=family.name) for family in (DREAM, LLADA2) for name in OTHERS]
-    return [part for part in listed if only in part.name]
+    return [part for part in listed if any(word in part.name for word in only.split(","))]
 
 
 class Rehearsal:
@@ -193,7 +193,7 @@ def main() -> int:
     """0 where every part is as it must be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stand-ins", type=Path, default=Path("runs/stand-ins"))
-    parser.add_argument("--only", default="", help="part of the names of what is rehearsed")
+    parser.add_argument("--only", default="", help="parts of names, by commas: what is rehearsed")
     parser.add_argument("--jobs", type=int, default=2, help="recipes at a time, one thread each")
     parser.add_argument("--keep", type=Path, help="folder that keeps the runs")
     options = parser.parse_args()

@@ -59,6 +59,9 @@ def main() -> int:
 
 def make_stand_ins(output: Path, seed: int, families: list[str], jobs: int) -> None:
     """Teach each family that is not there yet."""
+    wanted = [FAMILIES[name] for name in families if not (output / name / "config.json").is_file()]
+    if not wanted:
+        return
     work = output / "work"
     write_problems(output / "data", seed)
     texts = corpus(output / "data", seed)
@@ -67,7 +70,6 @@ def make_stand_ins(output: Path, seed: int, families: list[str], jobs: int) -> N
     for number, course in enumerate(COURSES):
         _write_lessons(output / "data", work / f"lessons_{number}.jsonl", course, seed)
     with ThreadPoolExecutor(jobs) as pool:
-        wanted = [FAMILIES[name] for name in families if not (output / name / "config.json").is_file()]
         for _ in pool.map(lambda family: _teach(family, output, texts, seed), wanted):
             pass
     shutil.rmtree(work)
