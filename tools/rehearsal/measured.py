@@ -22,7 +22,7 @@ from unmask.training.build import build_trainer
 from unmask.types import Prompts
 from unmask.uniforms import Uniforms
 
-_UPDATES = 2  # further ones of a step cost what the second does
+_UPDATES, _PROMPTS = 2, 2  # further ones of a step cost what these do
 WITHIN = 0.05  # of the plan, as tests/plan/test_measured.py asks
 
 
@@ -48,6 +48,7 @@ class MeasuredStep:
     def __init__(self, path: str) -> None:
         document = read_recipe(path)
         document["train"]["num_iterations"] = min(_UPDATES, document["train"]["num_iterations"])
+        document["rollout"]["prompts"] = _PROMPTS
         self.trainer = build_trainer(build(Recipe, document))
         self.policy = self.trainer.policy
         denoiser = self.policy.denoiser
