@@ -22,7 +22,7 @@ from unmask.training.build import build_trainer
 from unmask.types import Prompts
 from unmask.uniforms import Uniforms
 
-_UPDATES, _PROMPTS = 2, 2  # further ones of a step cost what these do
+_UPDATES, _SAMPLES = 2, 24  # further ones of a step cost what these do; of fewer, small tensors tell
 WITHIN = 0.05  # of the plan, as tests/plan/test_measured.py asks
 
 
@@ -48,7 +48,7 @@ class MeasuredStep:
     def __init__(self, path: str) -> None:
         document = read_recipe(path)
         document["train"]["num_iterations"] = min(_UPDATES, document["train"]["num_iterations"])
-        document["rollout"]["prompts"] = _PROMPTS
+        document["rollout"]["prompts"] = max(2, _SAMPLES // document["rollout"]["group_size"])
         self.trainer = build_trainer(build(Recipe, document))
         self.policy = self.trainer.policy
         denoiser = self.policy.denoiser
