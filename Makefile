@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test coverage lint docs mutants bench check-gpu clean
+.PHONY: train test coverage lint docs mutants bench check-gpu stand-ins rehearse clean
 
 train: $(VENV)/.installed
 	$(BIN)/unmask train
@@ -33,6 +33,12 @@ bench: $(VENV)/.installed
 
 check-gpu: $(VENV)/.installed-test
 	$(BIN)/pytest -m gpu tests/gpu
+
+stand-ins: $(VENV)/.installed
+	$(BIN)/python tools/stand_ins.py runs/stand-ins
+
+rehearse: $(VENV)/.installed
+	$(BIN)/python tools/rehearse.py --stand-ins runs/stand-ins
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)

@@ -125,6 +125,13 @@ def test_plan_peak_of_rollout_and_update_is_that_measured(method, train, shape, 
     assert planned == pytest.approx(peak(backward), rel=0.05)
 
 
+def test_plan_peak_of_a_rollout_at_another_temperature(tmp_path):
+    """Scaled logits are a copy."""
+    rollout, shape = {"temperature": 0.9}, {"hidden_size": 96, "num_key_value_heads": 4, "vocab_size": 1280}
+    run = SmallRun(settings_of(tmp_path, METHODS["diffu-grpo"], rollout=rollout, shape=shape))
+    assert run.plan.memory.rollout + run.plan.memory.records == pytest.approx(peak(run.sample), rel=0.05)
+
+
 def test_plan_peak_of_a_whole_step_is_that_measured(tmp_path):
     """Everything from the weights on, with the optimizer that GPUs have."""
     settings = settings_of(tmp_path, METHODS["diffu-grpo"], train={"micro_batch": 4, "num_iterations": 2})

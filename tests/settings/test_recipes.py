@@ -53,3 +53,17 @@ def test_read_recipe_has_one_of_every_method_for_llada_with_its_paper_s_settings
 def test_build_reads_every_shipped_recipe():
     for name in recipe_names("train"):
         shipped(name)
+
+
+WORDED = ("countdown-words", "sudoku-words", "gsm8k", "math500")
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names("train") if "llada8b" in name])
+def test_llada_recipes_ask_in_words(name):
+    assert shipped(name).task.name in WORDED
+
+
+def test_sudoku_recipes_show_as_many_solved_puzzles_as_their_papers():
+    assert shipped("sudoku-llada8b-spg").task.few_shot == 3  # SPG 2510.09541
+    assert shipped("sudoku-llada8b-dispo").task.few_shot == 0  # DiSPO 2602.06462
+    assert shipped("sudoku-llada8b-dispo-spg").task.few_shot == 0

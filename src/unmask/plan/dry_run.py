@@ -94,6 +94,7 @@ class Pass:
     blended: bool = False  # with the logits of the old policy
     separable: bool = False  # the head's gradient is made with its logits
     samples: bool = False  # a denoising step, else a pass with gradient
+    temperature: float = 1.0  # of a denoising step: others than 1 scale a copy of the logits
     guided: bool = False
     accumulates: bool = False  # gradients are there already
 
@@ -226,7 +227,7 @@ def _reducer(work: Pass) -> LogitsReducer:
     if work.samples:
         uniform_QZ = torch.zeros(positions, work.targets, dtype=torch.float64)
         return Propose(
-            temperature=1.0,
+            temperature=work.temperature,
             mask_id=0,
             measure=LowConfidence().measure,
             uniform_QZ=uniform_QZ,

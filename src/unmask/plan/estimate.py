@@ -187,6 +187,7 @@ def _memory(settings: PlanSettings, terms: tuple[Term, ...], work: Work, size: S
             scored=step.forwards * step.positions,
             targets=step.tokens,
             samples=True,
+            temperature=settings.rollout.temperature,
             guided=work.guided,
         )
         for step in largest

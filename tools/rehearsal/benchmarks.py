@@ -1,0 +1,140 @@
+"""The four benchmarks at a size that small networks learn: Countdown, Sudoku, and word problems made from a seed."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from itertools import permutations, product
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from unmask.data.readers.word_problems import build_solution
+from unmask.tasks.countdown import is_solved
+from unmask.tasks.countdown_words import CountdownWords
+from unmask.tasks.gsm8k import GSM8K
+from unmask.tasks.math500 import Math500
+from unmask.tasks.sudoku_words import SudokuWords
+
+SIZES: dict[str, dict[str, Any]] = {
+    "countdown-words": {"count": 3, "max_number": 4, "max_target": 9},
+    "sudoku-words": {"min_empty": 1, "max_empty": 3},
+    "gsm8k": {},
+    "math500": {},
+}
+FILES = {"gsm8k": ("gsm8k_train.jsonl", "gsm8k_test.jsonl"), "math500": ("math500_train.jsonl", "math500_test.jsonl")}
+_TASKS = {"countdown-words": CountdownWords, "sudoku-words": SudokuWords, "gsm8k": GSM8K, "math500": Math500}
+
+_NAMES, _THINGS = ("Ann", "Ben", "Eva", "Tom"), ("apples", "coins", "cards", "books")
+_PARTS = {"countdown-words": 4, "sudoku-words": 3, "gsm8k": 2, "math500": 2}  # of the rows that are taught
+_THOUGHT = "Each row, column and box needs 1 to 4."
+_CORPUS = 500  # examples of each benchmark that the tokenizer is trained on
+_TEST_SHARE = 4  # one problem in so many is held out
+
+
+def task_sizes(name: str, folder: Path) -> dict[str, Any]:
+    """Settings of a benchmark's task at rehearsal size; file tasks read the files in `folder`."""
+    if name not in FILES:
+        return SIZES[name]
+    train, test = FILES[name]
+    return SIZES[name] | {"train_data": str(folder / train), "data": str(folder / test)}
+
+
+def task_of(name: str, folder: Path, **settings: Any) -> Any:
+    """The benchmark's task at rehearsal size."""
+    return _TASKS[name](**task_sizes(name, folder), **settings)
+
+
+def write_problems(folder: Path, seed: int) -> None:
+    """Write the files of the tasks that read files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, problems in (("gsm8k", _stories()), ("math500", _fractions())):
+        Random(f"{name}-{seed}").shuffle(problems)
+        held_out = len(problems) // _TEST_SHARE
+        for file, rows in zip(FILES[name], (problems[held_out:], problems[:held_out]), strict=True):
+            (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _stories() -> list[dict[str, str]]:
+    """School problems: one sum or one difference of numbers up to nine."""
+    rows = []
+    for name in _NAMES:
+        for things in _THINGS:
+            for first in range(1, 8):
+                for second in range(1, 8):
+                    total = first + second
+                    more = f"{name} has {first} {things} and gets {second} more. How many {things} are there now?"
+                    rows.append({"question": more, "answer": f"{first} + {second} = {total} #### {total}"})
+                    if first > second:
+                        left = first - second
+                        less = f"{name} has {first} {things} and loses {second}. How many {things} are left?"
+                        rows.append({"question": less, "answer": f"{first} - {second} = {left} #### {left}"})
+    return rows
+
+
+def _fractions() -> list[dict[str, str]]:
+    """Sums of two fractions with one prime denominator: the answer is LaTeX, reduced as it stands."""
+    rows = []
+    for bottom in (7, 11, 13):
+        for first in range(1, 7):
+            for second in range(1, 7):
+                top = first + second
+                if top % bottom == 0:
+                    continue
+                rows.append(
+                    {
+                        "problem": rf"Add $\frac{{{first}}}{{{bottom}}}$ and $\frac{{{second}}}{{{bottom}}}$.",
+                        "solution": f"{first} + {second} = {top}",
+                        "answer": rf"\frac{{{top}}}{{{bottom}}}",
+                    }
+                )
+    return rows
+
+
+def lessons(folder: Path, count: int, seed: int, *, few_shot: int = 0) -> list[dict[str, str]]:
+    """Rows {"prompt", "completion"} of all benchmarks in turn; with `few_shot`, of Sudoku alone."""
+    if few_shot:
+        return _rows(task_of("sudoku-words", folder, few_shot=few_shot), count, seed)
+    parts = sum(_PARTS.values())
+    columns = [_rows(task_of(name, folder), -(-count * part // parts), seed) for name, part in _PARTS.items()]
+    mixed = [row for rows in columns for row in rows]
+    Random(seed).shuffle(mixed)
+    return mixed[:count]
+
+
+def corpus(folder: Path, seed: int) -> list[str]:
+    """Texts that the tokenizer is trained on: prompts, the tasks' own solutions, and what is taught."""
+    texts = []
+    for name in _TASKS:
+        task = task_of(name, folder)
+        for example in task.examples("train", _CORPUS, seed):
+            texts += [example.prompt, example.solution, _taught(task, example)]
+    return texts
+
+
+def _rows(task: Any, count: int, seed: int) -> list[dict[str, str]]:
+    examples = task.examples("train", count, seed)
+    chosen = [examples[place % len(examples)] for place in range(count)]
+    return [{"prompt": example.prompt, "completion": _taught(task, example)} for example in chosen]
+
+
+@cache
+def _one_solution(*numbers: int, target: int) -> str:
+    """The first that is right, of the numbers in all orders and all signs between them."""
+    for first, second, third in permutations(reversed(numbers)):
+        for one, other in product("+-*/", repeat=2):
+            plain = f"{first}{one}{second}{other}{third}"
+            for text in (plain, f"({first}{one}{second}){other}{third}", f"{first}{one}({second}{other}{third})"):
+                if is_solved(text, list(numbers), target):
+                    return build_solution(f"{text} = {target}", text)
+    raise ValueError(f"{numbers} do not make {target}")
+
+
+def _taught(task: Any, example: Any) -> str:
+    """The task's own solution, but what a small network learns sooner: one for all orders of Countdown's numbers, and
+    Sudoku's with short reasoning."""
+    if task.name == "countdown-words":
+        return _one_solution(*sorted(example.columns["numbers"]), target=example.columns["target"])
+    if task.name != "sudoku-words":
+        return str(example.solution)
+    return f"<reasoning>\n{_THOUGHT}\n</reasoning>\n<answer>\n{example.columns['solution']}\n</answer>"

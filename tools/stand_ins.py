@@ -1,0 +1,113 @@
+"""Make the stand-ins for published checkpoints: `python tools/stand_ins.py OUTPUT_DIR`.
+
+OUTPUT_DIR/FAMILY is a small network in the family's published layout, with a tokenizer that has its special tokens and
+chat template, taught by `unmask pretrain` to answer Countdown, Sudoku, GSM8K and MATH-500 in their formats, sometimes
+rightly; OUTPUT_DIR/data holds the word problems. The same seed gives the same bytes on the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from rehearsal.benchmarks import corpus, lessons, write_problems
+from rehearsal.checkpoints import write_untaught
+from rehearsal.commands import unmask
+from rehearsal.families import FAMILIES, Family
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """One supervised training: rows and settings of `unmask pretrain`."""
+
+    rows: int
+    batch: int
+    steps: int
+    learning_rate: float
+    few_shot: int = 0
+
+    def steps_of(self, family: Family) -> int:
+        """Optimizer updates: some families learn sooner."""
+        return round(self.steps * _PACE[family.name])
+
+
+_PACE = {"llada": 1.0, "dream": 1.25, "llada2": 0.75}
+COURSES = (
+    Course(rows=48_000, batch=32, steps=1200, learning_rate=2e-3),
+    Course(rows=3_000, batch=16, steps=150, learning_rate=5e-4, few_shot=3),
+)
+LONGEST = 40  # tokens of a taught completion and its end
+
+
+def main() -> int:
+    """Make the stand-ins; 0."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--families", default=",".join(FAMILIES))
+    parser.add_argument("--jobs", type=int, default=2, help="families taught at a time, one thread each")
+    options = parser.parse_args()
+    make_stand_ins(options.output, options.seed, options.families.split(","), options.jobs)
+    return 0
+
+
+def make_stand_ins(output: Path, seed: int, families: list[str], jobs: int) -> None:
+    """Teach each family that is not there yet."""
+    wanted = [FAMILIES[name] for name in families if not (output / name / "config.json").is_file()]
+    if not wanted:
+        return
+    work = output / "work"
+    write_problems(output / "data", seed)
+    texts = corpus(output / "data", seed)
+    work.mkdir(exist_ok=True)
+    (work / "held_out.jsonl").write_text(json.dumps({"prompt": "held out", "completion": "nothing"}) + "\n")
+    for number, course in enumerate(COURSES):
+        _write_lessons(output / "data", work / f"lessons_{number}.jsonl", course, seed)
+    with ThreadPoolExecutor(jobs) as pool:
+        for _ in pool.map(lambda family: _teach(family, output, texts, seed), wanted):
+            pass
+    shutil.rmtree(work)
+
+
+def _write_lessons(data: Path, path: Path, course: Course, seed: int) -> None:
+    rows = lessons(data, course.rows, seed, few_shot=0)
+    if course.few_shot:  # half of the rows, or the rest is forgotten
+        shown = lessons(data, course.rows // 2, seed, few_shot=course.few_shot)
+        rows = [row for pair in zip(rows, shown, strict=False) for row in pair]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _teach(family: Family, output: Path, texts: list[str], seed: int) -> None:
+    started, work = time.monotonic(), output / "work"
+    model = work / family.name / "untaught"
+    write_untaught(family, model, texts, seed)
+    for number, course in enumerate(COURSES):
+        taught = work / family.name / f"course_{number}"
+        settings = {
+            "model": model,
+            "output": taught,
+            "task": "dataset",
+            "task.data": work / f"lessons_{number}.jsonl",
+            "task.test-data": work / "held_out.jsonl",
+            "task.max-new-tokens": LONGEST,
+            "batch": course.batch,
+            "steps": course.steps_of(family),
+            "examples": course.rows,
+            "learning-rate": course.learning_rate,
+            "threads": 1,
+            "seed": seed,
+        }
+        unmask("pretrain", settings, log=work / f"{family.name}.log")
+        model = taught
+    model.rename(output / family.name)
+    print(f"{family.name}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
