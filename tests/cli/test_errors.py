@@ -167,3 +167,9 @@ def test_sample_refuses_to_open_a_pickled_checkpoint(capsys, tmp_path):
     shutil.copytree(SUDOKU, model)
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     assert "pickled" in refused(capsys, "sample", "--model", str(model))
+
+
+def test_evaluate_says_how_many_tokens_a_short_model_takes(capsys):
+    line = refused(capsys, "evaluate", "--lengths", "16,128", "--steps", "16", "--examples", "2")
+    assert "128" in line
+    assert "takes 32" in line
