@@ -176,3 +176,9 @@ def test_exit_of_a_users_class_is_an_error(tmp_path, capsys):
     )
     with pytest.raises(RuntimeError, match=r"sys.exit\(0\) was called before unmask evaluate was done"):
         main(["evaluate", "--task", f"{tmp_path / 'leaves.py'}:Leaves"])
+
+
+def test_evaluate_says_how_many_tokens_a_short_model_takes(capsys):
+    line = refused(capsys, "evaluate", "--lengths", "16,128", "--steps", "16", "--examples", "2")
+    assert "128" in line
+    assert "takes 32" in line

@@ -32,7 +32,13 @@ def evaluation_table(settings: EvaluateSettings) -> list[dict[str, Any]]:
     items = settings.task.examples(settings.split, settings.examples, settings.seed)
     for _, sampler in samplers:  # before the first of them has run
         sampler.check(denoiser, EveryStep() if settings.over_denoising else None)
-    room = denoiser.max_length - max(sampler.max_new_tokens for _, sampler in samplers)
+    longest = max(sampler.max_new_tokens for _, sampler in samplers)
+    room = denoiser.max_length - longest
+    if room <= 0:
+        raise UserError(
+            f"lengths: completions of {longest} tokens do not fit, the model takes {denoiser.max_length} with the "
+            "prompt: give fewer"
+        )
     evaluator = Evaluator(
         task=settings.task,
         tokenizer=tokenizer,

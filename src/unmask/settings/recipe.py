@@ -89,7 +89,9 @@ class RewardSettings:
     """The reward: the weighted sum of reward functions, each found by its spec."""
 
     functions: str = setting(
-        "task", "by commas: task (its own), FILE.py:NAME, MODULE:NAME, reward_model:DIR, judge:FILE.toml"
+        "task",
+        "by commas: task (its own), FILE.py:NAME, MODULE:NAME, reward_model:DIR, judge:FILE.toml",
+        names_files=True,
     )
     weights: str | None = setting(None, "of the functions in the reward, by commas; unset: all 1")
     batch: int = setting(16, "completions at a time in a reward model")
@@ -226,8 +228,8 @@ class Recipe:
     Raises UserError where a method needs another unmasking rule than the rollout's.
     """
 
-    model: str = setting("embedded:sudoku", MODEL_HELP)
-    model_format: str | None = setting(None, MODEL_FORMAT_HELP)
+    model: str = setting("embedded:sudoku", MODEL_HELP, names_files=True)
+    model_format: str | None = setting(None, MODEL_FORMAT_HELP, names_files=True)
     task: Task = choice(TASKS, Sudoku, "prompts and their reward")
     method: Method = choice(METHODS, DiSPO, "objective")
     chat: ChatSettings = section(ChatSettings)

@@ -18,8 +18,8 @@ from unmask.validation import check_range, setting
 class FileTask(Task):
     """Base of tasks whose problems come from a test file and a training file of JSON lines."""
 
-    data: str | None = setting(None, "path of the test file")
-    train_data: str | None = setting(None, "path of the training file")
+    data: str | None = setting(None, "path of the test file", names_files=True)
+    train_data: str | None = setting(None, "path of the training file", names_files=True)
     few_shot: int = setting(0, "training problems that every prompt shows solved")
 
     def __post_init__(self) -> None:
@@ -39,8 +39,12 @@ class FileTask(Task):
 class RowsTask(Task):
     """Base of tasks on the user's own rows, from a file or the Hugging Face Hub."""
 
-    data: str | None = setting(None, "training rows: a .jsonl, .json, .csv or .parquet file, or org/name on the Hub")
-    test_data: str | None = setting(None, "held-out rows, likewise; unset: a tenth of the data, chosen by prompt")
+    data: str | None = setting(
+        None, "training rows: a .jsonl, .json, .csv or .parquet file, or org/name on the Hub", names_files=True
+    )
+    test_data: str | None = setting(
+        None, "held-out rows, likewise; unset: a tenth of the data, chosen by prompt", names_files=True
+    )
     hub_config: str | None = setting(None, "configuration of the Hub data set, where it has several")
     hub_split: str = setting("train", "split of the Hub data set that data names")
     hub_test_split: str = setting("test", "split of the Hub data set that test_data names")

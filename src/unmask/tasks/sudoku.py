@@ -32,7 +32,9 @@ class Sudoku(Task):
     min_empty: int = setting(8, "fewest empty cells; their number is uniform up to the most")
     max_empty: int = setting(12, "most empty cells")
     data: str | None = setting(
-        None, "file with the header Puzzle,Solution that replaces the test split and is not trained on"
+        None,
+        "file with the header Puzzle,Solution that replaces the test split and is not trained on",
+        names_files=True,
     )
 
     def __post_init__(self) -> None:

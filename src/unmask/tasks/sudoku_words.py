@@ -43,7 +43,9 @@ class SudokuWords(Task):
     min_empty: int = setting(8, "fewest empty cells; their number is uniform up to the most")
     max_empty: int = setting(12, "most empty cells")
     data: str | None = setting(
-        None, "file with the header Puzzle,Solution that replaces the test split and is not trained on"
+        None,
+        "file with the header Puzzle,Solution that replaces the test split and is not trained on",
+        names_files=True,
     )
     few_shot: int = setting(0, "solved puzzles that every prompt shows")
     scoring: str = setting("corrected", "corrected, or d1: the published training reward and its score of cells")

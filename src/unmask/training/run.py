@@ -11,6 +11,7 @@ from typing import Any
 
 import tomli_w
 
+from unmask.denoisers.intact import read_json
 from unmask.denoisers.run_directory import checkpoints, newest_checkpoint
 from unmask.errors import UserError
 from unmask.evaluation.statistics import paired_interval, solved_summary
@@ -18,6 +19,7 @@ from unmask.report.curve import draw_curve
 from unmask.report.metrics import MetricsLog, read_metrics
 from unmask.report.monitor import CollapseMonitor
 from unmask.report.progress import TrainingProgress
+from unmask.settings.inputs import input_digests, tell_changed_inputs, with_absolute_paths
 from unmask.settings.reader import document_of
 from unmask.settings.recipe import Recipe
 from unmask.settings.resume import locate_run
@@ -35,6 +37,7 @@ from unmask.training.trainer import Trainer, evaluation_row
 _ABOUT = """This directory holds one training run of unmask.
 
 recipe.toml         every setting of the run; `unmask train --recipe recipe.toml` repeats it
+inputs.json         digests of your own files that it reads, if any
 metrics.jsonl       one line a training step or evaluation (names as in TRL where TRL has one)
 completions.jsonl   one prompt a step: its completions, their rewards, the step that revealed each token
 before.json         held-out results of the base model, example by example; after.json: of the trained model
@@ -60,11 +63,13 @@ def new_directory(output: str | None, name: str) -> Path:
 
 def start_run(recipe: Recipe, output: str | None, name: str) -> Run:
     """A new run in a new directory. Raises UserError, with nothing written, for what cannot work."""
-    directory = new_directory(output, name)
+    directory, recipe = new_directory(output, name), with_absolute_paths(recipe)
     trainer = build_trainer(recipe)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "README.txt").write_text(_ABOUT)
     write_durably(directory / "recipe.toml", tomli_w.dumps(document_of(recipe)))
+    if digests := input_digests(recipe):
+        write_durably(directory / "inputs.json", json.dumps(digests, indent=1))
     return Run(directory=directory, trainer=trainer)
 
 
@@ -86,6 +91,8 @@ def resume_run(recipe: Recipe, resume: str, output: str | None = None) -> Run:
             f"train.steps is {recipe.train.steps}, and the checkpoint has {state['step']} steps: give more, or "
             "--resume an earlier checkpoint"
         )
+    if (source / "inputs.json").is_file():
+        tell_changed_inputs(read_json(source / "inputs.json"))
     trainer = build_trainer(recipe, checkpoint)
     if trainer.objective.world.is_main:
         _take_over(source, directory, checkpoint)
@@ -207,6 +214,12 @@ class Run:
         for name in after:
             measured, _, metric = name.rpartition("/")
             if metric in ("solved", "preferred"):
+                count = len(before.get(name, []))
+                if count != len(after[name]):
+                    raise UserError(
+                        f"the held-out data changed during the run: before.json has {count} results "
+                        f"of {name}, after.json {len(after[name])}; the trained model lies in its checkpoints"
+                    )
                 gain, low, high = paired_interval(before[name], after[name])
                 summary[measured] = {
                     "before": solved_summary(before[name]),

@@ -45,17 +45,19 @@ def setting(
     low: float | None = None,
     high: float = LARGEST_COUNT,
     below: float | None = None,
+    names_files: bool = False,
 ) -> Value:
     """A dataclass field of a settings class: its default and its help text.
 
     `was` is its name in the version before, which is still read, with a notice. A number lies in the range of `low`
     (unset: 0, or none where the default is negative), `high` and `below`; texts and booleans have no range.
+    `names_files`: its text names files or directories of the user's, which a run stores as absolute paths.
 
         beta: float = setting(0.9, "AdamW's first decay", below=1)
     """
     if low is None:
         low = -LARGEST_COUNT if isinstance(default, int | float) and default < 0 else 0
-    metadata = {"help": help, "was": was, "range": Range(low=low, high=high, below=below)}
+    metadata = {"help": help, "was": was, "range": Range(low=low, high=high, below=below), "names_files": names_files}
     declared: Value = field(default=default, metadata=metadata)
     return declared
 
