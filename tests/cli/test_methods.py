@@ -13,6 +13,7 @@ from unmask.methods import MDPO, METHODS, VRPO, WD1, DiffuGRPO, DiSPO, UniGRPO
 from unmask.methods.describe import EOS, GROUP, LEGEND, MASK, dry_rewards, dry_rollout, method_rows, words
 from unmask.methods.dispo import BASES
 from unmask.objective import advantages, likelihood, losses
+from unmask.objective.objective import Objective, frozen_copy
 from unmask.report.methods_page import all_rows, document
 from unmask.settings.reader import leaves
 from unmask.training.update import Updater
