@@ -273,3 +273,14 @@ def test_dispo_branch_term_is_the_mean_of_branches_means():
         logp_RL = -batch.scored_RL.double()
         loss, _ = term.loss(batch, logp_RL, logp_RL, logp_RL + 0.1 * batch.scored_RL, term.normalizer(batch))
         assert loss.item() == pytest.approx(term.coefficient * expected.item(), abs=1e-6)
+
+
+def test_mdpo_metrics_count_tokens_of_confidence_zero():
+    """Their weight in the loss is 0, and the published KL counts them."""
+    ((term, batch),) = batches_of(MDPO())
+    surest_RL = batch.token_weight_RL == batch.token_weight_RL.amax(1, keepdim=True)
+    batch = replace(batch, token_weight_RL=batch.token_weight_RL.masked_fill(surest_RL, 0.0))
+    logp_RL = -1.0 * batch.scored_RL
+    _, sums = term.loss(batch, logp_RL, logp_RL, logp_RL + 0.2 * batch.scored_RL, term.normalizer(batch))
+    assert sums["count"] == batch.scored_RL.sum()
+    assert (sums["kl"] / sums["count"]).item() == pytest.approx(0.02, rel=1e-5)

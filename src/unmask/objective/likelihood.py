@@ -132,10 +132,11 @@ def row_contrast(denoiser: Denoiser, batch: ScoringBatch, old: Denoiser | None, 
 
 
 class Scores(NamedTuple):
-    """Scores of units (log-probs of tokens or sequences), and the weight of each in the loss; 0: not counted."""
+    """Scores of units (log-probs of tokens or sequences), the weight of each in the loss, and which metrics count."""
 
     value_UK: Tensor
     loss_weight_UK: Tensor
+    counted_UK: Tensor | None = None  # None: those of positive weight
 
 
 @runtime_checkable
@@ -185,7 +186,7 @@ class PerToken(Likelihood):
     linear: ClassVar[bool] = True
 
     def __call__(self, logp_RL: Float[Tensor, "R L"], batch: ScoringBatch) -> Scores:
-        return Scores(logp_RL, batch.token_weight_RL)
+        return Scores(logp_RL, batch.token_weight_RL, batch.scored_RL)
 
 
 @dataclass(frozen=True)

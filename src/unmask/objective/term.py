@@ -170,7 +170,7 @@ class Term:
         }
         compared_UK = other.get(self.surrogate.against) if self.surrogate.against else None
         loss = self.surrogate(score.value_UK, compared_UK, advantage_U, score.loss_weight_UK, normalizer)
-        counted_UK = score.loss_weight_UK > 0
+        counted_UK = score.loss_weight_UK > 0 if score.counted_UK is None else score.counted_UK
         sums = {"count": counted_UK.sum()}
         if "old" in other:
             sums["approx_kl"] = (k3(score.value_UK, other["old"]) * counted_UK).sum()

@@ -25,9 +25,12 @@ class MetricsHistory:
     best_reward: float = 0.0
     last_reward: float = 0.0
     reward_variance: float = 0.0
+    mean_reward_variance: float = 0.0
     first: dict[str, list[float]] = field(default_factory=dict)
     recent: dict[str, list[float]] = field(default_factory=dict)
     warned_at: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    mean_squares: dict[str, float] = field(default_factory=dict)
 
     def add(self, metrics: Mapping[str, Any], names: Iterable[str]) -> None:
         """Add the finite ones among the named metrics of one training step."""
@@ -36,6 +39,9 @@ class MetricsHistory:
             value = finite_number(metrics, name)
             if value is None:
                 continue
+            self.counts[name] = count = self.counts.get(name, 0) + 1
+            mean_square = self.mean_squares.get(name, 0.0)
+            self.mean_squares[name] = mean_square + (value**2 - mean_square) / count
             first = self.first.setdefault(name, [])
             if len(first) < WINDOW_STEPS:
                 first.append(value)
@@ -53,6 +59,10 @@ class MetricsHistory:
         recent = self.recent.get(name, [])[-steps:]
         return fmean(recent) if len(recent) == steps else 0.0
 
+    def root_mean_square(self, name: str) -> float:
+        """Root of the mean square of all values; 0 before there is one."""
+        return math.sqrt(self.mean_squares.get(name, 0.0))
+
     def _add_reward(self, reward: float) -> None:
         self.rewards += 1
         self.fast_reward = exponential_mean(self.fast_reward, reward, self.rewards, FAST_WINDOW_STEPS)
@@ -61,6 +71,7 @@ class MetricsHistory:
             # Neighbouring rewards differ by noise; the run's trend hardly shows between two steps.
             variance = (reward - self.last_reward) ** 2 / 2
             count = self.rewards - 1
+            self.mean_reward_variance += (variance - self.mean_reward_variance) / count
             self.reward_variance = exponential_mean(self.reward_variance, variance, count, NOISE_WINDOW_STEPS)
         self.last_reward = reward
         # A mean of only a few rewards is too noisy to count as the best.
