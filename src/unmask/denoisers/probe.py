@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -13,12 +14,15 @@ from unmask.denoisers.head.reducers import TargetLogProb
 from unmask.denoisers.layers.fast_layers import has_fast_layers
 from unmask.errors import UserError
 
+_LOG = logging.getLogger(__name__)
+
 _TOKENS = 64  # of a probe at most
 _FEW = 11  # tokens for each layer alone
 _PADS = 5
 _TARGETS = 4
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}  # nats
 _COARSE = 0.5  # nats, for weights of fewer bits: rounding depends on the mask
+_ROUNDING, _COARSE_ROUNDING = 1e-5, 0.02  # of a layer's outputs, as a share of the largest
 
 
 def check_masks(denoiser: Denoiser, model: str) -> None:
@@ -26,15 +30,24 @@ def check_masks(denoiser: Denoiser, model: str) -> None:
 
     Networks with fast layers are known and pass unseen.
     """
-    if has_fast_layers(denoiser.model) and attention_window(denoiser.model.config) is None:
+    window = attention_window(denoiser.model.config)
+    if has_fast_layers(denoiser.model) and window is None:
         return
-    causal = causal_parts(denoiser.model)
+    if window is not None:
+        _LOG.warning("model %r: windows of %d tokens are left out, all layers attend to all positions", model, window)
+    try:
+        causal = causal_parts(denoiser.model)
+        nats = 0.0 if causal else mask_difference(denoiser)
+    except Exception as error:
+        raise UserError(
+            f"model {model!r} does not run as a denoiser ({' '.join(str(error).split())[:120]}): "
+            "use another architecture, such as llama, qwen2 or qwen3"
+        ) from error
     if causal:
         raise UserError(
             f"model {model!r} cannot denoise: {', '.join(causal)} stays causal (recurrent or convolutional layers "
             "see what stands before alone): use a model whose layers all attend, such as llama, qwen2 or qwen3"
         )
-    nats = mask_difference(denoiser)
     dtype = next(denoiser.parameters()).dtype
     if not nats <= _TOLERANCE.get(dtype, _COARSE):
         raise UserError(
@@ -63,8 +76,9 @@ def mask_difference(denoiser: Denoiser) -> float:
     whole = _log_probs(denoiser, tokens_FL[:1], None)
     alone = _log_probs(denoiser, tokens_FL[1:, pads:], None)
     real = attention_FL[..., None]
-    differences = [(scorers - samplers)[real.expand_as(scorers)], scorers[:1] - whole, scorers[1:, pads:] - alone]
-    return max(float(difference.abs().max()) for difference in differences)
+    masks, unmasked = (scorers - samplers).masked_fill(~real, 0.0), scorers[:1] - whole
+    differences = (masks, unmasked, scorers[1:, pads:] - alone)
+    return float(torch.cat([difference.flatten() for difference in differences]).abs().max())  # NaN if there is one
 
 
 def _log_probs(denoiser: Denoiser, tokens_FL: Tensor, mask: Any) -> Float[Tensor, "F L K"]:
@@ -98,7 +112,9 @@ def causal_parts(network: Any) -> list[str]:
         after_FLD = _states(again if isinstance(again, tuple) else (again,))
         if after_FLD is None:
             return
-        feels_L = (after_FLD != before_FLD).flatten(2).any(2).any(0)
+        # Not bit for bit: routed to other experts, one token's rounding depends on another.
+        rounding = before_FLD.abs().max() * (_ROUNDING if before_FLD.dtype in _TOLERANCE else _COARSE_ROUNDING)
+        feels_L = ((after_FLD - before_FLD).abs() > rounding).flatten(2).any(2).any(0)
         if bool(feels_L[_FEW // 2 + 1 :].any()) and not bool(feels_L[: _FEW // 2].any()):
             found[type(module).__name__] = None
 
