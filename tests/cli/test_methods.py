@@ -80,7 +80,8 @@ def test_method_rows_follow_the_settings():
     plain = method_rows(MDPO(steps=2, advantage="step_reward", confidence_weight=False))[0]
     assert (plain.with_gradient, plain.advantage) == (2, "z score of step reward")
     assert "confidence weight" not in plain.rows
-    assert method_rows(DiSPO(alpha=0.1, base=WD1()))[1].surrogate == "0.1 × (clipped surrogate 0.5)"
+    branch = method_rows(DiSPO(alpha=0.1, base=WD1()))[1]
+    assert branch.surrogate == "0.1 × (clipped surrogate 0.5 + 0.04 k3 to reference)"
 
 
 @pytest.mark.parametrize("base", BASES.values(), ids=BASES)
