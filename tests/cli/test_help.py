@@ -12,7 +12,9 @@ from unmask.sampling.unmasking import RULES
 from unmask.settings.reader import build, document_of, leaves, recipe_names
 from unmask.tasks import TASKS, Sudoku
 
-DISPO = partial(DiSPO, alpha=4.0, branches=32, degree=3.0)  # of the default recipe, unless a method is named
+DISPO = partial(
+    DiSPO, alpha=4.0, branches=32, degree=3.0, token_mean=True
+)  # of the default recipe, unless a method is named
 HEAVY = ("torch", "transformers", "accelerate", "numpy", "matplotlib", "rich", "tokenizers")
 
 

@@ -152,7 +152,7 @@ def test_estimated_logp_of_inverse_times_has_the_exact_elbo_as_mean():
 def test_estimated_logp_left_to_right_sums_to_one():
     rollout = many_rollouts(1)
     batch = Prefixes()(rollout, torch.ones(len(COMPLETIONS), 1, dtype=torch.float64), Uniforms(), 0, 1)
-    value_UK, _ = per_token(row_logp(Toy(), batch), batch)
+    value_UK = per_token(row_logp(Toy(), batch), batch).value_UK
     logp_N = value_UK.sum(1).view(len(COMPLETIONS), LENGTH).sum(1)
     close(logp_N.exp().sum().detach(), torch.tensor(1.0).double())
 

@@ -73,7 +73,7 @@ def test_make_plan_of_benchmark_recipes_fits_one_gpu_and_eight(method):
         for gpus in ("1x80GB", "8x80GB") if method in ("diffu-grpo", "mdpo") else ("1x80GB",):  # others sample alike
             plan = make_plan(settings(f"{task}-llada8b-{method}", gpus=gpus))
             assert plan.fits, (task, gpus, plan.memory)
-            assert plan.settings.task.name == task
+            assert plan.settings.task.name.removesuffix("-words") == task.removesuffix("-words")
             assert plan.memory.peak > 20 * GIBIBYTE
             assert 60 < plan.seconds.step < 3600
 

@@ -114,7 +114,9 @@ def test_pretrain_does_not_train_on_validation_examples():
 
 
 def test_pretrain_to_saves_adapters_merged(tmp_path, capsys):
-    flags = [word for key, value in QUICK.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    sizes = ("hidden", "layers", "heads", "max_length")  # the checkpoint's own
+    quick = {key: value for key, value in QUICK.items() if key not in sizes}
+    flags = [word for key, value in quick.items() for word in (f"--{key}", str(value))]
     command = ["pretrain", "--model", "embedded:sudoku", "--lora-rank", "2", *flags, "--output", str(tmp_path / "m")]
     assert main(command) == 0
     tuned, base = load_denoiser(str(tmp_path / "m")), load_denoiser("embedded:sudoku")

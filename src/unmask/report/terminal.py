@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,4 +16,4 @@ def terminal_console(**options: Any) -> Console:
     from rich.console import Console
 
     console = Console(**options)
-    return console if console.is_terminal else Console(**options, width=_UNLIMITED)
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(**options, width=_UNLIMITED)

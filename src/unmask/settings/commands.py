@@ -79,7 +79,7 @@ class PretrainRecipe:
     learning_rate: float = setting(1e-3, "peak, after the warm-up")
     warmup_steps: int = setting(50, "updates of linear warm-up")
     weight_decay: float = setting(0.01, "AdamW's")
-    max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
+    max_grad_norm: float = setting(1.0, "gradients are clipped to this norm", high=1e12)
     threads: int | None = setting(None, THREADS_HELP, low=1, high=MOST_THREADS)
     seed: int = setting(0, "of weights, examples, order and masks", high=LARGEST_SEED)
 
@@ -92,7 +92,7 @@ class PretrainRecipe:
         if self.lora_rank and self.model is None:
             raise UserError("lora_rank adapts a checkpoint: give model, or set lora_rank to 0")
         check_four_bit_has_adapters("", self.four_bit, self.lora_rank)
-        if self.hidden % (2 * self.heads):
+        if self.model is None and self.hidden % (2 * self.heads):
             raise UserError(
                 f"hidden {self.hidden} is not an even multiple of {self.heads} heads: give such as {64 * self.heads}"
             )

@@ -65,10 +65,10 @@ def _absolute(text: str) -> str:
 
 def _absolute_spec(spec: str) -> str:
     before, colon, after = spec.partition(":")
-    if colon and _exists(after):
+    if before and colon and _exists(after):
         return f"{before}:{_path(after).absolute()}"
     before, colon, after = spec.rpartition(":")
-    return f"{_path(before).absolute()}:{after}" if colon and _exists(before) else spec
+    return f"{_path(before).absolute()}:{after}" if after and _exists(before) else spec
 
 
 def _files(text: str) -> Iterator[Path]:

@@ -138,7 +138,7 @@ class TrainSettings:
     adam_beta1: float = setting(0.9, "AdamW's first decay", below=1)
     adam_beta2: float = setting(0.99, "AdamW's second decay", below=1)
     weight_decay: float = setting(0.0, "AdamW's")
-    max_grad_norm: float = setting(0.5, "gradients are clipped to this norm")
+    max_grad_norm: float = setting(0.5, "gradients are clipped to this norm", high=1e12)
     micro_batch: int = setting(0, "forwards at a time in an update; 0: all")
     precision: str = setting("fp32", "fp32, or bf16 autocast")
     param_dtype: str = setting(
