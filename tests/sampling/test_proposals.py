@@ -237,3 +237,22 @@ def test_propose_measures_no_confidence_in_the_mask_token(measure, temperature):
     p_V = logits_1V.softmax(1)[0, :mask_id]
     expected = {margin: p_V[0] - p_V[1], negative_entropy: (p_V * p_V.log()).sum()}[measure]
     assert confidence_11.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("measure", [margin, negative_entropy])
+def test_propose_confidence_leaves_out_ids_beyond_the_tokenizer(measure):
+    """What is never proposed is no rival of the proposal: its logits may be what they like."""
+    logits_QV = torch.randn(4, 12, generator=torch.Generator().manual_seed(0))
+    logits_QV[:, 10:] = 8.0
+
+    def confidence(logits_QV, spelt):
+        reducer = Propose(temperature=0.0, mask_id=3, measure=measure, uniform_QZ=None, spelt=spelt)
+        return reducer.from_logits(logits_QV, slice(0, 4))
+
+    token_QZ, _, ours = confidence(logits_QV, 10)
+    assert int(token_QZ.max()) < 10
+    normalizer_Q = logits_QV.logsumexp(1)
+    kept_QV = logits_QV.clone()
+    kept_QV[:, [3, 10, 11]] = -1e30
+    torch.testing.assert_close(ours, measure(kept_QV, normalizer_Q, token_QZ))
+    assert not torch.allclose(ours, measure(logits_QV, normalizer_Q, token_QZ))
