@@ -1,5 +1,6 @@
 """Names and defaults: what a command starts from where no recipe is named, and what its run is called."""
 
+import os
 import subprocess
 import sys
 
@@ -105,6 +106,7 @@ def test_evaluate_s_table_is_not_cut_in_a_pipe():
         "print_table([row | dict.fromkeys(names, 0.51234)], EvaluateSettings(model='models/' + 'long-name-' * 9))"
     )
     words = [sys.executable, "-c", code]
-    printed = subprocess.run(words, capture_output=True, text=True, check=True, env=None).stdout
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}  # which asks for a width
+    printed = subprocess.run(words, capture_output=True, text=True, check=True, env=environment).stdout
     for word in ("scheduled_threshold", "over denoised", "correct cells", "long-name-" * 9, "51.2% (51.2% – 51.2%)"):
         assert word in printed

@@ -55,7 +55,7 @@ _LATEX_NOISE = re.compile(
 _WRAPPED = re.compile(r"\\(?:text|math)[a-z]* ?\{([^{}]*)\}|\{\s*([-+*/])\s*\}")
 _PART = r"\s*(?:\{([^{}]*)\}|([0-9]))"
 _FRACTION = re.compile(rf"\\[dtc]?frac(?![A-Za-z]){_PART}{_PART}")
-_LETTER_TIMES = re.compile(r"(?<=[0-9)])( ?)[xX]( ?)(?=[0-9(])")
+_LETTER_TIMES = re.compile(r"(?<=[0-9)])( {0,9})[xX]( {0,9})(?=[0-9(])")
 
 
 class InvalidExpression(ValueError):
