@@ -13,6 +13,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from helpers.shapes import SHARED
 from unmask.denoisers.adapters import add_adapters
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.head.reducers import AllLogits
@@ -21,20 +22,6 @@ from unmask.denoisers.layers.fast_layers import (
     fast_layers,
 )
 
-SHARED = {
-    "vocab_size": 20,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 32,
-    "is_causal": False,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "bos_token_id": None,
-}
 EXPERTS = {"moe_intermediate_size": 12, "num_experts_per_tok": 2, "norm_topk_prob": True}
 CONFIGS = {
     "llama": LlamaConfig(**SHARED, attention_bias=True, mlp_bias=True),

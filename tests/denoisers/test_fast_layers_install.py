@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, LlamaConfig, Olmo2Config, Qwen2Config
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from helpers.shapes import SHARED
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.head.reducers import AllLogits
 from unmask.denoisers.layers import fast_layers as layers
@@ -27,21 +28,6 @@ from unmask.denoisers.layers.fast_layers import (
 )
 from unmask.denoisers.layers.recompute import recompute_layers
 from unmask.errors import UserError
-
-SHARED = {
-    "vocab_size": 20,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 32,
-    "is_causal": False,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "bos_token_id": None,
-}
 
 
 def canvas():

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.rules import RCR, SCHEDULED
 from helpers.small import MASK, prompts_of, small_denoiser
 from helpers.stable_rule import StableFirst
 from unmask.denoisers.base import Guidance
@@ -13,19 +14,11 @@ from unmask.sampling import reference
 from unmask.sampling.records import EveryStep, OneStep
 from unmask.sampling.sampler import Sampler
 from unmask.sampling.schedules import SCHEDULES
-from unmask.sampling.unmasking import RULES, RunningConfidence
 from unmask.uniforms import Uniforms
 
 ROWS = [[1, 2, 3], [4, 5], [6, 7, 1, 2, 3]]
 DENOISERS = {False: small_denoiser(seed=5), True: small_denoiser(seed=5)}
 DENOISERS[True].shift = True
-RCR = [
-    RunningConfidence(confidence=confidence, statistic=statistic, scope=scope)
-    for confidence in ("probability", "margin", "entropy")
-    for statistic in ("latest", "max")
-    for scope in ("block", "completion")
-]
-SCHEDULED = [rule() for rule in RULES.values() if not rule.adaptive]
 
 
 def logits_of(denoiser, prompts, guidance_scale):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.forwards import count_forwards
+from helpers.rules import RCR, SCHEDULED
 from helpers.small import EOS, MASK, VOCABULARY, few, prompts_of, small_denoiser, surprise
 from unmask.denoisers.base import Guidance
 from unmask.denoisers.head.reducers import AllLogits, TargetLogProb
@@ -23,13 +24,6 @@ from unmask.uniforms import Uniforms
 
 DENOISER = small_denoiser()
 ROWS = [[1, 2, 3], [4, 5], [6, 7, 1, 2, 3], [2]]
-RCR = [
-    RunningConfidence(confidence=confidence, statistic=statistic, scope=scope)
-    for confidence in ("probability", "margin", "entropy")
-    for statistic in ("latest", "max")
-    for scope in ("block", "completion")
-]
-SCHEDULED = [rule() for rule in RULES.values() if not rule.adaptive]
 KEEPING = [rule for rule in SCHEDULED if not rule.remasks]
 
 
