@@ -123,6 +123,9 @@ def test_preference_by_hand():
     exact(loss.detach(), -(gains[0] + 2 * gains[1] + gains[2]) / 3)
     grad_logp = [-0.2 / (1 + math.exp(0.2 * difference)) / 3 for difference in (1.5, -1.5, 0.0)]
     exact(gradient(loss, margin), [[grad_logp[0]], [2 * grad_logp[1]], [grad_logp[2]], [0.0]])
+    metrics = Preference(beta=0.2).metrics(margin.detach(), reference, advantage)
+    exact(metrics["rewards/margins"], [[0.3], [-0.3], [0.0], [0.8]])
+    assert metrics["rewards/accuracies"].tolist() == [[True], [False], [False], [True]]
 
 
 def test_surrogates_declare_what_they_read():

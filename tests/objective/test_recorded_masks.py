@@ -96,6 +96,12 @@ def test_branches_by_hand():
     ]
     assert not bool(batch.scored_RL[:, :PROMPT].any())
     assert torch.equal(batch.token_weight_RL, batch.scored_RL.float())
+    per_row = Branches(eos_id=E, prompt_mask_prob=1.0, per_row=True)(rollout, rewards, Uniforms(), 0, 1)
+    counts = [3, 1, 3, 3, 1, 3, 0, 0, 0, 3, 1, 3]
+    expected = [
+        [scored / max(1, count) for scored in row] for row, count in zip(batch.scored_RL.tolist(), counts, strict=True)
+    ]
+    assert torch.equal(per_row.token_weight_RL, torch.tensor(expected))
     plain = Branches(eos_id=E)(rollout, rewards, Uniforms(), 0, 1)
     assert torch.equal(plain.inputs_FL, canvas)
     shared = Branches(eos_id=E, prompt_mask_prob=0.5, shared=True)(rollout, rewards, Uniforms(), 2, 1)

@@ -8,6 +8,7 @@ from unmask.sampling.schedules import SCHEDULES
 from unmask.sampling.unmasking import (
     MEASURES,
     RULES,
+    STATISTICS,
     Entropy,
     Factor,
     LeftToRight,
@@ -136,6 +137,12 @@ def test_running_confidence_masks_the_least_confident_again():
     ]
     assert rule(observation_of(CONFIDENCE, MASKED, running=running, remaining=0)).int().tolist() == [[0] * 4] * 2
     assert rule(observation_of(CONFIDENCE, MASKED, running=running, remaining=4)).int().tolist() == [[1] * 4] * 2
+
+
+def test_statistics_by_hand():
+    before, now = torch.tensor([[0.2, 0.9, -torch.inf]]), torch.tensor([[0.5, 0.1, -3.0]])
+    assert torch.equal(STATISTICS["latest"](before, now), now)
+    assert torch.equal(STATISTICS["max"](before, now), torch.tensor([[0.5, 0.9, -3.0]]))
 
 
 def test_schedules_by_hand():
