@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from unmask.denoisers.run_directory import checkpoints, newest_checkpoint
+from unmask.denoisers.directories import checkpoints, newest_checkpoint
 from unmask.training.checkpoint import drop_old, set_aside
 
 

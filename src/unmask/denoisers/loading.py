@@ -6,7 +6,6 @@ import json
 import re
 import warnings
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from unmask.denoisers.adapters import merged_state
 from unmask.denoisers.base import Denoiser
+from unmask.denoisers.directories import ASSETS, EMBEDDED, local_directory
 from unmask.denoisers.formats import FORMATS, format_of
 from unmask.denoisers.formats.base import CheckpointFormat
 from unmask.denoisers.four_bit import forget_quantization, four_bit_options
 from unmask.denoisers.intact import check_weights, read_json
 from unmask.denoisers.layers.fast_layers import fast_layers_or_log
 from unmask.denoisers.probe import check_masks
-from unmask.denoisers.run_directory import newest_checkpoint
 from unmask.errors import UserError
 
-EMBEDDED = "embedded:"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _MASKED = "bert"  # masked language models attend both ways as they are
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -49,18 +47,14 @@ def resolve(model: str) -> Path:
 
     Raises UserError.
     """
+    directory = local_directory(model)
     if model.startswith(EMBEDDED):
-        assets = Path(str(files("unmask.denoisers").joinpath("assets")))
-        directory = assets / model.removeprefix(EMBEDDED)
-        names = sorted(path.name for path in assets.iterdir() if (path / "config.json").exists())
         if not (directory / "config.json").exists():
+            names = sorted(path.name for path in ASSETS.iterdir() if (path / "config.json").exists())
             raise UserError(f"model {model!r} does not ship with unmask: the embedded models are {', '.join(names)}")
         return directory
-    directory = Path(model).expanduser()
     if not directory.exists() and _HUB_NAME.fullmatch(model):
         directory = _downloaded(model)
-    if (directory / "recipe.toml").is_file():
-        directory = newest_checkpoint(directory / "checkpoints") or directory
     if not (directory / "config.json").exists():
         raise UserError(f"model {model!r} has no config.json: give a checkpoint directory or {EMBEDDED}NAME")
     read_json(directory / "config.json")

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from unmask.denoisers.adapters import add_adapters
 from unmask.denoisers.base import Denoiser
+from unmask.denoisers.directories import EMBEDDED, local_directory
 from unmask.denoisers.formats import format_of
 from unmask.denoisers.layers.fast_layers import fast_layers_or_log
-from unmask.denoisers.loading import EMBEDDED, resolve
+from unmask.denoisers.loading import resolve
 from unmask.errors import UserError
 from unmask.settings.recipe import TrainSettings
 from unmask.validation import did_you_mean
@@ -69,7 +69,7 @@ def read_shape(model: str, model_format: str | None = None) -> Shape:
 
 def _read_config(model: str) -> dict[str, Any]:
     shapes = published_shapes()
-    on_disk = model.startswith(EMBEDDED) or (Path(model).expanduser() / "config.json").is_file()
+    on_disk = model.startswith(EMBEDDED) or (local_directory(model) / "config.json").is_file()
     if not on_disk:
         if model in shapes:
             return shapes[model]

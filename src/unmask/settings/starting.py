@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
-from unmask.denoisers.run_directory import newest_checkpoint
+from unmask.denoisers.directories import local_directory
 from unmask.errors import UserError
 from unmask.settings.reader import Document, merged, read_recipe
 
@@ -38,13 +36,8 @@ def names_the_job(flags: Mapping[str, Any]) -> bool:
 
 def task_of_model(model: str) -> Document | None:
     """The `task` table of the config.json of an embedded model or a directory; None where there is none."""
-    directory = Path(model).expanduser()
-    if model.startswith("embedded:"):
-        directory = Path(str(files("unmask.denoisers"))) / "assets" / model.removeprefix("embedded:")
-    if (directory / "recipe.toml").is_file():
-        directory = newest_checkpoint(directory / "checkpoints") or directory
     try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((local_directory(model) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None  # loading it says what is wrong
     task = config.get("task") if isinstance(config, dict) else None

@@ -14,9 +14,9 @@ from torch import nn
 
 from unmask.denoisers.adapters import has_adapters, save_adapters
 from unmask.denoisers.base import Denoiser
+from unmask.denoisers.directories import checkpoint_name, checkpoints, step_of
 from unmask.denoisers.intact import check_tensors, check_weights, read_json
 from unmask.denoisers.loading import save_denoiser
-from unmask.denoisers.run_directory import checkpoint_name, checkpoints, step_of
 from unmask.errors import UserError
 from unmask.settings.recipe import TrainSettings
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import tomli_w
 
+from unmask.denoisers.directories import checkpoints, newest_checkpoint
 from unmask.denoisers.intact import read_json
-from unmask.denoisers.run_directory import checkpoints, newest_checkpoint
 from unmask.errors import UserError
 from unmask.evaluation.statistics import paired_interval, solved_summary
 from unmask.report.curve import draw_curve

@@ -1,11 +1,24 @@
-"""The checkpoints in a run's directory, by the names that training gives them. Torch-free."""
+"""Where models lie on disk: embedded ones, and checkpoints in a run's directory by their names. Torch-free."""
 
 from __future__ import annotations
 
 import re
+from importlib.resources import files
 from pathlib import Path
 
+EMBEDDED = "embedded:"  # begins the name of a model that ships with the package
+ASSETS = Path(str(files("unmask.denoisers").joinpath("assets")))
 _NAME = re.compile(r"step_([0-9]+)")
+
+
+def local_directory(model: str) -> Path:
+    """Where `embedded:NAME`, a checkpoint's directory or a run's (its newest checkpoint) lies; there or not."""
+    if model.startswith(EMBEDDED):
+        return ASSETS / model.removeprefix(EMBEDDED)
+    directory = Path(model).expanduser()
+    if (directory / "recipe.toml").is_file():
+        return newest_checkpoint(directory / "checkpoints") or directory
+    return directory
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -31,4 +44,4 @@ def checkpoint_name(step: int) -> str:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The directory of the checkpoint with the most steps in `folder`; None where there is none."""
-    return checkpoints(folder)[-1] if checkpoints(folder) else None
+    return next(reversed(checkpoints(folder)), None)
