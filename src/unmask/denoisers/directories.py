@@ -12,7 +12,10 @@ _NAME = re.compile(r"step_([0-9]+)")
 
 
 def local_directory(model: str) -> Path:
-    """Where `embedded:NAME`, a checkpoint's directory or a run's (its newest checkpoint) lies; there or not."""
+    """The directory of a local model: `embedded:NAME`, a checkpoint directory, or a run's newest checkpoint.
+
+    It may not exist: callers say what is wrong.
+    """
     if model.startswith(EMBEDDED):
         return ASSETS / model.removeprefix(EMBEDDED)
     directory = Path(model).expanduser()

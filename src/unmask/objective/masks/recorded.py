@@ -79,7 +79,7 @@ def largest_advantages(advantage: Float[Tensor, "P G S"], count: int, uniforms: 
 
 
 def random_steps(advantage: Float[Tensor, "P G S"], count: int, uniforms: Uniforms, rollout: Rollout) -> Tensor:
-    """Steps at random, without replacement, one draw a group."""
+    """The denoising steps trained of each group, [P, k]: drawn at random without replacement, once a group."""
     prompt_P1 = rollout.prompt_N[:: rollout.group_size, None]
     steps = torch.arange(advantage.shape[2], device=advantage.device)
     return uniforms.key("trained steps", prompt_P1).key(steps).draw().argsort(dim=1)[:, :count]
