@@ -26,7 +26,6 @@ from unmask.settings.recipe import RolloutSettings
 from unmask.types import Rollout, ScoringBatch
 from unmask.uniforms import Uniforms
 
-
 _DRY_FORWARDS = 256  # of a dry batch, at most, where one prompt makes fewer
 
 
