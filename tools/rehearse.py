@@ -164,7 +164,7 @@ def kill_after_a_checkpoint(path: Path, killed: Path, log: Path) -> None:
 def evaluation(recipe: Recipe, checkpoint: Path, folder: Path) -> dict[str, Any]:
     """Settings of `unmask evaluate` for the task of a recipe."""
     task = document_of(recipe.task)
-    settings = {"model": checkpoint, "task": task.pop("name"), "threads": 1, "examples": 8, "steps": 16}
+    settings = {"model": checkpoint, "task": recipe.task.name, "threads": 1, "examples": 8, "steps": 16}
     settings |= {"lengths": recipe.rollout.max_new_tokens, "block-length": recipe.rollout.block_length}
     settings |= {f"task.{name.replace('_', '-')}": value for name, value in task.items()}
     return settings | {"output": folder / "evaluation.json"}

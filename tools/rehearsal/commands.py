@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -48,8 +47,8 @@ def finish(process: Process, log: Path) -> None:
         process.kill()
         raise CommandFailed(f"not done after {_LONGEST:.0f} s")
     if process.exitcode != 0:
-        said = log.read_text().splitlines()[-1:] or ["nothing"]
-        raise CommandFailed(f"exit {process.exitcode}: {said[0][-300:]}")
+        lines = [line for line in log.read_text().splitlines() if line.strip()] or ["nothing"]
+        raise CommandFailed(f"exit {process.exitcode}: {lines[-1][-300:]}")
 
 
 def unmask(name: str, settings: Mapping[str, Any], *, log: Path) -> None:
@@ -76,5 +75,4 @@ def _logged(work: Callable[..., int], arguments: tuple[Any, ...], log: str) -> N
 
             traceback.print_exc()
             raise
-        print(f"\nprocessor: {time.process_time():.1f} s")
     sys.exit(status)
