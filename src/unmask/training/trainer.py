@@ -81,6 +81,12 @@ class Trainer:
         """Values of the first `count` test examples, one each, by "NAME/METRIC"."""
         return self.source.evaluation(self.objective.denoiser, self.evaluators["test"], count)
 
+    def evaluation_size(self, count: int, *, further: bool) -> int:
+        """Completions that `evaluation` goes through, and with `further` those of `further_evaluation` too."""
+        sizes = {split: len(evaluator.examples.items) for split, evaluator in self.evaluators.items()}
+        size = self.source.evaluation_passes * min(count, sizes.pop("test"))
+        return size + (sum(sizes.values()) if further and self.recipe.task.verifies else 0)
+
     def further_evaluation(self) -> dict[str, list[float]]:
         """Values of the task's further held-out splits by "SPLIT/METRIC", sampled as in training."""
         return {
