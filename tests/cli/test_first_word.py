@@ -52,6 +52,8 @@ def said_before_torch(*words: str, where: Path) -> list[str]:
         (["sample"], "unmask sample: embedded:sudoku"),
         (["plan", "llada8b-spg"], "unmask plan: spg on"),
         (["oracle"], "unmask oracle: "),
+        (["methods"], "unmask methods: "),
+        (["methods", "mine.py:Mine"], "unmask methods: mine.py:Mine"),
         (["convert", "--model", "there", "--output", "model"], "unmask convert: there"),
         (["train", "--method", "mine.py:Mine"], "unmask train: starting"),
         (["evaluate", "--unmasking", "mine.py:Drawn"], "unmask evaluate: starting"),

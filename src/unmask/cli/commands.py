@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,8 +157,9 @@ def methods(settings: object, options: Namespace) -> None:
     from unmask.methods import METHODS
     from unmask.settings.reader import chosen
 
-    method = chosen(METHODS, options.name, "method")() if options.name is not None else None
-    from unmask.report.methods_page import document, print_method, print_methods, section
+    with nullcontext() if options.markdown else phase(f"unmask methods: {options.name or 'all of them'}"):
+        method = chosen(METHODS, options.name, "method")() if options.name is not None else None
+        from unmask.report.methods_page import document, print_method, print_methods, section
 
     if options.markdown:
         _say(True, document() if method is None else section(method))
