@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 from rich.console import Console
 
-from unmask.report.progress import Progress, advance, message, phase, speed_words, telling
+from unmask.report.progress import Progress, advance, doing, message, phase, speed_words, telling
 
 
 class Told:
@@ -62,7 +62,9 @@ def test_phase_that_stands_still_is_told_of_again(told):
     with phase("step", 3):
         told.seconds += 100
         advance(figures="reward 0.500")
-        told.wait(45)
+        told.wait(10)
+        doing("sampling")
+        told.wait(35)
     assert told.lines() == [
         "loading a model",
         "loading a model  0:20 so far",
@@ -70,8 +72,8 @@ def test_phase_that_stands_still_is_told_of_again(told):
         "loading a model  in 0:45",
         "step 0/3",
         "step 1/3  reward 0.500  0.01 steps/s  3:20 left",
-        "step 1/3  reward 0.500  0.0083 steps/s  4:00 left  the next: 0:20 so far",
-        "step 1/3  reward 0.500  0.0071 steps/s  4:40 left  the next: 0:40 so far",
+        "step 1/3  reward 0.500  0.0083 steps/s  4:00 left  sampling: 0:10 so far",
+        "step 1/3  reward 0.500  0.0071 steps/s  4:40 left  sampling: 0:30 so far",
         "step 1/3  reward 0.500  0.0069 steps/s  in 2:25",
     ]
 

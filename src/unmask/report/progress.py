@@ -39,6 +39,7 @@ class _Phase:
     moved_seconds: float  # when it last went on
     within_seconds: float = 0.0  # of phases within it, which are no part of its pace
     figures: str = ""
+    doing: str = "the next"  # what the unit that is not done yet is at
     bar: TaskID | None = None
 
     def head(self) -> str:
@@ -120,9 +121,16 @@ class Progress:
                 return
             phase, now = self._phases[-1], self._clock()
             phase.done, phase.figures, phase.moved_seconds = phase.done + count, figures, now
+            phase.doing = "the next"
             self._draw(phase, now)
             if self._bars is None and now - self._told_seconds >= LINE_SECONDS:
                 self._tell(_joined(phase.head(), phase.pace(now)))
+
+    def doing(self, what: str) -> None:
+        """Note what the next unit of the innermost phase is at now, such as "sampling": told if it lasts."""
+        with self._lock:
+            if self._phases:
+                self._phases[-1].doing, self._phases[-1].moved_seconds = what, self._clock()
 
     def message(self, text: str) -> None:
         """Print a line of its own, above the bars where there are some."""
@@ -136,7 +144,7 @@ class Progress:
             now = self._clock()
             if self._phases and now - self._told_seconds >= SILENT_SECONDS:
                 phase = self._phases[-1]
-                what = "" if phase.total is None else "the next: "
+                what = "" if phase.total is None else f"{phase.doing}: "
                 so_far = f"{what}{_clock(now - phase.moved_seconds)} so far"
                 self._tell(_joined(phase.head(), phase.pace(now), so_far))
 
@@ -222,6 +230,13 @@ def advance(count: int = 1, figures: str = "") -> None:
     progress = _CURRENT.get()
     if progress is not None:
         progress.advance(count, figures)
+
+
+def doing(what: str) -> None:
+    """Note what the next unit of the innermost phase is at now. See Progress.doing."""
+    progress = _CURRENT.get()
+    if progress is not None:
+        progress.doing(what)
 
 
 def message(text: str) -> None:

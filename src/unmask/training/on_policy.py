@@ -16,6 +16,7 @@ from unmask.denoisers.base import Denoiser
 from unmask.distributed import World
 from unmask.evaluation.evaluator import Evaluator
 from unmask.objective.term import Term, record_of
+from unmask.report.progress import doing
 from unmask.rewards import Rewards
 from unmask.sampling.sampler import OnFinished, Sampler
 from unmask.settings.recipe import Recipe
@@ -99,6 +100,7 @@ class OnPolicySource:
         indices = self.examples.indices(numbers)
         with BackgroundScoring(self, indices) as scoring:
             rollout = self.rollout(denoiser, numbers, uniforms, scoring)
+            doing("rewards")
         scored = self.score(rollout, indices, uniforms, scoring.texts)
         metrics = self._metrics(rollout, scored.reward_N.view(-1, rollout.group_size), scored.texts)
         metrics |= self.rewards.metrics(scored.scores_NK, self.world)

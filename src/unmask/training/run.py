@@ -199,8 +199,9 @@ class Run:
             count = self.trainer.recipe.evaluation.examples_during
             self._evaluate(f"evaluation after step {done}:", done, count, metrics)
         if (done % settings.checkpoint_every == 0 or done == settings.steps) and self.is_main:
-            self._checkpoint(done, metrics, completions, monitor)
-            self._draw()
+            with phase(f"saving the checkpoint of step {done}"):
+                self._checkpoint(done, metrics, completions, monitor)
+                self._draw()
 
     def _checkpoint(self, done: int, metrics: MetricsLog, completions: MetricsLog, monitor: CollapseMonitor) -> None:
         trainer, folder = self.trainer, self.directory / "checkpoints"

@@ -9,6 +9,7 @@ from unmask.data.tokenization import token_names
 from unmask.evaluation.evaluator import Evaluator
 from unmask.evaluation.statistics import solved_summary
 from unmask.objective.objective import Objective
+from unmask.report.progress import doing
 from unmask.sampling.sampler import Sampler
 from unmask.settings.recipe import Recipe
 from unmask.training.sources import Experience, Source
@@ -40,7 +41,9 @@ class Trainer:
         uniforms = self.uniforms.key("iteration", step)
         # Numbered before ranks share them: an example that several ranks draw has a number on each.
         numbers = self.objective.world.share(self.source.examples.numbered(self._prompts_of(step)))
+        doing("sampling")
         experience = self.source(self.objective.denoiser, numbers, uniforms)
+        doing("updates")
         prepared = self.objective.prepare(
             experience.rollout, experience.term_rewards, uniforms, settings.num_iterations
         )
