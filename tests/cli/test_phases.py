@@ -84,11 +84,13 @@ def test_train_on_pairs_counts_them(phases, tmp_path):
 
 def test_train_on_a_task_that_compares_nothing_counts_no_evaluation(phases, tmp_path):
     rows = [json.dumps({"prompt": item.prompt}) + "\n" for item in Sudoku().examples("train", 60, 0)]
-    (tmp_path / "rows.jsonl").write_text("".join(rows))
+    (tmp_path / "rows.jsonl").write_text("".join(rows[8:]))
+    (tmp_path / "test.jsonl").write_text("".join(rows[:8]))
     (tmp_path / "ones.py").write_text(
         "def ones(completions, **rest):\n    return [c.count('1') for c in completions]\n"
     )
     flags = ["--task", "dataset", "--task.data", str(tmp_path / "rows.jsonl"), "--task.max-new-tokens", "16"]
+    flags += ["--task.test-data", str(tmp_path / "test.jsonl")]
     flags += ["--reward.functions", f"{tmp_path / 'ones.py'}:ones", "--rollout.steps", "4"]
     assert main([*TRAIN, *flags, "--output", str(tmp_path / "run")]) == 0
     assert counted(phases) == {"step": 4}

@@ -89,6 +89,11 @@ def test_resume_refuses_by_name_what_would_be_another_run(flags, run, capsys):
     assert files(run) == before
 
 
+def test_resume_with_another_setting_names_the_recipe_of_a_new_run(run, capsys):
+    line = refused(capsys, "--resume", str(run), "--train.seed", "5")
+    assert line.endswith(f"start a new run with --recipe {run / 'recipe.toml'}")
+
+
 def test_evaluate_of_a_run_is_of_its_newest_checkpoint(finished, tmp_path):
     flags = ("--examples", "8", "--steps", "4", "--output")
     for name, model in (("run", finished), ("step", finished / "checkpoints" / "step_000002")):

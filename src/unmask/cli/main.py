@@ -215,8 +215,8 @@ def parse(name: str, command: Command, words: list[str]) -> tuple[Any, argparse.
     options["names_the_job"] = names_the_job(flags)
     settings: Any = build(command.settings, merged(document_of(stored), flags))
     check_read(command.idle(settings), map(_key, given))
-    if resume:
-        check_unchanged(stored, settings)
+    if resume and recipe:
+        check_unchanged(stored, settings, recipe)
     return settings, argparse.Namespace(**options)
 
 
