@@ -97,6 +97,19 @@ def test_no_thirty_seconds_are_silent_whatever_a_step_takes(step_seconds, monkey
     assert max(gaps) < 30
 
 
+def test_phase_that_is_whole_is_told_of_once(told):
+    with phase("row", 4):
+        told.seconds += 15
+        advance(4)
+        told.wait(20)
+        advance(0, "solved 50.0%")
+    assert told.lines() == [
+        "row 0/4",
+        "row 4/4  0.2 steps/s  0:05 so far",
+        "row 4/4  solved 50.0%  0.11 steps/s  in 0:35",
+    ]
+
+
 def test_phase_within_another_takes_no_part_in_its_time_left(told):
     with phase("step", 4):
         for _ in range(2):

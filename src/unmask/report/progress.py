@@ -56,7 +56,8 @@ class _Phase:
         speed = self.speed(now_seconds)
         if self.total is None or speed <= 0:
             return self.figures
-        return _joined(self.figures, speed_words(speed, self.unit), f"{_clock((self.total - self.done) / speed)} left")
+        left = f"{_clock((self.total - self.done) / speed)} left" if self.done < self.total else ""
+        return _joined(self.figures, speed_words(speed, self.unit), left)
 
     def end(self, now_seconds: float) -> str:
         """The line that is left of it."""
@@ -123,7 +124,8 @@ class Progress:
             phase.done, phase.figures, phase.moved_seconds = phase.done + count, figures, now
             phase.doing = "the next"
             self._draw(phase, now)
-            if self._bars is None and now - self._told_seconds >= LINE_SECONDS:
+            due = phase.done != phase.total and now - self._told_seconds >= LINE_SECONDS  # its end has a line
+            if self._bars is None and due:
                 self._tell(_joined(phase.head(), phase.pace(now)))
 
     def doing(self, what: str) -> None:
@@ -144,7 +146,7 @@ class Progress:
             now = self._clock()
             if self._phases and now - self._told_seconds >= SILENT_SECONDS:
                 phase = self._phases[-1]
-                what = "" if phase.total is None else f"{phase.doing}: "
+                what = "" if phase.total in (None, phase.done) else f"{phase.doing}: "
                 so_far = f"{what}{_clock(now - phase.moved_seconds)} so far"
                 self._tell(_joined(phase.head(), phase.pace(now), so_far))
 
