@@ -16,8 +16,10 @@ METHODS = {
     "spg": {"name": "spg"},
     "dispo": {"name": "dispo"},
     "just-grpo": {"name": "just-grpo", "fraction": 0.5},
+    "vrpo": {"name": "vrpo"},
 }
 ADAPTERS = {"lora_rank": 8, "gradient_checkpointing": True}
+WIDE_ADAPTERS = {"lora_rank": 32}
 
 
 def flops(action) -> int:
@@ -29,8 +31,13 @@ def flops(action) -> int:
 
 @pytest.mark.parametrize(
     ("method", "train"),
-    [("diffu-grpo", {"num_iterations": 2}), *((name, {}) for name in list(METHODS)[1:]), ("spg", ADAPTERS)],
-    ids=[*METHODS, "spg with adapters, recomputed"],
+    [
+        ("diffu-grpo", {"num_iterations": 2}),
+        *((name, {}) for name in list(METHODS)[1:]),
+        ("spg", ADAPTERS),
+        ("vrpo", WIDE_ADAPTERS),
+    ],
+    ids=[*METHODS, "spg with adapters, recomputed", "vrpo with wide adapters, which its reference leaves out"],
 )
 def test_plan_flops_are_those_measured(method, train, tmp_path, monkeypatch):
     monkeypatch.setattr("unmask.plan.estimate.peak_bytes", lambda *arguments: 0)  # slow, and of no account here

@@ -225,6 +225,20 @@ def test_propose_is_bit_equal_where_the_tokenizer_knows_every_id(temperature):
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("measure", [margin, negative_entropy])
+def test_propose_measures_no_confidence_in_the_mask_token(measure, temperature):
+    """Of what is never proposed only the part in the normalizer counts: here the mask token takes half of it."""
+    mask_id, logits_1V = 3, torch.tensor([[2.0, 1.0, 0.0, 0.0]])
+    logits_1V[0, mask_id] = logits_1V[0, :mask_id].logsumexp(0)
+    uniform_11 = torch.full((1, 1), 0.5, dtype=torch.float64) if temperature else None
+    reducer = Propose(temperature=temperature, mask_id=mask_id, measure=measure, uniform_QZ=uniform_11)
+    _, _, confidence_11 = reducer.from_logits(logits_1V, slice(0, 1))
+    p_V = logits_1V.softmax(1)[0, :mask_id]
+    expected = {margin: p_V[0] - p_V[1], negative_entropy: (p_V * p_V.log()).sum()}[measure]
+    assert confidence_11.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("measure", [margin, negative_entropy])
 def test_propose_confidence_leaves_out_ids_beyond_the_tokenizer(measure):
     """What is never proposed is no rival of the proposal: its logits may be what they like."""
@@ -239,6 +253,6 @@ def test_propose_confidence_leaves_out_ids_beyond_the_tokenizer(measure):
     assert int(token_QZ.max()) < 10
     normalizer_Q = logits_QV.logsumexp(1)
     kept_QV = logits_QV.clone()
-    kept_QV[:, 10:] = -1e30
+    kept_QV[:, [3, 10, 11]] = -1e30
     torch.testing.assert_close(ours, measure(kept_QV, normalizer_Q, token_QZ))
     assert not torch.allclose(ours, measure(logits_QV, normalizer_Q, token_QZ))

@@ -14,9 +14,9 @@ def test_learning_rate_at_warms_up_then_decays_to_the_final_fraction():
     assert rates(steps=4, warmup_steps=2, final_fraction=0.5) == pytest.approx([0.5, 1.0, 0.75, 0.5])
 
 
-@pytest.mark.parametrize("warmup_steps", [0, 1, 3])
+@pytest.mark.parametrize("warmup_steps", [0, 1, 3, 4, 5, 20])
 @pytest.mark.parametrize("final_fraction", [0.0, 0.1, 0.9])
-def test_learning_rate_at_ends_at_the_final_fraction(warmup_steps, final_fraction):
+def test_learning_rate_at_ends_at_the_final_fraction_however_long_the_warm_up(warmup_steps, final_fraction):
     found = rates(steps=4, warmup_steps=warmup_steps, final_fraction=final_fraction)
     assert found[-1] == pytest.approx(final_fraction)
     assert all(rate > 0 for rate in found[:-1])

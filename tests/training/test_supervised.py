@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from unmask.denoisers.loading import load_denoiser, load_tokenizer
 from unmask.settings.commands import PretrainRecipe
 from unmask.settings.reader import build, read_recipe
 from unmask.tasks import Sudoku
-from unmask.training.supervised import elbo_loss, pretrain, supervised_batch, supervised_examples
+from unmask.training.supervised import elbo_loss, pretrain, shuffled, supervised_batch, supervised_examples
 from unmask.uniforms import Uniforms
 
 ASSETS = Path(str(files("unmask.denoisers"))) / "assets"
@@ -65,8 +66,47 @@ def test_elbo_loss_masks_no_prompt_and_depends_on_the_key_alone():
     assert torch.equal(seen[0][:, :16], batch.tokens_NL[:, :16])
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], seen[2])
-    masked = (seen[0][:, 16:] == 6).float().mean(1)
-    assert (masked.diff() > 0).float().mean() > 0.5  # rates rise with the row: t is stratified over the batch
+
+
+def masked_shares(batch, key):
+    """Share of each row's completion that is masked."""
+    seen = []
+
+    class Watching(Uninformed):
+        def __call__(self, tokens, *rest):
+            seen.append(tokens)
+            return super().__call__(tokens, *rest)
+
+    elbo_loss(Watching(), batch, Uniforms().key(key))
+    return (seen[0][:, batch.prompt_length :] == Uninformed.mask_id).double().mean(1)
+
+
+def test_elbo_loss_mask_ratios_are_stratified_over_the_batch():
+    """One row in each sixteenth of (0, 1]: the batch's mean ratio varies less than that of independent ones."""
+    batch = sudoku_batch(16)
+    means = torch.stack([masked_shares(batch, key).mean() for key in range(60)])
+    independent = (1 / 12 + 1 / 6 / 16) / 16  # var t, and of the 16 tokens' draws
+    assert means.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert means.var().item() < independent / 3
+
+
+def test_elbo_loss_gives_every_row_every_mask_ratio():
+    """A row's place in the batch says nothing of its ratio: over batches each row's ratios are spread like t's."""
+    batch = sudoku_batch(16)
+    shares = torch.stack([masked_shares(batch, key) for key in range(200)])
+    assert torch.allclose(shares.mean(0), torch.full((16,), 0.5).double(), atol=5 * 0.31 / 200**0.5)
+    for low, high in ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.01)):
+        assert (((shares >= low) & (shares < high)).double().mean(0) > 0.1).all()
+
+
+@pytest.mark.parametrize("count", [1, 12, 64])
+def test_shuffled_gives_every_example_once_an_epoch_in_an_order_of_its_own(count):
+    drawn = list(islice(shuffled(count, Uniforms().key("order")), 4 * count))
+    epochs = [drawn[start : start + count] for start in range(0, len(drawn), count)]
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    assert drawn == list(islice(shuffled(count, Uniforms().key("order")), 4 * count))
+    if count > 1:
+        assert len({tuple(epoch) for epoch in [*epochs, range(count)]}) == 5
 
 
 def test_pretrain_is_reproducible_and_learns():

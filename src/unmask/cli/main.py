@@ -30,7 +30,6 @@ from unmask.validation import did_you_mean
 
 _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130
-_EXIT_UNREAD = 141
 _HELP = {"-h", "--help"}
 
 
@@ -153,20 +152,14 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line (default: the process's own).
-
-    Exit code 0, 2 after a UserError, 130 after Ctrl-C, 141 where nobody reads the output any more.
-    """
+    """Run a command line (default: the process's own); exit code 0, 2 after a UserError, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return _dispatch(words)
     except UserError as error:
         print(f"unmask: error: {error}", file=sys.stderr)  # noqa: T201
         return _EXIT_USAGE
-    except SystemExit as error:
-        if isinstance(error.__context__, BrokenPipeError):  # what rich makes of it
-            return _EXIT_UNREAD
-        # of a task, method or rule of the user's: a command that is not done has not succeeded
+    except SystemExit as error:  # of a task, method or rule of the user's: a command that is not done has not succeeded
         raise RuntimeError(f"sys.exit({error.code!r}) was called before unmask {words[0]} was done") from error
     except KeyboardInterrupt as interrupt:
         print("; ".join(["unmask: interrupted", *map(str, interrupt.args)]), file=sys.stderr)  # noqa: T201

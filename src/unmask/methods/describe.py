@@ -23,13 +23,14 @@ MASK, EOS, FIRST_TOKEN = 0, 1, 2
 
 @dataclass(frozen=True, kw_only=True)
 class DryShape:
-    """Sizes of a dry rollout: tokens, blocks, denoising steps, completions a prompt."""
+    """Sizes of a dry rollout: tokens, blocks, denoising steps, completions a prompt, prompts."""
 
     prompt: int = PROMPT
     length: int = LENGTH
     blocks: int = BLOCKS
     steps: int = STEPS
     group: int = GROUP
+    prompts: int = 1
 
 
 LEGEND = {
@@ -183,9 +184,9 @@ def passes_without_gradient(term: Term, batch: ScoringBatch) -> tuple[int, int]:
 
 
 def dry_rollout(record: Record | None, shape: DryShape | None = None) -> Rollout:
-    """A group of completions as if revealed from left to right, equally many tokens a step; without a model."""
+    """Groups of completions as if revealed from left to right, equally many tokens a step; without a model."""
     shape = shape or DryShape()
-    position_NL = torch.arange(-shape.prompt, shape.length).expand(shape.group, -1)
+    position_NL = torch.arange(-shape.prompt, shape.length).expand(shape.prompts * shape.group, -1)
     completion_NL = position_NL >= 0
     rollout = Rollout.fake(
         position_NL + shape.prompt + FIRST_TOKEN,
@@ -217,7 +218,7 @@ def _snapshot(rollout: Rollout, step_N: torch.Tensor, guesses: int) -> Snapshot:
 
 
 def dry_rewards(term: Term, rollout: Rollout) -> torch.Tensor:
-    """Unequal rewards of the shape that the term's advantage reads: [1, G], or [1, G, guesses]."""
-    group = rollout.group_size
-    shape = (1, group) if term.record is None else (1, group, len(rollout.snapshots) * term.record.guesses)
+    """Unequal rewards of the shape that the term's advantage reads: [P, G], or [P, G, guesses]."""
+    groups = (len(rollout.tokens_NL) // rollout.group_size, rollout.group_size)
+    shape = groups if term.record is None else (*groups, len(rollout.snapshots) * term.record.guesses)
     return Uniforms().key(torch.arange(torch.Size(shape).numel())).draw().float().view(shape)

@@ -7,7 +7,7 @@ takes as many steps as it likes reveals one token in each.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -26,6 +26,8 @@ from unmask.settings.recipe import RolloutSettings
 from unmask.types import Rollout, ScoringBatch
 from unmask.uniforms import Uniforms
 
+_DRY_FORWARDS = 256  # of a dry batch, at most, where one prompt makes fewer
+
 
 @dataclass(frozen=True, kw_only=True)
 class TermWork:
@@ -39,10 +41,9 @@ class TermWork:
     most: int  # positions that the head answers in the largest batch
     targets: int  # tokens that are scored at a position: rows of a forward
     without_gradient: tuple[int, int]  # passes of other policies over the same rows: in the first update, in later ones
+    reference: bool  # one of those passes is the reference's, in every update
     blended: bool
-    separable: tuple[
-        bool, bool
-    ]  # whether the head's gradient is made with its logits: in the first update, in later ones
+    separable: tuple[bool, bool]  # is the head's gradient made with its logits: in the first update, in later ones
     batch_bytes: int
 
 
@@ -97,10 +98,14 @@ class Work:
         )
 
     def other_flops(self, size: Size) -> float:
-        """FLOPs of the forwards without gradient."""
-        return sum(
-            self._other(term) * _forward_flops(size, self.length, term.queries, term.scored) for term in self.terms
-        )
+        """FLOPs of the forwards without gradient; the reference of trained adapters is the model without them."""
+        bare = replace(size, adapters=0, last_adapters=0)
+        total = 0.0
+        for term in self.terms:
+            reference = self.updates * term.forwards * term.reference
+            total += reference * _forward_flops(bare, self.length, term.queries, term.scored)
+            total += (self._other(term) - reference) * _forward_flops(size, self.length, term.queries, term.scored)
+        return total
 
     def trained_flops(self, size: Size, *, recompute: bool) -> float:
         """FLOPs of the forwards with gradient and their backward passes."""
@@ -152,9 +157,13 @@ def work_of(
     record = record_of(terms)
     blocks = length // (rollout.block_length or length)
     steps = blocks * len(_step_counts(rollout, length))
-    shape = DryShape(prompt=prompt, length=length, blocks=blocks, steps=steps, group=rollout.group_size)
-    dry = replace(dry_rollout(record, shape), adaptive=rollout.unmasking.adaptive)
     prompts = rollout.prompts // ranks
+    shape = DryShape(prompt=prompt, length=length, blocks=blocks, steps=steps, group=rollout.group_size)
+
+    def dry(count: int) -> Rollout:
+        rollouts = dry_rollout(record, replace(shape, prompts=count))
+        return replace(rollouts, adaptive=rollout.unmasking.adaptive)
+
     return Work(
         samples=prompts * rollout.group_size,
         length=prompt + length,
@@ -162,7 +171,7 @@ def work_of(
         guided=rollout.guidance_scale != 0,
         terms=tuple(_term_work(term, dry, prompts, micro_batch) for term in terms),
         updates=updates,
-        record_bytes=prompts * _bytes_of(dry),
+        record_bytes=prompts * _bytes_of(dry(1)),
     )
 
 
@@ -217,17 +226,12 @@ def _denoising(
             yield DenoisingForwards(forwards=wanted[step], positions=masked + later, tokens=1 + guesses)
 
 
-def _term_work(term: Term, dry: Rollout, prompts: int, micro_batch: int) -> TermWork:
-    batch = term.scoring_batch(dry, dry_rewards(term, dry), Uniforms(), 0, 1)
-    batch = batch.take_units(term.trained(batch))
-    forwards = len(batch.inputs_FL) * prompts
-    targets = int(torch.bincount(batch.forward_R).max())
-    of_unit = 1 if targets > 1 else int(torch.bincount(batch.unit_R).max())
-    micro = forwards
-    if micro_batch:  # units stay whole
-        micro = min(forwards, -(-micro_batch // of_unit) * of_unit)
+def _term_work(term: Term, dry: Callable[[int], Rollout], prompts: int, micro_batch: int) -> TermWork:
+    batch, drawn = _dry_batch(term, dry, prompts)
+    forwards = len(batch.inputs_FL) * prompts // drawn
     parts = [(len(part.inputs_FL), *query_columns(part)) for part in _parts(batch, micro_batch)]
     dry_forwards = sum(count for count, _, _ in parts)
+    micro = max(count for count, _, _ in parts) if len(parts) > 1 else min(micro_batch or forwards, forwards)
     scored = sum(int(counted_FA.sum()) for _, _, counted_FA in parts) / dry_forwards
     first, later = passes_without_gradient(term, batch)
     again = 1 if term.advantage_reads_scores and micro < forwards else 0
@@ -237,13 +241,27 @@ def _term_work(term: Term, dry: Rollout, prompts: int, micro_batch: int) -> Term
         queries=sum(count * query_FA.shape[1] for count, query_FA, _ in parts) / dry_forwards,
         scored=scored,
         widest=max(query_FA.shape[1] for _, query_FA, _ in parts),
-        most=max(round(int(counted_FA.sum()) * min(micro, forwards) / count) for count, _, counted_FA in parts),
-        targets=targets,
+        most=max(round(int(counted_FA.sum()) * max(1, micro / count)) for count, _, counted_FA in parts),
+        targets=int(torch.bincount(batch.forward_R).max()),
         without_gradient=(first + again, later + again),
+        reference=term.reads("reference"),
         blended=term.blend is not None,
         separable=(term.is_elementwise(old_is_now=True), term.is_elementwise(old_is_now=False)),
-        batch_bytes=prompts * _bytes_of(batch),
+        batch_bytes=_bytes_of(batch) * prompts // drawn,
     )
+
+
+def _dry_batch(term: Term, dry: Callable[[int], Rollout], prompts: int) -> tuple[ScoringBatch, int]:
+    """A scoring batch without a model, and of how many prompts: as many as it takes to average over random masks."""
+
+    def batch_of(count: int) -> ScoringBatch:
+        rollout = dry(count)
+        batch = term.scoring_batch(rollout, dry_rewards(term, rollout), Uniforms(), 0, 1)
+        return batch.take_units(term.trained(batch))
+
+    batch = batch_of(1)
+    drawn = max(1, min(prompts, _DRY_FORWARDS // len(batch.inputs_FL)))
+    return (batch_of(drawn) if drawn > 1 else batch), drawn
 
 
 def _parts(batch: ScoringBatch, micro_batch: int) -> Iterator[ScoringBatch]:

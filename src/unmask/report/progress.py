@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
@@ -201,8 +201,9 @@ class Progress:
             thread.join()
 
     def _break_silence(self, over: threading.Event) -> None:
-        while not over.wait(self._beat_seconds):
-            self.beat()
+        with suppress(BrokenPipeError):  # the next line of the command itself meets it too
+            while not over.wait(self._beat_seconds):
+                self.beat()
 
 
 _CURRENT: ContextVar[Progress | None] = ContextVar("progress", default=None)

@@ -98,12 +98,15 @@ def largest(values_CS: Tensor, fold: int) -> Tensor:
     return fold_C * fold + within_CW.argmax(1)
 
 
-def without_unknown(logits_CV: Tensor, spelt: int | None) -> Tensor:
-    """The logits with those of ids that the tokenizer does not know, from `spelt` on, at NEVER."""
-    if spelt is None or spelt >= logits_CV.shape[1]:
-        return logits_CV
+def without_mask(logits_CV: Tensor, mask_id: int, spelt: int | None = None) -> Tensor:
+    """The logits with those that are never proposed at NEVER: they are no rivals of a proposal.
+
+    These are the mask token's, and those of ids from `spelt` on, which the tokenizer does not know.
+    """
     kept_CV = logits_CV.clone()
-    kept_CV[:, spelt:].fill_(NEVER)
+    kept_CV[:, mask_id].fill_(NEVER)
+    if spelt is not None:
+        kept_CV[:, spelt:].fill_(NEVER)
     return kept_CV
 
 
@@ -136,7 +139,9 @@ class Propose(LogitsReducer):
     def from_logits(self, logits_CV: Tensor, chunk: slice, other_CV: Tensor | None = None) -> tuple[Tensor, ...]:
         """Tokens and log-probs [C, Z], confidences of the proposals [C, Z / stride], from whole logits."""
         proposed = self._propose(GivenLogits(logits_CV, self.mask_id, Workspace(), self.spelt), chunk)
-        kept_CV = without_unknown(logits_CV.float(), self.spelt)
+        kept_CV = logits_CV.float()
+        if self.measure.reads_all_logits:
+            kept_CV = without_mask(kept_CV, self.mask_id, self.spelt)
         confidence_CK = self.measure(kept_CV, proposed.normalizer_C, proposed.tokens_CZ[:, :: self.stride])
         return proposed.tokens_CZ, proposed.logp_CZ, confidence_CK
 

@@ -88,7 +88,7 @@ def propose(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A token at every position, its log-prob and confidence: [N, C] each.
 
-    Never the mask, whose logit keeps its part in log-probs and confidences: what is recorded is what scoring gives.
+    Never the mask, whose logit keeps its part in normalizers: what is recorded is what scoring gives.
     """
     rows = []
     for logits_CV, uniform_C in zip(logits_NCV, uniform_NC, strict=True):
@@ -97,7 +97,8 @@ def propose(
         else:
             token_C = logits_CV.index_fill(1, torch.tensor([mask_id]), -float("inf")).argmax(1)
         logp_CV = (logits_CV / (temperature or 1.0)).log_softmax(1)
-        confidence_C1 = measure(logits_CV, logits_CV.logsumexp(1), token_C[:, None])
+        kept_CV = logits_CV.index_fill(1, torch.tensor([mask_id]), -1e30)
+        confidence_C1 = measure(kept_CV, logits_CV.logsumexp(1), token_C[:, None])
         rows.append((token_C, logp_CV.gather(1, token_C[:, None])[:, 0], confidence_C1[:, 0]))
     token_NC, logp_NC, confidence_NC = (torch.stack(part) for part in zip(*rows, strict=True))
     return token_NC, logp_NC, confidence_NC

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class Measure:
     """Confidence of proposed tokens [C, K] from logits [C, V], their log-normalizers [C] and the tokens' ids [C, K].
 
-    Logits are those at temperature 1; the larger, the surer. `reads_all_logits` False: it needs those of the proposals
+    Logits are those at temperature 1, that of the mask token -1e30: it is never proposed, and keeps its part in the
+    normalizer alone. The larger, the surer. `reads_all_logits` False: it needs those of the proposals
     alone, and may be given nothing else (V = K then, and ids are places among them): sampling never holds the others.
     """
 

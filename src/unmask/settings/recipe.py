@@ -194,12 +194,15 @@ class TrainSettings:
 
         rate(s) = peak min(1, (s + 1) / warmup) (1 - (1 - final_fraction) max(0, s + 1 - warmup) / (steps - warmup))
 
-        A warm-up as long as the run leaves no step to decay in; a run of one step does not decay.
+        A run that decays has its warm-up in the steps before the last, so that the decay ends where it should; a run of
+        one step does not decay.
         """
-        warm_up = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        if self.steps == 1:
+        decays = self.final_fraction < 1 and self.steps > 1
+        warmup = min(self.warmup_steps, self.steps - 1) if decays else self.warmup_steps
+        warm_up = min(1.0, (step + 1) / max(1, warmup))
+        if not decays:
             return self.learning_rate * warm_up
-        after = max(0, step + 1 - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        after = max(0, step + 1 - warmup) / (self.steps - warmup)
         return self.learning_rate * warm_up * (1 - (1 - self.final_fraction) * after)
 
 

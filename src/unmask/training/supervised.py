@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -57,12 +59,14 @@ def supervised_batch(
 def elbo_loss(denoiser: Denoiser, batch: SupervisedBatch, uniforms: Uniforms, part: slice = slice(None)) -> Tensor:
     """Masked-diffusion loss, nats a token: -E_t [ (1/t) sum over masked i of log p(o_i | q, x_t) ] / L.
 
-    Completion tokens are masked with probability t ~ U(0, 1], stratified over the batch: t_n = (n + u) / N, one u a
-    batch (LLaDA 2502.09992). `part`: what these rows of the batch add to it, so that micro-batches sum to the whole.
+    Completion tokens are masked with probability t ~ U(0, 1], stratified over the batch: t = (s + u) / N, one u a batch
+    and for each row a stratum s of its own, drawn anew in every batch (LLaDA 2502.09992).
+    `part`: what these rows of the batch add to it, so that micro-batches sum to the whole.
     """
     rows, start, device = len(batch.tokens_NL), batch.prompt_length, batch.tokens_NL.device
     completion = torch.arange(start, batch.tokens_NL.shape[1], device=device)
-    time_N1 = ((torch.arange(1, rows + 1, device=device) - uniforms.key("time").draw()) / rows)[:, None].float()
+    stratum_N = torch.tensor(uniforms.key("stratum").permutation(rows), device=device)
+    time_N1 = ((stratum_N + 1 - uniforms.key("time").draw()) / rows)[:, None].float()
     draw_NC = uniforms.key("mask", batch.example_N[:, None]).key(completion - start).draw()
     masked_NC = draw_NC < time_N1
     inputs_NL = batch.tokens_NL.clone()
@@ -175,9 +179,10 @@ def _pretrain(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> Den
     trained = [weight for weight in denoiser.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay)
     uniforms, best = Uniforms().key("pretrain", recipe.seed), _Best(trained)
+    order = shuffled(data.trained, uniforms)
     with phase("step", recipe.steps):
         for step in range(recipe.steps):
-            indices = [(step * recipe.batch + place) % data.trained for place in range(recipe.batch)]
+            indices = list(islice(order, recipe.batch))
             optimizer.param_groups[0]["lr"] = recipe.learning_rate * min(1.0, (step + 1) / max(1, recipe.warmup_steps))
             optimizer.zero_grad()
             loss = _backward(denoiser, data.batch(indices, device), uniforms.key(step), recipe)
@@ -191,6 +196,12 @@ def _pretrain(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> Den
                 best.see(value)
     best.restore()
     return denoiser
+
+
+def shuffled(count: int, uniforms: Uniforms) -> Iterator[int]:
+    """Indices of examples without end: all of them in every epoch, in an order of its own."""
+    for epoch in itertools.count():
+        yield from uniforms.key("epoch", epoch).permutation(count)
 
 
 def _backward(denoiser: Denoiser, batch: SupervisedBatch, uniforms: Uniforms, recipe: PretrainRecipe) -> float:
