@@ -1,6 +1,7 @@
 """--resume: more steps, a copy elsewhere, an earlier checkpoint; what cannot be obeyed or read is refused by name."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from unmask.cli.main import main
+from unmask.training.run import Run
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 FLAGS = [
@@ -87,6 +89,11 @@ def test_resume_refuses_by_name_what_would_be_another_run(flags, run, capsys):
     assert files(run) == before
 
 
+def test_resume_with_another_setting_names_the_recipe_of_a_new_run(run, capsys):
+    line = refused(capsys, "--resume", str(run), "--train.seed", "5")
+    assert line.endswith(f"start a new run with --recipe {run / 'recipe.toml'}")
+
+
 def test_evaluate_of_a_run_is_of_its_newest_checkpoint(finished, tmp_path):
     flags = ("--examples", "8", "--steps", "4", "--output")
     for name, model in (("run", finished), ("step", finished / "checkpoints" / "step_000002")):
@@ -122,15 +129,55 @@ def test_resume_goes_on_from_an_earlier_checkpoint_and_deletes_nothing(run, fini
     assert (run / "checkpoints" / "step_000002.aside" / "model.safetensors").is_file()
 
 
-def test_train_interrupted_names_its_directory_and_what_goes_on(monkeypatch, tmp_path, capsys):
-    def interrupt(*_):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_train_interrupted_tells_how_to_go_on_once_there_is_a_checkpoint(done, monkeypatch, tmp_path, capsys):
+    step = Run._train_step
 
-    monkeypatch.setattr("unmask.training.run.Run._train_step", interrupt)
-    assert main(["train", *FLAGS, "--output", str(tmp_path / "my run")]) == 130
+    def interrupt(run, number, *rest):
+        if number == done:
+            raise KeyboardInterrupt
+        step(run, number, *rest)
+
+    monkeypatch.setattr(Run, "_train_step", interrupt)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *FLAGS, "--train.steps", "3", "--output", "my run"]) == 130
     line = capsys.readouterr().err.splitlines()[-1]
-    assert f"--resume '{tmp_path / 'my run'}'" in line
-    assert "no checkpoint" in line
+    if done == 0:
+        assert line == "unmask: interrupted; my run has no checkpoint yet, so start again"
+        return
+    assert f"newest checkpoint, step_{done:06d}" in line
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(line.split("`")[1])[1:]) == 0
+    assert (tmp_path / "my run" / "summary.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("missing", "hint"),
+    [
+        ([], "or --resume '{}' to extend its run by --train.steps"),
+        (["summary.json"], "or --resume '{}' to continue its run"),
+        (["checkpoints"], "give a new directory"),
+        (["checkpoints/step_000001", "checkpoints/step_000002"], "give a new directory"),
+        (["recipe.toml"], "give a new directory"),
+    ],
+    ids=str,
+)
+def test_output_in_use_is_resumable_only_with_a_checkpoint(missing, hint, run, capsys):
+    place = run.rename(run.with_name("my run"))
+    for name in missing:
+        path = place / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert refused(capsys, *FLAGS, "--output", str(place)).endswith(hint.format(place))
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_resume_to_fewer_steps_names_an_earlier_checkpoint_that_is_there(earlier, run, capsys):
+    first = run / "checkpoints" / "step_000001"
+    if not earlier:
+        shutil.rmtree(first)
+    line = refused(capsys, "--resume", str(run), "--train.steps", "1")
+    assert line.endswith(f"give more, or --resume {first}" if earlier else "give more")
 
 
 def test_commands_interrupted_elsewhere_give_no_hint_to_resume(monkeypatch, capsys):

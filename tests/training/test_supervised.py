@@ -137,7 +137,8 @@ def test_pretrain_keeps_the_weights_with_the_best_validation_loss(monkeypatch):
     tokenizer = load_tokenizer("embedded:sudoku")
     seen = []
     monkeypatch.setattr(
-        "unmask.report.progress.TrainingProgress.message", lambda self, text: seen.append(float(text.split()[4]))
+        "unmask.report.progress.Progress.message",
+        lambda self, text: seen.append(float(text.split()[4])) if "validation loss" in text else None,
     )
     kept = pretrain(build(PretrainRecipe, quick | {"steps": 4, "validate_every": 1}), tokenizer)
     best = 1 + min(range(4), key=lambda step: seen[step])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unmask.errors import UserError
+from unmask.report.progress import phase
 
 if TYPE_CHECKING:
     from unmask.settings.commands import (
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
 def train(recipe: Recipe, options: Namespace) -> None:
     """Train a new run, or resume that of --resume; print solve rates before and after and where the result lies."""
-    from unmask.cli.environment import prepare
-    from unmask.training.run import resume_run, start_run
-
-    prepare(recipe.train.threads)
     name = Path(options.recipe or "sudoku-dispo").stem
     if options.names_the_job:
         name = f"{recipe.method.name}-{recipe.task.name}"
+    with phase(f"unmask train: {f'{options.resume} goes on' if options.resume else name}"):
+        from unmask.cli.environment import prepare
+        from unmask.training.run import resume_run, start_run
+
+        prepare(recipe.train.threads)
     if options.resume:
         run = resume_run(recipe, options.resume, options.output)
     else:
@@ -38,8 +39,7 @@ def train(recipe: Recipe, options: Namespace) -> None:
     try:
         summary = run.finish()
     except KeyboardInterrupt:
-        hint = f"`unmask train --resume {shlex.quote(str(run.directory))}` goes on {run.goes_on_from}"
-        raise KeyboardInterrupt(*([hint] if run.is_main else [])) from None
+        raise KeyboardInterrupt(*([run.how_to_go_on] if run.is_main else [])) from None
     if run.is_main:
         _print_summary(summary, run.directory)
 
@@ -65,10 +65,11 @@ def _label(name: str) -> str:
 
 def sample(settings: SampleSettings, options: Namespace) -> None:
     """Print how a model fills one completion, step by step."""
-    from unmask.cli.environment import prepare
-    from unmask.evaluation.show import show_sample
+    with phase(f"unmask sample: {settings.model}"):
+        from unmask.cli.environment import prepare
+        from unmask.evaluation.show import show_sample
 
-    prepare(None)
+        prepare(None)
     show_sample(settings, options.prompt)
 
 
@@ -76,54 +77,68 @@ def convert(settings: object, options: Namespace) -> None:
     """Write a masked diffusion model made of an autoregressive checkpoint."""
     if not options.model or not options.output:
         raise UserError("convert needs --model, the directory of a checkpoint, and --output, that of the new model")
-    from unmask.cli.environment import prepare
-    from unmask.denoisers.convert import convert_to
+    with phase(f"unmask convert: {options.model}"):
+        from unmask.cli.environment import prepare
+        from unmask.denoisers.convert import convert_to
 
-    prepare(None)
-    convert_to(options.model, Path(options.output).expanduser(), options.mask_token)
+        prepare(None)
+        directory = Path(options.output).expanduser()
+        mask_token, mask_id = convert_to(options.model, directory, options.mask_token)
+    _say(True, f"model: {directory}\nmask token: {mask_token} (id {mask_id})")
 
 
 def evaluate(settings: EvaluateSettings, options: Namespace) -> None:
-    """Print a table of solve rates on held-out items; write it as JSON to --output."""
-    from unmask.cli.environment import prepare
-    from unmask.evaluation.table import evaluation_table, print_table
-
-    prepare(settings.threads)
+    """Print a table of solve rates on held-out items; write it as JSON to --output, row by row."""
     output = Path(options.output).expanduser() if options.output else None
     if output is not None and not output.parent.is_dir():
         raise UserError(f"output {options.output!r} lies in no directory: make {str(output.parent)!r} first")
-    rows = evaluation_table(settings)
+    if output is not None and output.is_dir():
+        raise UserError(
+            f"output {options.output!r} is a directory: give a file, such as {str(output / 'table.json')!r}"
+        )
+    with phase(f"unmask evaluate: {settings.model} on {settings.task.name}"):
+        from unmask.cli.environment import prepare
+        from unmask.evaluation.kept_rows import KeptRows
+        from unmask.evaluation.table import evaluation_table, print_table
+
+        prepare(settings.threads)
+    kept = KeptRows(output)
+    try:
+        rows = evaluation_table(settings, kept)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(*kept.how_to_go_on) from None
     print_table(rows, settings)
-    if output is not None:
-        output.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def pretrain(recipe: PretrainRecipe, options: Namespace) -> None:
     """Train a base model, supervised, and write it to --output."""
-    from unmask.cli.environment import prepare
-    from unmask.training.supervised import pretrain_to
-
     if not options.output:
         raise UserError("pretrain needs --output: give a directory for the model")
-    prepare(recipe.threads)
+    with phase(f"unmask pretrain: {recipe.model or 'a new model'} on {recipe.task.name}"):
+        from unmask.cli.environment import prepare
+        from unmask.training.supervised import pretrain_to
+
+        prepare(recipe.threads)
     pretrain_to(recipe, Path(options.output).expanduser())
 
 
 def plan(settings: PlanSettings, options: Namespace) -> None:
     """Print memory, forwards, FLOPs and time that a recipe is predicted to take on GPUs."""
-    from unmask.cli.environment import prepare
-    from unmask.plan.page import print_plan
+    with phase(f"unmask plan: {settings.method.name} on {settings.model}"):
+        from unmask.cli.environment import prepare
+        from unmask.plan.page import print_plan
 
-    prepare(settings.train.threads)
+        prepare(settings.train.threads)
     print_plan(settings, all_methods=options.all_methods)
 
 
 def oracle(settings: OracleSettings, options: Namespace) -> None:
     """Print bias and noise of every method's gradient estimate on the enumerable toy."""
-    from unmask.cli.environment import prepare
-    from unmask.report.oracle_table import print_oracle
+    with phase("unmask oracle: every method on a toy that can be enumerated"):
+        from unmask.cli.environment import prepare
+        from unmask.report.oracle_table import print_oracle
 
-    prepare(settings.threads)
+        prepare(settings.threads)
     print_oracle(settings)
 
 
@@ -142,8 +157,9 @@ def methods(settings: object, options: Namespace) -> None:
     from unmask.methods import METHODS
     from unmask.settings.reader import chosen
 
-    method = chosen(METHODS, options.name, "method")() if options.name is not None else None
-    from unmask.report.methods_page import document, print_method, print_methods, section
+    with nullcontext() if options.markdown else phase(f"unmask methods: {options.name or 'all of them'}"):
+        method = chosen(METHODS, options.name, "method")() if options.name is not None else None
+        from unmask.report.methods_page import document, print_method, print_methods, section
 
     if options.markdown:
         _say(True, document() if method is None else section(method))

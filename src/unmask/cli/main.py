@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from typing import Any
 
 from unmask import __version__
 from unmask.cli import commands
+from unmask.cli.first_word import before_torch
 from unmask.errors import UserError
+from unmask.report.progress import Progress, phase, telling
 from unmask.settings.commands import (
     EvaluateSettings,
     OracleSettings,
@@ -46,6 +49,7 @@ class Command:
     arguments: tuple[tuple[str, str], ...] = ()  # flag, or name of what is given without one, and help
     switches: tuple[tuple[str, str], ...] = ()  # flag without value, and help
     default_recipe: str | None = None
+    logs: bool = False  # its output is a log, in which progress belongs wherever it goes; else it is a result
     idle: Callable[[Any], Mapping[str, str]] = lambda settings: {}  # settings that are not read with these, and why
 
 
@@ -53,6 +57,7 @@ COMMANDS = {
     "train": Command(
         settings=Recipe,
         run=commands.train,
+        logs=True,
         summary="improve a model by reinforcement learning",
         example="unmask train --recipe sudoku-mdpo --train.seed 1",
         arguments=(
@@ -81,11 +86,17 @@ COMMANDS = {
         run=commands.evaluate,
         summary="measure a model on held-out items, by unmasking rule and number of steps",
         example="unmask evaluate --steps 4,16 --unmasking low_confidence,rcr",
-        arguments=(("--output", "file for the same figures as JSON"),),
+        arguments=(
+            (
+                "--output",
+                "file for the same figures as JSON, whole after every row: the same command goes on from there",
+            ),
+        ),
     ),
     "pretrain": Command(
         settings=PretrainRecipe,
         run=commands.pretrain,
+        logs=True,
         summary="train a small base model from scratch, supervised",
         example="unmask pretrain --recipe pretrain-sudoku --output models/sudoku",
         arguments=(
@@ -165,10 +176,14 @@ def _dispatch(words: list[str]) -> int:
     if words[0] not in COMMANDS:
         raise UserError(f"unknown command {words[0]!r}{did_you_mean(words[0], COMMANDS)}")
     name, command = words[0], COMMANDS[words[0]]
-    settings, options = parse(name, command, [word for word in words[1:] if word not in _HELP])
-    if _HELP & set(words[1:]):
-        _help(name, command, settings).print_help()
-    else:
+    given = [word for word in words[1:] if word not in _HELP]
+    if given != words[1:]:
+        _help(name, command, parse(name, command, given)[0]).print_help()
+        return 0
+    aside = not command.logs and sys.stderr.isatty() and not sys.stdout.isatty()
+    with telling(Progress(aside=aside)):
+        with ExitStack() as stack, before_torch(lambda: stack.enter_context(phase(f"unmask {name}: starting"))):
+            settings, options = parse(name, command, given)  # which imports the user's own classes
         command.run(settings, options)
     return 0
 
@@ -193,8 +208,8 @@ def parse(name: str, command: Command, words: list[str]) -> tuple[Any, argparse.
     options["names_the_job"] = names_the_job(flags)
     settings: Any = build(command.settings, merged(document_of(stored), flags))
     check_read(command.idle(settings), map(_key, given))
-    if resume:
-        check_unchanged(stored, settings)
+    if resume and recipe:
+        check_unchanged(stored, settings, recipe)
     return settings, argparse.Namespace(**options)
 
 

@@ -45,15 +45,14 @@ def convert(model: str, mask_token: str | None = None) -> tuple[Denoiser, PreTra
     return denoiser, tokenizer
 
 
-def convert_to(model: str, directory: Path, mask_token: str | None) -> None:
-    """Convert into a new directory. Raises UserError where it holds something."""
+def convert_to(model: str, directory: Path, mask_token: str | None) -> tuple[str, int]:
+    """Convert into a new directory; the mask token and its id. Raises UserError where the directory holds something."""
     if directory.exists() and any(directory.iterdir()):
         raise UserError(f"output {str(directory)!r} is not empty: give a new directory")
     denoiser, tokenizer = convert(model, mask_token)
     directory.mkdir(parents=True, exist_ok=True)
     save_denoiser(denoiser, tokenizer, directory)
-    mask = tokenizer.convert_ids_to_tokens(denoiser.mask_id)
-    print(f"model: {directory}\nmask token: {mask} (id {denoiser.mask_id})")  # noqa: T201
+    return str(tokenizer.convert_ids_to_tokens(denoiser.mask_id)), denoiser.mask_id
 
 
 @torch.no_grad()

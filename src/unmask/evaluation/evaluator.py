@@ -13,6 +13,7 @@ import torch
 from unmask.data.examples import Examples, guess_texts, rollout_texts
 from unmask.denoisers.base import Denoiser
 from unmask.evaluation.statistics import pass_at, solved_summary
+from unmask.report.progress import advance
 from unmask.sampling.records import EveryStep, Record
 from unmask.sampling.sampler import Sampler
 from unmask.tasks import Task
@@ -57,7 +58,8 @@ class Evaluator:
     ) -> Iterator[tuple[list[int], Rollout]]:
         """Batches of (example index of each completion, rollout): `samples` neighbouring completions an example.
 
-        Of the first `count` examples, None for all. `record`: what the sampler is to record on the way.
+        Of the first `count` examples, None for all. `record`: what the sampler is to record on the way. The phase that
+        goes on (see report.progress) advances by the completions of a batch when the next is asked for.
         """
         was_training = denoiser.training
         denoiser.eval()
@@ -69,6 +71,7 @@ class Evaluator:
             with self.autocast():
                 rollout = sampler(denoiser, prompts, self.uniforms, record=record, group_size=samples)
             yield [index for index in part for _ in range(samples)], rollout
+            advance(len(part) * samples)
         denoiser.train(was_training)
 
     def autocast(self) -> AbstractContextManager[None]:

@@ -14,6 +14,7 @@ from unmask.denoisers.loading import load_denoiser, load_tokenizer
 from unmask.distributed import best_device
 from unmask.errors import UserError
 from unmask.report.denoising import Frame, print_denoising
+from unmask.report.progress import advance, phase
 from unmask.settings.commands import SampleSettings
 from unmask.settings.recipe import RolloutSettings
 from unmask.uniforms import Uniforms
@@ -23,8 +24,9 @@ def show_sample(settings: SampleSettings, prompt: str | None) -> None:
     """Complete `prompt`, or a held-out item of the task where it is None, and print every denoising step."""
     from rich.console import Console
 
-    tokenizer = load_tokenizer(settings.model)
-    denoiser = load_denoiser(settings.model, model_format=settings.model_format).to(best_device()).eval()
+    with phase(f"loading {settings.model}"):
+        tokenizer = load_tokenizer(settings.model)
+        denoiser = load_denoiser(settings.model, model_format=settings.model_format).to(best_device()).eval()
     item = _item(settings, prompt)
     rollout_settings = RolloutSettings(
         steps=settings.steps, block_length=settings.block_length, unmasking=settings.unmasking
@@ -33,12 +35,18 @@ def show_sample(settings: SampleSettings, prompt: str | None) -> None:
     room = denoiser.max_length - sampler.max_new_tokens
     examples = Examples.of([item], tokenizer, denoiser.eos_id, room, settings.chat)
     canvases: list[Tensor] = []
-    rollout = sampler(
-        denoiser,
-        examples.prompts([0], 1, best_device()),
-        Uniforms().key("show", settings.seed),
-        watch=lambda canvas: canvases.append(canvas[0, -sampler.max_new_tokens :].clone()),
-    )
+
+    def watch(canvas: Tensor) -> None:
+        canvases.append(canvas[0, -sampler.max_new_tokens :].clone())
+        advance()
+
+    with phase("sampling", settings.steps):
+        rollout = sampler(
+            denoiser,
+            examples.prompts([0], 1, best_device()),
+            Uniforms().key("show", settings.seed),
+            watch=watch,
+        )
     (text,) = rollout_texts(tokenizer, rollout, examples)
     known = item.columns and settings.task.verifies
     reward = float(settings.task.rewards([item.prompt], [text], **examples.columns([0], 1))[0]) if known else None

@@ -7,19 +7,25 @@ from typing import Any
 import torch
 
 from unmask.data.examples import Examples
+from unmask.denoisers.base import Denoiser
 from unmask.denoisers.loading import load_denoiser, load_tokenizer
 from unmask.distributed import best_device
 from unmask.errors import UserError
 from unmask.evaluation.evaluator import Evaluator, mean_metrics
+from unmask.evaluation.kept_rows import KeptRows, identity
+from unmask.report.progress import advance, message, phase
 from unmask.sampling.records import EveryStep
+from unmask.sampling.sampler import Sampler
 from unmask.settings.commands import EvaluateSettings
 from unmask.uniforms import Uniforms
 
 _COLUMNS = {"unmasking": "unmasking", "tokens": "tokens", "steps": "steps", "solved": "solved (95 %)"}
 
 
-def evaluation_table(settings: EvaluateSettings) -> list[dict[str, Any]]:
+def evaluation_table(settings: EvaluateSettings, kept: KeptRows | None = None) -> list[dict[str, Any]]:
     """Rows of the table, one for each rule, length and number of steps: see `mean_metrics`.
+
+    `kept`: where each is kept once it is finished; those that are there already are not measured again.
 
     Raises UserError for a task that compares no answers, and settings that do not go with the model.
     """
@@ -27,9 +33,9 @@ def evaluation_table(settings: EvaluateSettings) -> list[dict[str, Any]]:
         raise UserError(f"task {settings.task.name} compares no answers: nothing can be measured by sampling")
     device, samplers = best_device(), settings.samplers()
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    tokenizer = load_tokenizer(settings.model)
-    denoiser = load_denoiser(settings.model, dtype, model_format=settings.model_format).to(device)
-    items = settings.task.examples(settings.split, settings.examples, settings.seed)
+    with phase(f"loading {settings.model}"):
+        tokenizer = load_tokenizer(settings.model)
+        denoiser = load_denoiser(settings.model, dtype, model_format=settings.model_format).to(device)
     for _, sampler in samplers:  # before the first of them has run
         sampler.check(denoiser, EveryStep() if settings.over_denoising else None)
     longest = max(sampler.max_new_tokens for _, sampler in samplers)
@@ -39,19 +45,36 @@ def evaluation_table(settings: EvaluateSettings) -> list[dict[str, Any]]:
             f"lengths: completions of {longest} tokens do not fit, the model takes {denoiser.max_length} with the "
             "prompt: give fewer"
         )
+    with phase(f"preparing the {settings.split} examples"):
+        items = settings.task.examples(settings.split, settings.examples, settings.seed)
+        examples = Examples.of(items, tokenizer, denoiser.eos_id, room, settings.chat)
     evaluator = Evaluator(
         task=settings.task,
         tokenizer=tokenizer,
-        examples=Examples.of(items, tokenizer, denoiser.eos_id, room, settings.chat),
+        examples=examples,
         uniforms=Uniforms().key("evaluation", settings.seed),
         batch=settings.batch,
         device=device,
     )
-    return [
-        {"unmasking": rule, "tokens": sampler.max_new_tokens, "steps": sampler.steps, "examples": len(items)}
-        | mean_metrics(evaluator, denoiser, sampler, settings.samples, over_denoising=settings.over_denoising)
-        for rule, sampler in samplers
-    ]
+    kept = kept or KeptRows()
+    kept.begin(identity(settings))
+    for place, (rule, sampler) in enumerate(samplers):
+        title = f"{rule}, {sampler.max_new_tokens} tokens, {sampler.steps} steps:"
+        if place < len(kept.rows):
+            message(f"{title} {_solved(kept.rows[place])}, kept from before")
+        else:
+            kept.add(_row(settings, evaluator, denoiser, rule, sampler, title))
+    return kept.finish()
+
+
+def _row(
+    settings: EvaluateSettings, evaluator: Evaluator, denoiser: Denoiser, rule: str, sampler: Sampler, title: str
+) -> dict[str, Any]:
+    count = len(evaluator.examples.items)
+    with phase(title, count * settings.samples, unit="completion"):
+        metrics = mean_metrics(evaluator, denoiser, sampler, settings.samples, over_denoising=settings.over_denoising)
+        advance(0, _solved(metrics))
+    return {"unmasking": rule, "tokens": sampler.max_new_tokens, "steps": sampler.steps, "examples": count} | metrics
 
 
 def print_table(rows: list[dict[str, Any]], settings: EvaluateSettings) -> None:
@@ -69,11 +92,18 @@ def print_table(rows: list[dict[str, Any]], settings: EvaluateSettings) -> None:
         left = name == "unmasking"
         table.add_column(name.replace("_", " "), justify="left" if left else "right", overflow="fold")
     for row in rows:
-        solved = f"{row['solved']:.1%} ({row['solved_low']:.1%} – {row['solved_high']:.1%})"
-        cells = [row["unmasking"], str(row["tokens"]), str(row["steps"]), solved]
+        cells = [row["unmasking"], str(row["tokens"]), str(row["steps"]), _interval(row)]
         table.add_row(*cells, *(_cell(name, row[name]) for name in others))
     terminal_console().print(table)
 
 
 def _cell(name: str, value: float) -> str:
     return f"{value:.2f}" if name == "tokens_a_step" else f"{value:.1%}"
+
+
+def _interval(row: dict[str, Any]) -> str:
+    return f"{row['solved']:.1%} ({row['solved_low']:.1%} – {row['solved_high']:.1%})"
+
+
+def _solved(row: dict[str, Any]) -> str:
+    return f"solved {_interval(row)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import permutations, product
 from math import comb, log
@@ -121,8 +122,13 @@ def estimated_logp(toy: Toy, term: Term, copies: int, seed: int, sign: float = 1
     return per_unit_U.view(len(COMPLETIONS), copies, -1).sum(2)
 
 
-def estimates(toy: Toy, methods: dict[str, Method], copies: int) -> dict[str, Estimate]:
-    """The Estimate of every method that scores whole completions; SPG for good and for bad samples."""
+def estimates(
+    toy: Toy, methods: dict[str, Method], copies: int, on_done: Callable[[], object] = lambda: None
+) -> dict[str, Estimate]:
+    """The Estimate of every method that scores whole completions; SPG for good and for bad samples.
+
+    `on_done` is called after each method.
+    """
     elbo, logp = exact_elbo(toy), exact_logp(toy)
     probability_U = logp.exp()
     table = {}
@@ -140,4 +146,5 @@ def estimates(toy: Toy, methods: dict[str, Method], copies: int) -> dict[str, Es
                 deviation=float((probability_U @ value.var(1)).sqrt()),
                 above=float(probability_U @ (mean > logp).double()),
             )
+        on_done()
     return table

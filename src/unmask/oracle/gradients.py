@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -108,9 +108,16 @@ def _cosine(gradient_BD: Tensor, exact_D: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def biases(
-    toy: Toy, methods: dict[str, Method], samplers: Sequence[str], *, batches: int, groups: int, group_size: int
+    toy: Toy,
+    methods: dict[str, Method],
+    samplers: Sequence[str],
+    *,
+    batches: int,
+    groups: int,
+    group_size: int,
+    on_done: Callable[[], object] = lambda: None,
 ) -> dict[str, dict[str, Bias]]:
-    """The Bias of each method under each sampler: {method: {sampler: Bias}}."""
+    """The Bias of each method under each sampler: {method: {sampler: Bias}}; `on_done` is called after each of them."""
     exact = {sampler: expected_reward_gradient(toy, sampler) for sampler in samplers}
     table: dict[str, dict[str, Bias]] = {}
     for name, method in methods.items():
@@ -121,6 +128,7 @@ def biases(
             table.setdefault(name, {})[sampler] = compare(
                 gradients, exact[sampler], groups=groups, group_size=group_size, forwards=forwards
             )
+            on_done()
     return table
 
 

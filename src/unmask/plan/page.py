@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from unmask.methods import METHODS
 from unmask.plan.estimate import Plan, advice, make_plan, method_costs
 from unmask.plan.gpus import GIBIBYTE
+from unmask.report.progress import phase
 from unmask.settings.commands import PlanSettings
 
 if TYPE_CHECKING:
@@ -20,12 +21,13 @@ def print_plan(settings: PlanSettings, *, all_methods: bool) -> None:
     from unmask.report.terminal import terminal_console
 
     console = terminal_console(markup=False, highlight=False, emoji=False)
-    plan = make_plan(settings)
+    with phase(f"trying {settings.model} without weights"):
+        plan = make_plan(settings)
+        rows = [[name, *_method_cells(plan, name)] for name in METHODS] if all_methods else []
     console.print(_heading(plan))
     _print_table(console, [["memory of one GPU", "GiB"], *_memory_rows(plan)])
     _print_table(console, [["a training step", "forwards", "PFLOP", "time"], *_cost_rows(plan)])
     if all_methods:
-        rows = [[name, *_method_cells(plan, name)] for name in METHODS]
         _print_table(console, [list(_METHODS_SHOWN), *rows])
     console.print(verdict(plan))
     console.print()

@@ -83,7 +83,7 @@ def _not_finite(_: MetricsHistory, metrics: Mapping[str, Any]) -> str | None:
     for name in ("loss", "grad_norm"):
         value = metrics.get(name)
         if isinstance(value, float) and not math.isfinite(value):
-            return f"{name} is {value}: stop, go back to the last checkpoint and {_lower_rate(metrics)}"
+            return f"{name} is {value}: stop, start again and {_lower_rate(metrics)}"
     return None
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from unmask.oracle.bounds import Estimate, estimates
 from unmask.oracle.gradients import Bias, biases, oracle_methods
 from unmask.oracle.toy import LENGTH, SAMPLERS, SYMBOLS, Toy
+from unmask.report.progress import advance, phase
 from unmask.settings.commands import OracleSettings
 
 if TYPE_CHECKING:
@@ -23,17 +24,21 @@ def print_oracle(settings: OracleSettings) -> None:
 
     toy, methods = Toy(settings.seed, settings.scale), oracle_methods()
     console = terminal_console()
-    table = biases(
-        toy,
-        methods,
-        tuple(SAMPLERS),
-        batches=_BATCHES,
-        groups=max(1, settings.groups // _BATCHES),
-        group_size=settings.group_size,
-    )
+    with phase("gradients of methods under samplers", len(methods) * len(SAMPLERS), unit="gradient"):
+        table = biases(
+            toy,
+            methods,
+            tuple(SAMPLERS),
+            batches=_BATCHES,
+            groups=max(1, settings.groups // _BATCHES),
+            group_size=settings.group_size,
+            on_done=advance,
+        )
     _print_biases(console, table, settings)
     scored = {name: method for name, method in methods.items() if name.split()[0] not in _WITHOUT_ESTIMATE}
-    _print_estimates(console, estimates(toy, scored, settings.masks), settings)
+    with phase("likelihood estimates", len(scored), unit="method"):
+        estimated = estimates(toy, scored, settings.masks, on_done=advance)
+    _print_estimates(console, estimated, settings)
 
 
 def _print_biases(console: Console, table: dict[str, dict[str, Bias]], settings: OracleSettings) -> None:

@@ -1,74 +1,262 @@
-"""Progress of a training run: a bar in a terminal, a plain line now and then in a log file."""
+"""Progress of a command, phase by phase: bars in a terminal, elsewhere plain lines, never half a minute apart.
+
+It is ambient, as logging is: `phase` and `advance` reach the Progress that `telling` has made current, and nobody where
+there is none.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 import time
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+LINE_SECONDS = 10.0  # from line to line of a phase that moves
+SILENT_SECONDS = 20.0  # without any line, until a phase that stands still is told of again
+_BEAT_SECONDS = 5.0  # how often that is looked at
+_LONG_SECONDS = 2.0  # a phase that took as long ends with a line
 
 
-class TrainingProgress:
-    """Context manager that shows step, reward, solve rate, speed and time left of a run."""
+@dataclass(kw_only=True)
+class _Phase:
+    name: str
+    unit: str
+    total: int | None  # units; None: they cannot be counted
+    done: int
+    done_before: int  # when it began
+    begin_seconds: float
+    moved_seconds: float  # when it last went on
+    within_seconds: float = 0.0  # of phases within it, which are no part of its pace
+    figures: str = ""
+    doing: str = "the next"  # what the unit that is not done yet is at
+    bar: TaskID | None = None
+
+    def head(self) -> str:
+        """Its name and how much is done."""
+        return self.name if self.total is None else f"{self.name} {self.done}/{self.total}"
+
+    def speed(self, now_seconds: float) -> float:
+        """Units a second of its own time."""
+        own_seconds = now_seconds - self.begin_seconds - self.within_seconds
+        return (self.done - self.done_before) / max(own_seconds, 1e-9)
+
+    def pace(self, now_seconds: float) -> str:
+        """Figures of what was done last, speed and time left."""
+        speed = self.speed(now_seconds)
+        if self.total is None or speed <= 0:
+            return self.figures
+        left = f"{_clock((self.total - self.done) / speed)} left" if self.done < self.total else ""
+        return _joined(self.figures, speed_words(speed, self.unit), left)
+
+    def end(self, now_seconds: float) -> str:
+        """The line that is left of it."""
+        speed = self.speed(now_seconds)
+        words = speed_words(speed, self.unit) if speed > 0 else ""
+        return _joined(self.head(), self.figures, words, f"in {_clock(now_seconds - self.begin_seconds)}")
+
+
+class Progress:
+    """Tells the phases of a command on a console: as bars where it is a terminal, else as plain lines.
+
+    A phase that stands still, such as a step of minutes, is told of again after 20 seconds. Only the first rank speaks.
+    `console`: standard output's unless given, or with `aside` that of standard error. `clock`: seconds that never go
+    back; `beat_seconds`: how often silence is looked at.
+    """
 
     def __init__(
         self,
-        total_steps: int,
-        first_step: int = 0,
         console: Console | None = None,
-        plain_interval_seconds: float = 10.0,
+        *,
+        aside: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        beat_seconds: float = _BEAT_SECONDS,
     ) -> None:
-        import rich.console
+        self._given_console, self._aside = console, aside
+        self._clock, self._beat_seconds = clock, beat_seconds
+        self._speaks = os.environ.get("RANK", "0") == "0"
+        self._phases: list[_Phase] = []
+        self._bars: Bars | None = None
+        self._told_seconds = clock()
+        self._lock = threading.RLock()
 
-        self._total_steps = total_steps
-        self._first_step = first_step
-        self._console = console or rich.console.Console()
-        self._plain_interval_seconds = plain_interval_seconds
-        self._bar = _bar(self._console, total_steps, first_step) if self._console.is_terminal else None
-        self._start_seconds = time.monotonic()
-        self._printed_seconds = -float("inf")
+    @cached_property
+    def _console(self) -> Console:
+        from rich.console import Console  # late: help and wrong arguments need none
 
-    def __enter__(self) -> Self:
-        self._start_seconds = time.monotonic()
-        if self._bar is not None:
-            self._bar.start()
-        return self
+        return self._given_console or Console(stderr=self._aside)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+    @contextmanager
+    def phase(self, name: str, total: int | None = None, *, done: int = 0, unit: str = "step") -> Iterator[None]:
+        """Tell of a phase while it lasts; `total` units, of which `done` are done already (None: not counted).
 
-    def update(self, step: int, figures: str) -> None:
-        """Show that `step` steps are done, with the figures of the last one, such as "reward 0.512"."""
-        now_seconds = time.monotonic()
-        speed = (step - self._first_step) / max(now_seconds - self._start_seconds, 1e-9)
-        figures = with_speed(figures, speed, self._total_steps - step)
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step, figures=figures)
-        elif self._is_due(step, now_seconds):
-            self._printed_seconds = now_seconds
-            self.message(f"step {step}/{self._total_steps}  {figures}")
+        A phase may lie within another, whose pace and time left it is no part of.
+        """
+        now = self._clock()
+        phase = _Phase(
+            name=name, unit=unit, total=total, done=done, done_before=done, begin_seconds=now, moved_seconds=now
+        )
+        with nullcontext() if self._phases or not self._speaks else self._showing():
+            self._begin(phase)
+            succeeded = False
+            try:
+                yield
+                succeeded = True
+            finally:
+                self._end(phase, succeeded)
+
+    def advance(self, count: int = 1, figures: str = "") -> None:
+        """Tell that `count` further units of the innermost phase are done, with figures of the last ("loss 0.512")."""
+        with self._lock:
+            if not self._phases:
+                return
+            phase, now = self._phases[-1], self._clock()
+            phase.done, phase.figures, phase.moved_seconds = phase.done + count, figures, now
+            phase.doing = "the next"
+            self._draw(phase, now)
+            due = phase.done != phase.total and now - self._told_seconds >= LINE_SECONDS  # its end has a line
+            if self._bars is None and due:
+                self._tell(_joined(phase.head(), phase.pace(now)))
+
+    def doing(self, what: str) -> None:
+        """Note what the next unit of the innermost phase is at now, such as "sampling": told if it lasts."""
+        with self._lock:
+            if self._phases:
+                self._phases[-1].doing, self._phases[-1].moved_seconds = what, self._clock()
 
     def message(self, text: str) -> None:
-        """Print a line of its own, above the bar where there is one."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Print a line of its own, above the bars where there are some."""
+        with self._lock:
+            if self._speaks:
+                self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
-    def _is_due(self, step: int, now_seconds: float) -> bool:
-        waited_seconds = now_seconds - self._printed_seconds
-        return waited_seconds >= self._plain_interval_seconds or step == self._total_steps
+    def beat(self) -> None:
+        """Tell of the innermost phase again where nothing has been told for long."""
+        with self._lock:
+            now = self._clock()
+            if self._phases and now - self._told_seconds >= SILENT_SECONDS:
+                phase = self._phases[-1]
+                what = "" if phase.total in (None, phase.done) else f"{phase.doing}: "
+                so_far = f"{what}{_clock(now - phase.moved_seconds)} so far"
+                self._tell(_joined(phase.head(), phase.pace(now), so_far))
+
+    def _begin(self, phase: _Phase) -> None:
+        with self._lock:
+            self._phases.append(phase)
+            if self._bars is None:
+                self._tell(phase.head())
+            else:
+                phase.bar = self._bars.add_task(phase.head(), total=phase.total, completed=phase.done, figures="")
+
+    def _end(self, phase: _Phase, succeeded: bool) -> None:
+        with self._lock:
+            self._phases.remove(phase)
+            now = self._clock()
+            seconds = now - phase.begin_seconds
+            if self._phases:
+                self._phases[-1].within_seconds += seconds
+                self._phases[-1].moved_seconds = now
+            if self._bars is not None and phase.bar is not None:
+                self._bars.remove_task(phase.bar)
+            if succeeded and (phase.figures or seconds >= _LONG_SECONDS):
+                self._tell(phase.end(now))
+
+    def _tell(self, line: str) -> None:
+        self._told_seconds = self._clock()
+        self.message(line)
+
+    def _draw(self, phase: _Phase, now_seconds: float) -> None:
+        if self._bars is not None and phase.bar is not None:
+            self._bars.update(
+                phase.bar, completed=phase.done, description=phase.head(), figures=phase.pace(now_seconds)
+            )
+
+    @contextmanager
+    def _showing(self) -> Iterator[None]:
+        """What goes on while there is a phase: bars, or a thread that breaks silence."""
+        if self._console.is_terminal:
+            try:
+                with _bars(self._console) as self._bars:
+                    yield
+            finally:
+                self._bars = None
+            return
+        over = threading.Event()
+        thread = threading.Thread(target=self._break_silence, args=(over,), name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _break_silence(self, over: threading.Event) -> None:
+        with suppress(BrokenPipeError):  # the next line of the command itself meets it too
+            while not over.wait(self._beat_seconds):
+                self.beat()
 
 
-def with_speed(figures: str, steps_per_second: float, steps_left: int) -> str:
-    """The figures of one step with speed and time left: `reward 0.512  0.9 steps/s  2:01 left`."""
-    if steps_per_second <= 0:
-        return figures
-    digits = ".0f" if steps_per_second >= 10 else ".2g"
-    return f"{figures}  {steps_per_second:{digits}} steps/s  {_clock(steps_left / steps_per_second)} left"
+_CURRENT: ContextVar[Progress | None] = ContextVar("progress", default=None)
+
+
+@contextmanager
+def telling(progress: Progress | None = None) -> Iterator[Progress]:
+    """Make `progress` the one that `phase`, `advance` and `message` reach; None: the current one, or a new one."""
+    progress = progress or _CURRENT.get() or Progress()
+    token = _CURRENT.set(progress)
+    try:
+        yield progress
+    finally:
+        _CURRENT.reset(token)
+
+
+@contextmanager
+def phase(name: str, total: int | None = None, *, done: int = 0, unit: str = "step") -> Iterator[None]:
+    """Tell of a phase while it lasts. See Progress.phase."""
+    progress = _CURRENT.get()
+    with nullcontext() if progress is None else progress.phase(name, total, done=done, unit=unit):
+        yield
+
+
+def advance(count: int = 1, figures: str = "") -> None:
+    """Tell that `count` further units of the innermost phase are done. See Progress.advance."""
+    progress = _CURRENT.get()
+    if progress is not None:
+        progress.advance(count, figures)
+
+
+def doing(what: str) -> None:
+    """Note what the next unit of the innermost phase is at now. See Progress.doing."""
+    progress = _CURRENT.get()
+    if progress is not None:
+        progress.doing(what)
+
+
+def message(text: str) -> None:
+    """Print a line of its own, above the bars where there are some."""
+    progress = _CURRENT.get()
+    if progress is not None:
+        progress.message(text)
+
+
+def speed_words(units_per_second: float, unit: str) -> str:
+    """A speed in two digits or whole numbers: `0.9 steps/s`, `0.012 steps/s`, `123 steps/s`."""
+    digits = ".0f" if units_per_second >= 10 else ".2g"
+    return f"{units_per_second:{digits}} {unit}s/s"
+
+
+def _joined(*parts: str) -> str:
+    return "  ".join(part for part in parts if part)
 
 
 def _clock(seconds: float) -> str:
@@ -77,15 +265,15 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest_seconds:02}" if hours else f"{minutes}:{rest_seconds:02}"
 
 
-def _bar(console: Console, total_steps: int, first_step: int) -> Progress:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+def _bars(console: Console) -> Any:
+    """A bar for each phase that goes on, with the time that it has taken; gone when they are over."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
-        TextColumn("step"),
-        MofNCompleteColumn(),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[figures]}", markup=False),
+        TimeElapsedColumn(),
     )
-    bar = Progress(*columns, console=console, expand=True)
-    bar.add_task("training", total=total_steps, completed=first_step, figures="")
-    return bar
+    # Where the output goes elsewhere, what is printed there is not for this console.
+    return Progress(*columns, console=console, expand=True, transient=True, redirect_stdout=sys.stdout.isatty())

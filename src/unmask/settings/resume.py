@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from unmask.errors import UserError
@@ -34,13 +35,13 @@ def locate_run(resume: str) -> tuple[Path, Path | None]:
     )
 
 
-def check_unchanged(stored: Any, asked: Any) -> None:
-    """Raise UserError where settings differ from those of the run in others than `MAY_CHANGE`."""
+def check_unchanged(stored: Any, asked: Any, recipe: str) -> None:
+    """Raise UserError where settings differ from those of the run, the file `recipe`, in others than `MAY_CHANGE`."""
     before, after = ({leaf.path: leaf.default for leaf in leaves(settings)} for settings in (stored, asked))
     for path in after:
         if path not in MAY_CHANGE and (path not in before or before[path] != after[path]):
             was = before.get(path, "not set")
             raise UserError(
                 f"{flag_of(path)} is {after[path]!r}, and the run that goes on was started with {was!r}: "
-                "leave it out, or start a new run with --recipe RUN/recipe.toml"
+                f"leave it out, or start a new run with --recipe {quote(recipe)}"
             )

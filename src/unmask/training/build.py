@@ -18,6 +18,7 @@ from unmask.distributed import World
 from unmask.errors import UserError
 from unmask.evaluation.evaluator import Evaluator, over_denoised_examples
 from unmask.objective.objective import Objective, frozen_copy
+from unmask.report.progress import phase
 from unmask.rewards import Rewards, load_functions
 from unmask.sampling.records import EveryStep
 from unmask.sampling.sampler import Sampler
@@ -44,14 +45,16 @@ def build_trainer(recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
         raise UserError(
             f"rollout.prompts {recipe.rollout.prompts} cannot be shared by {world.size} ranks: give a multiple"
         )
-    tokenizer = load_tokenizer(recipe.model)
-    updater = _load_updater(recipe, world, checkpoint)
+    with phase(f"loading {checkpoint or recipe.model}"):
+        tokenizer = load_tokenizer(recipe.model)
+        updater = _load_updater(recipe, world, checkpoint)
     terms, denoiser = updater.objective.terms, updater.objective.denoiser
     room = denoiser.max_length - sampler.max_new_tokens
 
     def encoded(split: str, count: int, seed: int) -> Examples:
-        items = recipe.task.examples(split, count, seed)
-        examples = Examples.of(items, tokenizer, denoiser.eos_id, room, recipe.chat)
+        with phase(f"preparing the {split} examples"):
+            items = recipe.task.examples(split, count, seed)
+            examples = Examples.of(items, tokenizer, denoiser.eos_id, room, recipe.chat)
         check_preferences(examples, terms, recipe.method.name, sampler.max_new_tokens)
         return examples
 
@@ -101,7 +104,8 @@ def _source(recipe: Recipe, examples: Examples, sampler: Sampler, tokenizer: Any
         )
     for record in (objective.record, EveryStep() if recipe.train.over_denoising_filter else None):
         sampler.check(objective.denoiser, record)
-    functions = load_functions(recipe.reward, recipe.task, world.device)
+    with phase("loading the rewards"):
+        functions = load_functions(recipe.reward, recipe.task, world.device)
     return OnPolicySource(
         recipe=recipe,
         examples=examples,
@@ -190,7 +194,8 @@ def filtered_order(trainer: Trainer) -> list[int]:
     recipe = trainer.recipe
     evaluator = replace(trainer.evaluators["test"], examples=trainer.source.examples)
     sampler = recipe.rollout.sampler(recipe.task, temperature=0.0)
-    flags = over_denoised_examples(evaluator, trainer.objective.denoiser, sampler)
+    with phase("over-denoising filter", len(evaluator.examples.items), unit="completion"):
+        flags = over_denoised_examples(evaluator, trainer.objective.denoiser, sampler)
     kept = [index for index, flag in enumerate(flags) if flag]
     if not kept:
         raise UserError(

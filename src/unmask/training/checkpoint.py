@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -21,16 +22,6 @@ from unmask.errors import UserError
 from unmask.settings.recipe import TrainSettings
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write a text file atomically, synced to disk: after a crash it is whole or absent."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
 
 
 def save_checkpoint(
@@ -105,7 +96,7 @@ def check_whole(directory: Path, settings: TrainSettings) -> None:
         return
     earlier = [path for path in checkpoints(directory.parent) if (step_of(path) or 0) < (step_of(directory) or 0)]
     whole = next((path for path in reversed(earlier) if _fault(path, settings) is None), None)
-    mend = "no earlier one is whole" if whole is None else f"or go on from the one before, --resume {whole}"
+    mend = "no earlier one is whole" if whole is None else f"or go on from the one before, --resume {quote(str(whole))}"
     raise UserError(f"checkpoint {directory.name} is damaged: {fault}; {mend}")
 
 

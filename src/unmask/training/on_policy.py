@@ -16,6 +16,7 @@ from unmask.denoisers.base import Denoiser
 from unmask.distributed import World
 from unmask.evaluation.evaluator import Evaluator
 from unmask.objective.term import Term, record_of
+from unmask.report.progress import doing
 from unmask.rewards import Rewards
 from unmask.sampling.sampler import OnFinished, Sampler
 from unmask.settings.recipe import Recipe
@@ -99,6 +100,7 @@ class OnPolicySource:
         indices = self.examples.indices(numbers)
         with BackgroundScoring(self, indices) as scoring:
             rollout = self.rollout(denoiser, numbers, uniforms, scoring)
+            doing("rewards")
         scored = self.score(rollout, indices, uniforms, scoring.texts)
         metrics = self._metrics(rollout, scored.reward_N.view(-1, rollout.group_size), scored.texts)
         metrics |= self.rewards.metrics(scored.scores_NK, self.world)
@@ -210,17 +212,25 @@ class OnPolicySource:
             metrics["reward_stderr"] = math.sqrt(variance)
         return metrics
 
-    def evaluation(self, denoiser: Denoiser, held_out: Evaluator, count: int) -> dict[str, list[float]]:
-        """The task's metrics: sampled as in training, greedy in as many steps, and greedy in many."""
+    @property
+    def evaluation_passes(self) -> int:
+        """One for each way of sampling; none where the task compares no answers."""
+        return len(self._evaluation_samplers) if self.recipe.task.verifies else 0
+
+    @property
+    def _evaluation_samplers(self) -> dict[str, Sampler]:
         task, settings = self.recipe.task, self.recipe.rollout
         few, many = settings.steps, self.recipe.evaluation.greedy_steps
-        samplers = {
+        return {
             f"sampled_{few}": self.sampler,
             f"greedy_{few}": settings.sampler(task, temperature=0.0),
             f"greedy_{many}": settings.sampler(task, steps=many, temperature=0.0),
         }
+
+    def evaluation(self, denoiser: Denoiser, held_out: Evaluator, count: int) -> dict[str, list[float]]:
+        """The task's metrics: sampled as in training, greedy in as many steps, and greedy in many."""
         return {
             f"{name}/{metric}": values
-            for name, sampler in samplers.items()
+            for name, sampler in self._evaluation_samplers.items()
             for metric, values in held_out.metrics(denoiser, sampler, count).items()
         }

@@ -17,6 +17,7 @@ from unmask.evaluation.evaluator import Evaluator
 from unmask.objective.likelihood import row_logp
 from unmask.objective.masks import through_first_eos
 from unmask.objective.term import Term
+from unmask.report.progress import advance
 from unmask.training.sources import Experience
 from unmask.types import Rollout
 from unmask.uniforms import Uniforms
@@ -103,6 +104,11 @@ class PreferenceSource:
             metrics={"completions/mean_length": tokens / samples},
         )
 
+    @property
+    def evaluation_passes(self) -> int:
+        """One: every pair is scored."""
+        return 1
+
     def evaluation(self, denoiser: Denoiser, held_out: Evaluator, count: int) -> dict[str, list[float]]:
         """pairs/preferred: how often the preferred completion is the likelier one."""
         return {"pairs/preferred": preferred(self.terms[0], denoiser, held_out, self.length, count)}
@@ -127,5 +133,6 @@ def preferred(term: Term, denoiser: Denoiser, held_out: Evaluator, length: int, 
             with held_out.autocast():
                 margin_U = term.likelihood(row_logp(denoiser, batch), batch).value_UK[:, 0]
             found += (margin_U > 0).float().tolist()
+        advance(len(part))
     denoiser.train(was_training)
     return found

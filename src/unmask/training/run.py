@@ -7,18 +7,20 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import tomli_w
 
-from unmask.denoisers.directories import checkpoints, newest_checkpoint
+from unmask.denoisers.directories import checkpoints, newest_checkpoint, step_of
 from unmask.denoisers.intact import read_json
 from unmask.errors import UserError
 from unmask.evaluation.statistics import paired_interval, solved_summary
 from unmask.report.curve import draw_curve
+from unmask.report.durable import write_durably
 from unmask.report.metrics import MetricsLog, read_metrics
 from unmask.report.monitor import CollapseMonitor
-from unmask.report.progress import TrainingProgress
+from unmask.report.progress import advance, message, phase, telling
 from unmask.settings.inputs import input_digests, tell_changed_inputs, with_absolute_paths
 from unmask.settings.reader import document_of
 from unmask.settings.recipe import Recipe
@@ -30,7 +32,6 @@ from unmask.training.checkpoint import (
     read_state,
     save_checkpoint,
     set_aside,
-    write_durably,
 )
 from unmask.training.trainer import Trainer, evaluation_row
 
@@ -52,13 +53,20 @@ def new_directory(output: str | None, name: str) -> Path:
     if output is not None:
         directory = Path(output).expanduser()
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            hint = f", or --resume {output} to continue its run" if (directory / "recipe.toml").is_file() else ""
-            raise UserError(f"output {output!r} is not empty: give a new directory{hint}")
+            raise UserError(f"output {output!r} is not empty: give a new directory{_resume_hint(directory)}")
         return directory
     number = 1
     while (directory := Path("runs") / f"{name}-{number:03d}").exists():
         number += 1
     return directory
+
+
+def _resume_hint(directory: Path) -> str:
+    """The end of an error line about a directory in use: how to go on with its run, where there is a checkpoint."""
+    if not (directory / "recipe.toml").is_file() or newest_checkpoint(directory / "checkpoints") is None:
+        return ""
+    what = "extend its run by --train.steps" if (directory / "summary.json").is_file() else "continue its run"
+    return f", or --resume {quote(str(directory))} to {what}"
 
 
 def start_run(recipe: Recipe, output: str | None, name: str) -> Run:
@@ -88,8 +96,8 @@ def resume_run(recipe: Recipe, resume: str, output: str | None = None) -> Run:
         state = read_state(checkpoint)
     if recipe.train.steps < state.get("step", 0):
         raise UserError(
-            f"train.steps is {recipe.train.steps}, and the checkpoint has {state['step']} steps: give more, or "
-            "--resume an earlier checkpoint"
+            f"train.steps is {recipe.train.steps}, and the checkpoint has {state['step']} steps: give more"
+            + _earlier_hint(source, recipe.train.steps)
         )
     if (source / "inputs.json").is_file():
         tell_changed_inputs(read_json(source / "inputs.json"))
@@ -99,6 +107,12 @@ def resume_run(recipe: Recipe, resume: str, output: str | None = None) -> Run:
         write_durably(directory / "recipe.toml", tomli_w.dumps(document_of(recipe)))
     trainer.objective.world.barrier()
     return Run(directory=directory, trainer=trainer, state=state)
+
+
+def _earlier_hint(directory: Path, most_steps: int) -> str:
+    """The end of an error line: the newest checkpoint of a run with at most so many steps, where there is one."""
+    earlier = [path for path in checkpoints(directory / "checkpoints") if (step_of(path) or 0) <= most_steps]
+    return f", or --resume {quote(str(earlier[-1]))}" if earlier else ""
 
 
 def _take_over(source: Path, directory: Path, checkpoint: Path | None) -> None:
@@ -128,13 +142,19 @@ class Run:
         return self.trainer.objective.world.is_main
 
     @property
-    def goes_on_from(self) -> str:
-        """Where the run would go on, were it resumed now, in words."""
+    def how_to_go_on(self) -> str:
+        """What to say when the run is interrupted now: the command that goes on with it, once there is a checkpoint."""
         newest = newest_checkpoint(self.directory / "checkpoints")
-        return "from the start: there is no checkpoint yet" if newest is None else f"from its newest, {newest.name}"
+        if newest is None:
+            return f"{self.directory} has no checkpoint yet, so start again"
+        return f"`unmask train --resume {quote(str(self.directory))}` goes on from its newest checkpoint, {newest.name}"
 
     def finish(self) -> dict[str, Any]:
         """Train to the last step, evaluating and saving on the way; the contents of summary.json."""
+        with telling():
+            return self._finish()
+
+    def _finish(self) -> dict[str, Any]:
         recipe, state = self.trainer.recipe, self.state or {}
         monitor = CollapseMonitor()
         if "monitor" in state:
@@ -145,13 +165,14 @@ class Run:
         # Every rank computes the same evaluations; one of them writes.
         metrics = MetricsLog(self._log("metrics.jsonl"), keep_bytes=state.get("metrics_bytes", 0))
         completions = MetricsLog(self._log("completions.jsonl"), keep_bytes=state.get("completions_bytes", 0))
-        progress = TrainingProgress(recipe.train.steps, first_step=first)
-        with metrics, completions, progress:
+        with metrics, completions:
             if first == 0:
-                self._evaluate(0, recipe.evaluation.examples, metrics, "before.json")
-            for step in range(first, recipe.train.steps):
-                self._train_step(step, metrics, completions, progress, monitor)
-            self._evaluate(recipe.train.steps, recipe.evaluation.examples, metrics, "after.json")
+                self._evaluate("base evaluation", 0, recipe.evaluation.examples, metrics, "before.json")
+            with phase("step", recipe.train.steps, done=first):
+                for step in range(first, recipe.train.steps):
+                    self._train_step(step, metrics, completions, monitor)
+            steps = recipe.train.steps
+            self._evaluate("final evaluation", steps, recipe.evaluation.examples, metrics, "after.json")
         return self._summarise()
 
     def _log(self, name: str) -> Path:
@@ -162,7 +183,6 @@ class Run:
         step: int,
         metrics: MetricsLog,
         completions: MetricsLog,
-        progress: TrainingProgress,
         monitor: CollapseMonitor,
     ) -> None:
         settings = self.trainer.recipe.train
@@ -171,15 +191,17 @@ class Run:
         done = step + 1
         metrics.write({"step": done, **row, "step_seconds": time.monotonic() - started})
         completions.write({"step": done, **sample})
-        progress.update(done, f"reward {row['reward']:.3f}" if "reward" in row else f"loss {row['loss']:.3f}")
+        advance(figures=f"reward {row['reward']:.3f}" if "reward" in row else f"loss {row['loss']:.3f}")
         for warning in monitor.update(row):
             metrics.write({"step": done, "warning": warning})
-            progress.message(f"warning at step {done}: {warning}")
+            message(f"warning at step {done}: {warning}")
         if done % settings.evaluate_every == 0 and done < settings.steps:
-            self._evaluate(done, self.trainer.recipe.evaluation.examples_during, metrics)
+            count = self.trainer.recipe.evaluation.examples_during
+            self._evaluate(f"evaluation after step {done}:", done, count, metrics)
         if (done % settings.checkpoint_every == 0 or done == settings.steps) and self.is_main:
-            self._checkpoint(done, metrics, completions, monitor)
-            self._draw()
+            with phase(f"saving the checkpoint of step {done}"):
+                self._checkpoint(done, metrics, completions, monitor)
+                self._draw()
 
     def _checkpoint(self, done: int, metrics: MetricsLog, completions: MetricsLog, monitor: CollapseMonitor) -> None:
         trainer, folder = self.trainer, self.directory / "checkpoints"
@@ -195,10 +217,12 @@ class Run:
         save_checkpoint(folder, done, objective.denoiser, trainer.tokenizer, optimizer, state, moved)
         drop_old(folder, trainer.recipe.train.keep_checkpoints)
 
-    def _evaluate(self, step: int, count: int, metrics: MetricsLog, name: str | None = None) -> None:
-        values = self.trainer.evaluation(count)
-        if name is not None:
-            values |= self.trainer.further_evaluation()
+    def _evaluate(self, title: str, step: int, count: int, metrics: MetricsLog, name: str | None = None) -> None:
+        size = self.trainer.evaluation_size(count, further=name is not None)
+        with phase(title, size or None, unit="completion"):
+            values = self.trainer.evaluation(count)
+            if name is not None:
+                values |= self.trainer.further_evaluation()
         metrics.write({"step": step, **evaluation_row(values)})
         if name is not None and self.is_main:
             write_durably(self.directory / name, json.dumps(values))

@@ -39,5 +39,9 @@ class Source(Protocol):
         Draws are keyed by `uniforms` and the numbers.
         """
 
+    @property
+    def evaluation_passes(self) -> int:
+        """How often `evaluation` goes over the held-out examples."""
+
     def evaluation(self, denoiser: Denoiser, held_out: Evaluator, count: int) -> dict[str, list[float]]:
         """Values of the first `count` held-out examples, one each, by "NAME/METRIC"."""

@@ -23,7 +23,7 @@ from unmask.denoisers.loading import load_denoiser, load_tokenizer, save_denoise
 from unmask.denoisers.tiny import tiny_denoiser
 from unmask.distributed import best_device
 from unmask.errors import UserError
-from unmask.report.progress import TrainingProgress
+from unmask.report.progress import advance, message, phase, telling
 from unmask.settings.commands import PretrainRecipe
 from unmask.uniforms import Uniforms
 
@@ -166,14 +166,21 @@ def pretrain(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> Deno
 
     With validation examples they are those of the lowest validation loss. Raises UserError for data that do not fit.
     """
+    with telling():
+        return _pretrain(recipe, tokenizer)
+
+
+def _pretrain(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> Denoiser:
     device = best_device()
-    denoiser = _start(recipe, tokenizer).to(device)
-    data = _data(recipe, tokenizer, denoiser)
+    with phase(f"loading {recipe.model or 'a new model'}"):
+        denoiser = _start(recipe, tokenizer).to(device)
+    with phase("preparing the examples"):
+        data = _data(recipe, tokenizer, denoiser)
     trained = [weight for weight in denoiser.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay)
     uniforms, best = Uniforms().key("pretrain", recipe.seed), _Best(trained)
     order = shuffled(data.trained, uniforms)
-    with TrainingProgress(recipe.steps) as progress:
+    with phase("step", recipe.steps):
         for step in range(recipe.steps):
             indices = list(islice(order, recipe.batch))
             optimizer.param_groups[0]["lr"] = recipe.learning_rate * min(1.0, (step + 1) / max(1, recipe.warmup_steps))
@@ -181,10 +188,11 @@ def pretrain(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> Deno
             loss = _backward(denoiser, data.batch(indices, device), uniforms.key(step), recipe)
             torch.nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
             optimizer.step()
-            progress.update(step + 1, f"loss {loss:.3f}")
+            advance(figures=f"loss {loss:.3f}")
             if recipe.validation_examples and ((step + 1) % recipe.validate_every == 0 or step + 1 == recipe.steps):
-                value = _validation_loss(denoiser, data, uniforms.key("validation"), recipe)
-                progress.message(f"step {step + 1}: validation loss {value:.4f} nats a token")
+                with phase(f"validation after step {step + 1}:", len(data.solution_ids) - data.trained, unit="example"):
+                    value = _validation_loss(denoiser, data, uniforms.key("validation"), recipe)
+                message(f"step {step + 1}: validation loss {value:.4f} nats a token")
                 best.see(value)
     best.restore()
     return denoiser
@@ -215,6 +223,7 @@ def _validation_loss(denoiser: Denoiser, data: _Data, uniforms: Uniforms, recipe
         indices = range(start, min(start + size, count))
         batch = data.batch(indices, next(denoiser.parameters()).device)
         total += float(elbo_loss(denoiser, batch, uniforms.key(start))) * len(indices)
+        advance(len(indices))
     return total / (count - data.trained)
 
 
@@ -251,7 +260,8 @@ def pretrain_to(recipe: PretrainRecipe, directory: Path) -> None:
         raise UserError(f"output {str(directory)!r} is not empty: give a new directory")
     tokenizer = task_tokenizer(recipe.task.vocabulary) if recipe.model is None else load_tokenizer(recipe.model)
     denoiser = pretrain(recipe, tokenizer)
-    directory.mkdir(parents=True, exist_ok=True)
-    save_denoiser(denoiser, tokenizer, directory)
-    digest = hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
+    with phase(f"saving {directory}"):
+        directory.mkdir(parents=True, exist_ok=True)
+        save_denoiser(denoiser, tokenizer, directory)
+        digest = hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
     print(f"model: {directory}\nsha256 of model.safetensors: {digest}")  # noqa: T201

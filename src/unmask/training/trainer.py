@@ -9,6 +9,7 @@ from unmask.data.tokenization import token_names
 from unmask.evaluation.evaluator import Evaluator
 from unmask.evaluation.statistics import solved_summary
 from unmask.objective.objective import Objective
+from unmask.report.progress import doing
 from unmask.sampling.sampler import Sampler
 from unmask.settings.recipe import Recipe
 from unmask.training.sources import Experience, Source
@@ -40,7 +41,9 @@ class Trainer:
         uniforms = self.uniforms.key("iteration", step)
         # Numbered before ranks share them: an example that several ranks draw has a number on each.
         numbers = self.objective.world.share(self.source.examples.numbered(self._prompts_of(step)))
+        doing("sampling")
         experience = self.source(self.objective.denoiser, numbers, uniforms)
+        doing("updates")
         prepared = self.objective.prepare(
             experience.rollout, experience.term_rewards, uniforms, settings.num_iterations
         )
@@ -80,6 +83,12 @@ class Trainer:
     def evaluation(self, count: int) -> dict[str, list[float]]:
         """Values of the first `count` test examples, one each, by "NAME/METRIC"."""
         return self.source.evaluation(self.objective.denoiser, self.evaluators["test"], count)
+
+    def evaluation_size(self, count: int, *, further: bool) -> int:
+        """Completions that `evaluation` goes through, and with `further` those of `further_evaluation` too."""
+        sizes = {split: len(evaluator.examples.items) for split, evaluator in self.evaluators.items()}
+        size = self.source.evaluation_passes * min(count, sizes.pop("test"))
+        return size + (sum(sizes.values()) if further and self.recipe.task.verifies else 0)
 
     def further_evaluation(self) -> dict[str, list[float]]:
         """Values of the task's further held-out splits by "SPLIT/METRIC", sampled as in training."""
