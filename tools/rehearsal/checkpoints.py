@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from rehearsal.families import Family
 
 VOCABULARY = 1200  # tokens of the tokenizer; merges reach over words, so that an instruction is a few tokens
-_PADDED = 1280  # rows of the embeddings: published vocabularies are padded as well
+_MULTIPLE = 64  # of embedding rows; published vocabularies are padded as well, by a little
 # Tokens of their own: digits (but the numbers of a solution's rows), and signs beside one.
 _SINGLE = r"(?<!Row )[0-9]|(?<=[0-9(])[+\-*/()]|[+\-*/()](?=[0-9(])"
 
@@ -52,11 +52,11 @@ def make_tokenizer(family: Family, texts: Sequence[str]) -> PreTrainedTokenizerF
     return wrapped
 
 
-def make_weights(family: Family, seed: int) -> dict[str, torch.Tensor]:
-    """Random tensors under the published names."""
+def make_weights(family: Family, rows: int, seed: int) -> dict[str, torch.Tensor]:
+    """Random tensors under the published names, for so many rows of embeddings."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for name, shape in sorted(family.shapes(_PADDED).items()):
+    for name, shape in sorted(family.shapes(rows).items()):
         if len(shape) == 1:
             fill = 0.0 if name.endswith("bias") else 1.0
             tensors[name] = torch.full(shape, fill)
@@ -76,6 +76,7 @@ def write_untaught(family: Family, directory: Path, texts: Sequence[str], seed: 
     tokenizer = make_tokenizer(family, texts)
     tokenizer.save_pretrained(directory)
     vocabulary: dict[str, Any] = tokenizer.get_vocab()
-    (directory / "config.json").write_text(json.dumps(family.config(_PADDED, vocabulary), indent=2) + "\n")
-    save_file(make_weights(family, seed), directory / "model.safetensors", metadata={"format": "pt"})
+    rows = (len(vocabulary) // _MULTIPLE + 1) * _MULTIPLE
+    (directory / "config.json").write_text(json.dumps(family.config(rows, vocabulary), indent=2) + "\n")
+    save_file(make_weights(family, rows, seed), directory / "model.safetensors", metadata={"format": "pt"})
     return tokenizer
