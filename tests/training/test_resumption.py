@@ -2,12 +2,19 @@
 
 import json
 import shutil
+import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
 
 from unmask.cli.main import main
+from unmask.denoisers.intact import write_checksums
+from unmask.errors import UserError
+from unmask.settings.recipe import TrainSettings
+from unmask.training.checkpoint import check_whole
+from unmask.training.run import Run
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 FLAGS = [
@@ -113,6 +120,77 @@ def test_resume_names_the_damaged_checkpoint_and_the_one_before(name, damage, ru
     assert name in line
     assert f"--resume {run / 'checkpoints' / 'step_000001'}" in line
     assert ("git lfs pull" in line) == (damage == "pointer")
+
+
+@pytest.mark.parametrize("name", ["model", "optimizer", "random_state"])
+def test_resume_notices_a_flipped_bit_within_tensors(name, run, capsys):
+    file = run / "checkpoints" / "step_000002" / f"{name}.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    before = files(run)
+    line = refused(capsys, "--resume", str(run))
+    assert f"step_000002 is damaged: {file} is not what was written" in line
+    assert f"--resume {run / 'checkpoints' / 'step_000001'}" in line
+    (run / "checkpoints" / "step_000001" / "tokenizer.json").write_text("{}")
+    assert "no earlier one is whole" in refused(capsys, "--resume", str(run))
+    assert {path: content for path, content in files(run).items() if "step_000001" not in path} == {
+        path: content for path, content in before.items() if "step_000001" not in path
+    }
+
+
+def test_resume_takes_checkpoints_without_checksums(run, tmp_path):
+    """As earlier versions wrote them."""
+    for file in run.glob("checkpoints/*/checksums.json"):
+        file.unlink()
+    assert main(["train", "--resume", str(run), "--train.steps", "3"]) == 0
+    sums = json.loads((run / "checkpoints" / "step_000003" / "checksums.json").read_text())
+    present = {path.name for path in (run / "checkpoints" / "step_000003").iterdir()} - {"checksums.json"}
+    assert set(sums) == present
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "pointer", "empty"])
+@pytest.mark.parametrize("name", ["recipe.toml", "before.json", "metrics.jsonl", "completions.jsonl"])
+@pytest.mark.parametrize("flags", [(), ("--output", "copy")], ids=["in place", "copy"])
+def test_resume_refuses_a_damaged_file_of_the_run_before_anything_is_written(
+    flags, name, damage, run, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    content = (run / name).read_bytes()
+    (run / name).unlink()
+    if damage != "missing":
+        (run / name).write_bytes({"pointer": POINTER, "empty": b"", "cut": content[: len(content) // 2 - 1]}[damage])
+    before = files(tmp_path)
+    assert name in refused(capsys, "--resume", str(run), *flags)
+    assert files(tmp_path) == before
+
+
+def test_resume_refuses_a_recipe_that_ends_within_a_line(run, capsys):
+    """What is left of a number may be another number."""
+    text = (run / "recipe.toml").read_text()
+    for cut in (text[:-1], text[: text.index("examples = 16") + len("examples = 1")]):
+        (run / "recipe.toml").write_text(cut)
+        tomllib.loads(cut)
+        assert "recipe.toml ends within a line" in refused(capsys, "--resume", str(run))
+
+
+def test_resume_of_adapters_does_not_read_the_merged_weights(run):
+    checkpoint, settings = run / "checkpoints" / "step_000002", TrainSettings(lora_rank=4)
+    shutil.copy(checkpoint / "optimizer.safetensors", checkpoint / "adapters.safetensors")
+    write_checksums(checkpoint)
+    (checkpoint / "model.safetensors").unlink()
+    check_whole(checkpoint, settings)
+    content = (checkpoint / "adapters.safetensors").read_bytes()
+    (checkpoint / "adapters.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"adapters\.safetensors is not what was written"):
+        check_whole(checkpoint, settings)
+
+
+def test_ranks_that_do_not_write_go_on_without_logs(tmp_path):
+    trainer = SimpleNamespace(objective=SimpleNamespace(world=SimpleNamespace(is_main=False)))
+    with Run(directory=tmp_path, trainer=trainer)._log("metrics", {"metrics_bytes": 100}) as log:
+        log.write({"step": 1})
+    assert not any(tmp_path.iterdir())
 
 
 def test_resume_goes_on_from_an_earlier_checkpoint_and_deletes_nothing(run, finished):

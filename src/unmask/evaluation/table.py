@@ -42,7 +42,7 @@ def evaluation_table(settings: EvaluateSettings) -> list[dict[str, Any]]:
     evaluator = Evaluator(
         task=settings.task,
         tokenizer=tokenizer,
-        examples=Examples.of(items, tokenizer, denoiser.eos_id, room, settings.chat),
+        examples=Examples.of(items, tokenizer, denoiser.eos_id, room, settings.chat, denoiser.other_end_ids),
         uniforms=Uniforms().key("evaluation", settings.seed),
         batch=settings.batch,
         device=device,

@@ -15,7 +15,7 @@ from torch import nn
 from unmask.denoisers.adapters import has_adapters, save_adapters
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.directories import checkpoint_name, checkpoints, step_of
-from unmask.denoisers.intact import check_tensors, check_weights, read_json
+from unmask.denoisers.intact import check_checksums, check_model_files, check_tensors, read_json, write_checksums
 from unmask.denoisers.loading import save_denoiser
 from unmask.errors import UserError
 from unmask.settings.recipe import TrainSettings
@@ -44,7 +44,8 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder`/step_NNNNNN and return it: model (Hugging Face layout), optimizer moments, random and run state.
 
-    `state` becomes state.json, with `step`. `reference`: frozen weights that have moved since the start.
+    `state` becomes state.json, with `step`. `reference`: frozen weights that have moved since the start. The last file
+    written is checksums.json, by which resuming notices damage within tensors.
     """
     final, partial = folder / checkpoint_name(step), folder / f".{checkpoint_name(step)}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -57,6 +58,7 @@ def save_checkpoint(
         save_model(reference, str(partial / "reference.safetensors"))
     save_file({"cpu": torch.get_rng_state()}, partial / "random_state.safetensors")
     (partial / "state.json").write_text(json.dumps(state | {"step": step}, indent=1))
+    write_checksums(partial)
     for path in partial.iterdir():
         _sync(path)
     set_aside(final)
@@ -122,7 +124,9 @@ def _fault(directory: Path, settings: TrainSettings) -> str | None:
             check_tensors(directory / name)
         if not settings.lora_rank:
             read_json(directory / "config.json")
-            check_weights(directory)
+            check_model_files(directory)
+        # Of a run with adapters the merged weights beside them are not read.
+        check_checksums(directory, unread="model*.safetensors*" if settings.lora_rank else "")
     except UserError as error:
         return str(error)
     return None
