@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from unmask.cli.main import main
-from unmask.denoisers.intact import check_checksums, check_tensors, write_checksums
+from unmask.denoisers.intact import check_tensors
 from unmask.denoisers.loading import load_denoiser, load_tokenizer, resolve
 from unmask.errors import UserError
 
@@ -111,7 +111,7 @@ def test_check_tensors_reads_the_header_as_safetensors_does(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ['{"is_causal": false}', '{"model_type": "llama", "is_causal": false, "rope_theta": []}']
+    "content", ['{"is_causal": false}', '{"model_type": "llama", "is_causal": false, "hidden_size": "many"}']
 )
 def test_load_denoiser_refuses_a_config_that_makes_no_network(content, model):
     (model / "config.json").write_text(json.dumps({"mask_token_id": 6, "eos_token_id": 5} | json.loads(content)))
@@ -170,27 +170,3 @@ def test_convert_refuses_weights_that_do_not_fit(model, tmp_path, capsys):
         assert main(["convert", "--model", str(model), "--output", str(tmp_path / "out")]) == 2
         assert name in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
-
-
-def test_checksums_tell_every_flipped_bit_and_every_file_that_is_gone(model):
-    (model / "more").mkdir()
-    (model / "more" / "template.jinja").write_text("{{ a }}")
-    check_checksums(model)
-    write_checksums(model)
-    check_checksums(model)
-    names = [path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()]
-    assert "more/template.jinja" in names
-    for name in names:
-        content = (model / name).read_bytes()
-        flipped = bytearray(content)
-        flipped[len(content) // 2] ^= 4
-        (model / name).write_bytes(flipped)
-        with pytest.raises(UserError, match=name if name != "checksums.json" else ""):
-            check_checksums(model)
-        check_checksums(model, unread=name) if name != "checksums.json" else None
-        (model / name).unlink()
-        if name != "checksums.json":
-            with pytest.raises(UserError, match=f"{name} cannot be read"):
-                check_checksums(model)
-        (model / name).write_bytes(content)
-    check_checksums(model)

@@ -114,7 +114,7 @@ def test_load_denoiser_takes_the_first_of_several_end_tokens(model, others, recw
         (5, [None, "2", 2.0], ()),
     ],
 )
-@pytest.mark.filterwarnings("ignore:model names eos_token_id")
+@pytest.mark.filterwarnings("ignore:.* names eos_token_id")
 def test_load_denoiser_knows_every_end_token_that_is_named(config, generation, others, model, tmp_path):
     change(model / "config.json", eos_token_id=config)
     change(model / "generation_config.json", eos_token_id=generation)

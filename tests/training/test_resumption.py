@@ -10,7 +10,6 @@ import pytest
 from safetensors.torch import load_file
 
 from unmask.cli.main import main
-from unmask.denoisers.intact import write_checksums
 from unmask.errors import UserError
 from unmask.settings.recipe import TrainSettings
 from unmask.training.checkpoint import check_whole
@@ -40,6 +39,13 @@ def run(finished, tmp_path) -> Path:
 
 def files(directory: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def flip(file: Path, place: int) -> None:
+    """Change one bit of a file."""
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
 
 
 def weights(directory: Path, step: int) -> dict[str, list]:
@@ -125,28 +131,43 @@ def test_resume_names_the_damaged_checkpoint_and_the_one_before(name, damage, ru
 @pytest.mark.parametrize("name", ["model", "optimizer", "random_state"])
 def test_resume_notices_a_flipped_bit_within_tensors(name, run, capsys):
     file = run / "checkpoints" / "step_000002" / f"{name}.safetensors"
-    content = bytearray(file.read_bytes())
-    content[-3] ^= 1
-    file.write_bytes(content)
+    flip(file, -3)
     before = files(run)
     line = refused(capsys, "--resume", str(run))
     assert f"step_000002 is damaged: {file} is not what was written" in line
     assert f"--resume {run / 'checkpoints' / 'step_000001'}" in line
-    (run / "checkpoints" / "step_000001" / "tokenizer.json").write_text("{}")
+    assert files(run) == before
+    flip(run / "checkpoints" / "step_000001" / "tokenizer.json", 5)
     assert "no earlier one is whole" in refused(capsys, "--resume", str(run))
-    assert {path: content for path, content in files(run).items() if "step_000001" not in path} == {
-        path: content for path, content in before.items() if "step_000001" not in path
-    }
 
 
-def test_resume_takes_checkpoints_without_checksums(run, tmp_path):
-    """As earlier versions wrote them."""
-    for file in run.glob("checkpoints/*/checksums.json"):
+def test_check_whole_notices_a_flipped_bit_and_a_missing_file_everywhere(run):
+    checkpoint = run / "checkpoints" / "step_000002"
+    check_whole(checkpoint, TrainSettings())
+    for file in sorted(checkpoint.iterdir()):
+        content = file.read_bytes()
+        places = {len(content) // 2, len(content) - 2}
+        if file.name == "state.json":
+            places = {content.index(b'"step": 2') + len(b'"step": 2') - 1, content.index(b'"metrics_bytes": ') + 17}
+        for place in places:
+            flip(file, place)
+            with pytest.raises(UserError, match=f"step_000002 is damaged: .*{file.name}"):
+                check_whole(checkpoint, TrainSettings())
+            file.write_bytes(content)
         file.unlink()
+        with pytest.raises(UserError, match=f"step_000002 is damaged: .*{file.name}"):
+            check_whole(checkpoint, TrainSettings())
+        file.write_bytes(content)
+    check_whole(checkpoint, TrainSettings())
+
+
+def test_resume_takes_checkpoints_without_digests(run):
+    """As earlier versions wrote them."""
+    for file in run.glob("checkpoints/*/state.json"):
+        state = json.loads(file.read_text())
+        assert set(state.pop("sha256")) == {path.name for path in file.parent.iterdir()}
+        file.write_text(json.dumps(state))
     assert main(["train", "--resume", str(run), "--train.steps", "3"]) == 0
-    sums = json.loads((run / "checkpoints" / "step_000003" / "checksums.json").read_text())
-    present = {path.name for path in (run / "checkpoints" / "step_000003").iterdir()} - {"checksums.json"}
-    assert set(sums) == present
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "pointer", "empty"])
@@ -177,12 +198,10 @@ def test_resume_refuses_a_recipe_that_ends_within_a_line(run, capsys):
 def test_resume_of_adapters_does_not_read_the_merged_weights(run):
     checkpoint, settings = run / "checkpoints" / "step_000002", TrainSettings(lora_rank=4)
     shutil.copy(checkpoint / "optimizer.safetensors", checkpoint / "adapters.safetensors")
-    write_checksums(checkpoint)
-    (checkpoint / "model.safetensors").unlink()
+    flip(checkpoint / "model.safetensors", -3)
     check_whole(checkpoint, settings)
-    content = (checkpoint / "adapters.safetensors").read_bytes()
-    (checkpoint / "adapters.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(UserError, match=r"adapters\.safetensors is not what was written"):
+    flip(checkpoint / "random_state.safetensors", -3)
+    with pytest.raises(UserError, match=r"random_state\.safetensors is not what was written"):
         check_whole(checkpoint, settings)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from fnmatch import fnmatch
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ from safetensors import SafetensorError, safe_open
 from unmask.errors import UserError
 
 _LFS = b"version https://git-lfs"
-_CHECKSUMS = "checksums.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -30,9 +27,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def check_text(path: Path) -> None:
     """Raise UserError unless the file is there and holds text."""
+    content = _content(path)
     try:
-        _content(path).decode()
-    except ValueError:
+        content.decode()
+    except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text: restore the file") from None
 
 
@@ -82,36 +80,3 @@ def _shards(index: Path) -> set[str]:
 def _refuse_lfs_pointer(path: Path, content: bytes) -> None:
     if content.startswith(_LFS[: max(8, len(content))]):
         raise UserError(f"{path} is a Git LFS pointer, not the file itself: run git lfs pull there")
-
-
-# ---- checksums, of checkpoints that training writes ----
-
-
-def write_checksums(directory: Path) -> None:
-    """Write checksums.json: the SHA-256 of every file in the directory, by its path there."""
-    paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    sums = {path.relative_to(directory).as_posix(): _sha256(path) for path in paths}
-    (directory / _CHECKSUMS).write_text(json.dumps(sums, indent=1))
-
-
-def check_checksums(directory: Path, unread: str = "") -> None:
-    """Raise UserError where a file is no longer what checksums.json says; without a checksums.json nothing is known.
-
-    `unread`: pattern of the names of files that are not looked at.
-    """
-    if not (directory / _CHECKSUMS).exists():
-        return
-    for name, expected in read_json(directory / _CHECKSUMS).items():
-        if fnmatch(name, unread):
-            continue
-        try:
-            same = _sha256(directory / name) == expected
-        except OSError as error:
-            raise UserError(f"{directory / name} cannot be read ({error.strerror}): restore the file") from None
-        if not same:
-            raise UserError(f"{directory / name} is not what was written, by {_CHECKSUMS}: restore the file")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return file_digest(stream, "sha256").hexdigest()

@@ -106,7 +106,7 @@ def load_denoiser(
         raise UserError(
             f"model {model!r} has no *.safetensors file: convert its weights (pickled weights are not opened)"
         )
-    tokenizer = load_tokenizer(model) if (directory / "tokenizer.json").is_file() else None
+    tokenizer = load_tokenizer(model) if (directory / "tokenizer.json").exists() else None
     mask_id = _token_id(directory, published, tokenizer, "mask") if mask_token_id is None else mask_token_id
     if mask_id is None:
         raise UserError(
