@@ -298,6 +298,14 @@ def test_format_names_a_missing_setting(tmp_path):
         load("llada-tiny", directory)
 
 
+@pytest.mark.parametrize("name", MASKS)
+def test_format_refuses_a_setting_of_another_kind_in_one_line(name, tmp_path):
+    for key in ("rms_norm_eps", "n_heads" if name == "llada-tiny" else "num_attention_heads"):
+        with pytest.raises(UserError, match="config") as refusal:
+            load(name, checkpoint(tmp_path, name, **{key: "many"}))
+        assert "\n" not in str(refusal.value)
+
+
 def test_load_denoiser_of_a_plain_checkpoint_runs_no_code(tmp_path):
     """Dream's tensors under Qwen2's own name: the logits are not shifted, for nothing says so."""
     directory = checkpoint(
