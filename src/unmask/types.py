@@ -60,7 +60,7 @@ class Rollout:
 
     tokens_NL: Int[Tensor, "N L"]
     attention_NL: Bool[Tensor, "N L"]
-    completion_NL: Bool[Tensor, "N L"]  # completion positions through the first end-of-sequence token
+    completion_NL: Bool[Tensor, "N L"]  # completion positions through the first token that ends it
     block_NL: Int[Tensor, "N L"]  # block of each completion position; -1 in the prompt
     revealed_at_NL: Int[Tensor, "N L"]  # step that last revealed the position; -1 in the prompt
     sampled_logp_NL: Float[Tensor, "N L"]  # at the sampling temperature, when revealed

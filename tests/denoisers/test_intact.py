@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from unmask.cli.main import main
+from unmask.denoisers.intact import check_tensors
 from unmask.denoisers.loading import load_denoiser, load_tokenizer, resolve
 from unmask.errors import UserError
 
@@ -30,11 +32,23 @@ def model(tmp_path) -> Path:
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"])
-def test_load_refuses_a_damaged_file_in_one_line(name, damage, model):
+LOADED = [
+    ("model.safetensors", load_denoiser, DAMAGES),
+    ("config.json", load_denoiser, DAMAGES),
+    ("generation_config.json", load_denoiser, DAMAGES),
+    ("tokenizer.json", load_denoiser, DAMAGES),
+    ("tokenizer.json", load_tokenizer, DAMAGES),
+    ("tokenizer_config.json", load_tokenizer, DAMAGES),
+    ("chat_template.jinja", load_tokenizer, ("pointer", "noise", "a directory")),  # cut, it is text still
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "load", "damage"), [(name, load, damage) for name, load, damages in LOADED for damage in damages]
+)
+def test_load_refuses_a_damaged_file_in_one_line(name, load, damage, model):
+    (model / "chat_template.jinja").write_text("{{ messages }}")
     DAMAGES[damage](model / name)
-    load = load_tokenizer if name.startswith("tokenizer") else load_denoiser
     with pytest.raises(UserError) as refusal:
         load(str(model))
     line = str(refusal.value)
@@ -55,19 +69,107 @@ def test_load_denoiser_refuses_a_faulty_shard_by_name(fault, model):
         load_denoiser(str(model))
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "pretrain"])
-def test_commands_refuse_a_damaged_model_before_anything_is_written(command, model, tmp_path, capsys):
-    DAMAGES["cut"](model / "model.safetensors")
-    output = ["--output", str(tmp_path / "out")] if command != "sample" else []
-    assert main([command, "--model", str(model), *output]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "model.safetensors" in line
-    assert not (tmp_path / "out").exists()
+def test_load_denoiser_refuses_an_index_that_names_no_shards(model):
+    load_denoiser(str(model)).model.save_pretrained(model / "parts", max_shard_size="60KB")
+    (model / "model.safetensors").unlink()
+    for shard in (model / "parts").glob("model*"):
+        shard.rename(model / shard.name)
+    index = model / "model.safetensors.index.json"
+    for content in ("{}", '{"weight_map": []}', '{"weight_map": {"model.norm.weight": 3}}', '{"weight_map": {}}', "[]"):
+        index.write_text(content)
+        with pytest.raises(UserError, match=r"model\.safetensors\.index\.json"):
+            load_denoiser(str(model))
 
 
-def test_convert_refuses_a_damaged_model(model, tmp_path, capsys):
+@pytest.mark.parametrize("fault", ["of no shard", "not in its shard"])
+def test_load_denoiser_refuses_a_tensor_that_the_shards_lack(fault, model):
+    tensors = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    name = next(iter(tensors))
+    where = {key: "model-1.safetensors" for key in tensors if fault == "not in its shard" or key != name}
+    save_file({key: tensor for key, tensor in tensors.items() if key != name}, model / "model-1.safetensors")
+    (model / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    with pytest.raises(UserError, match=f"lacks {name}"):
+        load_denoiser(str(model))
+
+
+def test_check_tensors_reads_the_header_as_safetensors_does(tmp_path):
+    """Headers that are JSON and fit the length of the file, and yet say nothing that can be read."""
+    good = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+    faults = {"dtype": "F99", "shape": [3], "data_offsets": [8, 8]}
+    for header in (good, *({"a": good["a"] | {key: value}} for key, value in faults.items())):
+        text = json.dumps(header).encode()
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+        if header is good:
+            check_tensors(path)
+        else:
+            with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+                check_tensors(path)
+
+
+@pytest.mark.parametrize(
+    "content", ['{"is_causal": false}', '{"model_type": "llama", "is_causal": false, "hidden_size": "many"}']
+)
+def test_load_denoiser_refuses_a_config_that_makes_no_network(content, model):
+    (model / "config.json").write_text(json.dumps({"mask_token_id": 6, "eos_token_id": 5} | json.loads(content)))
+    with pytest.raises(UserError):
+        load_denoiser(str(model))
+
+
+def test_load_refuses_adapters_of_peft_by_name(model):
+    (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base", "peft_type": "LORA"}))
+    (model / "adapter_model.safetensors").write_bytes(b"cut")
+    for load in (load_denoiser, load_tokenizer):
+        with pytest.raises(UserError, match="adapters of peft: merge them"):
+            load(str(model))
+
+
+COMMANDS = {
+    "train": ("--output",),
+    "sample": (),
+    "evaluate": ("--output",),
+    "pretrain": ("--output",),
+    "convert": ("--output",),
+    "plan": (),
+}
+READ = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (command, name)
+        for command in COMMANDS
+        for name in READ
+        if not (command == "plan" and name.startswith("tokenizer"))  # not read
+    ],
+)
+def test_commands_refuse_a_damaged_model_before_anything_is_written(command, name, model, tmp_path, capsys):
+    config = json.loads((model / "config.json").read_text()) | {"is_causal": command != "convert"}
+    (model / "config.json").write_text(json.dumps(config))
+    content = (model / name).read_bytes()
+    output = [word for flag in COMMANDS[command] for word in (flag, str(tmp_path / "out"))]
+    for damage in ("cut", "empty", "pointer"):
+        DAMAGES[damage](model / name)
+        capsys.readouterr()
+        assert main([command, "--model", str(model), *output]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert name in line
+        assert not (tmp_path / "out").exists()
+        (model / name).write_bytes(content)
+
+
+def test_convert_refuses_weights_that_do_not_fit(model, tmp_path, capsys):
+    """A tensor that is missing would be random, and written as if it had been learnt."""
     config = json.loads((model / "config.json").read_text()) | {"is_causal": True}
     (model / "config.json").write_text(json.dumps(config))
-    DAMAGES["cut"](model / "model.safetensors")
-    assert main(["convert", "--model", str(model), "--output", str(tmp_path / "out")]) == 2
-    assert "model.safetensors" in capsys.readouterr().err
+    tensors = load_file(model / "model.safetensors")
+    name = sorted(tensors)[-1]
+    for changed in ({}, {name: tensors[name][:-1].contiguous()}):
+        save_file(
+            {key: tensor for key, tensor in tensors.items() if key != name} | changed, model / "model.safetensors"
+        )
+        assert main(["convert", "--model", str(model), "--output", str(tmp_path / "out")]) == 2
+        assert name in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()

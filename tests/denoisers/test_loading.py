@@ -10,15 +10,25 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from unmask.cli.main import main
+from unmask.data.tokenization import encode, raw_texts
 from unmask.denoisers import loading
 from unmask.denoisers.loading import load_denoiser, load_tokenizer, resolve, save_denoiser
 from unmask.denoisers.tiny import tiny_denoiser
 from unmask.errors import UserError
 from unmask.sampling.sampler import Sampler
+from unmask.settings.reader import build
+from unmask.settings.recipe import Recipe
+from unmask.training.build import build_trainer
 from unmask.types import Prompts
 from unmask.uniforms import Uniforms
 
 SUDOKU = Path(str(files("unmask.denoisers"))) / "assets" / "sudoku"
+PROMPTS = Prompts(
+    tokens_NP=torch.zeros(8, 4, dtype=torch.long),
+    attention_NP=torch.ones(8, 4, dtype=torch.bool),
+    prompt_N=torch.arange(8),
+    sample_N=torch.zeros(8, dtype=torch.long),
+)
 
 
 @pytest.fixture
@@ -90,6 +100,86 @@ def test_load_denoiser_takes_the_first_of_several_end_tokens(model, others, recw
     )
 
 
+@pytest.mark.parametrize(
+    ("config", "generation", "others"),
+    [
+        (5, None, ()),
+        (5, 5, ()),
+        (5, 2, (2,)),
+        (5, [5, 2], (2,)),
+        (5, [3, 2, 5], (2, 3)),
+        ([5, 3], [2], (2, 3)),
+        (None, [5, 2], (2,)),
+        (5, [6, 2], (2,)),  # 6 masks
+        (5, [None, "2", 2.0], ()),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.* names eos_token_id")
+def test_load_denoiser_knows_every_end_token_that_is_named(config, generation, others, model, tmp_path):
+    change(model / "config.json", eos_token_id=config)
+    change(model / "generation_config.json", eos_token_id=generation)
+    denoiser = load_denoiser(str(model))
+    assert (denoiser.eos_id, denoiser.other_end_ids) == (5, others)
+    assert denoiser.mask_id == 6
+    if not isinstance(generation, list) or all(type(token) is int for token in generation):
+        save_denoiser(denoiser, load_tokenizer(str(model)), tmp_path / "saved")
+        assert load_denoiser(str(tmp_path / "saved")).other_end_ids == others
+
+
+def test_rewards_and_logs_read_text_without_an_end_token_that_generation_config_names(tmp_path):
+    """The tokenizer knows it as a word like any other."""
+    model = shutil.copytree(SUDOKU.parent / "arithmetic", tmp_path / "model")
+    tokenizer = load_tokenizer(str(model))
+    (digit,) = encode(tokenizer, ["7"])[0]
+    change(model / "generation_config.json", eos_token_id=[load_denoiser(str(model)).eos_id, digit])
+    file = tmp_path / "mine.py"
+    file.write_text("def f(completions, **columns):\n    return [float('7' in text) for text in completions]\n")
+    document = {
+        "model": str(model),
+        "task": {"name": "arithmetic"},
+        "method": {"name": "diffu-grpo"},
+        "reward": {"functions": f"{file}:f"},
+        "rollout": {"prompts": 4, "group_size": 8, "steps": 4, "max_new_tokens": 16, "temperature": 3.0},
+        "train": {"steps": 1, "examples": 8, "threads": 1},
+        "evaluation": {"examples": 2, "greedy_steps": 4, "batch": 4},
+    }
+    trainer = build_trainer(build(Recipe, document))
+    metrics, sample = trainer.step(0)
+    assert metrics["reward"] == 0.0
+    assert not any("7" in completion["text"] for completion in sample["completions"])
+    examples = trainer.source.examples
+    assert examples.texts(tokenizer, [0], [encode(tokenizer, ["373"])[0]]) == [examples.prefills[0] + "3"]
+
+
+def test_load_denoiser_never_samples_ids_in_holes_of_the_tokenizer(tmp_path):
+    """Ids among those of the tokenizer that have no token, and so no text, however likely."""
+    tokenizer = load_tokenizer("embedded:sudoku")
+    document = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = document["model"]["vocab"]
+    moved = {token: index + 3 * (index >= 2) for token, index in vocabulary.items()}  # 2, 3 and 4 are none
+    document["model"]["vocab"] = moved
+    for token in document["added_tokens"]:
+        token["id"] = moved[token["content"]]
+    mask_id, eos_id = moved["<|mask|>"], moved["<|endoftext|>"]
+    padded = tiny_denoiser(
+        vocabulary=40, mask_id=mask_id, eos_id=eos_id, hidden=16, layers=1, heads=2, max_length=48, seed=0
+    )
+    with torch.no_grad():
+        padded.model.lm_head.weight[2:5] = 5 * padded.model.lm_head.weight[:1]
+    save_denoiser(padded, tokenizer, tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    denoiser, tokenizer = load_denoiser(str(tmp_path)).eval(), load_tokenizer(str(tmp_path))
+    assert sorted(tokenizer.get_vocab().values()) == sorted(moved.values())
+    assert (denoiser.spelt, denoiser.holes) == (max(moved.values()) + 1, (range(2, 5),))
+    known = set(moved.values())
+    for temperature in (0.0, 1.0, 2.0):
+        sampler = Sampler(max_new_tokens=16, block_length=16, steps=4, temperature=temperature)
+        tokens_NL = sampler(denoiser, PROMPTS, Uniforms()).tokens_NL
+        assert known.issuperset(tokens_NL.flatten().tolist())
+    assert raw_texts(tokenizer, [[0, 3, 0], [0, 1]])[0].count("<id 3>") == 1
+    assert main(["sample", "--model", str(tmp_path)]) == 0
+
+
 def test_load_denoiser_never_samples_ids_beyond_the_tokenizer(tmp_path, capsys):
     """A padded vocabulary, as published ones are: what is sampled can be spelt."""
     tokenizer = load_tokenizer("embedded:sudoku")
@@ -108,14 +198,9 @@ def test_load_denoiser_never_samples_ids_beyond_the_tokenizer(tmp_path, capsys):
     denoiser = load_denoiser(str(tmp_path)).eval()
     assert denoiser.spelt == known
     assert load_denoiser("embedded:sudoku").spelt == load_denoiser("embedded:sudoku").model.config.vocab_size
-    prompts = Prompts(
-        tokens_NP=torch.zeros(8, 4, dtype=torch.long),
-        attention_NP=torch.ones(8, 4, dtype=torch.bool),
-        prompt_N=torch.arange(8),
-        sample_N=torch.zeros(8, dtype=torch.long),
-    )
+    assert denoiser.holes == ()
     for temperature in (0.0, 1.0, 2.0):
         sampler = Sampler(max_new_tokens=16, block_length=16, steps=4, temperature=temperature)
-        assert int(sampler(denoiser, prompts, Uniforms()).tokens_NL.max()) < known
+        assert int(sampler(denoiser, PROMPTS, Uniforms()).tokens_NL.max()) < known
     assert main(["sample", "--model", str(tmp_path)]) == 0
     assert "None" not in capsys.readouterr().out

@@ -69,6 +69,8 @@ def test_generate_until_cuts_at_or_leaves_out_special_tokens():
     row = encode(lm.tokenizer, ["12"])[0] + [lm.tokenizer.mask_token_id] + encode(lm.tokenizer, ["34"])[0]
     assert lm._text([*row, lm.eot_token_id, row[0]], []) == "1234"
     assert lm._text(row, [lm.tokenizer.mask_token]) == "12"
+    lm.denoiser.other_end_ids = (row[-1],)
+    assert lm._text(row, []) == "123"
 
 
 def test_generate_until_draws_depend_on_the_request_alone():

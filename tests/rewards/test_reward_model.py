@@ -96,3 +96,21 @@ def test_load_reward_model_refuses_architectures_without_a_classifier(tmp_path, 
     with pytest.raises(UserError, match=kind if kind != "t5000" else "config.json"):
         loaded(path)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n"])
+def test_load_reward_model_refuses_a_damaged_file_by_name(tmp_path, name, content):
+    path = saved(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=name) as refusal:
+        loaded(path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_load_reward_model_refuses_weights_of_other_shapes(tmp_path):
+    path = saved(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"intermediate_size": 24}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"shapes otherwise .*mlp"):
+        loaded(path)

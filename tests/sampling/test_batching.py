@@ -137,3 +137,27 @@ def test_on_finished_is_given_recorded_guesses():
     rollout = rollout_of(denoiser_of(), record=OneStep(degree=0.0), on_finished=on_finished)
     (state,) = rollout.snapshots
     assert [guesses[row] for row in range(12)] == state.guesses_ZNL[..., 5:].transpose(0, 1).tolist()
+
+
+# ---- further tokens that end a completion ----
+
+
+@pytest.mark.parametrize("batch", [0, 5])
+def test_other_end_tokens_end_a_sample_as_the_end_of_sequence_does(batch):
+    """The token that ends them is another one, and the rest is filled up with the end of sequence all the same."""
+    other = 4
+    denoiser = denoiser_of()
+    plain = rollout_of(denoiser, batch=batch, stop_at_end=False)
+    denoiser.other_end_ids = (other,)
+    whole, ended = rollout_of(denoiser, batch=batch, stop_at_end=False), rollout_of(denoiser, batch=batch)
+    assert torch.equal(whole.tokens_NL, plain.tokens_NL)  # where nothing stops, ends decide no token
+    completion_NC = whole.tokens_NL[:, -16:]
+    end_NC = (completion_NC == EOS) | (completion_NC == other)
+    first_N = torch.where(end_NC.any(1), end_NC.long().argmax(1), 15)
+    assert torch.equal(whole.completion_NL[:, -16:], torch.arange(16) <= first_N[:, None])
+    assert bool((completion_NC.gather(1, first_N[:, None]) == other).any())
+    stop_N = (first_N // 4 + 1) * 4  # the block's end
+    drawn_NC = torch.arange(16) < stop_N[:, None]
+    assert torch.equal(ended.tokens_NL[:, -16:], torch.where(drawn_NC, completion_NC, EOS))
+    assert torch.equal(ended.completion_NL, whole.completion_NL)
+    assert torch.equal(ended.filled_NL[:, -16:], ~drawn_NC)

@@ -210,6 +210,52 @@ def test_propose_never_proposes_ids_beyond_the_tokenizer(vocabulary, spelt, temp
         assert torch.equal(tokens_QZ[:, 0], logp_QV.argmax(1))
 
 
+@pytest.mark.parametrize(
+    ("vocabulary", "spelt", "holes"),
+    [
+        (40, 38, (range(1), range(9, 14), range(30, 31))),
+        (5_000, 4_470, (range(60, 70), range(1_990, 2_130), range(4_400, 4_401))),
+        (5_000, None, (range(2_048, 4_096), range(4_999, 5_000))),  # whole slices, and the last
+        (5_000, None, (range(4_990),)),
+    ],
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 0.7])
+@pytest.mark.parametrize("way", ["logits", "head"])
+def test_propose_never_proposes_ids_in_holes(vocabulary, spelt, holes, temperature, way):
+    """They are the likeliest by far; they keep their part of the normalizer, as in scoring."""
+    generator, never = torch.Generator().manual_seed(0), [3, *(token for hole in holes for token in hole)]
+    never += range(spelt or vocabulary, vocabulary)
+    hidden_QD, head = torch.randn(30, 8, generator=generator), torch.nn.Linear(8, vocabulary, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(vocabulary, 8, generator=generator))
+        head.weight[never] *= 2
+        logits_QV = head(hidden_QD)
+        uniform_QZ = torch.rand(30, 4, generator=generator, dtype=torch.float64) if temperature else None
+        reducer = Propose(
+            temperature=temperature,
+            mask_id=3,
+            measure=probability,
+            uniform_QZ=uniform_QZ,
+            draws=4,
+            spelt=spelt,
+            holes=holes,
+        )
+        if way == "logits":
+            tokens_QZ, logp_QZ, _ = reducer.from_logits(logits_QV, slice(0, 30))
+        else:
+            tokens_QZ, logp_QZ, _ = reducer.from_head(hidden_QD, head, Workspace())
+    assert not set(tokens_QZ.flatten().tolist()) & set(never)
+    logp_QV = (logits_QV.double() / (temperature or 1)).log_softmax(1)
+    torch.testing.assert_close(logp_QZ.double(), logp_QV.gather(1, tokens_QZ), rtol=1e-4, atol=1e-4)
+    logp_QV[:, never] = -float("inf")
+    if temperature:
+        cdf_QV = logp_QV.exp().cumsum(1)
+        expected_QZ = torch.searchsorted(cdf_QV, uniform_QZ * cdf_QV[:, -1:], right=True)
+        assert (tokens_QZ == expected_QZ).float().mean() > 0.95  # up to rounding
+    else:
+        assert torch.equal(tokens_QZ[:, 0], logp_QV.argmax(1))
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 0.7])
 def test_propose_is_bit_equal_where_the_tokenizer_knows_every_id(temperature):
     logits_1V = logits_of()
@@ -245,14 +291,12 @@ def test_propose_confidence_leaves_out_ids_beyond_the_tokenizer(measure):
     logits_QV = torch.randn(4, 12, generator=torch.Generator().manual_seed(0))
     logits_QV[:, 10:] = 8.0
 
-    def confidence(logits_QV, spelt):
-        reducer = Propose(temperature=0.0, mask_id=3, measure=measure, uniform_QZ=None, spelt=spelt)
-        return reducer.from_logits(logits_QV, slice(0, 4))
-
-    token_QZ, _, ours = confidence(logits_QV, 10)
-    assert int(token_QZ.max()) < 10
+    logits_QV[:, 5] = 9.0
+    reducer = Propose(temperature=0.0, mask_id=3, measure=measure, uniform_QZ=None, spelt=10, holes=(range(5, 6),))
+    token_QZ, _, ours = reducer.from_logits(logits_QV, slice(0, 4))
+    assert not set(token_QZ.flatten().tolist()) & {5, 10, 11}
     normalizer_Q = logits_QV.logsumexp(1)
     kept_QV = logits_QV.clone()
-    kept_QV[:, [3, 10, 11]] = -1e30
+    kept_QV[:, [3, 5, 10, 11]] = -1e30
     torch.testing.assert_close(ours, measure(kept_QV, normalizer_Q, token_QZ))
     assert not torch.allclose(ours, measure(logits_QV, normalizer_Q, token_QZ))

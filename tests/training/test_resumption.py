@@ -3,12 +3,17 @@
 import json
 import shlex
 import shutil
+import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
 
 from unmask.cli.main import main
+from unmask.errors import UserError
+from unmask.settings.recipe import TrainSettings
+from unmask.training.checkpoint import check_whole
 from unmask.training.run import Run
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -35,6 +40,13 @@ def run(finished, tmp_path) -> Path:
 
 def files(directory: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def flip(file: Path, place: int) -> None:
+    """Change one bit of a file."""
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
 
 
 def weights(directory: Path, step: int) -> dict[str, list]:
@@ -120,6 +132,90 @@ def test_resume_names_the_damaged_checkpoint_and_the_one_before(name, damage, ru
     assert name in line
     assert f"--resume {run / 'checkpoints' / 'step_000001'}" in line
     assert ("git lfs pull" in line) == (damage == "pointer")
+
+
+@pytest.mark.parametrize("name", ["model", "optimizer", "random_state"])
+def test_resume_notices_a_flipped_bit_within_tensors(name, run, capsys):
+    file = run / "checkpoints" / "step_000002" / f"{name}.safetensors"
+    flip(file, -3)
+    before = files(run)
+    line = refused(capsys, "--resume", str(run))
+    assert f"step_000002 is damaged: {file} is not what was written" in line
+    assert f"--resume {run / 'checkpoints' / 'step_000001'}" in line
+    assert files(run) == before
+    flip(run / "checkpoints" / "step_000001" / "tokenizer.json", 5)
+    assert "no earlier one is whole" in refused(capsys, "--resume", str(run))
+
+
+def test_check_whole_notices_a_flipped_bit_and_a_missing_file_everywhere(run):
+    checkpoint = run / "checkpoints" / "step_000002"
+    check_whole(checkpoint, TrainSettings())
+    for file in sorted(checkpoint.iterdir()):
+        content = file.read_bytes()
+        places = {len(content) // 2, len(content) - 2}
+        if file.name == "state.json":
+            places = {content.index(b'"step": 2') + len(b'"step": 2') - 1, content.index(b'"metrics_bytes": ') + 17}
+        for place in places:
+            flip(file, place)
+            with pytest.raises(UserError, match=f"step_000002 is damaged: .*{file.name}"):
+                check_whole(checkpoint, TrainSettings())
+            file.write_bytes(content)
+        file.unlink()
+        with pytest.raises(UserError, match=f"step_000002 is damaged: .*{file.name}"):
+            check_whole(checkpoint, TrainSettings())
+        file.write_bytes(content)
+    check_whole(checkpoint, TrainSettings())
+
+
+def test_resume_takes_checkpoints_without_digests(run):
+    """As earlier versions wrote them."""
+    for file in run.glob("checkpoints/*/state.json"):
+        state = json.loads(file.read_text())
+        assert set(state.pop("sha256")) == {path.name for path in file.parent.iterdir()}
+        file.write_text(json.dumps(state))
+    assert main(["train", "--resume", str(run), "--train.steps", "3"]) == 0
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "pointer", "empty"])
+@pytest.mark.parametrize("name", ["recipe.toml", "before.json", "metrics.jsonl", "completions.jsonl"])
+@pytest.mark.parametrize("flags", [(), ("--output", "copy")], ids=["in place", "copy"])
+def test_resume_refuses_a_damaged_file_of_the_run_before_anything_is_written(
+    flags, name, damage, run, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    content = (run / name).read_bytes()
+    (run / name).unlink()
+    if damage != "missing":
+        (run / name).write_bytes({"pointer": POINTER, "empty": b"", "cut": content[: len(content) // 2 - 1]}[damage])
+    before = files(tmp_path)
+    assert name in refused(capsys, "--resume", str(run), *flags)
+    assert files(tmp_path) == before
+
+
+def test_resume_refuses_a_recipe_that_ends_within_a_line(run, capsys):
+    """What is left of a number may be another number."""
+    text = (run / "recipe.toml").read_text()
+    for cut in (text[:-1], text[: text.index("examples = 16") + len("examples = 1")]):
+        (run / "recipe.toml").write_text(cut)
+        tomllib.loads(cut)
+        assert "recipe.toml ends within a line" in refused(capsys, "--resume", str(run))
+
+
+def test_resume_of_adapters_does_not_read_the_merged_weights(run):
+    checkpoint, settings = run / "checkpoints" / "step_000002", TrainSettings(lora_rank=4)
+    shutil.copy(checkpoint / "optimizer.safetensors", checkpoint / "adapters.safetensors")
+    flip(checkpoint / "model.safetensors", -3)
+    check_whole(checkpoint, settings)
+    flip(checkpoint / "random_state.safetensors", -3)
+    with pytest.raises(UserError, match=r"random_state\.safetensors is not what was written"):
+        check_whole(checkpoint, settings)
+
+
+def test_ranks_that_do_not_write_go_on_without_logs(tmp_path):
+    trainer = SimpleNamespace(objective=SimpleNamespace(world=SimpleNamespace(is_main=False)))
+    with Run(directory=tmp_path, trainer=trainer)._log("metrics", {"metrics_bytes": 100}) as log:
+        log.write({"step": 1})
+    assert not any(tmp_path.iterdir())
 
 
 def test_resume_goes_on_from_an_earlier_checkpoint_and_deletes_nothing(run, finished):

@@ -39,6 +39,7 @@ class Examples:
     eos_id: int
     prefills: Sequence[str]  # texts at the end of the prompts that belong to the completions
     ranked_ids: Sequence[Sequence[Sequence[int]]]  # of each example, the completions to learn from; none: sampled ones
+    other_end_ids: tuple[int, ...] = ()  # see `Denoiser`
 
     @staticmethod
     def of(
@@ -47,9 +48,11 @@ class Examples:
         eos_id: int,
         max_prompt_tokens: int,
         chat: ChatSettings = PLAIN,
+        other_end_ids: tuple[int, ...] = (),
     ) -> Examples:
         """Render and tokenize the prompts, and the ranked completions that come with them.
 
+        `eos_id`, `other_end_ids`: the denoiser's. Texts of completions are cut at all of them.
         Raises UserError where a prompt is longer than `max_prompt_tokens`, or two ranked completions are the same.
         """
         prompts = [render_prompt(tokenizer, item, chat) for item in items]
@@ -67,6 +70,7 @@ class Examples:
             eos_id=eos_id,
             prefills=[prompt.prefill for prompt in prompts],
             ranked_ids=[_encode_ranked(tokenizer, item, chat) for item in items if item.ranked],
+            other_end_ids=other_end_ids,
         )
 
     def numbered(self, indices: Sequence[int]) -> list[int]:
@@ -115,7 +119,7 @@ class Examples:
 
     def texts(self, tokenizer: PreTrainedTokenizerFast, indices: Sequence[int], rows: list[list[int]]) -> list[str]:
         """Decoded completions of the examples at `indices`, prefill included, without end marks: what rewards read."""
-        return self._prefilled(indices, completion_texts(tokenizer, rows, self.eos_id))
+        return self._prefilled(indices, completion_texts(tokenizer, rows, self.eos_id, self.other_end_ids))
 
     def raw_texts(self, tokenizer: PreTrainedTokenizerFast, indices: Sequence[int], rows: list[list[int]]) -> list[str]:
         """`texts` that are not cut: with end marks and what stands behind them."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import lru_cache
 from itertools import groupby
 
 import torch
@@ -74,22 +75,29 @@ def left_pad(rows: Sequence[Sequence[int]], pad_id: int, width: int | None = Non
     return tokens, attention
 
 
-def completion_texts(tokenizer: PreTrainedTokenizerFast, rows: list[list[int]], eos_id: int) -> list[str]:
+def completion_texts(
+    tokenizer: PreTrainedTokenizerFast, rows: list[list[int]], eos_id: int, other_end_ids: Collection[int] = ()
+) -> list[str]:
     """Decoded completions (rows of completion tokens), cut before the first token that ends one (see `end_ids`).
 
-    Other special tokens stay in the text.
+    Other special tokens stay in the text. `other_end_ids`: see `Denoiser`.
     """
-    ends = end_ids(tokenizer, eos_id)
+    ends = end_ids(tokenizer, eos_id) | set(other_end_ids)
     cut = [next((place for place, token in enumerate(row) if token in ends), len(row)) for row in rows]
     return raw_texts(tokenizer, [row[:end] for row, end in zip(rows, cut, strict=True)])
 
 
 def raw_texts(tokenizer: PreTrainedTokenizerFast, rows: list[list[int]]) -> list[str]:
     """Decoded rows of tokens, whole, with all their special tokens; ids that the tokenizer does not know as <id N>."""
-    known = len(tokenizer)
+    known = _known_ids(tokenizer, len(tokenizer))
     texts: list[str] = tokenizer.batch_decode(rows)
-    strange = [place for place, row in enumerate(rows) if max(row, default=0) >= known]
-    return [_with_ids(tokenizer, rows[place]) if place in strange else text for place, text in enumerate(texts)]
+    return [text if known.issuperset(row) else _with_ids(tokenizer, row) for row, text in zip(rows, texts, strict=True)]
+
+
+@lru_cache(maxsize=8)
+def _known_ids(tokenizer: PreTrainedTokenizerFast, count: int) -> frozenset[int]:
+    """The ids that have a token; `count` of them."""
+    return frozenset(tokenizer.get_vocab().values())
 
 
 def _with_ids(tokenizer: PreTrainedTokenizerFast, row: list[int]) -> str:

@@ -8,12 +8,8 @@ from functools import lru_cache
 from typing import Any
 
 from unmask.errors import UserError
+from unmask.verifiers.answers import END_MARKS
 
-# Of the tokenizers that are around, end marks of a turn or of a text.
-_KNOWN = (
-    *("<|eot_id|>", "<|im_end|>", "<|role_end|>", "<|endoftext|>", "<|end_of_text|>", "<|end|>", "<|return|>"),
-    *("<end_of_turn>", "<|endofturn|>", "<|eom_id|>", "</s>", "<|end_of_turn|>", "<｜end▁of▁sentence｜>"),
-)
 _WRITTEN = re.compile(r"<[^<>\s]+>")  # a word of a vocabulary that looks like a mark
 _OPENING, _CONTENT = "first words", "last words"  # contents of messages, to find again in what a template writes
 
@@ -56,7 +52,7 @@ def end_marks(tokenizer: Any) -> tuple[str, ...]:
 def _end_ids(
     tokenizer: Any, chat_template: Any, ends: frozenset[int | None], others: frozenset[int | None]
 ) -> frozenset[int]:
-    known = {_id_of(tokenizer, name) for name in _KNOWN} - others
+    known = {_id_of(tokenizer, name) for name in END_MARKS} - others
     written = {_written_mark(tokenizer)} if chat_template else set()
     return frozenset(token for token in ends | known | written if token is not None)
 

@@ -55,8 +55,9 @@ class Denoiser(nn.Module):
     Windows of attention are left out: all layers attend to all positions, whatever the mask (`sees_all`).
     `block_length`: a position attends to its own block of so many tokens, counted from the prompt's first, and to
     earlier ones (LLaDA2); None: to all.
+    `other_end_ids`: tokens that end a completion as `eos_id` does, which alone fills up and pads.
     `spelt`: ids from here on, to which a vocabulary is padded, are no tokens of the tokenizer and are never sampled;
-    their logits stay in every normalizer. None: all are tokens.
+    their logits stay in every normalizer. None: all are tokens. `holes`: runs of ids before it that are none either.
     Raises UserError for networks that change logits after the head.
 
         denoiser = Denoiser(LlamaForCausalLM(config), mask_id=126336, eos_id=126081).eval()
@@ -66,6 +67,8 @@ class Denoiser(nn.Module):
     shift: bool = False
     block_length: int | None = None
     spelt: int | None = None
+    holes: tuple[range, ...] = ()
+    other_end_ids: tuple[int, ...] = ()
 
     def __init__(
         self,
@@ -76,6 +79,8 @@ class Denoiser(nn.Module):
         shift: bool = False,
         block_length: int | None = None,
         spelt: int | None = None,
+        holes: tuple[range, ...] = (),
+        other_end_ids: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         _check_logits(model.config)
@@ -85,8 +90,17 @@ class Denoiser(nn.Module):
         self.shift = shift
         self.block_length = block_length
         self.spelt = spelt
+        self.holes = holes
+        self.other_end_ids = other_end_ids
         self.sees_all = attention_window(model.config) is not None
         self.workspace = Workspace()
+
+    def ends(self, tokens: Tensor) -> Tensor:
+        """Which tokens end a completion."""
+        ends: Tensor = tokens == self.eos_id
+        for token in self.other_end_ids:
+            ends = ends | (tokens == token)
+        return ends
 
     @property
     def queries_last_layer(self) -> bool:

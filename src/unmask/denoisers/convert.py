@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from unmask.denoisers.base import MASK_TOKEN, Denoiser
 from unmask.denoisers.layers.fast_layers import fast_layers_or_log
-from unmask.denoisers.loading import load_tokenizer, resolve, save_denoiser
+from unmask.denoisers.loading import load_tokenizer, read_config, refuse_misfits, resolve, save_denoiser
 from unmask.denoisers.probe import check_masks
 from unmask.errors import UserError
 
@@ -22,14 +22,16 @@ def convert(model: str, mask_token: str | None = None) -> tuple[Denoiser, PreTra
     tokenizer lacks `mask_token`.
     """
     directory, tokenizer = resolve(model), load_tokenizer(model)
-    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    config = read_config(directory, model)
     if getattr(config, "is_causal", True) is False:
         raise UserError(f"model {model!r} attends both ways already: use it as it is")
     config.is_causal = False
     config.use_cache = False
-    network = AutoModelForCausalLM.from_pretrained(
-        directory, config=config, dtype="auto", use_safetensors=True, trust_remote_code=False
-    ).eval()
+    options = {"dtype": "auto", "use_safetensors": True, "trust_remote_code": False}
+    options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # misfits are told below
+    network, report = AutoModelForCausalLM.from_pretrained(directory, config=config, **options)
+    refuse_misfits(model, report, ("missing", "mismatched"))
+    network.eval()
     if not _attends_both_ways(network):
         raise UserError(
             f"{config.model_type} stays causal in this version of transformers: convert another architecture, "

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
-from tokenizers import Tokenizer
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -28,12 +30,14 @@ from unmask.denoisers.directories import ASSETS, EMBEDDED, local_directory
 from unmask.denoisers.formats import FORMATS, format_of
 from unmask.denoisers.formats.base import CheckpointFormat
 from unmask.denoisers.four_bit import forget_quantization, four_bit_options
-from unmask.denoisers.intact import check_weights, read_json
+from unmask.denoisers.intact import check_model_files, check_text, read_json
 from unmask.denoisers.layers.fast_layers import fast_layers_or_log
 from unmask.denoisers.probe import check_masks
 from unmask.errors import UserError
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+# What may be wrong with tensors, by transformers' names, and how it is said of a model.
+_MISFITS = {"missing": "lacks", "unexpected": "has no use for", "mismatched": "shapes otherwise"}
 _MASKED = "bert"  # masked language models attend both ways as they are
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # Of the top folder alone. Code comes along for the original loaders, and is never run here.
@@ -57,8 +61,11 @@ def resolve(model: str) -> Path:
         directory = _downloaded(model)
     if not (directory / "config.json").exists():
         raise UserError(f"model {model!r} has no config.json: give a checkpoint directory or {EMBEDDED}NAME")
-    read_json(directory / "config.json")
-    check_weights(directory)
+    if (directory / "adapter_config.json").exists():
+        raise UserError(
+            f"model {model!r} holds adapters of peft: merge them into their base, and give the merged model"
+        )
+    check_model_files(directory)
     return directory
 
 
@@ -99,12 +106,13 @@ def load_denoiser(
         raise UserError(
             f"model {model!r} has no *.safetensors file: convert its weights (pickled weights are not opened)"
         )
-    mask_id = _token_id(directory, published, "mask") if mask_token_id is None else mask_token_id
+    tokenizer = load_tokenizer(model) if (directory / "tokenizer.json").exists() else None
+    mask_id = _token_id(directory, published, tokenizer, "mask") if mask_token_id is None else mask_token_id
     if mask_id is None:
         raise UserError(
             f"model {model!r} names no mask token: add mask_token_id to its config.json, or give mask_token_id"
         )
-    eos_id = _token_id(directory, published, "eos")
+    eos_id = _token_id(directory, published, tokenizer, "eos")
     if eos_id is None:
         raise UserError(
             f"model {model!r} names no end-of-sequence token: add eos_token_id (one integer) to its config.json"
@@ -120,37 +128,54 @@ def load_denoiser(
         )
     network.config.mask_token_id = mask_id
     fast_layers_or_log(network)
+    spelt, holes = (None, ()) if tokenizer is None else _spelt(tokenizer, eos_id)
     denoiser = Denoiser(
         network,
         mask_id=mask_id,
         eos_id=eos_id,
         shift=bool(published.get("logits_shift", shift)),
         block_length=published.get("block_length", block_length),
-        spelt=_spelt(directory, eos_id),
+        other_end_ids=_other_ends(directory, published, (eos_id, mask_id)),
+        spelt=spelt,
+        holes=holes,
     )
     check_masks(denoiser, model)
     return denoiser
 
 
-def _spelt(directory: Path, eos_id: int) -> int | None:
-    """The first id behind those that the tokenizer knows and behind the end token's; None without a tokenizer."""
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        return None
-    return 1 + max(eos_id, *Tokenizer.from_file(str(path)).get_vocab(with_added_tokens=True).values())
+def _other_ends(directory: Path, published: dict[str, Any], known: Collection[int]) -> tuple[int, ...]:
+    """Tokens that config.json or generation_config.json name as ends of a sequence beside those that are known."""
+    found: set[int] = set()
+    for value in (published.get("eos_token_id"), _generation_config(directory).get("eos_token_id")):
+        found |= {token for token in (value if isinstance(value, list) else [value]) if type(token) is int}
+    return tuple(sorted(found.difference(known)))
 
 
-def _token_id(directory: Path, published: dict[str, Any], name: str) -> int | None:
+def _generation_config(directory: Path) -> dict[str, Any]:
+    path = directory / "generation_config.json"
+    return read_json(path) if path.exists() else {}
+
+
+def _spelt(tokenizer: PreTrainedTokenizerFast, eos_id: int) -> tuple[int, tuple[range, ...]]:
+    """The first id behind those that the tokenizer knows and the end token's; runs of ids before it that it lacks."""
+    known = sorted({eos_id, *tokenizer.get_vocab().values()})
+    gaps = (range(before + 1, token) for before, token in pairwise([-1, *known]))
+    return known[-1] + 1, tuple(gap for gap in gaps if gap)
+
+
+def _token_id(
+    directory: Path, published: dict[str, Any], tokenizer: PreTrainedTokenizerFast | None, name: str
+) -> int | None:
     """The "eos" or "mask" token by config.json, else generation_config.json, else the tokenizer; of several the first.
 
     Warns where there are several.
     """
-    key, generation = f"{name}_token_id", directory / "generation_config.json"
+    key = f"{name}_token_id"
     value = published.get(key)
-    if value is None and generation.is_file():
-        value = read_json(generation).get(key)
-    if value is None and (directory / "tokenizer.json").is_file():
-        value = getattr(load_tokenizer(str(directory)), key)
+    if value is None:
+        value = _generation_config(directory).get(key)
+    if value is None and tokenizer is not None:
+        value = getattr(tokenizer, key)
     if isinstance(value, list) and value:
         if len(value) > 1:
             warnings.warn(f"{directory.name} names {key} {value}: {value[0]} is taken", stacklevel=3)
@@ -180,15 +205,36 @@ def _load_network(
             f"model {directory.name!r} attends causally: make a masked diffusion model of it with unmask convert, or "
             "set is_causal = false in its config.json if it is one"
         )
-    for fault, key in (("lacks", "missing"), ("has no use for", "unexpected"), ("shapes otherwise", "mismatched")):
-        if names := sorted(map(str, report[f"{key}_keys"])):
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise UserError(
-                f"model {directory.name!r} {fault} {shown}: do its config.json and *.safetensors belong together?"
-            )
+    refuse_misfits(directory.name, report, _MISFITS)
     if four_bit:
         forget_quantization(network)
     return network
+
+
+def refuse_misfits(model: str, report: dict[str, Any], kinds: Iterable[str]) -> None:
+    """Raise UserError where transformers' report of loading names tensors of these kinds (of `_MISFITS`)."""
+    for kind in kinds:
+        if names := sorted(map(str, report[f"{kind}_keys"])):
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise UserError(
+                f"model {model!r} {_MISFITS[kind]} {shown}: do its config.json and *.safetensors belong together?"
+            )
+
+
+@contextmanager
+def config_errors(model: str) -> Iterator[None]:
+    """Raise UserError where transformers can make no configuration of the config.json of a model."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+        detail = " ".join(str(error).split())[:200]
+        raise UserError(f"model {model!r} has a config.json that cannot be used ({detail}): restore it") from error
+
+
+def read_config(directory: Path, model: str) -> Any:
+    """The configuration that transformers makes of a config.json. Raises UserError where it makes none."""
+    with config_errors(model):
+        return AutoConfig.from_pretrained(directory, trust_remote_code=False)
 
 
 def _load_plain(directory: Path, published: dict[str, Any], **options: Any) -> Any:
@@ -199,7 +245,7 @@ def _load_plain(directory: Path, published: dict[str, Any], **options: Any) -> A
             f"model {directory.name!r} has model_type {published.get('model_type')!r}: use a causal language model "
             f"of transformers (with is_causal = false), or a checkpoint of {known}"
         )
-    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    config = read_config(directory, directory.name)
     network = AutoModelForMaskedLM if published["model_type"] == _MASKED else AutoModelForCausalLM
     return network.from_pretrained(directory, config=config, trust_remote_code=False, **options)
 
@@ -237,6 +283,8 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerFast:
     for name in _TOKENIZER_FILES:
         if (directory / name).exists():
             read_json(directory / name)
+    for path in directory.glob("*.jinja"):
+        check_text(path)
     try:
         return PreTrainedTokenizerFast.from_pretrained(directory)
     except Exception as error:  # the tokenizers library raises nothing more special

@@ -33,7 +33,7 @@ def show_sample(settings: SampleSettings, prompt: str | None) -> None:
     )
     sampler = rollout_settings.sampler(settings.task, temperature=settings.temperature)
     room = denoiser.max_length - sampler.max_new_tokens
-    examples = Examples.of([item], tokenizer, denoiser.eos_id, room, settings.chat)
+    examples = Examples.of([item], tokenizer, denoiser.eos_id, room, settings.chat, denoiser.other_end_ids)
     canvases: list[Tensor] = []
 
     def watch(canvas: Tensor) -> None:

@@ -47,7 +47,7 @@ def evaluation_table(settings: EvaluateSettings, kept: KeptRows | None = None) -
         )
     with phase(f"preparing the {settings.split} examples"):
         items = settings.task.examples(settings.split, settings.examples, settings.seed)
-        examples = Examples.of(items, tokenizer, denoiser.eos_id, room, settings.chat)
+        examples = Examples.of(items, tokenizer, denoiser.eos_id, room, settings.chat, denoiser.other_end_ids)
     evaluator = Evaluator(
         task=settings.task,
         tokenizer=tokenizer,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,8 +17,9 @@ from unmask.denoisers.adapters import add_adapters
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.directories import EMBEDDED, local_directory
 from unmask.denoisers.formats import format_of
+from unmask.denoisers.intact import read_json
 from unmask.denoisers.layers.fast_layers import fast_layers_or_log
-from unmask.denoisers.loading import resolve
+from unmask.denoisers.loading import config_errors, resolve
 from unmask.errors import UserError
 from unmask.settings.recipe import TrainSettings
 from unmask.validation import did_you_mean
@@ -64,7 +64,9 @@ def read_shape(model: str, model_format: str | None = None) -> Shape:
         return Shape(config=config, make=checkpoint_format.network, shift=checkpoint_format.shift)
     if published.get("is_causal") is not False:
         raise UserError("the model attends causally: a masked diffusion model has is_causal = false in config.json")
-    return Shape(config=AutoConfig.for_model(**published), make=AutoModelForCausalLM.from_config, shift=False)
+    with config_errors(model):
+        config = AutoConfig.for_model(**published)
+    return Shape(config=config, make=AutoModelForCausalLM.from_config, shift=False)
 
 
 def _read_config(model: str) -> dict[str, Any]:
@@ -74,8 +76,7 @@ def _read_config(model: str) -> dict[str, Any]:
         if model in shapes:
             return shapes[model]
         raise UserError(f"model {model!r} is no checkpoint directory{did_you_mean(model, list(shapes))}")
-    published: dict[str, Any] = json.loads((resolve(model) / "config.json").read_text())
-    return published
+    return read_json(resolve(model) / "config.json")
 
 
 def blank_denoiser(shape: Shape, settings: TrainSettings) -> Denoiser:

@@ -70,14 +70,19 @@ def _parse(line: bytes, number: int, path: Path) -> dict[str, Any]:
     return record
 
 
-def _truncate(path: Path, keep_bytes: int) -> None:
+def check_length(path: Path, keep_bytes: int) -> int:
+    """Bytes of the file, 0 where there is none. Raises UserError where they are fewer than `keep_bytes`."""
     present_bytes = path.stat().st_size if path.exists() else 0
     if present_bytes < keep_bytes:
         raise UserError(
             f"{path} has {present_bytes} bytes but the checkpoint was saved at {keep_bytes}: "
             "restore the file, or start the run afresh"
         )
-    if present_bytes > keep_bytes:
+    return present_bytes
+
+
+def _truncate(path: Path, keep_bytes: int) -> None:
+    if check_length(path, keep_bytes) > keep_bytes:
         os.truncate(path, keep_bytes)
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-from unmask.denoisers.loading import load_tokenizer, resolve
+from unmask.denoisers.loading import load_tokenizer, read_config, refuse_misfits, resolve
 from unmask.errors import UserError
 
 
@@ -66,12 +66,14 @@ def load_reward_model(path: str, batch: int, device: Any) -> RewardModel:
         raise UserError(f"reward model {path!r} has no padding token: add pad_token to its tokenizer_config.json")
     config.pad_token_id = tokenizer.pad_token_id  # it finds a text's last token by it
     dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-    options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+    options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # misfits are told below
     network, report = AutoModelForSequenceClassification.from_pretrained(directory, config=config, **options)
     if missing := sorted(report["missing_keys"]):
         raise UserError(
             f"reward model {path!r} lacks {missing[0]}: give a checkpoint that was trained as a sequence classifier"
         )
+    refuse_misfits(path, report, ("mismatched",))
     return RewardModel(
         path=path,
         network=network.eval().requires_grad_(False).to(device),
@@ -87,10 +89,7 @@ def _config(path: str, directory: Path) -> Any:
         raise UserError(
             f"reward model {path!r} has no *.safetensors file: convert its weights (pickled weights are not opened)"
         )
-    try:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    except (ValueError, OSError) as error:
-        raise UserError(f"reward model {path!r} has a config.json that cannot be used: {error}") from error
+    config = read_config(directory, path)
     if config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
         raise UserError(f"reward model {path!r} is a {config.model_type}: give a sequence classifier of transformers")
     if config.num_labels != 1:

@@ -114,7 +114,7 @@ class Batching:
         if not context.stop_at_end or context.record is not None or final:
             return [False] * len(active.rows)
         finished_NC = active.canvas.block_NC <= active.block_N1
-        end_NC = (active.canvas.tokens[:, context.layout.start :] == context.denoiser.eos_id) & finished_NC
+        end_NC = context.denoiser.ends(active.canvas.tokens[:, context.layout.start :]) & finished_NC
         ended: list[bool] = end_NC.any(1)[: len(active.rows)].tolist()
         return ended
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -98,15 +100,12 @@ def largest(values_CS: Tensor, fold: int) -> Tensor:
     return fold_C * fold + within_CW.argmax(1)
 
 
-def without_mask(logits_CV: Tensor, mask_id: int, spelt: int | None = None) -> Tensor:
-    """The logits with those that are never proposed at NEVER: they are no rivals of a proposal.
-
-    These are the mask token's, and those of ids from `spelt` on, which the tokenizer does not know.
-    """
+def without_never_proposed(logits_CV: Tensor, mask_id: int, unspelt: Sequence[range]) -> Tensor:
+    """The logits with those of what is never proposed at NEVER: the mask token, and ids that the tokenizer lacks."""
     kept_CV = logits_CV.clone()
     kept_CV[:, mask_id].fill_(NEVER)
-    if spelt is not None:
-        kept_CV[:, spelt:].fill_(NEVER)
+    for run in unspelt:
+        kept_CV[:, run.start : run.stop].fill_(NEVER)
     return kept_CV
 
 
@@ -135,13 +134,18 @@ class Propose(LogitsReducer):
     draws: int = 1  # Z
     stride: int = 1
     spelt: int | None = None  # ids from here on are never proposed; None: no other than the mask
+    holes: tuple[range, ...] = ()  # runs of ids before `spelt` that are not either
+
+    @property
+    def _unspelt(self) -> tuple[range, ...]:
+        return self.holes if self.spelt is None else (*self.holes, range(self.spelt, sys.maxsize))
 
     def from_logits(self, logits_CV: Tensor, chunk: slice, other_CV: Tensor | None = None) -> tuple[Tensor, ...]:
         """Tokens and log-probs [C, Z], confidences of the proposals [C, Z / stride], from whole logits."""
-        proposed = self._propose(GivenLogits(logits_CV, self.mask_id, Workspace(), self.spelt), chunk)
+        proposed = self._propose(GivenLogits(logits_CV, self.mask_id, Workspace(), self._unspelt), chunk)
         kept_CV = logits_CV.float()
         if self.measure.reads_all_logits:
-            kept_CV = without_mask(kept_CV, self.mask_id, self.spelt)
+            kept_CV = without_never_proposed(kept_CV, self.mask_id, self._unspelt)
         confidence_CK = self.measure(kept_CV, proposed.normalizer_C, proposed.tokens_CZ[:, :: self.stride])
         return proposed.tokens_CZ, proposed.logp_CZ, confidence_CK
 
@@ -149,7 +153,7 @@ class Propose(LogitsReducer):
         """The same; slice by slice of the vocabulary where confidences need no logits but those of the proposals."""
         if self.measure.reads_all_logits:
             return super().from_head(hidden_QD, head, workspace)
-        return reduce_slices(self._from_slices, hidden_QD, head.weight, self.mask_id, workspace, self.spelt)
+        return reduce_slices(self._from_slices, hidden_QD, head.weight, self.mask_id, workspace, self._unspelt)
 
     def _from_slices(self, logits: Logits, chunk: slice) -> tuple[Tensor, ...]:
         proposed = self._propose(logits, chunk)

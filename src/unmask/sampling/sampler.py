@@ -43,8 +43,9 @@ class Sampler:
     `reference.sample` is its specification. temperature 0 is greedy (log-probs are then recorded at temperature 1).
     Adaptive unmasking rules take as many steps as they need. Draws are keyed by prompt, sample, step and position, so
     tokens do not depend on the batch or its padding.
-    `stop_at_end`: a sample is done with the block that holds its end-of-sequence token; the rest is filled with that
-    token, as if revealed at the last step taken. Recorded states need every step of every sample.
+    `stop_at_end`: a sample is done with the block that holds a token that ends it (`Denoiser.ends`); the rest is filled
+    with the end-of-sequence token, as if revealed at the last step taken. Recorded states need every step of every
+    sample.
     `batch`: samples at a time, 0 for all; where some are done, others begin in their places.
     `caching`: None is exact; else keys and values are kept within a block, and tokens are those of another sampler.
     Raises UserError for settings that do not fit one another. Example:
@@ -227,7 +228,7 @@ class Sampler:
         """What has become of all samples."""
         state, context = batching.whole, batching.context
         start, steps = context.layout.start, len(context.counts) * self._most_blocks(context.denoiser)
-        end_NC = state.tokens[:, start:] == context.denoiser.eos_id
+        end_NC = context.denoiser.ends(state.tokens[:, start:])
         ended_before_NC = end_NC.long().cumsum(1) - end_NC.long() > 0
         adaptive = self.unmasking.adaptive
         return Rollout(

@@ -81,6 +81,7 @@ def propose(
         temperature=context.temperature,
         mask_id=context.denoiser.mask_id,
         spelt=context.denoiser.spelt,
+        holes=context.denoiser.holes,
         measure=context.unmasking.measure,
         uniform_QZ=None if uniform_NAZ is None else _together(uniform_NAZ, group).flatten(0, 1),
         draws=group * (1 + guesses),

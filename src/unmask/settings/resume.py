@@ -22,17 +22,29 @@ MAY_CHANGE = (
 def locate_run(resume: str) -> tuple[Path, Path | None]:
     """Directory of the run that `--resume` names, and its checkpoint where it names one (None: the newest).
 
-    Raises UserError where there is no run.
+    Raises UserError where there is no run, or its recipe.toml ends within a line.
     """
     path = Path(resume).expanduser()
-    if (path / "recipe.toml").is_file():
-        return path, None
-    run = path.absolute().parent.parent
-    if path.is_dir() and path.absolute().parent.name == "checkpoints" and (run / "recipe.toml").is_file():
-        return run, path
-    raise UserError(
-        f"{resume!r} has no recipe.toml: give the directory of a run, or of one of its checkpoints, to --resume"
-    )
+    run, checkpoint = path, None
+    if not (path / "recipe.toml").is_file() and path.is_dir() and path.absolute().parent.name == "checkpoints":
+        run, checkpoint = path.absolute().parent.parent, path
+    recipe = run / "recipe.toml"
+    if not recipe.is_file():
+        raise UserError(
+            f"{resume!r} has no recipe.toml: give the directory of a run, or of one of its checkpoints, to --resume"
+        )
+    _refuse_cut_line(recipe)
+    return run, checkpoint
+
+
+def _refuse_cut_line(recipe: Path) -> None:
+    """Raise UserError where a stored recipe ends within a line: the number that is left may be another one."""
+    try:
+        whole = recipe.read_bytes().endswith(b"\n")
+    except OSError as error:
+        raise UserError(f"{recipe} cannot be read ({error.strerror}): restore the file") from error
+    if not whole:
+        raise UserError(f"{recipe} ends within a line: restore the file, or mend its last line")
 
 
 def check_unchanged(stored: Any, asked: Any, recipe: str) -> None:

@@ -38,7 +38,7 @@ def task_of_model(model: str) -> Document | None:
     """The `task` table of the config.json of an embedded model or a directory; None where there is none."""
     try:
         config = json.loads((local_directory(model) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None  # loading it says what is wrong
     task = config.get("task") if isinstance(config, dict) else None
     return task if isinstance(task, dict) and "name" in task else None

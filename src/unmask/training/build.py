@@ -54,7 +54,7 @@ def build_trainer(recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
     def encoded(split: str, count: int, seed: int) -> Examples:
         with phase(f"preparing the {split} examples"):
             items = recipe.task.examples(split, count, seed)
-            examples = Examples.of(items, tokenizer, denoiser.eos_id, room, recipe.chat)
+            examples = Examples.of(items, tokenizer, denoiser.eos_id, room, recipe.chat, denoiser.other_end_ids)
         check_preferences(examples, terms, recipe.method.name, sampler.max_new_tokens)
         return examples
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from fnmatch import fnmatch
+from hashlib import file_digest, sha256
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -16,7 +18,7 @@ from torch import nn
 from unmask.denoisers.adapters import has_adapters, save_adapters
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.directories import checkpoint_name, checkpoints, step_of
-from unmask.denoisers.intact import check_tensors, check_weights, read_json
+from unmask.denoisers.intact import check_model_files, check_tensors, read_json
 from unmask.denoisers.loading import save_denoiser
 from unmask.errors import UserError
 from unmask.settings.recipe import TrainSettings
@@ -35,7 +37,8 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder`/step_NNNNNN and return it: model (Hugging Face layout), optimizer moments, random and run state.
 
-    `state` becomes state.json, with `step`. `reference`: frozen weights that have moved since the start.
+    `state` becomes state.json, with `step` and the digests by which resuming notices damage within tensors.
+    `reference`: frozen weights that have moved since the start.
     """
     final, partial = folder / checkpoint_name(step), folder / f".{checkpoint_name(step)}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -47,13 +50,46 @@ def save_checkpoint(
     if reference is not None:
         save_model(reference, str(partial / "reference.safetensors"))
     save_file({"cpu": torch.get_rng_state()}, partial / "random_state.safetensors")
-    (partial / "state.json").write_text(json.dumps(state | {"step": step}, indent=1))
+    (partial / "state.json").write_text(json.dumps(_with_digests(partial, state | {"step": step}), indent=1))
     for path in partial.iterdir():
         _sync(path)
     set_aside(final)
     partial.rename(final)
     _sync(folder)
     return final
+
+
+def _with_digests(directory: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """The run state with the SHA-256 of every file in the directory, and of the state itself, by their names."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    digests = {path.relative_to(directory).as_posix(): _digest(path) for path in paths}
+    return state | {"sha256": digests | {"state.json": _digest_of_state(state)}}
+
+
+def _check_digests(directory: Path, unread: str) -> None:
+    """Raise UserError where a file of a checkpoint is not what was written; earlier versions wrote no digests.
+
+    `unread`: pattern of the names of files that are not looked at.
+    """
+    state = read_state(directory)
+    for name, digest in state.pop("sha256", {}).items():
+        if fnmatch(name, unread):
+            continue
+        try:
+            found = _digest_of_state(state) if name == "state.json" else _digest(directory / name)
+        except OSError as error:
+            raise UserError(f"{directory / name} cannot be read ({error.strerror}): restore the file") from None
+        if found != digest:
+            raise UserError(f"{directory / name} is not what was written (its SHA-256 differs): restore the file")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return file_digest(stream, "sha256").hexdigest()
+
+
+def _digest_of_state(state: dict[str, Any]) -> str:
+    return sha256(json.dumps(state).encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:
@@ -113,7 +149,9 @@ def _fault(directory: Path, settings: TrainSettings) -> str | None:
             check_tensors(directory / name)
         if not settings.lora_rank:
             read_json(directory / "config.json")
-            check_weights(directory)
+            check_model_files(directory)
+        # Of a run with adapters the merged weights beside them are not read.
+        _check_digests(directory, unread="model*.safetensors*" if settings.lora_rank else "")
     except UserError as error:
         return str(error)
     return None

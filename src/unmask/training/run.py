@@ -18,7 +18,7 @@ from unmask.errors import UserError
 from unmask.evaluation.statistics import paired_interval, solved_summary
 from unmask.report.curve import draw_curve
 from unmask.report.durable import write_durably
-from unmask.report.metrics import MetricsLog, read_metrics
+from unmask.report.metrics import MetricsLog, check_length, read_metrics
 from unmask.report.monitor import CollapseMonitor
 from unmask.report.progress import advance, message, phase, telling
 from unmask.settings.inputs import input_digests, tell_changed_inputs, with_absolute_paths
@@ -94,6 +94,7 @@ def resume_run(recipe: Recipe, resume: str, output: str | None = None) -> Run:
     if checkpoint is not None:
         check_whole(checkpoint, recipe.train)
         state = read_state(checkpoint)
+        _check_written(source, state)
     if recipe.train.steps < state.get("step", 0):
         raise UserError(
             f"train.steps is {recipe.train.steps}, and the checkpoint has {state['step']} steps: give more"
@@ -107,6 +108,13 @@ def resume_run(recipe: Recipe, resume: str, output: str | None = None) -> Run:
         write_durably(directory / "recipe.toml", tomli_w.dumps(document_of(recipe)))
     trainer.objective.world.barrier()
     return Run(directory=directory, trainer=trainer, state=state)
+
+
+def _check_written(source: Path, state: dict[str, Any]) -> None:
+    """Raise UserError where a file that the run had written by its checkpoint, and needs to go on, is damaged."""
+    read_json(source / "before.json")
+    for log in ("metrics", "completions"):
+        check_length(source / f"{log}.jsonl", state.get(f"{log}_bytes", 0))
 
 
 def _earlier_hint(directory: Path, most_steps: int) -> str:
@@ -163,8 +171,7 @@ class Run:
             self.trainer.order = state.get("order") or filtered_order(self.trainer)
         first = state.get("step", 0)
         # Every rank computes the same evaluations; one of them writes.
-        metrics = MetricsLog(self._log("metrics.jsonl"), keep_bytes=state.get("metrics_bytes", 0))
-        completions = MetricsLog(self._log("completions.jsonl"), keep_bytes=state.get("completions_bytes", 0))
+        metrics, completions = (self._log(name, state) for name in ("metrics", "completions"))
         with metrics, completions:
             if first == 0:
                 self._evaluate("base evaluation", 0, recipe.evaluation.examples, metrics, "before.json")
@@ -175,8 +182,10 @@ class Run:
             self._evaluate("final evaluation", steps, recipe.evaluation.examples, metrics, "after.json")
         return self._summarise()
 
-    def _log(self, name: str) -> Path:
-        return self.directory / name if self.is_main else Path("/dev/null")
+    def _log(self, name: str, state: dict[str, Any]) -> MetricsLog:
+        if not self.is_main:
+            return MetricsLog(Path("/dev/null"))
+        return MetricsLog(self.directory / f"{name}.jsonl", keep_bytes=state.get(f"{name}_bytes", 0))
 
     def _train_step(
         self,

@@ -109,7 +109,7 @@ def _data(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast, denoiser: 
             f"{recipe.validation_examples}, and no prompt is in both: give fewer, or other data"
         )
     return _Data(
-        examples=Examples.of(items, tokenizer, denoiser.eos_id, room, recipe.chat),
+        examples=Examples.of(items, tokenizer, denoiser.eos_id, room, recipe.chat, denoiser.other_end_ids),
         solution_ids=solutions,
         trained=trained,
         length=length if recipe.model is None else None,

@@ -9,7 +9,14 @@ from unmask.verifiers.numerals import last_quantity, leading_quantity
 
 LONGEST_ANSWER = 400  # characters; what is longer is no final answer
 
-_END = re.compile(r"<\|(?:eot_id|endoftext|end_of_text|eom_id|im_end|role_end|eos|end|return)\|>|</s>|<eos>")
+# Marks with which the tokenizers that are around end a turn or a text.
+END_MARKS = (
+    *("<|eot_id|>", "<|im_end|>", "<|role_end|>", "<|endoftext|>", "<|end_of_text|>", "<|end|>", "<|return|>"),
+    *("<end_of_turn>", "<|endofturn|>", "<|eom_id|>", "</s>", "<|end_of_turn|>", "<｜end▁of▁sentence｜>"),
+    *("<|eos|>", "<eos>"),
+)
+
+_END = re.compile("|".join(map(re.escape, END_MARKS)))
 _BRACE = re.compile(r"\\[\\{}]|[{}]")  # an escaped brace is text
 _BOX = re.compile(r"\\?(?:boxed|fbox) {0,3}\{")  # models drop the backslash now and then
 _TAG = re.compile(r"<(/?)answer(?![a-z]) *>?", re.IGNORECASE)

@@ -6,13 +6,14 @@ from unmask.denoisers.formats.base import CheckpointFormat, Published
 from unmask.denoisers.formats.dream import DREAM
 from unmask.denoisers.formats.llada import LLADA
 from unmask.denoisers.formats.llada2 import LLADA2
-from unmask.denoisers.formats.llada_moe import LLADA_MOE
+from unmask.denoisers.formats.llada_moe import LLADA_MOE, LLADA_MOE_BIASED
 from unmask.errors import UserError
 from unmask.validation import load_named
 
 # The first that matches is taken.
 FORMATS: tuple[CheckpointFormat, ...] = (
     DREAM,
+    LLADA_MOE_BIASED,
     LLADA_MOE,  # before LLaDA, whose model_type its checkpoints may name
     LLADA2,
     LLADA,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
@@ -49,7 +50,10 @@ class CheckpointFormat:
     block_length: int | None = None
 
     def network_config(self, published: Published) -> PretrainedConfig:
-        """The network's configuration. Raises UserError where config.json lacks a key or says other than `fixed`."""
+        """The network's configuration.
+
+        Raises UserError where config.json lacks a key, has a value of another kind, or says other than `fixed`.
+        """
         for key, value in self.fixed.items():
             found = published.get(key, value)
             if (found or None) != (value or None):  # null, false, 0 and absent say the same
@@ -58,6 +62,9 @@ class CheckpointFormat:
             return self.config(published)
         except KeyError as error:
             raise UserError(f"{self.name} config has no {error.args[0]}: restore the published config.json") from error
+        except (TypeError, ArithmeticError, StrictDataclassError) as error:
+            detail = " ".join(str(error).split())[:200]
+            raise UserError(f"{self.name} config is unusable ({detail}): restore the published config.json") from error
 
     def load(self, directory: Any, published: Published, **options: Any) -> Any:
         """What `network.from_pretrained` returns; the network remembers how to write the published tensors back."""

@@ -5,7 +5,13 @@ Its router mixes with the probabilities as they are, not renormalized, whatever 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock, Qwen3MoeTopKRouter
 
 from unmask.denoisers.formats.base import CheckpointFormat, Published, is_a, shared_settings
 
@@ -38,4 +44,44 @@ LLADA_MOE = CheckpointFormat(
         "rope_scaling": None,
         "shared_expert_intermediate_size": None,
     },
+)
+
+
+class BiasedRouter(Qwen3MoeTopKRouter):
+    """Chooses experts by their probability plus a bias, which stays in the weights that it mixes with.
+
+    T tokens, E experts, K of them a token. The bias is loaded and saved, and not trained.
+    """
+
+    def __init__(self, config: Qwen3MoeConfig) -> None:
+        super().__init__(config)
+        self.register_buffer("expert_bias", torch.zeros(config.num_experts))
+
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [T, E], weights and numbers of the chosen experts [T, K]."""
+        logits_TE = linear(hidden_states.reshape(-1, self.hidden_dim), self.weight)
+        score_TE = logits_TE.softmax(-1, dtype=torch.float32) + self.expert_bias
+        weight_TK, expert_TK = score_TE.topk(self.top_k, dim=-1)
+        return logits_TE, weight_TK.to(logits_TE.dtype), expert_TK
+
+
+class BiasedQwen3Moe(Qwen3MoeForCausalLM):
+    """A Qwen3-MoE whose routers have an expert bias."""
+
+    _keep_in_fp32_modules_strict = ("expert_bias",)
+
+    def __init__(self, config: Qwen3MoeConfig) -> None:
+        super().__init__(config)
+        for layer in self.model.layers:
+            if isinstance(layer.mlp, Qwen3MoeSparseMoeBlock):
+                layer.mlp.gate = BiasedRouter(config)
+
+
+LLADA_MOE_BIASED = replace(
+    LLADA_MOE,
+    name="LLaDA-MoE with expert bias",
+    matches=lambda published: LLADA_MOE.matches(published) and bool(published.get("moe_router_enable_expert_bias")),
+    network=BiasedQwen3Moe,
+    fixed={**LLADA_MOE.fixed, "moe_router_enable_expert_bias": True},
+    renaming={r"^model\.layers\.(\d+)\.mlp\.expert_bias": r"model.layers.\1.mlp.gate.expert_bias"},
 )

@@ -6,7 +6,7 @@ Here and in `proposals`: C positions, T slices, S tokens of a slice, B folds, W 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -25,8 +25,8 @@ _CACHED_WIDTH = 2048  # on a CPU: tokens of a slice whose weights and logits are
 class Logits(ABC):
     """float32 logits of C positions, read slice by slice.
 
-    Logits of tokens that are never proposed are NEVER in the slices, `never_CU` has them: the mask token, and ids from
-    `spelt` on, which the tokenizer does not know (None: it knows all).
+    Logits of tokens that are never proposed are NEVER in the slices, `never_CU` has them: the mask token, and the runs
+    of ids `unspelt`, which the tokenizer does not know.
     """
 
     never_CU: Tensor  # there once the slices were read
@@ -38,10 +38,10 @@ class Logits(ABC):
         mask_id: int,
         like: Tensor,
         workspace: Workspace,
-        spelt: int | None = None,
+        unspelt: Sequence[range] = (),
     ) -> None:
         self.positions, self.vocabulary = shape_CV
-        self.spelt = self.vocabulary if spelt is None else min(spelt, self.vocabulary)
+        self.unspelt = unspelt
         self.fold = _FOLD if self.vocabulary > _LONG else 1
         width = self.vocabulary if self.fold == 1 else width  # a short row is one slice
         self.width = min(-(-self.vocabulary // self.fold), max(1, width // self.fold)) * self.fold
@@ -66,10 +66,11 @@ class Logits(ABC):
                 mask_C1 = logits_CS[:, self.mask_id - first, None]
                 never.append(mask_C1.clone())
                 mask_C1.fill_(NEVER)
-            if first + tokens > self.spelt:
-                unspelt_CS = logits_CS[:, max(0, self.spelt - first) : tokens]
-                never.append(unspelt_CS.clone())
-                unspelt_CS.fill_(NEVER)
+            for run in self.unspelt:
+                if run.start < first + tokens and run.stop > first:
+                    unspelt_CS = logits_CS[:, max(0, run.start - first) : min(run.stop - first, tokens)]
+                    never.append(unspelt_CS.clone())
+                    unspelt_CS.fill_(NEVER)
             self._all = logits_CS if self.width >= self.vocabulary else None
             yield first, logits_CS
         self.never_CU = never[0] if len(never) == 1 else torch.cat(never, 1)
@@ -79,7 +80,9 @@ class Logits(ABC):
         token_CZW = fold_CZ[..., None] * self.fold + torch.arange(self.fold, device=self.device)
         if self._all is not None:
             return self._all.gather(1, token_CZW.flatten(1)).view(token_CZW.shape)
-        none_CZW = (token_CZW >= self.spelt) | (token_CZW == self.mask_id)
+        none_CZW = (token_CZW >= self.vocabulary) | (token_CZW == self.mask_id)
+        for run in self.unspelt:
+            none_CZW |= (token_CZW >= run.start) & (token_CZW < run.stop)
         return self._at(token_CZW.clamp(max=self.vocabulary - 1)).float().masked_fill(none_CZW, NEVER)
 
     @abstractmethod
@@ -94,10 +97,10 @@ class Logits(ABC):
 class GivenLogits(Logits):
     """Logits that exist as a tensor [C, V]."""
 
-    def __init__(self, logits_CV: Tensor, mask_id: int, workspace: Workspace, spelt: int | None = None) -> None:
+    def __init__(self, logits_CV: Tensor, mask_id: int, workspace: Workspace, unspelt: Sequence[range] = ()) -> None:
         positions, vocabulary = logits_CV.shape
         width = _width(positions, logits_CV.device)
-        super().__init__((positions, vocabulary), width, mask_id, logits_CV, workspace, spelt)
+        super().__init__((positions, vocabulary), width, mask_id, logits_CV, workspace, unspelt)
         self.logits_CV = logits_CV
 
     def _write(self, tokens: slice, logits_CS: Tensor) -> None:
@@ -111,12 +114,12 @@ class HeadLogits(Logits):
     """Logits computed from hidden states [C, D] and a head's weight [V, D], slice by slice; those of a fold again."""
 
     def __init__(
-        self, hidden_CD: Tensor, weight_VD: Tensor, mask_id: int, workspace: Workspace, spelt: int | None = None
+        self, hidden_CD: Tensor, weight_VD: Tensor, mask_id: int, workspace: Workspace, unspelt: Sequence[range] = ()
     ) -> None:
         shape_CV = (len(hidden_CD), len(weight_VD))
         # Whole where it is cast: autocast keeps a copy of the weight, of its slices it would make them again.
         width = len(weight_VD) if _is_cast(weight_VD) else _width(len(hidden_CD), hidden_CD.device)
-        super().__init__(shape_CV, width, mask_id, hidden_CD, workspace, spelt)
+        super().__init__(shape_CV, width, mask_id, hidden_CD, workspace, unspelt)
         self.hidden_CD, self.weight_VD = hidden_CD, weight_VD
 
     def _write(self, tokens: slice, logits_CS: Tensor) -> None:
@@ -140,12 +143,12 @@ def reduce_slices(
     weight_VD: Tensor,
     mask_id: int,
     workspace: Workspace,
-    spelt: int | None = None,
+    unspelt: Sequence[range] = (),
 ) -> tuple[Tensor, ...]:
     """`reduce` called on the sliced logits of every chunk of positions, results concatenated."""
     most = chunk_positions(len(weight_VD)) if _is_cast(weight_VD) else POSITIONS
     parts = [
-        reduce(HeadLogits(hidden_QD[chunk], weight_VD, mask_id, workspace, spelt), chunk)
+        reduce(HeadLogits(hidden_QD[chunk], weight_VD, mask_id, workspace, unspelt), chunk)
         for chunk in even_chunks(len(hidden_QD), most)
     ]
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))

@@ -206,7 +206,8 @@ class UnmaskLM(TemplateLM):
 
     def _text(self, row: list[int], until: Sequence[str]) -> str:
         """Completion tokens as the harness reads them: `until` may name special tokens, the text holds none."""
-        text = cut(completion_texts(self.tokenizer, [row], self.eot_token_id)[0], until)
+        (text,) = completion_texts(self.tokenizer, [row], self.eot_token_id, self.denoiser.other_end_ids)
+        text = cut(text, until)
         for token in self.tokenizer.added_tokens_decoder.values():
             text = text.replace(str(token), "") if token.special else text
         return text
