@@ -17,7 +17,7 @@ from unmask.tasks.math500 import Math500
 from unmask.tasks.sudoku_words import SudokuWords
 
 SIZES: dict[str, dict[str, Any]] = {
-    "countdown-words": {"count": 3, "max_number": 4, "max_target": 9},
+    "countdown-words": {"count": 3, "max_number": 3, "max_target": 9},
     "sudoku-words": {"min_empty": 1, "max_empty": 3},
     "gsm8k": {},
     "math500": {},
@@ -26,7 +26,7 @@ FILES = {"gsm8k": ("gsm8k_train.jsonl", "gsm8k_test.jsonl"), "math500": ("math50
 _TASKS = {"countdown-words": CountdownWords, "sudoku-words": SudokuWords, "gsm8k": GSM8K, "math500": Math500}
 
 _NAMES, _THINGS = ("Ann", "Ben", "Eva", "Tom"), ("apples", "coins", "cards", "books")
-_PARTS = {"countdown-words": 4, "sudoku-words": 3, "gsm8k": 2, "math500": 2}  # of the rows that are taught
+_PARTS = {"countdown-words": 4, "sudoku-words": 2, "gsm8k": 2, "math500": 2}  # of the rows that are taught
 _THOUGHT = "Each row, column and box needs 1 to 4."
 _CORPUS = 500  # examples of each benchmark that the tokenizer is trained on
 _TEST_SHARE = 4  # one problem in so many is held out
