@@ -36,6 +36,7 @@ FEW = replace(SMALL, rows=3, completion=64, steps=32)
 LONG = replace(SMALL, completion=256, steps=64)
 MEMORY_ROWS = 6  # where memory is measured
 _UNIFORMS = Uniforms().key(17)
+_SAME_PRODUCTS = 1.1  # bar where nine tenths of our time are products and attention that the other side makes as well
 
 
 class Bench:
@@ -198,7 +199,7 @@ def planted_answers(peers: Checkouts, sizes: Sizes, *, brief: bool) -> Case:
         "ours, compiled": bench.compiled(stop_at_end=True),
         "ours, compiled, 3 at a time": bench.compiled(stop_at_end=True, batch=3),  # others begin where some are done
     }
-    bars = {"ours": None, "ours, compiled": 1.8, "ours, compiled, 3 at a time": 1.8}
+    bars = {"ours": None, "ours, compiled": 1.7, "ours, compiled, 3 at a time": 1.7}
     rows = [
         Comparison(variant=name, baseline="LLaDA", at_least=bar, equal=same_answers(name, "LLaDA", sizes))
         for name, bar in bars.items()
@@ -226,7 +227,7 @@ def with_caches(
         one = bench.peer(fast_dllm_generate, peers, FAST_DLLM[cache], 1, threshold)
         rows.append(Comparison(variant=theirs, baseline="LLaDA", equal=_as_row_by_row(theirs, one, sizes)))
         equal = same_tokens(ours, theirs, sizes)
-        rows.append(Comparison(variant=ours, baseline=theirs, at_least=1.2, equal=equal))
+        rows.append(Comparison(variant=ours, baseline=theirs, at_least=_SAME_PRODUCTS, equal=equal))
         bar = 4.7 if cache == "dual" else None
         rows.append(Comparison(variant=ours, baseline="LLaDA", at_least=None if threshold is None else bar))
         if cache != "none" and threshold is None:
@@ -258,12 +259,14 @@ def peer_cases(peers: Checkouts) -> dict[str, Build]:
     """The cases of a full run."""
     return {
         "rollout V=126464 T=0": lambda brief: against_llada(
-            peers, LARGE, 0.0, at_least=4.0, memory_share=0.1, brief=brief
+            peers, LARGE, 0.0, at_least=3.8, memory_share=0.1, brief=brief
         ),
         "rollout V=126464 T=1": lambda brief: against_llada(
             peers, LARGE, 1.0, at_least=12.0, memory_share=0.1, brief=brief
         ),
-        "rollout V=2048 T=0": lambda brief: against_llada(peers, SMALL, 0.0, at_least=1.2, compiled=True, brief=brief),
+        "rollout V=2048 T=0": lambda brief: against_llada(
+            peers, SMALL, 0.0, at_least=_SAME_PRODUCTS, compiled=True, brief=brief
+        ),
         "rollout V=2048 T=0 of RL code": lambda brief: against_llada(
             peers, FEW, 0.0, at_least=None, others=True, brief=brief
         ),

@@ -270,7 +270,7 @@ def peer_cases(peers: Checkouts) -> dict[str, Build]:
     cases: dict[str, Build] = {}
     for sizes, general, together, others, limit in (
         (LARGE, 1.8, 7.0, 1.8, _LOGITS),
-        (SMALL, 1.0, 6.0, 1.0, None),
+        (SMALL, 1.0, 5.7, 1.0, None),
     ):
         name = f"update V={sizes.vocabulary}"
         first = Bars(at_least=general, memory_limit=limit)
