@@ -6,10 +6,12 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
 from typing import Any
 
 from unmask import __version__
 from unmask.cli import commands
+from unmask.cli.pipes import discard_output, output_is_unread
 from unmask.errors import UserError
 from unmask.settings.commands import (
     EvaluateSettings,
@@ -18,15 +20,33 @@ from unmask.settings.commands import (
     PretrainRecipe,
     SampleSettings,
 )
-from unmask.settings.idle import check_read, idle_in_pretraining, idle_in_recipe
-from unmask.settings.reader import build, document_of, flag_of, leaves, merged, nested
+from unmask.settings.idle import (
+    check_read,
+    check_values_read,
+    declared_idle,
+    flat,
+    idle_in_evaluation,
+    idle_in_recipe,
+    without_idle,
+)
+from unmask.settings.reader import (
+    Document,
+    build,
+    document_of,
+    flag_of,
+    leaves,
+    merged,
+    nested,
+    recipe_layers,
+)
 from unmask.settings.recipe import Recipe
 from unmask.settings.resume import check_unchanged, locate_run
-from unmask.settings.starting import check_lengths_agree, names_the_job, starting_document
+from unmask.settings.starting import check_agreement, check_one_name, names_the_job, with_model_and_task
 from unmask.validation import did_you_mean
 
 _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130
+_EXIT_BROKEN_PIPE = 141  # as of a process that SIGPIPE ends
 _HELP = {"-h", "--help"}
 
 
@@ -46,7 +66,7 @@ class Command:
     arguments: tuple[tuple[str, str], ...] = ()  # flag, or name of what is given without one, and help
     switches: tuple[tuple[str, str], ...] = ()  # flag without value, and help
     default_recipe: str | None = None
-    idle: Callable[[Any], Mapping[str, str]] = lambda settings: {}  # settings that are not read with these, and why
+    idle: Callable[[Any], Mapping[str, str]] = lambda settings: {}  # settings that others' tables make idle, and why
 
 
 COMMANDS = {
@@ -74,7 +94,6 @@ COMMANDS = {
         run=commands.sample,
         summary="show how a model fills one completion, step by step",
         example="unmask sample --model runs/sudoku-dispo-001/checkpoints/step_000300 --item 3",
-        arguments=(("--prompt", "text to complete (default: a held-out item of the task)"),),
     ),
     "evaluate": Command(
         settings=EvaluateSettings,
@@ -82,6 +101,7 @@ COMMANDS = {
         summary="measure a model on held-out items, by unmasking rule and number of steps",
         example="unmask evaluate --steps 4,16 --unmasking low_confidence,rcr",
         arguments=(("--output", "file for the same figures as JSON"),),
+        idle=idle_in_evaluation,
     ),
     "pretrain": Command(
         settings=PretrainRecipe,
@@ -96,7 +116,6 @@ COMMANDS = {
             ("--output", "directory of the model (required)"),
         ),
         default_recipe="pretrain-sudoku",
-        idle=idle_in_pretraining,
     ),
     "convert": Command(
         run=commands.convert,
@@ -118,6 +137,7 @@ COMMANDS = {
         ),
         switches=(("--all-methods", "compare the costs of all methods with these settings"),),
         default_recipe="sudoku-dispo",
+        idle=idle_in_recipe,
     ),
     "oracle": Command(
         settings=OracleSettings,
@@ -141,10 +161,15 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line (default: the process's own); exit code 0, 2 after a UserError, 130 after Ctrl-C."""
+    """Run a command line (default: the process's own); the exit code.
+
+    0; 2 after a UserError; 130 after Ctrl-C; 141 where nobody reads the output any more (`unmask methods | head -1`).
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _dispatch(words)
+        _dispatch(words)
+        sys.stdout.flush()
+        return 0
     except UserError as error:
         print(f"unmask: error: {error}", file=sys.stderr)  # noqa: T201
         return _EXIT_USAGE
@@ -153,30 +178,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print("; ".join(["unmask: interrupted", *map(str, interrupt.args)]), file=sys.stderr)  # noqa: T201
         return _EXIT_INTERRUPTED
+    except BrokenPipeError:
+        if not output_is_unread():
+            raise  # another pipe
+        discard_output()
+        return _EXIT_BROKEN_PIPE
 
 
-def _dispatch(words: list[str]) -> int:
+def _dispatch(words: list[str]) -> None:
     if not words or words[0] in _HELP:
         _overview().print_help()
-        return 0
+        return
     if words[0] == "--version":
         print(f"unmask {__version__}")  # noqa: T201
-        return 0
+        return
     if words[0] not in COMMANDS:
         raise UserError(f"unknown command {words[0]!r}{did_you_mean(words[0], COMMANDS)}")
     name, command = words[0], COMMANDS[words[0]]
-    settings, options = parse(name, command, [word for word in words[1:] if word not in _HELP])
-    if _HELP & set(words[1:]):
+    for_help = bool(_HELP & set(words[1:]))
+    settings, options = parse(name, command, [word for word in words[1:] if word not in _HELP], for_help=for_help)
+    if for_help:
         _help(name, command, settings).print_help()
     else:
         command.run(settings, options)
-    return 0
 
 
-def parse(name: str, command: Command, words: list[str]) -> tuple[Any, argparse.Namespace]:
+def parse(name: str, command: Command, words: list[str], *, for_help: bool = False) -> tuple[Any, argparse.Namespace]:
     """Settings (base recipe < recipe < flags) and options of a command line, the command's name left out.
 
-    Raises UserError.
+    `for_help`: settings need not agree with one another, nor be complete. Raises UserError.
     """
     given = _given(name, command, words)
     options: dict[str, Any] = {_key(argument): given.pop(argument, None) for argument, _ in command.arguments}
@@ -186,16 +216,40 @@ def parse(name: str, command: Command, words: list[str]) -> tuple[Any, argparse.
         raise UserError("--recipe is given with --resume: a run goes on with its own recipe, leave --recipe out")
     recipe = str(locate_run(resume)[0] / "recipe.toml") if resume else options.get("recipe")
     flags = nested({_key(flag): text for flag, text in given.items()})
-    known = [field.name for field in fields(command.settings)]
-    document = starting_document(recipe, command.default_recipe, flags, known)
-    check_lengths_agree(document, flags)
-    stored: Any = build(command.settings, document)
     options["names_the_job"] = names_the_job(flags)
+    if recipe is None and not options["names_the_job"]:
+        recipe = command.default_recipe
+    layers = [{}] if recipe is None else recipe_layers(recipe)
+    default_model = next((field.default for field in fields(command.settings) if field.name == "model"), None)
+    document = with_model_and_task(reduce(merged, layers), flags, None if for_help else default_model)
+    stored: Any = build(command.settings, document)
     settings: Any = build(command.settings, merged(document_of(stored), flags))
-    check_read(command.idle(settings), map(_key, given))
+    for layer in (*map(flat, layers), {_key(flag): text for flag, text in given.items()}):
+        check_one_name(settings, layer)
+    paths = [_key(flag) for flag in given]
     if resume:
+        check_read(_idle(command, settings), paths)
         check_unchanged(stored, settings)
+    elif not for_help:
+        check_agreement(settings, paths)
+        settings = _all_read(command, stored, settings, paths, layers[-1])
     return settings, argparse.Namespace(**options)
+
+
+def _all_read(command: Command, stored: Any, settings: Any, flags: list[str], recipe: Document) -> Any:
+    """The settings, those that flags or a base have made idle at their defaults.
+
+    Raises UserError where one of the flags is idle, or what the recipe's own table says.
+    """
+    idle = _idle(command, settings)
+    check_read(idle, flags)
+    before = _idle(command, stored)
+    check_values_read({path: reason for path, reason in idle.items() if path in before}, settings, recipe)
+    return without_idle(settings, idle)
+
+
+def _idle(command: Command, settings: Any) -> dict[str, str]:
+    return {**declared_idle(settings), **command.idle(settings)}
 
 
 def _key(flag: str) -> str:

@@ -21,11 +21,11 @@ class TrainingProgress:
         console: Console | None = None,
         plain_interval_seconds: float = 10.0,
     ) -> None:
-        import rich.console
+        from unmask.report.terminal import OutputConsole
 
         self._total_steps = total_steps
         self._first_step = first_step
-        self._console = console or rich.console.Console()
+        self._console = console or OutputConsole()
         self._plain_interval_seconds = plain_interval_seconds
         self._bar = _bar(self._console, total_steps, first_step) if self._console.is_terminal else None
         self._start_seconds = time.monotonic()

@@ -22,10 +22,34 @@ from unmask.settings.recipe import (
     RolloutSettings,
 )
 from unmask.tasks import TASKS, Sudoku, Task
-from unmask.validation import LARGEST_SEED, check_four_bit_has_adapters, choice, one_of, positive, section, setting
+from unmask.validation import (
+    LARGEST_SEED,
+    check_four_bit_has_adapters,
+    choice,
+    one_of,
+    positive,
+    section,
+    setting,
+    where,
+)
 
 if TYPE_CHECKING:
     from unmask.sampling.sampler import Sampler
+
+
+def _model_given(settings: PretrainRecipe) -> str | None:
+    return None if settings.model is None else f"model is {settings.model!r}, which has sizes of its own"
+
+
+def _prompt_given(settings: SampleSettings) -> str | None:
+    return None if settings.prompt is None else "prompt is given in its place"
+
+
+def _steps_unread(settings: SampleSettings | EvaluateSettings) -> str | None:
+    """Why the number of steps is not read: of adaptive rules alone."""
+    if any(rule.scheduled for rule in settings.rule_classes):
+        return None
+    return f"unmasking is {' '.join(rule.name for rule in settings.rule_classes)}, which takes as many as it needs"
 
 
 def _is_count(word: str) -> bool:
@@ -60,12 +84,12 @@ class PretrainRecipe:
     model_format: str | None = setting(None, MODEL_FORMAT_HELP)
     task: Task = choice(TASKS, Sudoku, "prompts and solutions")
     chat: ChatSettings = section(ChatSettings)
-    hidden: int = setting(96, "width of a new model")
-    layers: int = setting(3, "transformer layers of a new model")
-    heads: int = setting(3, "attention heads of a new model")
-    max_length: int = setting(64, "tokens that a new model takes, prompt and completion")
+    hidden: int = setting(96, "width of a new model", idle=_model_given)
+    layers: int = setting(3, "transformer layers of a new model", idle=_model_given)
+    heads: int = setting(3, "attention heads of a new model", idle=_model_given)
+    max_length: int = setting(64, "tokens that a new model takes, prompt and completion", idle=_model_given)
     lora_rank: int = setting(0, LORA_RANK_HELP)
-    lora_alpha: int = setting(64, LORA_ALPHA_HELP)
+    lora_alpha: int = setting(64, LORA_ALPHA_HELP, idle=where("lora_rank", 0))
     four_bit: bool = setting(False, FOUR_BIT_HELP)
     steps: int = setting(800, "optimizer updates")
     batch: int = setting(128, "examples an update")
@@ -75,7 +99,7 @@ class PretrainRecipe:
     validation_examples: int = setting(
         0, "further ones, never trained on, by which the best weights are picked; 0: the last"
     )
-    validate_every: int = setting(100, "updates between validations")
+    validate_every: int = setting(100, "updates between validations", idle=where("validation_examples", 0))
     learning_rate: float = setting(1e-3, "peak, after the warm-up")
     warmup_steps: int = setting(50, "updates of linear warm-up")
     weight_decay: float = setting(0.01, "AdamW's")
@@ -106,8 +130,9 @@ class SampleSettings:
     model_format: str | None = setting(None, MODEL_FORMAT_HELP)
     task: Task = choice(TASKS, Sudoku, "whose items and reward")
     chat: ChatSettings = section(ChatSettings)
-    item: int = setting(0, "which held-out item of the task")
-    steps: int = setting(4, "denoising steps")
+    prompt: str | None = setting(None, "text to complete; unset: a held-out item of the task")
+    item: int = setting(0, "which held-out item of the task", idle=_prompt_given)
+    steps: int = setting(4, "denoising steps", idle=_steps_unread)
     block_length: int | None = setting(None, "tokens a block; unset: one block", low=1)
     temperature: float = setting(0.0, "sampling temperature; 0 is greedy")
     unmasking: Unmasking = choice(RULES, LowConfidence, "positions to reveal")
@@ -115,6 +140,11 @@ class SampleSettings:
 
     def __post_init__(self) -> None:
         positive(steps=self.steps, item=self.item + 1)
+
+    @property
+    def rule_classes(self) -> list[type[Unmasking]]:
+        """The class of the unmasking rule."""
+        return [type(self.unmasking)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +160,9 @@ class EvaluateSettings:
     unmasking: str = setting("low_confidence", "rules to compare, by commas")
     lengths: str = setting("", "tokens of a completion to compare, by commas, such as 128,256,512; empty: the task's")
     steps: str = setting(
-        "4,16", "numbers of denoising steps to compare, by commas; /2 is one step for every two tokens"
+        "4,16",
+        "numbers of denoising steps to compare, by commas; /2 is one step for every two tokens",
+        idle=_steps_unread,
     )
     samples: int = setting(1, "completions an item; of several, pass@k is told")
     over_denoising: bool = setting(False, "tell how many items are right at some step and wrong at the end")
@@ -145,8 +177,7 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         positive(examples=self.examples, batch=self.batch, samples=self.samples)
         one_of("precision", self.precision, ("fp32", "bf16"))
-        for rule in self.rules:
-            chosen(RULES, rule, "unmasking")
+        _ = self.rule_classes  # refuses unknown ones
         if not all(_is_count(word.removeprefix("/")) for word in self.steps.split(",")):
             raise UserError(
                 f"steps is {self.steps!r}: give numbers of denoising steps with commas between, such as 4,16 or /2,/1"
@@ -161,26 +192,33 @@ class EvaluateSettings:
         """The unmasking rules, each a name in RULES or FILE.py:NAME."""
         return self.unmasking.split(",")
 
+    @property
+    def rule_classes(self) -> list[type[Unmasking]]:
+        """The classes of the rules. Raises UserError where one is unknown."""
+        return [chosen(RULES, rule, "unmasking") for rule in self.rules]
+
     def samplers(self) -> list[tuple[str, Sampler]]:
         """Rule and sampler of every row of the table: rules x lengths x numbers of steps.
 
-        Raises UserError where they do not fit together.
+        A rule that takes as many steps as it needs has one row a length. Raises UserError where they do not fit
+        together.
         """
         lengths = [int(word) for word in self.lengths.split(",")] if self.lengths else [self.task.max_new_tokens]
+        words = self.steps.split(",")
         return [
-            (rule, self._sampler(rule, length, word))
-            for rule in self.rules
+            (name, self._sampler(rule(), length, word))
+            for name, rule in zip(self.rules, self.rule_classes, strict=True)
             for length in lengths
-            for word in self.steps.split(",")
+            for word in (words if rule.scheduled else words[:1])
         ]
 
-    def _sampler(self, rule: str, length: int, steps: str) -> Sampler:
+    def _sampler(self, rule: Unmasking, length: int, steps: str) -> Sampler:
         count = length // int(steps[1:]) if steps.startswith("/") else int(steps)
         rollout = RolloutSettings(
             steps=max(1, count),
             max_new_tokens=length,
             block_length=self.block_length,
-            unmasking=chosen(RULES, rule, "unmasking")(),
+            unmasking=rule,
             caching=self.caching,
         )
         return rollout.sampler(self.task, temperature=self.temperature)

@@ -308,18 +308,23 @@ def recipe_summaries(command: str) -> dict[str, str]:
     return {name: text.partition("\n")[0].removeprefix("#").strip() for name, text in lines.items()}
 
 
-def read_recipe(recipe: str, above: tuple[str, ...] = ()) -> Document:
+def read_recipe(recipe: str) -> Document:
     """The table of a recipe: a shipped name or the path of a TOML file. Raises UserError.
 
-    A recipe with `base = "another"` says only what differs from that one; `above` are those that build on this one.
+    A recipe with `base = "another"` says only what differs from that one.
     """
+    return reduce(merged, recipe_layers(recipe))
+
+
+def recipe_layers(recipe: str, above: tuple[str, ...] = ()) -> list[Document]:
+    """The tables that a recipe is merged of: its bases', then its own; `above` are those that build on this one."""
     if recipe in above:
         raise UserError(f"recipe {recipe!r} has itself as its base ({' on '.join(above)}): remove one base")
     document = _read_toml(recipe)
     base = document.pop("base", None)
     if base is not None and not isinstance(base, str):
         raise UserError(f"base of recipe {recipe!r} is {base!r}: give the name of a shipped recipe, or a path")
-    return document if base is None else merged(read_recipe(base, (*above, recipe)), document)
+    return [document] if base is None else [*recipe_layers(base, (*above, recipe)), document]
 
 
 def _read_toml(recipe: str) -> Document:

@@ -13,7 +13,16 @@ from unmask.sampling.caching import CACHINGS
 from unmask.sampling.schedules import SCHEDULES
 from unmask.sampling.unmasking import RULES, LowConfidence, Unmasking
 from unmask.tasks import TASKS, Sudoku, Task
-from unmask.validation import LARGEST_SEED, check_four_bit_has_adapters, choice, one_of, positive, section, setting
+from unmask.validation import (
+    LARGEST_SEED,
+    check_four_bit_has_adapters,
+    choice,
+    one_of,
+    positive,
+    section,
+    setting,
+    where,
+)
 
 if TYPE_CHECKING:
     from unmask.methods.base import Method
@@ -149,10 +158,12 @@ class TrainSettings:
     )
     gradient_checkpointing: bool = setting(False, "keep less for the backward pass, recompute it there")
     lora_rank: int = setting(0, LORA_RANK_HELP)
-    lora_alpha: int = setting(64, LORA_ALPHA_HELP)
+    lora_alpha: int = setting(64, LORA_ALPHA_HELP, idle=where("lora_rank", 0))
     four_bit: bool = setting(False, FOUR_BIT_HELP)
     reference_sync_steps: int = setting(0, "training steps between mixes of the policy into the reference; 0: it stays")
-    reference_mixup: float = setting(0.6, "share of the policy in such a mix", high=1)
+    reference_mixup: float = setting(
+        0.6, "share of the policy in such a mix", high=1, idle=where("reference_sync_steps", 0)
+    )
     threads: int | None = setting(None, THREADS_HELP, low=1, high=MOST_THREADS)
     seed: int = setting(0, "of every random draw", high=LARGEST_SEED)
     examples: int = setting(20_000, "training prompts")
@@ -241,4 +252,9 @@ class Recipe:
             raise UserError(
                 f"method {self.method.name} scores the distribution of {wanted} sampling, "
                 f"not of {self.rollout.unmasking.name}: give --rollout.unmasking {wanted}"
+            )
+        if self.train.over_denoising_filter and not self.task.verifies:
+            raise UserError(
+                f"train.over_denoising_filter asks which completions are right, and task {self.task.name} compares no "
+                "answers: set it to false, or give a task that does"
             )

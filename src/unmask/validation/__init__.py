@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,20 +46,31 @@ def setting(
     high: float = LARGEST_COUNT,
     below: float | None = None,
     names_files: bool = False,
+    idle: Callable[[Any], str | None] | None = None,
 ) -> Value:
     """A dataclass field of a settings class: its default and its help text.
 
     `was` is its name in the version before, which is still read, with a notice. A number lies in the range of `low`
     (unset: 0, or none where the default is negative), `high` and `below`; texts and booleans have no range.
     `names_files`: its text names files or directories of the user's, which a run stores as absolute paths.
+    `idle`: given the settings object, why nothing reads this setting (a setting beside it and its value), None where it
+    is read; a value that would not be read is refused.
 
         beta: float = setting(0.9, "AdamW's first decay", below=1)
+        alpha: int = setting(64, "scale of the adapters, times their rank", idle=where("rank", 0))
     """
     if low is None:
         low = -LARGEST_COUNT if isinstance(default, int | float) and default < 0 else 0
-    metadata = {"help": help, "was": was, "range": Range(low=low, high=high, below=below), "names_files": names_files}
+    allowed = Range(low=low, high=high, below=below)
+    metadata = {"help": help, "was": was, "range": allowed, "names_files": names_files, "idle": idle}
     declared: Value = field(default=default, metadata=metadata)
     return declared
+
+
+def where(name: str, value: Any) -> Callable[[Any], str | None]:
+    """For `setting(idle=)`: the setting is not read where the one beside it, by its name, has this value."""
+    shown = "unset" if value is None else value
+    return lambda settings: f"{name} is {shown}" if getattr(settings, name) == value else None
 
 
 def choice(choices: Mapping[str, type[Any]], default: type[Value], help: str) -> Value:
