@@ -56,7 +56,6 @@ def parsed(command, *words):
         ("sample", ["--prompt", "0000", "--item", "3"], "--item"),
         ("sample", ["--unmasking", "factor", "--steps", "8"], "--steps"),
         ("evaluate", ["--unmasking", "threshold,factor", "--steps", "8"], "--steps"),
-        ("evaluate", [*ROWS, "--lengths", "64,256", "--task.max-new-tokens", "256"], "--task.max-new-tokens"),
     ],
 )
 def test_parse_refuses_flags_that_nothing_reads(command, words, flag):
@@ -161,6 +160,7 @@ WORDS = {
     "step_choice": ("largest_advantages", "random_steps"),
     "positions": ("all_masked", "committed"),
 }
+TIMES_ZERO = {("spg", "beta")}  # the term has it, and multiplies what it makes by 0
 
 
 def others(method, field):
@@ -181,4 +181,5 @@ def test_settings_of_a_method_that_change_no_term_are_declared_idle(name):
         for field in plain:
             terms = [variant.terms(eos_id=0) for variant in others(base, field)]
             unread = all(found == terms[0] for found in terms)
-            assert unread == (field.name in declared_idle(base)), (base, field.name)
+            idle = field.name in declared_idle(base)
+            assert idle == unread or (idle and (name, field.name) in TIMES_ZERO), (base, field.name)

@@ -112,7 +112,7 @@ def train_settings(*flags: str) -> Recipe:
 
 def test_document_of_a_user_s_class_is_read_from_any_directory(pieces, monkeypatch):
     flags = ("--method", "pieces.py:Scaled", "--method.alpha", "2", "--method.clip", "4", "--method.masks", "false")
-    rules = ("--model", "embedded:sudoku", "--task", "pieces.py:Graded", "--task.size", "6", "--task.bonus", "0.1")
+    rules = ("--task", "pieces.py:Graded", "--task.size", "6", "--task.bonus", "0.1")
     recipe = train_settings(*flags, *rules, "--rollout.unmasking", "pieces.py:Last", "--rollout.unmasking.shift", "1")
     assert (recipe.method.alpha, recipe.method.clip, recipe.method.prompt_masks) == (2.0, 4, False)
     assert (recipe.task.size, recipe.task.bonus, recipe.rollout.unmasking.shift) == (6, 0.1, 1)
@@ -185,7 +185,6 @@ def test_methods_tells_all_about_a_user_s(pieces, capsys):
 
 def test_train_runs_and_resumes_with_a_user_s_method_task_and_rule(pieces, monkeypatch):
     flags = ("--method", "pieces.py:Scaled", "--task", "pieces.py:Graded", "--rollout.unmasking", "pieces.py:Last")
-    flags += ("--model", "embedded:sudoku")
     assert main(["train", *flags, "--task.bonus", "0.25", *SMALL, "--output", "run"]) == 0
     run = pieces.parent / "run"
     assert tomllib.loads((run / "recipe.toml").read_text())["task"]["name"] == f"{pieces}:Graded"

@@ -187,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dispatch(words: list[str]) -> None:
     if not words or words[0] in _HELP:
-        _overview().print_help()
+        print(_overview().format_help(), end="")  # noqa: T201  (print_help hides a broken pipe)
         return
     if words[0] == "--version":
         print(f"unmask {__version__}")  # noqa: T201
@@ -198,7 +198,7 @@ def _dispatch(words: list[str]) -> None:
     for_help = bool(_HELP & set(words[1:]))
     settings, options = parse(name, command, [word for word in words[1:] if word not in _HELP], for_help=for_help)
     if for_help:
-        _help(name, command, settings).print_help()
+        print(_help(name, command, settings).format_help(), end="")  # noqa: T201
     else:
         command.run(settings, options)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from unmask.data.chat import ChatSettings
 from unmask.errors import UserError
@@ -45,11 +45,19 @@ def _prompt_given(settings: SampleSettings) -> str | None:
     return None if settings.prompt is None else "prompt is given in its place"
 
 
-def _steps_unread(settings: SampleSettings | EvaluateSettings) -> str | None:
-    """Why the number of steps is not read: of adaptive rules alone."""
+class HasRules(Protocol):
+    """Settings that name unmasking rules."""
+
+    @property
+    def rule_classes(self) -> list[type[Unmasking]]:
+        """The classes of the rules. Raises UserError where one is unknown."""
+
+
+def steps_unread(settings: HasRules) -> str | None:
+    """For `setting(idle=)`: why no rule reads the number of steps; None where one does."""
     if any(rule.scheduled for rule in settings.rule_classes):
         return None
-    return f"unmasking is {' '.join(rule.name for rule in settings.rule_classes)}, which takes as many as it needs"
+    return f"unmasking is {','.join(rule.name for rule in settings.rule_classes)}, which takes as many as it needs"
 
 
 def _is_count(word: str) -> bool:
@@ -132,7 +140,7 @@ class SampleSettings:
     chat: ChatSettings = section(ChatSettings)
     prompt: str | None = setting(None, "text to complete; unset: a held-out item of the task")
     item: int = setting(0, "which held-out item of the task", idle=_prompt_given)
-    steps: int = setting(4, "denoising steps", idle=_steps_unread)
+    steps: int = setting(4, "denoising steps", idle=steps_unread)
     block_length: int | None = setting(None, "tokens a block; unset: one block", low=1)
     temperature: float = setting(0.0, "sampling temperature; 0 is greedy")
     unmasking: Unmasking = choice(RULES, LowConfidence, "positions to reveal")
@@ -162,7 +170,7 @@ class EvaluateSettings:
     steps: str = setting(
         "4,16",
         "numbers of denoising steps to compare, by commas; /2 is one step for every two tokens",
-        idle=_steps_unread,
+        idle=steps_unread,
     )
     samples: int = setting(1, "completions an item; of several, pass@k is told")
     over_denoising: bool = setting(False, "tell how many items are right at some step and wrong at the end")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -54,14 +54,16 @@ def idle_in_recipe(recipe: Recipe) -> dict[str, str]:
 
 def idle_in_evaluation(settings: EvaluateSettings) -> dict[str, str]:
     """As `idle_in_recipe`, of `unmask evaluate`."""
-    return {"task.max_new_tokens": f"lengths is {settings.lengths}"} if settings.lengths else {}
+    if settings.lengths in ("", str(settings.task.max_new_tokens)):
+        return {}
+    return {"task.max_new_tokens": f"lengths is {settings.lengths}"}
 
 
-def check_read(idle: Mapping[str, str], flags: Iterable[str]) -> None:
-    """Raise UserError where one of the flags given, by the paths of their settings, is idle."""
-    for path in flags:
+def check_read(idle: Mapping[str, str], given: Iterable[str], shown: Callable[[str], str] = flag_of) -> None:
+    """Raise UserError where one of the settings given, by their paths, is idle; `shown`: how the user writes them."""
+    for path in given:
         if (reason := _reason(idle, path)) is not None:
-            raise UserError(f"{flag_of(path)} would not be read: {reason}; leave it out")
+            raise UserError(f"{shown(path)} would not be read: {reason}; leave it out")
 
 
 def check_values_read(idle: Mapping[str, str], settings: Any, document: Document) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from unmask.denoisers.directories import ASSETS, EMBEDDED, local_directory
 from unmask.errors import UserError
 from unmask.settings.idle import without_idle
-from unmask.settings.reader import Document, flag_of, leaves, merged
+from unmask.settings.reader import Document, Word, chosen, flag_of, leaves, merged
 from unmask.tasks import TASKS
 
 NAMING = ("model", "task", "method")  # with one of these a command no longer means its default recipe
@@ -31,15 +31,16 @@ def with_model_and_task(document: Document, flags: Document, default_model: str 
     """The document with the task that its or the flags' model brings, or the embedded model of its or the flags' task.
 
     Only where one of the two is named without the other. `default_model`: what the command takes where none is named;
-    None: it can do without. Raises UserError where it needs one and no embedded model has the task.
+    None: it can do without. Raises UserError where it needs one and no embedded model has the task, or a class of which
+    that of the user's is a subclass.
     """
     whole = merged(document, flags)
     model, task = whole.get("model"), _name_of(whole.get("task"))
     if model is not None and task is None:
         brought = task_of_model(str(model))
-    elif model is None and task is not None and default_model is not None and (task in TASKS or ":" in task):
-        model = _model_of_task(task)
-        brought, document = task_of_model(model), {"model": model, **document}
+    elif model is None and task is not None and default_model is not None:
+        model, brought = _model_of_task(task)
+        document = {"model": model, **document}
     else:
         brought = None
     return document if brought is None else merged({"task": brought}, document)
@@ -61,12 +62,17 @@ def task_of_model(model: str) -> Document | None:
     return task if isinstance(task, dict) and "name" in task else None
 
 
-def _model_of_task(task: str) -> str:
-    """The embedded model whose own task has this name. Raises UserError where there is none."""
+def _model_of_task(task: str) -> tuple[str, Document]:
+    """The embedded model whose own task has this name, or is subclassed by it, and the table of the task with the name.
+
+    Raises UserError where there is none, or the name is unknown.
+    """
+    settings = chosen(TASKS, task, flag_of("task") if isinstance(task, Word) else "task.name")
     for directory in sorted(ASSETS.iterdir()):
         model = EMBEDDED + directory.name
-        if _name_of(task_of_model(model)) == task:
-            return model
+        brought = task_of_model(model)
+        if brought is not None and issubclass(settings, TASKS[brought["name"]]):
+            return model, {**brought, "name": task}
     raise UserError(
         f"no embedded model knows task {task!r}: give --model, a checkpoint directory or org/name on the Hub"
     )
