@@ -220,8 +220,8 @@ def parse(name: str, command: Command, words: list[str], *, for_help: bool = Fal
     if recipe is None and not options["names_the_job"]:
         recipe = command.default_recipe
     layers = [{}] if recipe is None else recipe_layers(recipe)
-    default_model = next((field.default for field in fields(command.settings) if field.name == "model"), None)
-    document = with_model_and_task(reduce(merged, layers), flags, None if for_help else default_model)
+    needs_model = not for_help and any(field.name == "model" and field.default for field in fields(command.settings))
+    document = with_model_and_task(reduce(merged, layers), flags, needs_model=needs_model)
     stored: Any = build(command.settings, document)
     settings: Any = build(command.settings, merged(document_of(stored), flags))
     for layer in (*map(flat, layers), {_key(flag): text for flag, text in given.items()}):

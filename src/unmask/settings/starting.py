@@ -27,18 +27,17 @@ def names_the_job(flags: Mapping[str, Any]) -> bool:
     return any(_name_of(flags.get(name)) is not None for name in NAMING)
 
 
-def with_model_and_task(document: Document, flags: Document, default_model: str | None) -> Document:
+def with_model_and_task(document: Document, flags: Document, *, needs_model: bool) -> Document:
     """The document with the task that its or the flags' model brings, or the embedded model of its or the flags' task.
 
-    Only where one of the two is named without the other. `default_model`: what the command takes where none is named;
-    None: it can do without. Raises UserError where it needs one and no embedded model has the task, or a class of which
-    that of the user's is a subclass.
+    Only where one of the two is named without the other. Raises UserError where the command needs a model and no
+    embedded one has the task, or a class that the user's extends.
     """
     whole = merged(document, flags)
     model, task = whole.get("model"), _name_of(whole.get("task"))
     if model is not None and task is None:
         brought = task_of_model(str(model))
-    elif model is None and task is not None and default_model is not None:
+    elif model is None and task is not None and needs_model:
         model, brought = _model_of_task(task)
         document = {"model": model, **document}
     else:
