@@ -10,11 +10,10 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import reduce
 from importlib.resources import files
 from pathlib import Path
-from reprlib import repr as short_repr
 from typing import Any, TypeVar
 
 from unmask.errors import UserError
-from unmask.validation import Range, did_you_mean, load_named, place_of
+from unmask.validation import Range, check_number, did_you_mean, load_named, place_of
 
 Document = dict[str, Any]
 Settings = TypeVar("Settings")
@@ -109,7 +108,9 @@ def _value(field: Field[Any], value: Any, path: str) -> Any:
     kind = _KINDS[_kind(field)]
     try:
         if type(value) in (*kind.types, Word):
-            return _in_range(field, kind.read(value), value, path)
+            read = kind.read(value)
+            check_number(_shown(path, value), read, field.metadata.get("range", _FINITE))
+            return read
     except UserError:
         raise
     except (ValueError, KeyError, OverflowError):
@@ -118,17 +119,6 @@ def _value(field: Field[Any], value: Any, path: str) -> Any:
     if below != path and isinstance(word, Word):
         raise UserError(f"unknown argument {flag_of(below)!r}: {flag_of(path)} has no settings of its own")
     raise UserError(f"{_shown(path, value)} is {value!r}: give {kind.wanted}")
-
-
-def _in_range(field: Field[Any], number: Any, value: Any, path: str) -> Any:
-    """What was read of `value`; a number must lie in the setting's range, and be finite where it declares none."""
-    if not isinstance(number, int | float) or isinstance(number, bool):
-        return number
-    allowed = field.metadata.get("range", _FINITE)
-    if number not in allowed:
-        kind = "an integer" if isinstance(number, int) else "a number"
-        raise UserError(f"{_shown(path, value)} is {short_repr(number)}: give {kind} {allowed}")
-    return number
 
 
 def _class_of(field: Field[Any], name: Any, table: Mapping[str, Any], path: str) -> Any:
