@@ -39,7 +39,7 @@ def refused(capsys, *arguments: str) -> str:
         (["plan", "--all-methods=no"], "'no'", "without a value"),
         (["train", "--train.learning-rate", "fast"], "'fast'", "a number"),
         (["train", "--train.steps", "1.5"], "'1.5'", "an integer"),
-        (["train", "--train.steps", "0"], "0", "positive"),
+        (["train", "--train.steps", "0"], "0", "an integer from 1 to"),
         (["train", "--train.shuffle-rewards", "yes"], "'yes'", "true or false"),
         (["train", "--train.precision", "fp8"], "'fp8'", "bf16"),
         (["train", "--method", "mdpoo"], "--method is 'mdpoo'", "'mdpo'"),

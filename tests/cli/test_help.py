@@ -83,8 +83,8 @@ def test_parse_reads_choices_at_any_depth_and_in_any_order(words, method):
 
 
 def test_parse_changes_a_choice_that_no_recipe_names():
-    settings, options = parse("sample", COMMANDS["sample"], ["--task.size", "6", "--prompt=0000"])
-    assert (settings.task, options.prompt) == (Sudoku(size=6, min_empty=8, max_empty=12), "0000")
+    settings, _ = parse("sample", COMMANDS["sample"], ["--task.size", "6", "--prompt=0000"])
+    assert (settings.task, settings.prompt) == (Sudoku(size=6, min_empty=8, max_empty=12), "0000")
 
 
 def test_parse_takes_plan_s_recipe_without_a_flag_and_switches_without_a_value():

@@ -22,7 +22,7 @@ def test_evaluation_table_has_every_length_and_number_of_steps(tmp_path):
 
 
 def test_tokens_a_step_differs_between_adaptive_rules(tmp_path):
-    slow, quick = evaluated(tmp_path, "--unmasking", "threshold,factor", "--steps", "4")
+    slow, quick = evaluated(tmp_path, "--unmasking", "threshold,factor")  # a row each, whatever the numbers of steps
     assert 1 < slow["tokens_a_step"] < 16
     assert slow["tokens_a_step"] != quick["tokens_a_step"]
 

@@ -139,6 +139,7 @@ def test_apply_chat_template_is_the_tokenizers_or_refused():
         ({"unmasking": "lowconfidence"}, "low_confidence"),
         ({"batch_size": "auto"}, "give a number of sequences"),
         ({"dtype": "float8"}, "bfloat16"),
+        ({"unmasking": "threshold", "steps": "/2"}, "steps would not be read: unmasking is threshold"),
     ],
 )
 def test_harness_model_refuses_settings_that_are_none(settings, mend):

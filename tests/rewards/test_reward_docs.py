@@ -3,9 +3,12 @@
 import asyncio
 import dataclasses
 import re
+import shlex
+import sys
 import tomllib
 from pathlib import Path
 
+from unmask.cli.main import COMMANDS, parse
 from unmask.rewards import load_functions
 from unmask.rewards.judge import JudgeSettings
 from unmask.settings.reader import build
@@ -35,6 +38,21 @@ def test_docs_example_file_gives_what_it_says(tmp_path):
     assert brevity.scores(texts) == [1.0, 1 - 7 / 400, 0.0, 1 - 1 / 400]
     assert near.scores(texts) == [0.0, 1.0, 0.0, None]
     assert asyncio.run(politeness.awaited_scores(texts)) == [0.0, 0.0, 1.0, 0.0]
+
+
+def test_docs_command_loads_the_functions_of_the_example_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("my_rewards.py").write_text(shown("python"))
+    (line,) = [line for line in PAGE.splitlines() if line.startswith("unmask train ")]
+    recipe, _ = parse("train", COMMANDS["train"], shlex.split(line)[2:])
+    functions = load_functions(recipe.reward, recipe.task, "cpu")
+    del sys.modules["my_rewards"]  # not for other tests
+    assert [(function.name, function.weight) for function in functions] == [
+        ("task", 1.0),
+        ("brevity", 0.2),
+        ("politeness", 0.5),
+    ]
 
 
 def test_docs_judge_settings_are_those_of_the_code():

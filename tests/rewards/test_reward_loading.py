@@ -106,7 +106,7 @@ def test_reward_settings_weights_are_one_unless_given():
         (["weights="], "''", "1,0.2"),
         (["weights=nan"], "'nan'", "1,0.2"),
         (["weights=1,,2"], "'1,,2'", "1,0.2"),
-        (["batch=0"], "0", "positive"),
+        (["batch=0"], "0", "an integer from 1 to"),
         (["functions=reward_model:nowhere"], "'nowhere'", "config.json"),
         (["functions=judge:nowhere.toml"], "'nowhere.toml'", "No such file"),
     ],

@@ -185,6 +185,18 @@ def test_logp_is_that_of_the_canvas_before_the_reveal(rule, temperature):
     assert bool((rollout.sampled_logp_NL[:, :5] == 0).all())
 
 
+@pytest.mark.parametrize("rule", [rule for rule in RULES.values() if not rule.scheduled], ids=lambda rule: rule.name)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_rules_without_a_schedule_take_any_number_of_steps(rule, schedule):
+    """5 is no multiple of the 2 blocks, 1 is fewer."""
+    tokens = [
+        traced(sampler_of(rule(), steps=steps, schedule=SCHEDULES[schedule]), prompts_of([[1, 2]]))[1].tokens_NL
+        for steps in (1, 5, 8)
+    ]
+    assert torch.equal(tokens[0], tokens[1])
+    assert torch.equal(tokens[0], tokens[2])
+
+
 def test_draws_follow_softmax():
     infinite = -float("inf")
     logits = torch.tensor([[1.0, -1.0, 0.5, infinite, 2.0, 3.0], [infinite, 0.0, 0.0, 3.0, infinite, 9.0]])

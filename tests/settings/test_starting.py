@@ -5,15 +5,17 @@ import subprocess
 import sys
 
 import pytest
+import tomli_w
 
 from unmask.cli.main import COMMANDS, main, parse
 from unmask.errors import UserError
 from unmask.methods import METHODS
-from unmask.settings.reader import build, read_recipe, recipe_names
+from unmask.settings.reader import build, document_of, read_recipe, recipe_names
 from unmask.settings.recipe import Recipe, RolloutSettings, TrainSettings
-from unmask.tasks import Arithmetic, Countdown, Sudoku
+from unmask.tasks import TASKS, Arithmetic, Countdown, Sudoku
 
-DATA = ("--task", "dataset", "--task.data", "rows.jsonl")
+ROWS = ("--task", "dataset", "--task.data", "rows.jsonl")
+DATA = ("--model", "embedded:sudoku", *ROWS)
 
 
 def parsed(*words: str, command: str = "train"):
@@ -55,6 +57,84 @@ def test_parse_takes_the_task_that_an_embedded_model_brings(command, model, task
     assert other == Sudoku(size=6)
 
 
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "plan"])
+@pytest.mark.parametrize(
+    ("task", "settings"),
+    [
+        ("sudoku", Sudoku()),
+        ("countdown", Countdown(max_number=9, max_target=40)),
+        ("arithmetic", Arithmetic(terms=3, max_number=5)),
+    ],
+)
+def test_parse_takes_the_embedded_model_whose_task_is_named(command, task, settings):
+    parsed_settings = parsed("--task", task, command=command)
+    assert (parsed_settings.model, parsed_settings.task) == (f"embedded:{task}", settings)
+    assert parsed("--task", task, "--model", "somewhere", command=command).model == "somewhere"
+
+
+def test_parse_of_a_named_task_keeps_its_flags_and_the_method():
+    recipe = parsed("--task", "countdown", "--task.max-target", "30", "--method", "mdpo")
+    assert (recipe.model, recipe.task) == ("embedded:countdown", Countdown(max_number=9, max_target=30))
+    assert recipe.method.name == "mdpo"
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "plan"])
+@pytest.mark.parametrize("task", sorted(set(TASKS) - {"sudoku", "countdown", "arithmetic"}))
+def test_parse_asks_for_a_model_where_no_embedded_one_knows_the_task(command, task):
+    for words in ((), ("--method", "dispo")) if command in ("train", "plan") else ((),):
+        with pytest.raises(UserError, match=rf"^no embedded model knows task '{task}': give --model"):
+            parsed("--task", task, *words, command=command)
+
+
+OWN = """
+from dataclasses import dataclass
+from unmask.tasks import Countdown, GSM8K
+
+
+@dataclass(frozen=True, kw_only=True)
+class Game(Countdown):
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sums(GSM8K):
+    pass
+"""
+
+
+def test_parse_takes_the_embedded_model_of_the_task_that_a_user_s_extends(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    recipe = parsed("--task", f"{tmp_path}/own.py:Game", "--task.max-target", "30")
+    assert (recipe.model, type(recipe.task).__name__) == ("embedded:countdown", "Game")
+    assert (recipe.task.max_number, recipe.task.max_target) == (9, 30)
+    with pytest.raises(UserError, match=r"Sums': give --model"):
+        parsed("--task", f"{tmp_path}/own.py:Sums")
+
+
+def test_pretrain_needs_no_model_for_any_task():
+    assert parsed("--task", "countdown", command="pretrain").model is None
+
+
+def test_help_shows_the_settings_of_a_task_that_no_embedded_model_knows(capsys):
+    assert main(["train", "--task", "dataset", "--help"]) == 0
+    assert "--task.answer-kind" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "model", "task"),
+    [
+        ("task = 'countdown'", "embedded:countdown", Countdown(max_number=9, max_target=40)),
+        ("[task]\nname = 'countdown'\nmax_number = 7", "embedded:countdown", Countdown(max_number=7, max_target=40)),
+        ("model = 'embedded:arithmetic'", "embedded:arithmetic", Arithmetic(terms=3, max_number=5)),
+        ("[train]\nsteps = 3", "embedded:sudoku", Sudoku()),
+    ],
+)
+def test_parse_completes_a_recipe_that_names_model_or_task_alone(text, model, task, tmp_path):
+    (tmp_path / "own.toml").write_text(text)
+    recipe = parsed("--recipe", str(tmp_path / "own.toml"))
+    assert (recipe.model, recipe.task) == (model, task)
+
+
 @pytest.mark.parametrize(
     ("words", "name"),
     [
@@ -85,6 +165,48 @@ def test_parse_refuses_two_lengths_that_contradict_each_other(command):
         parsed(*DATA, *both, command=command)
     assert parsed(*DATA, *both[:2], "--rollout.max-new-tokens", "64", command=command).rollout.max_new_tokens == 64
     assert parsed(*DATA, *both[2:], command=command).rollout.max_new_tokens == 128
+
+
+def test_parse_refuses_two_values_under_the_two_names_of_a_setting(tmp_path):
+    message = r"^train.updates 2 contradicts train.num_iterations 3, its name of now"
+    with pytest.raises(UserError, match=message):
+        parsed("--train.updates", "2", "--train.num-iterations", "3")
+    (tmp_path / "own.toml").write_text("[train]\nupdates = 2\nnum_iterations = 3")
+    with pytest.raises(UserError, match=message):
+        parsed("--recipe", str(tmp_path / "own.toml"))
+    (tmp_path / "own.toml").write_text("[train]\nupdates = 2")
+    assert parsed("--recipe", str(tmp_path / "own.toml"), "--train.num-iterations", "3").train.num_iterations == 3
+
+
+def test_evaluate_refuses_lengths_that_contradict_the_task_s():
+    with pytest.raises(UserError, match=r"--lengths 128,256 .* --task.max-new-tokens 64"):
+        parsed(*DATA, "--lengths", "128,256", "--task.max-new-tokens", "64", command="evaluate")
+    assert parsed(*DATA, "--lengths", "64", "--task.max-new-tokens", "64", command="evaluate").lengths == "64"
+
+
+TWO_LENGTHS = "model = 'm'\n[task]\nname = 'dataset'\ndata = 'd.jsonl'\nmax_new_tokens = 64\n[rollout]\n"
+
+
+def test_parse_refuses_a_recipe_with_two_lengths_that_contradict_each_other(tmp_path):
+    (tmp_path / "own.toml").write_text(TWO_LENGTHS + "max_new_tokens = 128")
+    with pytest.raises(UserError, match=r"^rollout.max_new_tokens 128 .* contradicts task.max_new_tokens 64"):
+        parsed("--recipe", str(tmp_path / "own.toml"))
+
+
+def test_parse_refuses_a_flag_that_contradicts_the_recipe_or_its_base(tmp_path):
+    (tmp_path / "base.toml").write_text(TWO_LENGTHS + "steps = 8")
+    (tmp_path / "own.toml").write_text(f"base = '{tmp_path / 'base.toml'}'")
+    for name in ("base", "own"):
+        with pytest.raises(UserError, match=r"^--rollout.max-new-tokens 128 .* contradicts task.max_new_tokens 64"):
+            parsed("--recipe", str(tmp_path / f"{name}.toml"), "--rollout.max-new-tokens", "128")
+
+
+def test_parse_of_the_recipe_of_a_run_takes_its_default_length_for_unsaid(tmp_path):
+    first = parsed(*DATA, "--rollout.max-new-tokens", "128")
+    (tmp_path / "recipe.toml").write_text(tomli_w.dumps(document_of(first)))
+    assert parsed("--recipe", str(tmp_path / "recipe.toml")) == first
+    again = parsed("--recipe", str(tmp_path / "recipe.toml"), "--rollout.max-new-tokens", "64")
+    assert again.rollout.max_new_tokens == 64
 
 
 def test_recipes_lists_every_shipped_one_and_help_none(capsys):

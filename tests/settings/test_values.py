@@ -8,8 +8,9 @@ from unmask.cli.main import COMMANDS, main
 from unmask.errors import UserError
 from unmask.methods import METHODS
 from unmask.sampling.unmasking import RULES
+from unmask.settings.commands import EvaluateSettings, OracleSettings, PlanSettings, PretrainRecipe, SampleSettings
 from unmask.settings.reader import build, leaves, nested
-from unmask.settings.recipe import Recipe
+from unmask.settings.recipe import EvaluationSettings, Recipe, RewardSettings, RolloutSettings, TrainSettings
 from unmask.tasks import TASKS
 
 CHOICES = {"method": METHODS, "task": TASKS, "rollout.unmasking": RULES}
@@ -98,3 +99,30 @@ def test_train_refuses_values_in_a_recipe(content, value, capsys, tmp_path, monk
     (line,) = capsys.readouterr().err.splitlines()
     assert value in line
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.toml"]
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda: TrainSettings(steps=0), "train.steps is 0: give an integer from 1 to 10000000"),
+        (
+            lambda: TrainSettings(learning_rate=0.0),
+            "train.learning_rate is 0.0: give a number from above 0 to 10000000",
+        ),
+        (lambda: TrainSettings(final_fraction=1.5), "train.final_fraction is 1.5: give a number from 0 to 1"),
+        (lambda: RolloutSettings(batch=-1), "rollout.batch is -1: give an integer from 0 to 10000000"),
+        (lambda: RolloutSettings(steps=0), "rollout.steps is 0: give an integer from 1 to 10000000"),
+        (lambda: EvaluationSettings(batch=0), "evaluation.batch is 0: give an integer from 1 to 10000000"),
+        (lambda: RewardSettings(batch=0), "reward.batch is 0: give an integer from 1 to 10000000"),
+        (lambda: PlanSettings(utilisation=0.0), "utilisation is 0.0: give a number from above 0 to 1"),
+        (lambda: PlanSettings(headroom=1.0), "headroom is 1.0: give a number from 0 to below 1"),
+        (lambda: PretrainRecipe(batch=0), "batch is 0: give an integer from 1 to 10000000"),
+        (lambda: SampleSettings(item=-1), "item is -1: give an integer from 0 to 10000000"),
+        (lambda: EvaluateSettings(samples=0), "samples is 0: give an integer from 1 to 10000000"),
+        (lambda: OracleSettings(scale=0.0), "scale is 0.0: give a number from above 0 to 10000000"),
+    ],
+)
+def test_settings_made_in_python_have_the_same_ranges(make, line):
+    with pytest.raises(UserError) as error:
+        make()
+    assert str(error.value) == line

@@ -154,7 +154,8 @@ def test_check_preferences_refuses_completions_that_do_not_fit(document):
 
 def test_run_on_pairs_reports_preferred(document, tmp_path, capsys):
     task = document["task"]
-    flags = ["--method", "vrpo", "--task", "pairs", "--task.max-new-tokens", str(LENGTH), "--train.steps", "2"]
+    flags = ["--model", "embedded:sudoku", "--method", "vrpo", "--task", "pairs", "--train.steps", "2"]
+    flags += ["--task.max-new-tokens", str(LENGTH)]
     flags += ["--task.data", task["data"], "--task.test-data", task["test_data"], "--train.threads", "1"]
     assert main(["train", *flags, "--output", str(tmp_path / "run")]) == 0
     assert "held-out pairs: " in capsys.readouterr().out

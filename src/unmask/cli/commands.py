@@ -70,7 +70,7 @@ def sample(settings: SampleSettings, options: Namespace) -> None:
         from unmask.evaluation.show import show_sample
 
         prepare(None)
-    show_sample(settings, options.prompt)
+    show_sample(settings)
 
 
 def convert(settings: object, options: Namespace) -> None:

@@ -7,11 +7,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from functools import reduce
 from typing import Any
 
 from unmask import __version__
 from unmask.cli import commands
 from unmask.cli.first_word import before_torch
+from unmask.cli.pipes import discard_output, output_is_unread
 from unmask.errors import UserError
 from unmask.report.progress import Progress, phase, telling
 from unmask.settings.commands import (
@@ -21,15 +23,33 @@ from unmask.settings.commands import (
     PretrainRecipe,
     SampleSettings,
 )
-from unmask.settings.idle import check_read, idle_in_pretraining, idle_in_recipe
-from unmask.settings.reader import build, document_of, flag_of, leaves, merged, nested
+from unmask.settings.idle import (
+    check_read,
+    check_values_read,
+    declared_idle,
+    flat,
+    idle_in_evaluation,
+    idle_in_recipe,
+    without_idle,
+)
+from unmask.settings.reader import (
+    Document,
+    build,
+    document_of,
+    flag_of,
+    leaves,
+    merged,
+    nested,
+    recipe_layers,
+)
 from unmask.settings.recipe import Recipe
 from unmask.settings.resume import check_unchanged, locate_run
-from unmask.settings.starting import check_lengths_agree, names_the_job, starting_document
+from unmask.settings.starting import check_agreement, check_one_name, names_the_job, with_model_and_task
 from unmask.validation import did_you_mean
 
 _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130
+_EXIT_BROKEN_PIPE = 141  # as of a process that SIGPIPE ends
 _HELP = {"-h", "--help"}
 
 
@@ -50,7 +70,7 @@ class Command:
     switches: tuple[tuple[str, str], ...] = ()  # flag without value, and help
     default_recipe: str | None = None
     logs: bool = False  # its output is a log, in which progress belongs wherever it goes; else it is a result
-    idle: Callable[[Any], Mapping[str, str]] = lambda settings: {}  # settings that are not read with these, and why
+    idle: Callable[[Any], Mapping[str, str]] = lambda settings: {}  # settings that others' tables make idle, and why
 
 
 COMMANDS = {
@@ -79,7 +99,6 @@ COMMANDS = {
         run=commands.sample,
         summary="show how a model fills one completion, step by step",
         example="unmask sample --model runs/sudoku-dispo-001/checkpoints/step_000300 --item 3",
-        arguments=(("--prompt", "text to complete (default: a held-out item of the task)"),),
     ),
     "evaluate": Command(
         settings=EvaluateSettings,
@@ -92,6 +111,7 @@ COMMANDS = {
                 "file for the same figures as JSON, whole after every row: the same command goes on from there",
             ),
         ),
+        idle=idle_in_evaluation,
     ),
     "pretrain": Command(
         settings=PretrainRecipe,
@@ -107,7 +127,6 @@ COMMANDS = {
             ("--output", "directory of the model (required)"),
         ),
         default_recipe="pretrain-sudoku",
-        idle=idle_in_pretraining,
     ),
     "convert": Command(
         run=commands.convert,
@@ -129,6 +148,7 @@ COMMANDS = {
         ),
         switches=(("--all-methods", "compare the costs of all methods with these settings"),),
         default_recipe="sudoku-dispo",
+        idle=idle_in_recipe,
     ),
     "oracle": Command(
         settings=OracleSettings,
@@ -152,10 +172,15 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line (default: the process's own); exit code 0, 2 after a UserError, 130 after Ctrl-C."""
+    """Run a command line (default: the process's own); the exit code.
+
+    0; 2 after a UserError; 130 after Ctrl-C; 141 where nobody reads the output any more (`unmask methods | head -1`).
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _dispatch(words)
+        _dispatch(words)
+        sys.stdout.flush()
+        return 0
     except UserError as error:
         print(f"unmask: error: {error}", file=sys.stderr)  # noqa: T201
         return _EXIT_USAGE
@@ -164,34 +189,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print("; ".join(["unmask: interrupted", *map(str, interrupt.args)]), file=sys.stderr)  # noqa: T201
         return _EXIT_INTERRUPTED
+    except BrokenPipeError:
+        if not output_is_unread():
+            raise  # another pipe
+        discard_output()
+        return _EXIT_BROKEN_PIPE
 
 
-def _dispatch(words: list[str]) -> int:
+def _dispatch(words: list[str]) -> None:
     if not words or words[0] in _HELP:
-        _overview().print_help()
-        return 0
+        print(_overview().format_help(), end="")  # noqa: T201  (print_help hides a broken pipe)
+        return
     if words[0] == "--version":
         print(f"unmask {__version__}")  # noqa: T201
-        return 0
+        return
     if words[0] not in COMMANDS:
         raise UserError(f"unknown command {words[0]!r}{did_you_mean(words[0], COMMANDS)}")
     name, command = words[0], COMMANDS[words[0]]
+    for_help = bool(_HELP & set(words[1:]))
     given = [word for word in words[1:] if word not in _HELP]
-    if given != words[1:]:
-        _help(name, command, parse(name, command, given)[0]).print_help()
-        return 0
+    if for_help:
+        settings, _ = parse(name, command, given, for_help=True)
+        print(_help(name, command, settings).format_help(), end="")  # noqa: T201
+        return
     aside = not command.logs and sys.stderr.isatty() and not sys.stdout.isatty()
     with telling(Progress(aside=aside)):
         with ExitStack() as stack, before_torch(lambda: stack.enter_context(phase(f"unmask {name}: starting"))):
             settings, options = parse(name, command, given)  # which imports the user's own classes
         command.run(settings, options)
-    return 0
 
 
-def parse(name: str, command: Command, words: list[str]) -> tuple[Any, argparse.Namespace]:
+def parse(name: str, command: Command, words: list[str], *, for_help: bool = False) -> tuple[Any, argparse.Namespace]:
     """Settings (base recipe < recipe < flags) and options of a command line, the command's name left out.
 
-    Raises UserError.
+    `for_help`: settings need not agree with one another, nor be complete. Raises UserError.
     """
     given = _given(name, command, words)
     options: dict[str, Any] = {_key(argument): given.pop(argument, None) for argument, _ in command.arguments}
@@ -201,16 +232,40 @@ def parse(name: str, command: Command, words: list[str]) -> tuple[Any, argparse.
         raise UserError("--recipe is given with --resume: a run goes on with its own recipe, leave --recipe out")
     recipe = str(locate_run(resume)[0] / "recipe.toml") if resume else options.get("recipe")
     flags = nested({_key(flag): text for flag, text in given.items()})
-    known = [field.name for field in fields(command.settings)]
-    document = starting_document(recipe, command.default_recipe, flags, known)
-    check_lengths_agree(document, flags)
-    stored: Any = build(command.settings, document)
     options["names_the_job"] = names_the_job(flags)
+    if recipe is None and not options["names_the_job"]:
+        recipe = command.default_recipe
+    layers = [{}] if recipe is None else recipe_layers(recipe)
+    needs_model = not for_help and any(field.name == "model" and field.default for field in fields(command.settings))
+    document = with_model_and_task(reduce(merged, layers), flags, needs_model=needs_model)
+    stored: Any = build(command.settings, document)
     settings: Any = build(command.settings, merged(document_of(stored), flags))
-    check_read(command.idle(settings), map(_key, given))
-    if resume and recipe:
-        check_unchanged(stored, settings, recipe)
+    for layer in (*map(flat, layers), {_key(flag): text for flag, text in given.items()}):
+        check_one_name(settings, layer)
+    paths = [_key(flag) for flag in given]
+    if resume:
+        check_read(_idle(command, settings), paths)
+        check_unchanged(stored, settings, str(recipe))
+    elif not for_help:
+        check_agreement(settings, paths)
+        settings = _all_read(command, stored, settings, paths, layers[-1])
     return settings, argparse.Namespace(**options)
+
+
+def _all_read(command: Command, stored: Any, settings: Any, flags: list[str], recipe: Document) -> Any:
+    """The settings, those that flags or a base have made idle at their defaults.
+
+    Raises UserError where one of the flags is idle, or what the recipe's own table says.
+    """
+    idle = _idle(command, settings)
+    check_read(idle, flags)
+    before = _idle(command, stored)
+    check_values_read({path: reason for path, reason in idle.items() if path in before}, settings, recipe)
+    return without_idle(settings, idle)
+
+
+def _idle(command: Command, settings: Any) -> dict[str, str]:
+    return {**declared_idle(settings), **command.idle(settings)}
 
 
 def _key(flag: str) -> str:

@@ -20,14 +20,14 @@ from unmask.settings.recipe import RolloutSettings
 from unmask.uniforms import Uniforms
 
 
-def show_sample(settings: SampleSettings, prompt: str | None) -> None:
-    """Complete `prompt`, or a held-out item of the task where it is None, and print every denoising step."""
-    from rich.console import Console
+def show_sample(settings: SampleSettings) -> None:
+    """Complete the prompt, or a held-out item of the task where it is unset, and print every denoising step."""
+    from unmask.report.terminal import OutputConsole
 
     with phase(f"loading {settings.model}"):
         tokenizer = load_tokenizer(settings.model)
         denoiser = load_denoiser(settings.model, model_format=settings.model_format).to(best_device()).eval()
-    item = _item(settings, prompt)
+    item = _item(settings)
     rollout_settings = RolloutSettings(
         steps=settings.steps, block_length=settings.block_length, unmasking=settings.unmasking
     )
@@ -52,12 +52,12 @@ def show_sample(settings: SampleSettings, prompt: str | None) -> None:
     reward = float(settings.task.rewards([item.prompt], [text], **examples.columns([0], 1))[0]) if known else None
     frames = _frames(canvases, denoiser.mask_id, tokenizer)
     size = getattr(settings.task, "size", None)
-    print_denoising(frames, item.prompt, text, reward, Console(), columns=size)
+    print_denoising(frames, item.prompt, text, reward, OutputConsole(), columns=size)
 
 
-def _item(settings: SampleSettings, prompt: str | None) -> Example:
-    if prompt is not None:
-        return Example(prompt=prompt, solution="", columns={})
+def _item(settings: SampleSettings) -> Example:
+    if settings.prompt is not None:
+        return Example(prompt=settings.prompt, solution="", columns={})
     items = settings.task.examples("test", settings.item + 1, seed=1)
     if settings.item >= len(items):
         raise UserError(

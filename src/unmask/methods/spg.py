@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from unmask.methods.base import Method
-from unmask.validation import setting
+from unmask.validation import setting, where
 
 if TYPE_CHECKING:
     from unmask.objective import Term
@@ -31,7 +31,7 @@ class SPG(Method):
     provenance: ClassVar[str] = "code"
     num_masks: int = setting(2, "rows a completion", was="views", low=1)
     prompt_mask_prob: float = setting(0.15, "probability that a clean token is masked", high=1)
-    beta: float = setting(1.5, "order of the upper bound")
+    beta: float = setting(1.5, "order of the upper bound", idle=where("mix", 0))
     mix: float = setting(0.5, "share of the upper bound in the score of bad samples", high=1)
 
     def terms(self, eos_id: int) -> tuple[Term, ...]:

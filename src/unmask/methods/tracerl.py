@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from unmask.methods.base import Method
-from unmask.validation import LARGEST_COUNT, one_of, setting
+from unmask.validation import LARGEST_COUNT, one_of, setting, where
 
 if TYPE_CHECKING:
     from unmask.objective import Term
@@ -32,7 +32,9 @@ class TraceRL(Method):
     eos_tokens: int = setting(0, "end-of-sequence tokens scored; -1: all", low=-1)
     epsilon: float = setting(0.2, "clip range of the token ratio")
     beta: float = setting(0.01, "weight of the divergence to the old policy")
-    estimate: str = setting("k3", "of that divergence: k3, or k1 as the authors' code has it too")
+    estimate: str = setting(
+        "k3", "of that divergence: k3, or k1 as the authors' code has it too", idle=where("beta", 0)
+    )
     lowest: float = setting(0.2, "groups of a lower mean reward are dropped", low=-LARGEST_COUNT)
     highest: float = setting(0.8, "groups of a higher mean reward are dropped", low=-LARGEST_COUNT)
 

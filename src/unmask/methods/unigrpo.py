@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from unmask.methods.base import Method
-from unmask.validation import one_of, setting
+from unmask.validation import one_of, setting, where
 
 if TYPE_CHECKING:
     from unmask.objective import Term
@@ -33,7 +33,7 @@ class UniGRPO(Method):
     )
     epsilon: float = setting(0.2, "clip range of the sequence ratio")
     beta: float = setting(0.01, "weight of k3")
-    divergence_to: str = setting("reference", "policy that k3 is to: reference or old")
+    divergence_to: str = setting("reference", "policy that k3 is to: reference or old", idle=where("beta", 0))
 
     def __post_init__(self) -> None:
         one_of("unigrpo divergence_to", self.divergence_to, ("reference", "old"))

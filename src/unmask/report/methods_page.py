@@ -69,9 +69,9 @@ def _narrow(row: Row) -> list[str]:
 
 def _console() -> Console:
     """A console that takes brackets and numbers for text."""
-    from rich.console import Console
+    from unmask.report.terminal import OutputConsole
 
-    return Console(markup=False, highlight=False, emoji=False)
+    return OutputConsole(markup=False, highlight=False, emoji=False)
 
 
 def _print_table(console: Console, rows: list[list[str]], blank_lines: int = 0) -> None:

@@ -92,9 +92,9 @@ class Progress:
 
     @cached_property
     def _console(self) -> Console:
-        from rich.console import Console  # late: help and wrong arguments need none
+        from unmask.report.terminal import OutputConsole  # late: help and wrong arguments need none
 
-        return self._given_console or Console(stderr=self._aside)
+        return self._given_console or OutputConsole(stderr=self._aside)
 
     @contextmanager
     def phase(self, name: str, total: int | None = None, *, done: int = 0, unit: str = "step") -> Iterator[None]:

@@ -1,19 +1,24 @@
-"""The console of tables and pages: as wide as the terminal, and as its content where there is none."""
+"""Consoles for what commands print: they wrap no words where there is no terminal, and leave broken pipes to `main`."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from rich.console import Console
 
 _UNLIMITED = 10_000  # columns of a pipe or a file: nothing is cut or folded there
 
 
-def terminal_console(**options: Any) -> Console:
-    """A console (see rich) that cuts no words where its output goes to a file or a pipe."""
-    from rich.console import Console
+class OutputConsole(Console):
+    """A console (see rich) that raises BrokenPipeError where nobody reads on; rich's own ends the process."""
 
-    console = Console(**options)
-    return console if console.is_terminal or "COLUMNS" in os.environ else Console(**options, width=_UNLIMITED)
+    def on_broken_pipe(self) -> None:
+        """Called by rich while it handles that error."""
+        raise
+
+
+def terminal_console(**options: Any) -> Console:
+    """A console that cuts no words where its output goes to a file or a pipe."""
+    console = OutputConsole(**options)
+    return console if console.is_terminal or "COLUMNS" in os.environ else OutputConsole(**options, width=_UNLIMITED)

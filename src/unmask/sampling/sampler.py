@@ -72,7 +72,7 @@ class Sampler:
                 f"give a divisor such as {self.max_new_tokens}"
             )
         blocks = self.max_new_tokens // self.block_length
-        if self.steps < blocks or self.steps % blocks:
+        if self.unmasking.scheduled and (self.steps < blocks or self.steps % blocks):
             raise UserError(
                 f"steps {self.steps} is not a multiple of the {blocks} blocks ({self.max_new_tokens} tokens in blocks "
                 f"of {self.block_length}): give a multiple such as {blocks * max(1, round(self.steps / blocks))}"
@@ -163,7 +163,8 @@ class Sampler:
         size = min(samples, self.batch or samples)
         whole = self._blank(denoiser, prompts, uniforms)
         buffers: tuple[SnapshotBuffer, ...] = ()
-        counts = self.schedule(self.block_length, self.steps // (self.max_new_tokens // self.block_length))
+        # A rule that reads no schedule may go with fewer steps than blocks.
+        counts = self.schedule(self.block_length, max(1, self.steps * self.block_length // self.max_new_tokens))
         if record is not None:
             step_count = self._most_blocks(denoiser) * len(counts)
             steps = record.steps(uniforms, prompts.prompt_N, prompts.sample_N, step_count)

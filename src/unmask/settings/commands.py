@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from unmask.data.chat import ChatSettings
 from unmask.errors import UserError
@@ -22,10 +22,42 @@ from unmask.settings.recipe import (
     RolloutSettings,
 )
 from unmask.tasks import TASKS, Sudoku, Task
-from unmask.validation import LARGEST_SEED, check_four_bit_has_adapters, choice, one_of, positive, section, setting
+from unmask.validation import (
+    LARGEST_SEED,
+    check_four_bit_has_adapters,
+    check_ranges,
+    choice,
+    one_of,
+    section,
+    setting,
+    where,
+)
 
 if TYPE_CHECKING:
     from unmask.sampling.sampler import Sampler
+
+
+def _model_given(settings: PretrainRecipe) -> str | None:
+    return None if settings.model is None else f"model is {settings.model!r}, which has sizes of its own"
+
+
+def _prompt_given(settings: SampleSettings) -> str | None:
+    return None if settings.prompt is None else "prompt is given in its place"
+
+
+class HasRules(Protocol):
+    """Settings that name unmasking rules."""
+
+    @property
+    def rule_classes(self) -> list[type[Unmasking]]:
+        """The classes of the rules. Raises UserError where one is unknown."""
+
+
+def steps_unread(settings: HasRules) -> str | None:
+    """For `setting(idle=)`: why no rule reads the number of steps; None where one does."""
+    if any(rule.scheduled for rule in settings.rule_classes):
+        return None
+    return f"unmasking is {','.join(rule.name for rule in settings.rule_classes)}, which takes as many as it needs"
 
 
 def _is_count(word: str) -> bool:
@@ -38,18 +70,15 @@ class PlanSettings(Recipe):
 
     gpus: str = setting("1x80GB", "number and memory of the GPUs")
     gpu: str = setting("a100", "its speed: a100, h100, h200, rtx4090, or peak TFLOP/s at the recipe's precision")
-    utilisation: float = setting(0.4, "share of the peak that is reached")
-    headroom: float = setting(0.1, "share of the memory that stays free: CUDA's own, fragments")
-    prompt_tokens: int | None = setting(None, "prompt length with pads; unset: 256, or what the model has room for")
+    utilisation: float = setting(0.4, "share of the peak that is reached", above=0, high=1)
+    headroom: float = setting(0.1, "share of the memory that stays free: CUDA's own, fragments", below=1)
+    prompt_tokens: int | None = setting(
+        None, "prompt length with pads; unset: 256, or what the model has room for", low=1
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.utilisation <= 1:
-            raise UserError(f"utilisation is {self.utilisation}: give a share above 0, at most 1, such as 0.4")
-        if not 0 <= self.headroom < 1:
-            raise UserError(f"headroom is {self.headroom}: give a share of the memory below 1, such as 0.1")
-        if self.prompt_tokens is not None:
-            positive(prompt_tokens=self.prompt_tokens)
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,23 +89,23 @@ class PretrainRecipe:
     model_format: str | None = setting(None, MODEL_FORMAT_HELP)
     task: Task = choice(TASKS, Sudoku, "prompts and solutions")
     chat: ChatSettings = section(ChatSettings)
-    hidden: int = setting(96, "width of a new model")
-    layers: int = setting(3, "transformer layers of a new model")
-    heads: int = setting(3, "attention heads of a new model")
-    max_length: int = setting(64, "tokens that a new model takes, prompt and completion")
+    hidden: int = setting(96, "width of a new model", idle=_model_given, low=1)
+    layers: int = setting(3, "transformer layers of a new model", idle=_model_given, low=1)
+    heads: int = setting(3, "attention heads of a new model", idle=_model_given, low=1)
+    max_length: int = setting(64, "tokens that a new model takes, prompt and completion", idle=_model_given, low=1)
     lora_rank: int = setting(0, LORA_RANK_HELP)
-    lora_alpha: int = setting(64, LORA_ALPHA_HELP)
+    lora_alpha: int = setting(64, LORA_ALPHA_HELP, idle=where("lora_rank", 0))
     four_bit: bool = setting(False, FOUR_BIT_HELP)
-    steps: int = setting(800, "optimizer updates")
-    batch: int = setting(128, "examples an update")
+    steps: int = setting(800, "optimizer updates", low=1)
+    batch: int = setting(128, "examples an update", low=1)
     micro_batch: int = setting(0, "examples at a time in an update; 0: all")
     precision: str = setting("fp32", "fp32, or bf16 autocast")
-    examples: int = setting(100_000, "training examples; more updates go round again")
+    examples: int = setting(100_000, "training examples; more updates go round again", low=1)
     validation_examples: int = setting(
         0, "further ones, never trained on, by which the best weights are picked; 0: the last"
     )
-    validate_every: int = setting(100, "updates between validations")
-    learning_rate: float = setting(1e-3, "peak, after the warm-up")
+    validate_every: int = setting(100, "updates between validations", idle=where("validation_examples", 0), low=1)
+    learning_rate: float = setting(1e-3, "peak, after the warm-up", above=0)
     warmup_steps: int = setting(50, "updates of linear warm-up")
     weight_decay: float = setting(0.01, "AdamW's")
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm", high=1e12)
@@ -84,8 +113,7 @@ class PretrainRecipe:
     seed: int = setting(0, "of weights, examples, order and masks", high=LARGEST_SEED)
 
     def __post_init__(self) -> None:
-        names = ("hidden", "layers", "heads", "max_length", "steps", "batch", "examples", "learning_rate")
-        positive(**{name: getattr(self, name) for name in (*names, "validate_every")})
+        check_ranges(self)
         one_of("precision", self.precision, ("fp32", "bf16"))
         if self.model_format is not None and self.model is None:
             raise UserError("model_format reads a checkpoint: give model, or leave model_format unset")
@@ -106,15 +134,21 @@ class SampleSettings:
     model_format: str | None = setting(None, MODEL_FORMAT_HELP)
     task: Task = choice(TASKS, Sudoku, "whose items and reward")
     chat: ChatSettings = section(ChatSettings)
-    item: int = setting(0, "which held-out item of the task")
-    steps: int = setting(4, "denoising steps")
+    prompt: str | None = setting(None, "text to complete; unset: a held-out item of the task")
+    item: int = setting(0, "which held-out item of the task", idle=_prompt_given)
+    steps: int = setting(4, "denoising steps", idle=steps_unread, low=1)
     block_length: int | None = setting(None, "tokens a block; unset: one block", low=1)
     temperature: float = setting(0.0, "sampling temperature; 0 is greedy")
     unmasking: Unmasking = choice(RULES, LowConfidence, "positions to reveal")
     seed: int = setting(0, "of the draws", high=LARGEST_SEED)
 
     def __post_init__(self) -> None:
-        positive(steps=self.steps, item=self.item + 1)
+        check_ranges(self)
+
+    @property
+    def rule_classes(self) -> list[type[Unmasking]]:
+        """The class of the unmasking rule."""
+        return [type(self.unmasking)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,27 +160,28 @@ class EvaluateSettings:
     task: Task = choice(TASKS, Sudoku, "whose held-out items")
     chat: ChatSettings = section(ChatSettings)
     split: str = setting("test", "which held-out items; 4x4 Sudoku has test_unseen_grids too")
-    examples: int = setting(500, "items")
+    examples: int = setting(500, "items", low=1)
     unmasking: str = setting("low_confidence", "rules to compare, by commas")
     lengths: str = setting("", "tokens of a completion to compare, by commas, such as 128,256,512; empty: the task's")
     steps: str = setting(
-        "4,16", "numbers of denoising steps to compare, by commas; /2 is one step for every two tokens"
+        "4,16",
+        "numbers of denoising steps to compare, by commas; /2 is one step for every two tokens",
+        idle=steps_unread,
     )
-    samples: int = setting(1, "completions an item; of several, pass@k is told")
+    samples: int = setting(1, "completions an item; of several, pass@k is told", low=1)
     over_denoising: bool = setting(False, "tell how many items are right at some step and wrong at the end")
     precision: str = setting("fp32", "of the weights: fp32, or bf16")
     temperature: float = setting(0.0, "sampling temperature; 0 is greedy")
     block_length: int | None = setting(None, "tokens a block; unset: one block", low=1)
     caching: str = setting("none", CACHING_HELP)
-    batch: int = setting(250, "completions at a time")
+    batch: int = setting(250, "completions at a time", low=1)
     threads: int | None = setting(None, THREADS_HELP, low=1, high=MOST_THREADS)
     seed: int = setting(1, "of the held-out items and their draws", high=LARGEST_SEED)
 
     def __post_init__(self) -> None:
-        positive(examples=self.examples, batch=self.batch, samples=self.samples)
+        check_ranges(self)
         one_of("precision", self.precision, ("fp32", "bf16"))
-        for rule in self.rules:
-            chosen(RULES, rule, "unmasking")
+        _ = self.rule_classes  # refuses unknown ones
         if not all(_is_count(word.removeprefix("/")) for word in self.steps.split(",")):
             raise UserError(
                 f"steps is {self.steps!r}: give numbers of denoising steps with commas between, such as 4,16 or /2,/1"
@@ -161,26 +196,33 @@ class EvaluateSettings:
         """The unmasking rules, each a name in RULES or FILE.py:NAME."""
         return self.unmasking.split(",")
 
+    @property
+    def rule_classes(self) -> list[type[Unmasking]]:
+        """The classes of the rules. Raises UserError where one is unknown."""
+        return [chosen(RULES, rule, "unmasking") for rule in self.rules]
+
     def samplers(self) -> list[tuple[str, Sampler]]:
         """Rule and sampler of every row of the table: rules x lengths x numbers of steps.
 
-        Raises UserError where they do not fit together.
+        A rule that takes as many steps as it needs has one row a length. Raises UserError where they do not fit
+        together.
         """
         lengths = [int(word) for word in self.lengths.split(",")] if self.lengths else [self.task.max_new_tokens]
+        words = self.steps.split(",")
         return [
-            (rule, self._sampler(rule, length, word))
-            for rule in self.rules
+            (name, self._sampler(rule(), length, word))
+            for name, rule in zip(self.rules, self.rule_classes, strict=True)
             for length in lengths
-            for word in self.steps.split(",")
+            for word in (words if rule.scheduled else words[:1])
         ]
 
-    def _sampler(self, rule: str, length: int, steps: str) -> Sampler:
+    def _sampler(self, rule: Unmasking, length: int, steps: str) -> Sampler:
         count = length // int(steps[1:]) if steps.startswith("/") else int(steps)
         rollout = RolloutSettings(
             steps=max(1, count),
             max_new_tokens=length,
             block_length=self.block_length,
-            unmasking=chosen(RULES, rule, "unmasking")(),
+            unmasking=rule,
             caching=self.caching,
         )
         return rollout.sampler(self.task, temperature=self.temperature)
@@ -190,15 +232,15 @@ class EvaluateSettings:
 class OracleSettings:
     """Settings of `unmask oracle`: the enumerable toy on which gradients of methods are compared with the exact one."""
 
-    groups: int = setting(6000, "groups of completions for each method and sampler")
+    groups: int = setting(6000, "groups of completions for each method and sampler", low=1)
     group_size: int = setting(6, "completions a group")
-    masks: int = setting(2000, "random masks for each completion in the table of likelihood estimates")
-    scale: float = setting(1.0, "of the toy's logits: larger is surer")
+    masks: int = setting(2000, "random masks for each completion in the table of likelihood estimates", low=1)
+    scale: float = setting(1.0, "of the toy's logits: larger is surer", above=0)
     seed: int = setting(0, "of the toy", high=LARGEST_SEED)
     threads: int | None = setting(None, THREADS_HELP, low=1, high=MOST_THREADS)
 
     def __post_init__(self) -> None:
-        positive(groups=self.groups, masks=self.masks, scale=self.scale)
+        check_ranges(self)
         if self.group_size < 2:
             raise UserError(
                 f"group_size is {self.group_size}: advantage compares completions of one prompt, give 2 or more"

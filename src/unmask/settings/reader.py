@@ -10,11 +10,10 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import reduce
 from importlib.resources import files
 from pathlib import Path
-from reprlib import repr as short_repr
 from typing import Any, TypeVar
 
 from unmask.errors import UserError
-from unmask.validation import Range, did_you_mean, load_named, place_of
+from unmask.validation import Range, check_number, did_you_mean, load_named, place_of
 
 Document = dict[str, Any]
 Settings = TypeVar("Settings")
@@ -109,7 +108,9 @@ def _value(field: Field[Any], value: Any, path: str) -> Any:
     kind = _KINDS[_kind(field)]
     try:
         if type(value) in (*kind.types, Word):
-            return _in_range(field, kind.read(value), value, path)
+            read = kind.read(value)
+            check_number(_shown(path, value), read, field.metadata.get("range", _FINITE))
+            return read
     except UserError:
         raise
     except (ValueError, KeyError, OverflowError):
@@ -118,17 +119,6 @@ def _value(field: Field[Any], value: Any, path: str) -> Any:
     if below != path and isinstance(word, Word):
         raise UserError(f"unknown argument {flag_of(below)!r}: {flag_of(path)} has no settings of its own")
     raise UserError(f"{_shown(path, value)} is {value!r}: give {kind.wanted}")
-
-
-def _in_range(field: Field[Any], number: Any, value: Any, path: str) -> Any:
-    """What was read of `value`; a number must lie in the setting's range, and be finite where it declares none."""
-    if not isinstance(number, int | float) or isinstance(number, bool):
-        return number
-    allowed = field.metadata.get("range", _FINITE)
-    if number not in allowed:
-        kind = "an integer" if isinstance(number, int) else "a number"
-        raise UserError(f"{_shown(path, value)} is {short_repr(number)}: give {kind} {allowed}")
-    return number
 
 
 def _class_of(field: Field[Any], name: Any, table: Mapping[str, Any], path: str) -> Any:
@@ -308,18 +298,23 @@ def recipe_summaries(command: str) -> dict[str, str]:
     return {name: text.partition("\n")[0].removeprefix("#").strip() for name, text in lines.items()}
 
 
-def read_recipe(recipe: str, above: tuple[str, ...] = ()) -> Document:
+def read_recipe(recipe: str) -> Document:
     """The table of a recipe: a shipped name or the path of a TOML file. Raises UserError.
 
-    A recipe with `base = "another"` says only what differs from that one; `above` are those that build on this one.
+    A recipe with `base = "another"` says only what differs from that one.
     """
+    return reduce(merged, recipe_layers(recipe))
+
+
+def recipe_layers(recipe: str, above: tuple[str, ...] = ()) -> list[Document]:
+    """The tables that a recipe is merged of: its bases', then its own; `above` are those that build on this one."""
     if recipe in above:
         raise UserError(f"recipe {recipe!r} has itself as its base ({' on '.join(above)}): remove one base")
     document = _read_toml(recipe)
     base = document.pop("base", None)
     if base is not None and not isinstance(base, str):
         raise UserError(f"base of recipe {recipe!r} is {base!r}: give the name of a shipped recipe, or a path")
-    return document if base is None else merged(read_recipe(base, (*above, recipe)), document)
+    return [document] if base is None else [*recipe_layers(base, (*above, recipe)), document]
 
 
 def _read_toml(recipe: str) -> Document:

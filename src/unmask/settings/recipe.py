@@ -13,7 +13,16 @@ from unmask.sampling.caching import CACHINGS
 from unmask.sampling.schedules import SCHEDULES
 from unmask.sampling.unmasking import RULES, LowConfidence, Unmasking
 from unmask.tasks import TASKS, Sudoku, Task
-from unmask.validation import LARGEST_SEED, check_four_bit_has_adapters, choice, one_of, positive, section, setting
+from unmask.validation import (
+    LARGEST_SEED,
+    check_four_bit_has_adapters,
+    check_ranges,
+    choice,
+    one_of,
+    section,
+    setting,
+    where,
+)
 
 if TYPE_CHECKING:
     from unmask.methods.base import Method
@@ -38,11 +47,11 @@ MOST_THREADS = 1024  # with many more the process dies
 class RolloutSettings:
     """How completions are sampled: the fields of `Sampler`, unset ones from the task, and the size of a batch."""
 
-    prompts: int = setting(16, "prompts a training step, over all ranks")
+    prompts: int = setting(16, "prompts a training step, over all ranks", low=1)
     group_size: int = setting(8, "completions a prompt")
     max_new_tokens: int | None = setting(None, "completion length in tokens; unset: the task's", low=1)
     block_length: int | None = setting(None, "tokens a block; unset: one block", low=1)
-    steps: int = setting(4, "denoising steps a completion")
+    steps: int = setting(4, "denoising steps a completion", low=1)
     temperature: float = setting(1.0, "sampling temperature; 0 is greedy")
     guidance_scale: float = setting(0.0, "classifier-free guidance; 0 is none")
     stop_at_end: bool = setting(True, "a sample is done with the block that holds its end-of-sequence token")
@@ -52,11 +61,9 @@ class RolloutSettings:
     caching: str = setting("none", CACHING_HELP)
 
     def __post_init__(self) -> None:
-        positive(**{"rollout.prompts": self.prompts, "rollout.steps": self.steps})
+        check_ranges(self, "rollout.")
         one_of("rollout.schedule", self.schedule, tuple(SCHEDULES))
         one_of("rollout.caching", self.caching, tuple(CACHINGS))
-        if self.batch < 0:
-            raise UserError(f"rollout.batch is {self.batch}: give a number of completions, or 0 for all")
         if self.group_size < 2:
             raise UserError(
                 f"rollout.group_size is {self.group_size}: advantage compares completions of one prompt, give 2 or more"
@@ -94,10 +101,10 @@ class RewardSettings:
         names_files=True,
     )
     weights: str | None = setting(None, "of the functions in the reward, by commas; unset: all 1")
-    batch: int = setting(16, "completions at a time in a reward model")
+    batch: int = setting(16, "completions at a time in a reward model", low=1)
 
     def __post_init__(self) -> None:
-        positive(**{"reward.batch": self.batch})
+        check_ranges(self, "reward.")
         specs = self.specs
         if not all(specs) or len(set(specs)) < len(specs):
             raise UserError(f"reward.functions is {self.functions!r}: give different functions with commas between")
@@ -130,15 +137,15 @@ class RewardSettings:
 class TrainSettings:
     """How the policy is updated: optimizer, precision, adapters, reference, evaluation and checkpoint intervals."""
 
-    steps: int = setting(300, "training steps: one batch of rollouts each")
-    num_iterations: int = setting(1, "optimizer updates a batch of rollouts (mu)", was="updates")
-    learning_rate: float = setting(1e-4, "peak, after the warm-up")
+    steps: int = setting(300, "training steps: one batch of rollouts each", low=1)
+    num_iterations: int = setting(1, "optimizer updates a batch of rollouts (mu)", was="updates", low=1)
+    learning_rate: float = setting(1e-4, "peak, after the warm-up", above=0)
     warmup_steps: int = setting(20, "training steps of linear warm-up")
-    final_fraction: float = setting(1.0, "of the peak rate, reached linearly at the last step; 1 is constant")
+    final_fraction: float = setting(1.0, "of the peak rate, reached linearly at the last step; 1 is constant", high=1)
     adam_beta1: float = setting(0.9, "AdamW's first decay", below=1)
     adam_beta2: float = setting(0.99, "AdamW's second decay", below=1)
     weight_decay: float = setting(0.0, "AdamW's")
-    max_grad_norm: float = setting(0.5, "gradients are clipped to this norm", high=1e12)
+    max_grad_norm: float = setting(0.5, "gradients are clipped to this norm", high=1e12, above=0)
     micro_batch: int = setting(0, "forwards at a time in an update; 0: all")
     precision: str = setting("fp32", "fp32, or bf16 autocast")
     param_dtype: str = setting(
@@ -149,30 +156,23 @@ class TrainSettings:
     )
     gradient_checkpointing: bool = setting(False, "keep less for the backward pass, recompute it there")
     lora_rank: int = setting(0, LORA_RANK_HELP)
-    lora_alpha: int = setting(64, LORA_ALPHA_HELP)
+    lora_alpha: int = setting(64, LORA_ALPHA_HELP, idle=where("lora_rank", 0))
     four_bit: bool = setting(False, FOUR_BIT_HELP)
     reference_sync_steps: int = setting(0, "training steps between mixes of the policy into the reference; 0: it stays")
-    reference_mixup: float = setting(0.6, "share of the policy in such a mix", high=1)
+    reference_mixup: float = setting(
+        0.6, "share of the policy in such a mix", high=1, idle=where("reference_sync_steps", 0)
+    )
     threads: int | None = setting(None, THREADS_HELP, low=1, high=MOST_THREADS)
     seed: int = setting(0, "of every random draw", high=LARGEST_SEED)
-    examples: int = setting(20_000, "training prompts")
+    examples: int = setting(20_000, "training prompts", low=1)
     over_denoising_filter: bool = setting(False, "keep prompts right at some greedy step and wrong at the end (MDPO)")
     shuffle_rewards: bool = setting(False, "control: rewards are permuted over the batch")
-    evaluate_every: int = setting(50, "training steps between evaluations")
-    checkpoint_every: int = setting(50, "training steps between checkpoints")
-    keep_checkpoints: int = setting(2, "newest checkpoints kept")
+    evaluate_every: int = setting(50, "training steps between evaluations", low=1)
+    checkpoint_every: int = setting(50, "training steps between checkpoints", low=1)
+    keep_checkpoints: int = setting(2, "newest checkpoints kept", low=1)
 
     def __post_init__(self) -> None:
-        names = (
-            "steps",
-            "num_iterations",
-            "learning_rate",
-            "max_grad_norm",
-            "examples",
-            "evaluate_every",
-            "checkpoint_every",
-        )
-        positive(**{f"train.{name}": getattr(self, name) for name in (*names, "keep_checkpoints")})
+        check_ranges(self, "train.")
         one_of("train.precision", self.precision, ("fp32", "bf16"))
         one_of("train.param_dtype", self.param_dtype, ("fp32", "bf16"))
         if self.param_dtype == "bf16" and not self.lora_rank:
@@ -186,8 +186,6 @@ class TrainSettings:
                 "set one of them to 0"
             )
         check_four_bit_has_adapters("train.", self.four_bit, self.lora_rank)
-        if not 0 <= self.final_fraction <= 1:
-            raise UserError(f"train.final_fraction is {self.final_fraction}: give a fraction of the peak rate, 0 to 1")
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a training step, counted from 0: linear warm-up to the peak, then linear decay.
@@ -210,15 +208,14 @@ class TrainSettings:
 class EvaluationSettings:
     """How a policy is evaluated on held-out prompts before, during and after training."""
 
-    examples: int = setting(2000, "held-out prompts before and after training")
-    examples_during: int = setting(500, "of them, during training")
-    greedy_steps: int = setting(16, "denoising steps of the slow greedy figure")
-    batch: int = setting(250, "completions at a time")
+    examples: int = setting(2000, "held-out prompts before and after training", low=1)
+    examples_during: int = setting(500, "of them, during training", low=1)
+    greedy_steps: int = setting(16, "denoising steps of the slow greedy figure", low=1)
+    batch: int = setting(250, "completions at a time", low=1)
     seed: int = setting(1, "of the held-out prompts and their draws", high=LARGEST_SEED)
 
     def __post_init__(self) -> None:
-        names = ("examples", "examples_during", "greedy_steps", "batch")
-        positive(**{f"evaluation.{name}": getattr(self, name) for name in names})
+        check_ranges(self, "evaluation.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,4 +241,9 @@ class Recipe:
             raise UserError(
                 f"method {self.method.name} scores the distribution of {wanted} sampling, "
                 f"not of {self.rollout.unmasking.name}: give --rollout.unmasking {wanted}"
+            )
+        if self.train.over_denoising_filter and not self.task.verifies:
+            raise UserError(
+                f"train.over_denoising_filter asks which completions are right, and task {self.task.name} compares no "
+                "answers: set it to false, or give a task that does"
             )

@@ -4,34 +4,51 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 from typing import Any
 
-from unmask.denoisers.directories import local_directory
+from unmask.denoisers.directories import ASSETS, EMBEDDED, local_directory
 from unmask.errors import UserError
-from unmask.settings.reader import Document, merged, read_recipe
+from unmask.settings.idle import without_idle
+from unmask.settings.reader import Document, Word, chosen, flag_of, leaves, merged
+from unmask.tasks import TASKS
 
 NAMING = ("model", "task", "method")  # with one of these a command no longer means its default recipe
 
-
-def starting_document(
-    recipe: str | None, default_recipe: str | None, flags: Mapping[str, Any], known: Collection[str]
-) -> Document:
-    """The recipe's table; without a recipe the default recipe's, or none where flags name model, task or method.
-
-    A model named without a recipe brings its task, where its config.json has one. `known`: settings of the command.
-    """
-    if recipe is not None:
-        return read_recipe(recipe)
-    if default_recipe is not None and not names_the_job(flags):
-        return read_recipe(default_recipe)
-    model = flags.get("model")
-    task = task_of_model(str(model)) if model is not None and "task" in known else None
-    return {} if task is None else {"task": task}
+# Settings that say the same thing: where both are given, they must agree.
+_SAME = (
+    ("rollout.max_new_tokens", "sampled", "task.max_new_tokens", "of the data's completions"),
+    ("lengths", "sampled", "task.max_new_tokens", "of the data's completions"),
+)
 
 
 def names_the_job(flags: Mapping[str, Any]) -> bool:
     """Whether flags name model, task or method, not only settings of the default ones."""
-    return any(isinstance(flags.get(name), str) or "name" in (flags.get(name) or ()) for name in NAMING)
+    return any(_name_of(flags.get(name)) is not None for name in NAMING)
+
+
+def with_model_and_task(document: Document, flags: Document, *, needs_model: bool) -> Document:
+    """The document with the task that its or the flags' model brings, or the embedded model of its or the flags' task.
+
+    Only where one of the two is named without the other. Raises UserError where the command needs a model and no
+    embedded one has the task, or a class that the user's extends.
+    """
+    whole = merged(document, flags)
+    model, task = whole.get("model"), _name_of(whole.get("task"))
+    if model is not None and task is None:
+        brought = task_of_model(str(model))
+    elif model is None and task is not None and needs_model:
+        model, brought = _model_of_task(task)
+        document = {"model": model, **document}
+    else:
+        brought = None
+    return document if brought is None else merged({"task": brought}, document)
+
+
+def _name_of(table: Any) -> str | None:
+    """The name of a choice, given as text or in a table; None where it is not given."""
+    name = table.get("name") if isinstance(table, Mapping) else table
+    return name if isinstance(name, str) else None
 
 
 def task_of_model(model: str) -> Document | None:
@@ -44,18 +61,50 @@ def task_of_model(model: str) -> Document | None:
     return task if isinstance(task, dict) and "name" in task else None
 
 
-def check_lengths_agree(document: Document, flags: Document) -> None:
-    """Raise UserError where rollout.max_new_tokens and task.max_new_tokens differ and one of them is a flag."""
-    tables = ("rollout", "task")
-    lengths = [_length(merged(document, flags).get(table)) for table in tables]
-    given = [_length(flags.get(table)) for table in tables]
-    if any(given) and all(lengths) and lengths[0] != lengths[1]:
-        raise UserError(
-            f"--rollout.max-new-tokens {lengths[0]} (sampled) contradicts --task.max-new-tokens {lengths[1]} (of the "
-            "data's completions): give both the same value, or one of them alone"
-        )
+def _model_of_task(task: str) -> tuple[str, Document]:
+    """The embedded model whose own task has this name, or is subclassed by it, and the table of the task with the name.
+
+    Raises UserError where there is none, or the name is unknown.
+    """
+    settings = chosen(TASKS, task, flag_of("task") if isinstance(task, Word) else "task.name")
+    for directory in sorted(ASSETS.iterdir()):
+        model = EMBEDDED + directory.name
+        brought = task_of_model(model)
+        if brought is not None and issubclass(settings, TASKS[brought["name"]]):
+            return model, {**brought, "name": task}
+    raise UserError(
+        f"no embedded model knows task {task!r}: give --model, a checkpoint directory or org/name on the Hub"
+    )
 
 
-def _length(table: Any) -> str | None:
-    value = table.get("max_new_tokens") if isinstance(table, Mapping) else None
-    return None if value is None else str(value)
+def check_one_name(settings: Any, layer: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise UserError where a layer, values by dotted paths, has two for one setting, under its old name and its new.
+
+    Of two layers the upper one holds, whichever name it uses.
+    """
+    for field in fields(settings):
+        path, old = prefix + field.name, prefix + (field.metadata.get("was") or "")
+        if {"choices", "section"} & set(field.metadata):
+            check_one_name(getattr(settings, field.name), layer, path + ".")
+        elif old != prefix and path in layer and layer.get(old, layer[path]) != layer[path]:
+            raise UserError(
+                f"{old} {layer[old]} contradicts {path} {layer[path]}, its name of now: give that one alone"
+            )
+
+
+def check_agreement(settings: Any, flags: Collection[str]) -> None:
+    """Raise UserError where two settings that say the same thing differ, each a flag or not at its default.
+
+    `flags`: paths of the settings that are given as flags.
+    """
+    values = {leaf.path: leaf.default for leaf in leaves(settings)}
+    for one, of_one, other, of_other in _SAME:
+        if not values.get(one) or other not in values or str(values[one]) == str(values[other]):
+            continue
+        defaults = {leaf.path: leaf.default for leaf in leaves(without_idle(settings, (one, other)))}
+        if all(path in flags or values[path] != defaults[path] for path in (one, other)):
+            shown = [f"{flag_of(path) if path in flags else path} {values[path]}" for path in (one, other)]
+            raise UserError(
+                f"{shown[0]} ({of_one}) contradicts {shown[1]} ({of_other}): give both the same value, or one of them "
+                "alone"
+            )

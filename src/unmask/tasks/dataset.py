@@ -13,7 +13,7 @@ from unmask.data.readers.user_rows import cell, completion_of, prompt_of
 from unmask.errors import UserError
 from unmask.tasks.base import column
 from unmask.tasks.sources import RowsTask
-from unmask.validation import check_range, setting
+from unmask.validation import check_range, setting, where
 from unmask.verifiers.answers import DECLARED, before_end, final_answer
 from unmask.verifiers.formulas import declared_formula, stated_formula, unwrapped
 from unmask.verifiers.latex import same_latex
@@ -35,7 +35,9 @@ class Dataset(RowsTask):
     completion_column: str = setting(
         "completion", "a good completion, for supervised training and few_shot; may be absent"
     )
-    answer_column: str = setting("answer", "the right answer, read unless answer_kind is none")
+    answer_column: str = setting(
+        "answer", "the right answer, read unless answer_kind is none", idle=where("answer_kind", "none")
+    )
     answer_kind: str = setting("none", "number, latex, text (the same words), or none: rewards come from elsewhere")
     few_shot: int = setting(0, "training rows that every prompt shows solved")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from unmask.data.example import Example, check_split
-from unmask.data.readers.tables import Row
+from unmask.data.readers.tables import Row, is_on_hub
 from unmask.data.readers.user_rows import UserData
 from unmask.data.readers.word_problems import ProblemFiles
 from unmask.tasks.base import Task
@@ -35,6 +35,20 @@ class FileTask(Task):
     def _files(self) -> ProblemFiles: ...
 
 
+def _data_in_file(task: RowsTask) -> str | None:
+    return f"data is {task.data!r}, a file" if task.data is not None and not is_on_hub(task.data) else None
+
+
+def _test_data_in_file(task: RowsTask) -> str | None:
+    if task.test_data is None:
+        return "test_data is unset"
+    return None if is_on_hub(task.test_data) else f"test_data is {task.test_data!r}, a file"
+
+
+def _all_in_files(task: RowsTask) -> str | None:
+    return _data_in_file(task) if _test_data_in_file(task) else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class RowsTask(Task):
     """Base of tasks on the user's own rows, from a file or the Hugging Face Hub."""
@@ -45,9 +59,11 @@ class RowsTask(Task):
     test_data: str | None = setting(
         None, "held-out rows, likewise; unset: a tenth of the data, chosen by prompt", names_files=True
     )
-    hub_config: str | None = setting(None, "configuration of the Hub data set, where it has several")
-    hub_split: str = setting("train", "split of the Hub data set that data names")
-    hub_test_split: str = setting("test", "split of the Hub data set that test_data names")
+    hub_config: str | None = setting(
+        None, "configuration of the Hub data set, where it has several", idle=_all_in_files
+    )
+    hub_split: str = setting("train", "split of the Hub data set that data names", idle=_data_in_file)
+    hub_test_split: str = setting("test", "split of the Hub data set that test_data names", idle=_test_data_in_file)
     prompt_column: str = setting("prompt", "text, or a list of messages")
     max_new_tokens: int = setting(256, "completion length in tokens; given completions must fit")
 

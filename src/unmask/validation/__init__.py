@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from reprlib import repr as short_repr
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -24,17 +25,20 @@ LARGEST_SEED = 2**63 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """The numbers that a setting takes: low <= value <= high, and value < below where that is given."""
+    """The numbers that a setting takes: low <= value <= high, above < value and value < below where these are given."""
 
     low: float
     high: float
+    above: float | None = None
     below: float | None = None
 
     def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high and (self.below is None or value < self.below)  # NaN is in none
+        inside = self.low <= value <= self.high  # NaN is in none
+        return inside and (self.above is None or value > self.above) and (self.below is None or value < self.below)
 
     def __str__(self) -> str:
-        return f"from {self.low} to {self.high}" if self.below is None else f"from {self.low} to below {self.below}"
+        start = self.low if self.above is None else f"above {self.above}"
+        return f"from {start} to {self.high}" if self.below is None else f"from {start} to below {self.below}"
 
 
 def setting(
@@ -44,22 +48,35 @@ def setting(
     was: str | None = None,
     low: float | None = None,
     high: float = LARGEST_COUNT,
+    above: float | None = None,
     below: float | None = None,
     names_files: bool = False,
+    idle: Callable[[Any], str | None] | None = None,
 ) -> Value:
     """A dataclass field of a settings class: its default and its help text.
 
     `was` is its name in the version before, which is still read, with a notice. A number lies in the range of `low`
-    (unset: 0, or none where the default is negative), `high` and `below`; texts and booleans have no range.
+    (unset: 0, or none where the default is negative), `high`, `above` and `below`; texts and booleans have no range.
+    Tables are read with it, and `check_ranges` refuses what is made in Python.
     `names_files`: its text names files or directories of the user's, which a run stores as absolute paths.
+    `idle`: given the settings object, why nothing reads this setting (a setting beside it and its value), None where it
+    is read; a value that would not be read is refused.
 
         beta: float = setting(0.9, "AdamW's first decay", below=1)
+        alpha: int = setting(64, "scale of the adapters, times their rank", idle=where("rank", 0))
     """
     if low is None:
         low = -LARGEST_COUNT if isinstance(default, int | float) and default < 0 else 0
-    metadata = {"help": help, "was": was, "range": Range(low=low, high=high, below=below), "names_files": names_files}
+    allowed = Range(low=low, high=high, above=above, below=below)
+    metadata = {"help": help, "was": was, "range": allowed, "names_files": names_files, "idle": idle}
     declared: Value = field(default=default, metadata=metadata)
     return declared
+
+
+def where(name: str, value: Any) -> Callable[[Any], str | None]:
+    """For `setting(idle=)`: the setting is not read where the one beside it, by its name, has this value."""
+    shown = "unset" if value is None else value
+    return lambda settings: f"{name} is {shown}" if getattr(settings, name) == value else None
 
 
 def choice(choices: Mapping[str, type[Any]], default: type[Value], help: str) -> Value:
@@ -83,11 +100,19 @@ def one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
         raise UserError(f"{what} {value!r} is unknown: give one of {', '.join(allowed)}")
 
 
-def positive(**values: float) -> None:
-    """Raise UserError unless all values, by the settings' paths, are above 0."""
-    for name, value in values.items():
-        if value <= 0:
-            raise UserError(f"{name} is {value}: give a positive number")
+def check_ranges(settings: Any, section: str = "") -> None:
+    """Raise UserError where a number is out of the range that its setting declares; `section` begins the paths."""
+    for declared in fields(settings):
+        value = getattr(settings, declared.name)
+        if "range" in declared.metadata and value is not None:
+            check_number(section + declared.name, value, declared.metadata["range"])
+
+
+def check_number(what: str, value: Any, allowed: Range) -> None:
+    """Raise UserError where a number is not among the `allowed`; texts and booleans are. `what` names the setting."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and value not in allowed:
+        kind = "an integer" if isinstance(value, int) else "a number"
+        raise UserError(f"{what} is {short_repr(value)}: give {kind} {allowed}")
 
 
 def check_four_bit_has_adapters(section: str, four_bit: bool, lora_rank: int) -> None:

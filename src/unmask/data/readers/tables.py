@@ -21,13 +21,19 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _INSTALL = "run pip install 'unmask[data]'"
 
 
+def is_on_hub(source: str) -> bool:
+    """Whether `read_table` takes this for the name of a data set on the Hub, not for a file."""
+    path = Path(source)
+    return path.suffix.lower() not in _READERS and not path.exists() and bool(_HUB_NAME.fullmatch(source))
+
+
 def read_table(source: str, config: str | None, split: str) -> list[Placed]:
     """(place, row) of each row of a file, or of a `split` of a Hub data set, in order; missing values are None.
 
     `place` ("line 3") is for error messages. Raises UserError for what cannot be read, with file, line and mend.
     """
     reader = _READERS.get(Path(source).suffix.lower())
-    if reader is None and (Path(source).exists() or not _HUB_NAME.fullmatch(source)):
+    if reader is None and not is_on_hub(source):
         raise UserError(f"data {source!r}: give a file that ends in {', '.join(_READERS)}, or org/name on the Hub")
     placed = list(reader(source) if reader is not None else _hub(source, config, split))
     if not placed:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from unmask.denoisers.autograd import apply
 from unmask.denoisers.head.chunks import chunks_of
 from unmask.denoisers.head.workspace import Workspace, is_mixed
 
@@ -37,8 +38,7 @@ def linear_logp(
     backward pass checks that the loss was the one that `grad_logp` belongs to.
     """
     spec = _Spec(targets_QK, temperature, grad_logp)
-    logp_QK: Tensor = _LinearLogProb.apply(hidden_QD, weight_VD, spec, workspace or Workspace())  # type: ignore[no-untyped-call]
-    return logp_QK
+    return apply(_LinearLogProb, hidden_QD, weight_VD, spec, workspace or Workspace())
 
 
 class _Spec(NamedTuple):

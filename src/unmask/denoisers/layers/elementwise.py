@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
+from unmask.denoisers.autograd import apply
+
 
 def rms_norm(x: Float[Tensor, "... D"], weight_D: Float[Tensor, "D"], epsilon: float) -> Float[Tensor, "... D"]:
     """weight · x / sqrt(mean(x²) + epsilon), the mean in float32 at least (arXiv 1910.07467)."""
-    normed: Tensor = _RMSNorm.apply(x, weight_D, epsilon)  # type: ignore[no-untyped-call]
-    return normed
+    return apply(_RMSNorm, x, weight_D, epsilon)
 
 
 def rotate(
@@ -29,7 +30,7 @@ def rotate(
     The halves of `cos` are alike, and those of `sin`.
     """
     width = cos.shape[-1]
-    rotated: Tensor = _Rotate.apply(x[..., :width], cos, sin)  # type: ignore[no-untyped-call]
+    rotated = apply(_Rotate, x[..., :width], cos, sin)
     return rotated if width == x.shape[-1] else torch.cat([rotated, x[..., width:]], dim=-1)
 
 
@@ -37,8 +38,7 @@ def gated(gate: Float[Tensor, "... M"], up: Float[Tensor, "... M"]) -> Float[Ten
     """silu(gate) · up (arXiv 2002.05202); where no gradient is made, written over `gate`."""
     if not torch.is_grad_enabled():
         return silu(gate, inplace=True).mul_(up)
-    product: Tensor = _Gated.apply(gate, up)  # type: ignore[no-untyped-call]
-    return product
+    return apply(_Gated, gate, up)
 
 
 class _RMSNorm(torch.autograd.Function):

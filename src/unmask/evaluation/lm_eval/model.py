@@ -18,6 +18,7 @@ from unmask.errors import UserError
 from unmask.evaluation.lm_eval.bound import Pair, lower_bounds, pair_of, rows_of
 from unmask.evaluation.lm_eval.settings import HarnessSettings
 from unmask.sampling.sampler import Sampler
+from unmask.settings.idle import check_read, declared_idle
 from unmask.settings.reader import build
 from unmask.types import Prompts
 from unmask.uniforms import Uniforms
@@ -61,6 +62,7 @@ class UnmaskLM(TemplateLM):
         if "steps" in model_args:
             model_args["steps"] = str(model_args["steps"])  # the harness makes numbers of words
         self.settings = build(HarnessSettings, model_args)
+        check_read(declared_idle(self.settings), model_args, shown=str)
         self.batch = int(batch_size)
         self.world = World.start()
         self._rank, self._world_size = self.world.rank, self.world.size

@@ -1,0 +1,114 @@
+"""What the pages show works as pasted: rows of data, TOML, Python and commands."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from helpers.chat_tokenizers import FAMILIES, byte_tokenizer
+from unmask.cli.main import COMMANDS, main, parse
+from unmask.denoisers.loading import save_denoiser
+from unmask.denoisers.tiny import tiny_denoiser
+from unmask.errors import UserError
+from unmask.tasks import Code
+from unmask.verifiers.sandbox import check_sandbox
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "methods.md")]
+METHOD = "from unmask.methods import DiffuGRPO\n\n\nclass MyMethod(DiffuGRPO):\n    pass\n"
+
+
+def blocks(page: Path, language: str = "") -> list[str]:
+    """The fenced blocks of a page in a language."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [text for tag, text in found if tag == language]
+
+
+def commands(page: Path) -> list[str]:
+    """The `unmask` commands of a page's blocks, without those that show forms of flags in brackets."""
+    lines = "\n".join(blocks(page)).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith("unmask ") and "[" not in line]
+
+
+def words_of(command: str) -> list[str]:
+    """The words that a shell makes of a command, placeholders filled in."""
+    words = shlex.split(command, comments=True)[1:]
+    return [{"RECIPE": "sudoku-dispo"}.get(word, word) for word in words]
+
+
+ALL = [(page.name, command) for page in PAGES for command in commands(page)]
+
+
+def test_pages_show_commands():
+    assert len(ALL) > 15
+    assert {page for page, _ in ALL} >= {"README.md", "data.md", "rewards.md", "evaluation.md", "plan.md"}
+
+
+@pytest.mark.parametrize(("page", "command"), ALL, ids=[" ".join(command.split()[:60]) for _, command in ALL])
+def test_parse_takes_commands_as_pasted(page, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_method.py").write_text(METHOD)
+    run = tmp_path / "runs" / "sudoku-dispo-001"
+    run.mkdir(parents=True)
+    (run / "recipe.toml").write_text("")
+    name, *words = words_of(command)
+    parse(name, COMMANDS[name], words)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """A checkpoint with random weights and a byte-level tokenizer with LLaDA's template."""
+    directory = tmp_path_factory.mktemp("model")
+    template, specials, _ = FAMILIES["llada"]
+    tokenizer = byte_tokenizer(template, specials)
+    tokenizer.add_special_tokens({"mask_token": "<|mdm_mask|>"})
+    sizes = {"hidden": 16, "layers": 1, "heads": 1, "max_length": 512, "seed": 0}
+    ids = {"mask_id": tokenizer.mask_token_id, "eos_id": tokenizer.eos_token_id}
+    save_denoiser(tiny_denoiser(vocabulary=len(tokenizer), **ids, **sizes), tokenizer, directory)
+    return str(directory)
+
+
+TINY = shlex.split(
+    "--rollout.prompts 1 --rollout.max-new-tokens 96 --task.max-new-tokens 96 --train.steps 1 --train.micro-batch 0 "
+    "--train.num-iterations 1 --train.threads 1"
+)
+SAMPLED = shlex.split(
+    "--rollout.group-size 2 --rollout.block-length 96 --rollout.steps 2 --train.lora-rank 2 --evaluation.greedy-steps 2"
+)
+
+
+@pytest.mark.parametrize(("file", "flags"), [("train.jsonl", [*TINY, *SAMPLED]), ("pairs.jsonl", TINY)])
+def test_train_runs_on_the_rows_of_data_md_by_its_command(file, flags, model, tmp_path, monkeypatch):
+    """As pasted, but for the model and sizes."""
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "data.md"
+    (rows,) = (text for text in blocks(page, "jsonl") if ('"chosen"' in text) == (file == "pairs.jsonl"))
+    Path(file).write_text(rows)
+    (command,) = (command for command in commands(page) if f"{file} " in f"{command} " and " train " in command)
+    assert main([*words_of(command), "--model", model, *flags, "--output", "run"]) == 0
+    assert json.loads(Path("run/summary.json").read_text())["steps"] == 1
+
+
+def test_pretrain_learns_the_rows_of_data_md_by_its_command(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "data.md"
+    Path("train.jsonl").write_text(blocks(page, "jsonl")[0])
+    (command,) = (command for command in commands(page) if " pretrain " in command)
+    assert main([*words_of(command), "--model", model, "--steps", "1", "--threads", "1"]) == 0
+    assert Path("smollm2-tuned/model.safetensors").is_file()
+
+
+def test_code_md_s_program_passes_its_own_problems(tmp_path, monkeypatch, capsys):
+    try:
+        check_sandbox()
+    except UserError as error:
+        pytest.skip(str(error))
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "code.md"
+    (rows,), (program,) = blocks(page, "jsonl"), blocks(page, "python")
+    Path("problems.jsonl").write_text(rows)
+    exec(compile(program, "code.md", "exec"), {})  # noqa: S102
+    assert capsys.readouterr().out == "[1.0, 1.0]\n"
+    assert len(Code(data="problems.jsonl").examples("test", 9, seed=0)) == 2
