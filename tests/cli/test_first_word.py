@@ -63,7 +63,7 @@ def said_before_torch(*words: str, where: Path) -> list[str]:
 def test_main_says_a_word_before_torch_is_imported(words, first, tmp_path):
     (tmp_path / "mine.py").write_text(METHOD)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "recipe.toml").write_text("")
+    (tmp_path / "run" / "recipe.toml").write_text('model = "embedded:sudoku"\n')
     said = said_before_torch(*words, where=tmp_path)
     assert len(said) == 1
     assert said[0].startswith(first)

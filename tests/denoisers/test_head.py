@@ -207,6 +207,20 @@ def test_workspace_buffers_are_reused_and_grow():
     assert copied.floats("logits", (8, 5), device).data_ptr() != workspace.floats("logits", (8, 5), device).data_ptr()
 
 
+def test_workspace_gives_a_buffer_back_before_it_makes_a_larger_one(monkeypatch):
+    workspace, device, made = Workspace(), torch.device("cpu"), torch.empty
+    smaller = weakref.ref(workspace.floats("logits", (4, 5), device).untyped_storage())
+    gone_by_then = []
+
+    def empty(*arguments, **options):
+        gone_by_then.append(smaller() is None)
+        return made(*arguments, **options)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    workspace.floats("logits", (8, 5), device)
+    assert gone_by_then == [True]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_workspace_logits_are_in_float32_at_least(dtype):
     hidden_QD, linear, _, _ = parts_of(torch.float64)

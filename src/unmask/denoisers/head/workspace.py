@@ -23,10 +23,10 @@ class Workspace:
     def floats(self, name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """The float32 buffer of a name and device, in a shape, with anything in it."""
         count = math.prod(shape)
-        buffer = self._buffers.get((name, device))
-        if buffer is None or len(buffer) < count:
-            buffer = self._buffers[name, device] = torch.empty(count, device=device)
-        return buffer[:count].view(shape)
+        if (name, device) not in self._buffers or len(self._buffers[name, device]) < count:
+            self._buffers.pop((name, device), None)  # before there is another: both at once would be the peak
+            self._buffers[name, device] = torch.empty(count, device=device)
+        return self._buffers[name, device][:count].view(shape)
 
     def logits(self, hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
         """hidden · weight^T [C, V] in the float32 buffer "logits"; of float64 hidden states, a new float64 tensor."""
