@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from helpers.chat_tokenizers import FAMILIES, byte_tokenizer
-from unmask.cli.main import COMMANDS, main, parse
+from unmask.cli.main import main, parse
+from unmask.cli.subcommands import COMMANDS
 from unmask.denoisers.loading import save_denoiser
 from unmask.denoisers.tiny import tiny_denoiser
 from unmask.errors import UserError
@@ -52,7 +53,7 @@ def test_parse_takes_commands_as_pasted(page, command, tmp_path, monkeypatch):
     (tmp_path / "my_method.py").write_text(METHOD)
     run = tmp_path / "runs" / "sudoku-dispo-001"
     run.mkdir(parents=True)
-    (run / "recipe.toml").write_text("")
+    (run / "recipe.toml").write_text('model = "embedded:sudoku"\n')
     name, *words = words_of(command)
     parse(name, COMMANDS[name], words)
 

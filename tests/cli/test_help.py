@@ -6,7 +6,8 @@ from functools import partial
 
 import pytest
 
-from unmask.cli.main import COMMANDS, main, parse
+from unmask.cli.main import main, parse
+from unmask.cli.subcommands import COMMANDS
 from unmask.methods import MDPO, METHODS, SPG, DiSPO
 from unmask.sampling.unmasking import RULES
 from unmask.settings.reader import build, document_of, leaves, recipe_names

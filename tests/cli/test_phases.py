@@ -76,7 +76,19 @@ def test_train_on_pairs_counts_them(phases, tmp_path):
     rows = [{"prompt": item.prompt, "chosen": item.solution, "rejected": "1" * 16} for item in items]
     for name, part in (("train", rows[:8]), ("test", rows[8:])):
         (tmp_path / name).with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    flags = ["--method", "vrpo", "--task", "pairs", "--task.max-new-tokens", "16", "--train.steps", "2"]
+    flags = ["--model", "embedded:sudoku", "--method", "vrpo", "--task", "pairs", "--task.max-new-tokens", "16"]
+    flags += ["--train.steps", "2"]
+        "--model",
+        "embedded:sudoku",
+        "--method",
+        "vrpo",
+        "--task",
+        "pairs",
+        "--task.max-new-tokens",
+        "16",
+        "--train.steps",
+        "2",
+    ]
     flags += ["--task.data", str(tmp_path / "train.jsonl"), "--task.test-data", str(tmp_path / "test.jsonl")]
     assert main(["train", *flags, "--train.threads", "1", "--output", str(tmp_path / "run")]) == 0
     assert counted(phases) == {"base evaluation": 4, "step": 2, "final evaluation": 4}
@@ -90,9 +102,9 @@ def test_train_on_a_task_that_compares_nothing_counts_no_evaluation(phases, tmp_
         "def ones(completions, **rest):\n    return [c.count('1') for c in completions]\n"
     )
     flags = ["--task", "dataset", "--task.data", str(tmp_path / "rows.jsonl"), "--task.max-new-tokens", "16"]
-    flags += ["--task.test-data", str(tmp_path / "test.jsonl")]
-    flags += ["--reward.functions", f"{tmp_path / 'ones.py'}:ones", "--rollout.steps", "4"]
-    assert main([*TRAIN, *flags, "--output", str(tmp_path / "run")]) == 0
+    flags += ["--task.test-data", str(tmp_path / "test.jsonl"), "--model", "embedded:sudoku", "--train.steps", "4"]
+    flags += ["--reward.functions", f"{tmp_path / 'ones.py'}:ones", "--rollout.steps", "4", "--train.threads", "1"]
+    assert main(["train", *flags, "--output", str(tmp_path / "run")]) == 0
     assert counted(phases) == {"step": 4}
     assert "base evaluation" in [phase.name for phase in phases]
 

@@ -7,7 +7,8 @@ import torch
 
 from helpers.small import small_denoiser
 from helpers.small_run import settings_of
-from unmask.cli.main import COMMANDS, main, parse
+from unmask.cli.main import main, parse
+from unmask.cli.subcommands import COMMANDS
 from unmask.denoisers.loading import load_denoiser
 from unmask.errors import UserError
 from unmask.plan.estimate import advice, make_plan

@@ -8,7 +8,8 @@ import sys
 import tomllib
 from pathlib import Path
 
-from unmask.cli.main import COMMANDS, parse
+from unmask.cli.main import parse
+from unmask.cli.subcommands import COMMANDS
 from unmask.rewards import load_functions
 from unmask.rewards.judge import JudgeSettings
 from unmask.settings.reader import build

@@ -5,7 +5,8 @@ from dataclasses import fields, replace
 import pytest
 import tomli_w
 
-from unmask.cli.main import COMMANDS, parse
+from unmask.cli.main import parse
+from unmask.cli.subcommands import COMMANDS
 from unmask.errors import UserError
 from unmask.methods import METHODS
 from unmask.settings.idle import declared_idle
@@ -139,7 +140,7 @@ def test_parse_leaves_out_values_of_a_base_that_the_recipe_on_it_makes_idle(tmp_
 
 
 def test_parse_resumes_a_run_whose_recipe_has_values_that_nothing_reads(tmp_path):
-    (tmp_path / "recipe.toml").write_text(ADAPTERS)
+    (tmp_path / "recipe.toml").write_text(ADAPTERS + "\n")
     assert parsed("train", "--resume", str(tmp_path), "--train.steps", "999").train.lora_alpha == 8
     with pytest.raises(UserError, match=r"--train.reference-mixup would not be read"):
         parsed("train", "--resume", str(tmp_path), "--train.reference-mixup", "0.6")

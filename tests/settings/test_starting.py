@@ -7,7 +7,8 @@ import sys
 import pytest
 import tomli_w
 
-from unmask.cli.main import COMMANDS, main, parse
+from unmask.cli.main import main, parse
+from unmask.cli.subcommands import COMMANDS
 from unmask.errors import UserError
 from unmask.methods import METHODS
 from unmask.settings.reader import build, document_of, read_recipe, recipe_names

@@ -6,7 +6,8 @@ import tomllib
 
 import pytest
 
-from unmask.cli.main import COMMANDS, main, parse
+from unmask.cli.main import main, parse
+from unmask.cli.subcommands import COMMANDS
 from unmask.evaluation.lm_eval.settings import HarnessSettings
 from unmask.methods import DiSPO
 from unmask.settings.commands import EvaluateSettings

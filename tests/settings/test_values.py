@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from unmask.cli.main import COMMANDS, main
+from unmask.cli.main import main
+from unmask.cli.subcommands import COMMANDS
 from unmask.errors import UserError
 from unmask.methods import METHODS
 from unmask.sampling.unmasking import RULES

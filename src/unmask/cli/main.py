@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import reduce
 from typing import Any
 
 from unmask import __version__
-from unmask.cli import commands
 from unmask.cli.first_word import before_torch
 from unmask.cli.pipes import discard_output, output_is_unread
+from unmask.cli.subcommands import COMMANDS, Command
 from unmask.errors import UserError
 from unmask.report.progress import Progress, phase, telling
-from unmask.settings.commands import (
-    EvaluateSettings,
-    OracleSettings,
-    PlanSettings,
-    PretrainRecipe,
-    SampleSettings,
-)
 from unmask.settings.idle import (
     check_read,
     check_values_read,
     declared_idle,
     flat,
-    idle_in_evaluation,
-    idle_in_recipe,
     without_idle,
 )
 from unmask.settings.reader import (
@@ -42,7 +33,6 @@ from unmask.settings.reader import (
     nested,
     recipe_layers,
 )
-from unmask.settings.recipe import Recipe
 from unmask.settings.resume import check_unchanged, locate_run
 from unmask.settings.starting import check_agreement, check_one_name, names_the_job, with_model_and_task
 from unmask.validation import did_you_mean
@@ -51,124 +41,6 @@ _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130
 _EXIT_BROKEN_PIPE = 141  # as of a process that SIGPIPE ends
 _HELP = {"-h", "--help"}
-
-
-@dataclass(frozen=True)
-class NoSettings:
-    """The settings of a command that has arguments only."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """A subcommand: its settings class, what is called with settings and options, and arguments beside settings."""
-
-    settings: type = NoSettings
-    run: Callable[[Any, argparse.Namespace], None]
-    summary: str
-    example: str
-    arguments: tuple[tuple[str, str], ...] = ()  # flag, or name of what is given without one, and help
-    switches: tuple[tuple[str, str], ...] = ()  # flag without value, and help
-    default_recipe: str | None = None
-    logs: bool = False  # its output is a log, in which progress belongs wherever it goes; else it is a result
-    idle: Callable[[Any], Mapping[str, str]] = lambda settings: {}  # settings that others' tables make idle, and why
-
-
-COMMANDS = {
-    "train": Command(
-        settings=Recipe,
-        run=commands.train,
-        logs=True,
-        summary="improve a model by reinforcement learning",
-        example="unmask train --recipe sudoku-mdpo --train.seed 1",
-        arguments=(
-            (
-                "--recipe",
-                "name of a shipped recipe (unmask recipes lists them), or a .toml file (default: sudoku-dispo)",
-            ),
-            ("--output", "directory of the run (default: runs/RECIPE-NNN or runs/METHOD-TASK-NNN)"),
-            (
-                "--resume",
-                "directory of a run or of its checkpoint to go on from, by its own recipe; --train.steps may be more",
-            ),
-        ),
-        default_recipe="sudoku-dispo",
-        idle=idle_in_recipe,
-    ),
-    "sample": Command(
-        settings=SampleSettings,
-        run=commands.sample,
-        summary="show how a model fills one completion, step by step",
-        example="unmask sample --model runs/sudoku-dispo-001/checkpoints/step_000300 --item 3",
-    ),
-    "evaluate": Command(
-        settings=EvaluateSettings,
-        run=commands.evaluate,
-        summary="measure a model on held-out items, by unmasking rule and number of steps",
-        example="unmask evaluate --steps 4,16 --unmasking low_confidence,rcr",
-        arguments=(
-            (
-                "--output",
-                "file for the same figures as JSON, whole after every row: the same command goes on from there",
-            ),
-        ),
-        idle=idle_in_evaluation,
-    ),
-    "pretrain": Command(
-        settings=PretrainRecipe,
-        run=commands.pretrain,
-        logs=True,
-        summary="train a small base model from scratch, supervised",
-        example="unmask pretrain --recipe pretrain-sudoku --output models/sudoku",
-        arguments=(
-            (
-                "--recipe",
-                "name of a shipped recipe (unmask recipes lists them), or a .toml file (default: pretrain-sudoku)",
-            ),
-            ("--output", "directory of the model (required)"),
-        ),
-        default_recipe="pretrain-sudoku",
-    ),
-    "convert": Command(
-        run=commands.convert,
-        summary="make a masked diffusion model of an autoregressive checkpoint, to be trained with pretrain",
-        example="unmask convert --model models/SmolLM2-135M --output models/smollm2-diffusion",
-        arguments=(
-            ("--model", "directory of the checkpoint, in the layout of transformers (required)"),
-            ("--output", "directory of the new model (required)"),
-            ("--mask-token", "token of its tokenizer to use as mask (default: one is added)"),
-        ),
-    ),
-    "plan": Command(
-        settings=PlanSettings,
-        run=commands.plan,
-        summary="predict memory, forwards, FLOPs and time of a recipe on GPUs, before it is run",
-        example="unmask plan gsm8k-llada8b-dispo --gpus 8x80GB --gpu h100",
-        arguments=(
-            ("recipe", "name of a shipped recipe (unmask recipes lists them), or a .toml file (default: sudoku-dispo)"),
-        ),
-        switches=(("--all-methods", "compare the costs of all methods with these settings"),),
-        default_recipe="sudoku-dispo",
-        idle=idle_in_recipe,
-    ),
-    "oracle": Command(
-        settings=OracleSettings,
-        run=commands.oracle,
-        summary="measure every method's gradient against the exact one, on a toy that can be enumerated",
-        example="unmask oracle --groups 600 --scale 2",
-    ),
-    "recipes": Command(
-        run=commands.recipes,
-        summary="list the recipes that ship, each with its first line",
-        example="unmask recipes",
-    ),
-    "methods": Command(
-        run=commands.methods,
-        summary="list the methods and what each is made of, or tell all about one",
-        example="unmask methods mdpo",
-        arguments=(("name", "method to tell all about (default: a table of all methods)"),),
-        switches=(("--markdown", "print Markdown: docs/methods.md is made so"),),
-    ),
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -44,7 +44,7 @@ def _refuse_cut_line(recipe: Path) -> None:
     except OSError as error:
         raise UserError(f"{recipe} cannot be read ({error.strerror}): restore the file") from error
     if not whole:
-        raise UserError(f"{recipe} ends within a line: restore the file, or mend its last line")
+        raise UserError(f"{recipe} ends within a line: restore the file, or end its last line if it is whole")
 
 
 def check_unchanged(stored: Any, asked: Any, recipe: str) -> None:
