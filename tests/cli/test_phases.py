@@ -78,17 +78,6 @@ def test_train_on_pairs_counts_them(phases, tmp_path):
         (tmp_path / name).with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     flags = ["--model", "embedded:sudoku", "--method", "vrpo", "--task", "pairs", "--task.max-new-tokens", "16"]
     flags += ["--train.steps", "2"]
-        "--model",
-        "embedded:sudoku",
-        "--method",
-        "vrpo",
-        "--task",
-        "pairs",
-        "--task.max-new-tokens",
-        "16",
-        "--train.steps",
-        "2",
-    ]
     flags += ["--task.data", str(tmp_path / "train.jsonl"), "--task.test-data", str(tmp_path / "test.jsonl")]
     assert main(["train", *flags, "--train.threads", "1", "--output", str(tmp_path / "run")]) == 0
     assert counted(phases) == {"base evaluation": 4, "step": 2, "final evaluation": 4}
