@@ -27,7 +27,7 @@ from stand_ins import make_stand_ins
 from unmask.settings.reader import document_of, recipe_names
 from unmask.settings.recipe import Recipe
 
-# One recipe of each benchmark on the other families, and one of each that is to learn.
+# One recipe of each benchmark on the other families, and one of each that is to learn, with a credit for each step.
 OTHERS = (
     "countdown-words-llada8b-diffu-grpo",
     "gsm8k-llada8b-dispo",
@@ -35,10 +35,10 @@ OTHERS = (
     "sudoku-llada8b-dispo-spg",
 )
 IMPROVE = (
-    "countdown-words-llada8b-spg",
-    "gsm8k-llada8b-spg",
-    "math500-llada8b-spg",
-    "sudoku-llada8b-dispo-spg",
+    ("llada8b-tracerl", LLADA),  # Countdown
+    ("gsm8k-llada8b-mdpo", DREAM),
+    ("math500-llada8b-mdpo", DREAM),
+    ("sudoku-llada8b-mdpo", DREAM),
 )
 
 
@@ -70,7 +70,7 @@ class Outcome:
 def parts(only: str) -> list[Part]:
     """All parts of a rehearsal whose names hold one of the words of `only`."""
     recipes = [name for name in recipe_names("train") if "llada8b" in name]
-    listed = [Part(recipe=name, family=LLADA.name, table="improve") for name in IMPROVE]
+    listed = [Part(recipe=name, family=family.name, table="improve") for name, family in IMPROVE]
     listed += [Part(recipe=name, family=LLADA.name) for name in recipes]
     listed += [Part(recipe=name, family=family.name) for family in (DREAM, LLADA2) for name in OTHERS]
     return [part for part in listed if any(word in part.name for word in only.split(","))]

@@ -25,7 +25,7 @@ def rehearsal_document(recipe: str, stand_in: Path, data: Path, *, table: str = 
     overlay = tomllib.loads(_OVERLAY.read_text())
     task = published.task.name
     document: Document = {"base": recipe, "model": str(stand_in)}
-    adapters = "adapters" if published.train.lora_rank else ""
+    adapters = "adapters" if published.train.lora_rank and table == "sizes" else ""
     for name in dict.fromkeys(("sizes", adapters, stand_in.name, published.method.name, table)):
         _merge(document, overlay.get(name, {}))
     document["task"] = task_sizes(task, data) | {"name": task}
