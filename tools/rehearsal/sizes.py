@@ -29,6 +29,7 @@ def rehearsal_document(recipe: str, stand_in: Path, data: Path, *, table: str = 
     for name in dict.fromkeys(("sizes", adapters, stand_in.name, published.method.name, table)):
         _merge(document, overlay.get(name, {}))
     document["task"] = task_sizes(task, data) | {"name": task}
+    document["train"]["num_iterations"] = min(published.train.num_iterations, document["train"]["num_iterations"])
     return document
 
 
