@@ -209,7 +209,7 @@ def test_lists_of_rules_take_a_user_s(pieces):
         ),
         (
             ["--method", "pieces.py:Zz"],
-            "'Zz': give one of Bare, Empty, Graded, Last, Listed, Nameless, Needy, Scaled, Termless, Unsigned",
+            "'Zz': give one of Bare, Empty, Graded, Hidden, Last, Listed, Nameless, Needy, Scaled, Termless, Unsigned",
         ),
         (["--task", "pieces.py:Scaled"], "which lacks examples, gives_pairs, max_new_tokens, metrics, rewards, splits"),
         (["--method", "pieces.py:Hidden"], "pieces.py' has no settings class 'made.<locals>.Local'"),

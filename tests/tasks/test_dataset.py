@@ -78,7 +78,7 @@ def test_read_table_of_a_hub_data_set_by_configuration_and_split(monkeypatch):
     assert [example.prompt for example in task.examples("train", 1, 0)] == ["What is 3 + 3?"]
     assert set(asked) == {("org/name", "main", "train"), ("org/name", "main", "test")}
     with pytest.raises(
-        UserError, match=r"org/name', split 'dev', from the Hub \(Unknown split .* check name, hub_config"
+        UserError, match=r"org/name', split 'dev', from the Hub \(Unknown split .* check name, task.hub_config"
     ):
         Dataset(data="org/name", hub_split="dev").examples("train", 1, 0)
 
@@ -246,7 +246,7 @@ def test_read_table_refuses_a_file_that_is_no_parquet(tmp_path):
 
 
 def test_dataset_faults_of_settings(tmp_path):
-    with pytest.raises(UserError, match=r"give data, a .jsonl"):
+    with pytest.raises(UserError, match=r"give task.data, a .jsonl"):
         Dataset().examples("train", 1, 0)
     with pytest.raises(UserError, match="no split 'dev'"):
         Dataset().examples("dev", 1, 0)
@@ -254,7 +254,7 @@ def test_dataset_faults_of_settings(tmp_path):
         Dataset(answer_kind="regex")
     with pytest.raises(UserError, match=r"cannot read nowhere.jsonl"):
         Dataset(data="nowhere.jsonl").examples("train", 1, 0)
-    with pytest.raises(UserError, match="falls into the tenth that is held out; give task.test_data"):
+    with pytest.raises(UserError, match=r"falls into the tenth that is held out; give task\.test_data"):
         dataset(tmp_path, [{"prompt": "a"}]).examples("test", 1, 0)
     test = written(tmp_path / "test.jsonl", ROWS[:1])
     with pytest.raises(UserError, match=r"leaves 0 training rows"):

@@ -39,7 +39,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_m
 # What may be wrong with tensors, by transformers' names, and how it is said of a model.
 _MISFITS = {"missing": "lacks", "unexpected": "has no use for", "mismatched": "shapes otherwise"}
 _MASKED = "bert"  # masked language models attend both ways as they are
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 # Of the top folder alone. Code comes along for the original loaders, and is never run here.
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
 

@@ -22,7 +22,7 @@ from unmask.uniforms import Uniforms
 
 def show_sample(settings: SampleSettings) -> None:
     """Complete the prompt, or a held-out item of the task where it is unset, and print every denoising step."""
-    from unmask.report.terminal import OutputConsole
+    from unmask.report.terminal import OutputConsole, terminal_console
 
     with phase(f"loading {settings.model}"):
         tokenizer = load_tokenizer(settings.model)
@@ -52,10 +52,12 @@ def show_sample(settings: SampleSettings) -> None:
     reward = float(settings.task.rewards([item.prompt], [text], **examples.columns([0], 1))[0]) if known else None
     frames = _frames(canvases, denoiser.mask_id, tokenizer)
     size = getattr(settings.task, "size", None)
+    console = OutputConsole()
     if size is None:
+        console = terminal_console()
         ends = (denoiser.eos_id, *denoiser.other_end_ids)
         frames = with_one_end(frames, [token in ends for token in canvases[-1].tolist()])
-    print_denoising(frames, item.prompt, text, reward, OutputConsole(), columns=size)
+    print_denoising(frames, item.prompt, text, reward, console, columns=size)
 
 
 def _item(settings: SampleSettings) -> Example:

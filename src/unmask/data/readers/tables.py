@@ -17,7 +17,7 @@ from unmask.errors import UserError
 Row = dict[str, Any]
 Placed = tuple[str, Row]  # "line 3", the row there
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 _INSTALL = "run pip install 'unmask[data]'"
 
 
