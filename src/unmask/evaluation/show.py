@@ -52,9 +52,8 @@ def show_sample(settings: SampleSettings) -> None:
     reward = float(settings.task.rewards([item.prompt], [text], **examples.columns([0], 1))[0]) if known else None
     frames = _frames(canvases, denoiser.mask_id, tokenizer)
     size = getattr(settings.task, "size", None)
-    console = OutputConsole()
+    console = OutputConsole() if size is not None else terminal_console()
     if size is None:
-        console = terminal_console()
         ends = (denoiser.eos_id, *denoiser.other_end_ids)
         frames = with_one_end(frames, [token in ends for token in canvases[-1].tolist()])
     print_denoising(frames, item.prompt, text, reward, console, columns=size)
