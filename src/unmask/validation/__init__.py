@@ -169,7 +169,7 @@ def _own_names(module: ModuleType, kind: type) -> list[str]:
     return [
         key
         for key, value in callables.items()
-        if key in listed or (not key.startswith("_") and vars(value).get("__module__") == module.__name__)
+        if key in listed or (not key.startswith("_") and getattr(value, "__module__", None) == module.__name__)
     ]
 
 
