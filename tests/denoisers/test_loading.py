@@ -79,7 +79,9 @@ def test_resolve_names_a_model_that_cannot_be_had(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(loading, "snapshot_download", download)
-    with pytest.raises(UserError, match=r"'org/name': there is no such directory, and the Hub .*\((cannot find it|no network)\)"):
+    with pytest.raises(
+        UserError, match=r"'org/name': there is no such directory, and the Hub .*\((cannot find it|no network)\)"
+    ):
         resolve("org/name")
 
 
