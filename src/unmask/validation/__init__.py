@@ -139,7 +139,7 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
 
 def near(word: str, known: Iterable[str], prefix: str = "") -> str:
     """The end of an error line about an unknown word: the nearest known one, empty where none is near."""
-    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.65)
+    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
     return f": perhaps you meant {prefix + close[0]!r}" if close else ""
 
 
