@@ -18,7 +18,6 @@ from unmask.verifiers.sandbox import check_sandbox
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "methods.md")]
-METHOD = "from unmask.methods import DiffuGRPO\n\n\nclass MyMethod(DiffuGRPO):\n    pass\n"
 
 
 def blocks(page: Path, language: str = "") -> list[str]:
@@ -39,6 +38,12 @@ def words_of(command: str) -> list[str]:
     return [{"RECIPE": "sudoku-dispo"}.get(word, word) for word in words]
 
 
+def write_own(directory: Path) -> None:
+    """Put the method, task and rule of your-own.md into the files that their first lines name."""
+    for text in blocks(ROOT / "docs" / "your-own.md", "python"):
+        (directory / text.removeprefix('"""').partition(":")[0]).write_text(text)
+
+
 ALL = [(page.name, command) for page in PAGES for command in commands(page)]
 
 
@@ -50,10 +55,10 @@ def test_pages_show_commands():
 @pytest.mark.parametrize(("page", "command"), ALL, ids=[" ".join(command.split()[:60]) for _, command in ALL])
 def test_parse_takes_commands_as_pasted(page, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_method.py").write_text(METHOD)
-    run = tmp_path / "runs" / "sudoku-dispo-001"
-    run.mkdir(parents=True)
-    (run / "recipe.toml").write_text('model = "embedded:sudoku"\n')
+    write_own(tmp_path)
+    for name in ("sudoku-dispo-001", "mine"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "recipe.toml").write_text('model = "embedded:sudoku"\n')
     name, *words = words_of(command)
     parse(name, COMMANDS[name], words)
 
@@ -99,6 +104,46 @@ def test_pretrain_learns_the_rows_of_data_md_by_its_command(model, tmp_path, mon
     (command,) = (command for command in commands(page) if " pretrain " in command)
     assert main([*words_of(command), "--model", model, "--steps", "1", "--threads", "1"]) == 0
     assert Path("smollm2-tuned/model.safetensors").is_file()
+
+
+QUICK = shlex.split(
+    "--rollout.prompts 2 --rollout.group-size 2 --train.steps 1 --train.examples 4 --train.threads 1 "
+    "--evaluation.examples 4 --evaluation.greedy-steps 4"
+)
+
+
+def test_your_own_md_has_a_method_a_task_and_a_rule_in_under_forty_lines_each(tmp_path):
+    write_own(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my_method.py", "my_rule.py", "my_task.py"]
+    for path in tmp_path.iterdir():
+        assert len(path.read_text().splitlines()) < 40
+        assert " = " in path.read_text().split('"""')[1]  # the mathematics
+
+
+def test_train_runs_and_resumes_the_method_and_rule_of_your_own_md_by_its_commands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_own(tmp_path)
+    pasted = [command for command in commands(ROOT / "docs" / "your-own.md") if "runs/mine" in command]
+    train, resume = map(words_of, pasted)
+    assert main([*train, *QUICK]) == 0
+    assert main([*resume, "--train.steps", "2"]) == 0
+    assert json.loads(Path("runs/mine/summary.json").read_text())["steps"] == 2
+
+
+def test_train_learns_the_task_of_your_own_md_by_its_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_own(tmp_path)
+    (train,) = (words_of(command) for command in commands(ROOT / "docs" / "your-own.md") if "my_task.py" in command)
+    assert main([*train, *QUICK, "--output", "run"]) == 0
+    assert json.loads(Path("run/summary.json").read_text())["steps"] == 1
+
+
+def test_recipe_of_your_own_md_is_read_as_pasted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_own(tmp_path)
+    Path("own.toml").write_text(*blocks(ROOT / "docs" / "your-own.md", "toml"))
+    method = parse("train", COMMANDS["train"], ["--recipe", "own.toml"])[0].method
+    assert (method.name, method.caution) == ("my-method", 0.2)
 
 
 def test_code_md_s_program_passes_its_own_problems(tmp_path, monkeypatch, capsys):

@@ -31,7 +31,17 @@ def refused(capsys, *arguments: str) -> str:
         (["train", "--trian.steps", "3"], "'--trian.steps'", "'--train.steps'"),
         (["train", "--ouptut", "run"], "'--ouptut'", "'--output'"),
         (["train", "--train.learning_rate", "1"], "'--train.learning_rate'", "'--train.learning-rate'"),
-        (["train", "run.toml"], "unknown argument 'run.toml'", "give one of --"),
+        (["train", "run.toml"], "unmask train takes no argument 'run.toml'", "see unmask train --help"),
+        (["plan", "sudoku-dispo", "extra"], "unmask plan takes no argument 'extra'", "see unmask plan --help"),
+        (["recipes", "sudoku"], "unmask recipes takes no argument 'sudoku'", "see unmask recipes --help"),
+        (["train", "--run.name", "x"], "unknown argument '--run.name'", "see unmask train --help"),
+        (["evaluate", "--zzz", "x"], "unknown argument '--zzz'", "see unmask evaluate --help"),
+        (["train", "--train.zzz", "x"], "unknown argument '--train.zzz'", "see --help"),
+        (["plan", "nosuch"], "unknown recipe 'nosuch'", "unmask recipes lists them"),
+        (["train", "--recipe", "nosuch"], "unknown recipe 'nosuch'", "unmask recipes lists them"),
+        (["plan", "--model", "nowhere"], "'nowhere'", "there is no such"),
+        (["sample", "--model", "./nowhere"], "'./nowhere'", "org/name"),
+        (["train", "--model", "two/levels/down"], "'two/levels/down'", "there is no such directory"),
         (["train", "--model"], "--model has no value", "unmask train --help"),
         (["train", "--model", "--train.steps", "3"], "--model has no value", "unmask train --help"),
         (["train", "--train", "3"], "--train is '3'", "--train.NAME VALUE"),
@@ -52,7 +62,7 @@ def refused(capsys, *arguments: str) -> str:
         (["train", "--recipe", "sudoku-dispoo"], "'sudoku-dispoo'", "'sudoku-dispo'"),
         (["train", "--recipe", "nowhere.toml"], "'nowhere.toml'", "No such file"),
         (["train", "--resume", "nowhere"], "'nowhere'", "--resume"),
-        (["train", "--model", "nowhere"], "'nowhere'", "config.json"),
+        (["train", "--model", "nowhere"], "'nowhere'", "there is no such directory"),
         (["train", "--model", "embedded:chess"], "'embedded:chess'", "sudoku"),
         (["train", "--rollout.group-size", "1"], "1", "2 or more"),
         (["train", "--rollout.block-length", "5"], "5", "divisor"),
@@ -82,6 +92,7 @@ def test_main_refuses_mistakes_on_the_command_line(arguments, value, mend, capsy
     line = refused(capsys, *arguments)
     assert value in line
     assert mend in line
+    assert len(line) < 500
     assert list(tmp_path.iterdir()) == []
 
 

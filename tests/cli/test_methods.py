@@ -183,7 +183,7 @@ def test_methods_command_names_the_nearest_method(capsys):
     assert capsys.readouterr().err == "unmask: error: method is 'expo': perhaps you meant 'espo', or FILE.py:NAME\n"
 
 
-@pytest.mark.parametrize(("words", "mend"), [(["--markdwn"], "--markdown"), (["wd1", "spg"], "--markdown")])
+@pytest.mark.parametrize(("words", "mend"), [(["--markdwn"], "--markdown"), (["wd1", "spg"], "unmask methods --help")])
 def test_methods_command_refuses_unknown_arguments(words, mend, capsys):
     assert main(["methods", *words]) == 2
     line = capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from helpers.chat_tokenizers import CHATML, FAMILIES, byte_tokenizer
 from unmask.data.chat import ChatSettings
@@ -15,6 +17,7 @@ from unmask.data.tokenization import (
     left_pad,
     task_tokenizer,
     token_names,
+    token_texts,
 )
 from unmask.errors import UserError
 from unmask.tasks import TASKS
@@ -144,3 +147,17 @@ def test_completion_texts_and_token_names_show_ids_that_the_tokenizer_does_not_k
         "",
     ]
     assert token_names(tokenizer, [a, unknown]) == ["a", f"<id {unknown}>"]
+
+
+def test_token_texts_of_a_byte_level_tokenizer_are_readable():
+    tokenizer = byte_tokenizer()
+    (ids,) = encode(tokenizer, ["a b\né"])
+    assert token_texts(tokenizer, ids) == ["a", " ", "b", "\n", "�", "�"]
+    unknown = len(tokenizer) + 7
+    assert token_texts(tokenizer, [tokenizer.eos_token_id, unknown]) == ["<|endoftext|>", f"<id {unknown}>"]
+
+
+def test_token_texts_keep_the_space_before_a_word_of_a_sentencepiece_tokenizer():
+    made = Tokenizer(models.WordLevel({"▁the": 0, "▁answer": 1, "s": 2, "<unk>": 3}, unk_token="<unk>"))  # noqa: S106
+    made.decoder = decoders.Metaspace()
+    assert token_texts(PreTrainedTokenizerFast(tokenizer_object=made), [0, 1, 2]) == [" the", " answer", "s"]

@@ -66,8 +66,10 @@ def test_resolve_prefers_a_directory_to_the_hub(monkeypatch, tmp_path):
     shutil.copytree(SUDOKU, "org/name")
     assert resolve("org/name") == Path("org/name")
     Path("org/empty").mkdir()
-    for name in ("org/empty", "nowhere", "/no/where", "a/b/c"):
-        with pytest.raises(UserError, match=r"has no config.json"):
+    with pytest.raises(UserError, match=r"has no config.json"):
+        resolve("org/empty")
+    for name in ("nowhere", "/no/where", "a/b/c", "./here", "../beside"):
+        with pytest.raises(UserError, match=r"no such directory, and only names of the form org/name are looked up"):
             resolve(name)
 
 
@@ -77,7 +79,9 @@ def test_resolve_names_a_model_that_cannot_be_had(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(loading, "snapshot_download", download)
-    with pytest.raises(UserError, match=r"'org/name' is no directory, and the Hub .*\((cannot find it|no network)\)"):
+    with pytest.raises(
+        UserError, match=r"'org/name': there is no such directory, and the Hub .*\((cannot find it|no network)\)"
+    ):
         resolve("org/name")
 
 

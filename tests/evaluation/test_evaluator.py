@@ -54,7 +54,7 @@ def test_mean_metrics_tell_over_denoised_where_asked(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "mend"),
     [
-        (("--samples", "4"), "raise --temperature"),
+        (("--samples", "4"), "raise temperature"),
         (("--lengths", "8,all"), "such as 128,256"),
         (("--steps", "/0"), "such as 4,16 or /2,/1"),
         (("--lengths", "16", "--steps", "/3", "--block-length", "4"), "multiple"),

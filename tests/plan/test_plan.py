@@ -142,6 +142,7 @@ def test_print_plan_cuts_nothing_off(columns, capsys, monkeypatch):
     assert main(["plan", "sudoku-dispo", "--gpus", "2x24GB", "--all-methods"]) == 0
     text = capsys.readouterr().out
     assert "…" not in text
+    assert " 0.0 h" not in text
     assert max(map(len, text.splitlines())) <= columns
     for part in ("2 GPUs of 24 GB", "It fits", "gradients are summed", "just-grpo", "mdpo", "optimizer moments"):
         assert part in text

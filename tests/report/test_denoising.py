@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from unmask.report.denoising import Frame, denoising_text, print_denoising
+from unmask.report.denoising import Frame, denoising_text, print_denoising, with_one_end
 
 
 def _frames(tokens: list[str], states: list[str]) -> list[Frame]:
@@ -100,3 +100,18 @@ def test_frame_remasked_is_believed() -> None:
 @pytest.mark.parametrize(("token", "shown"), [("\x1b[2J", "�[2J"), ("\t", "⇥"), ("é ", "é ")])
 def test_print_denoising_shows_no_control_characters(token: str, shown: str) -> None:
     assert denoising_text(_frames([token], ["="])[0]).plain == shown
+
+
+def test_with_one_end_cuts_the_last_run_of_ends_and_tells_their_number() -> None:
+    frames = _frames(["4", "<end>", "2", "<end>", "<end>", "<end>"], ["+..+..", "=++==+", "======"])
+    cut = with_one_end(frames, [False, True, False, True, True, True])
+    assert [frame.tokens for frame in cut][-1] == ["4", "<end>", "2", "<end>×3"]
+    assert [frame.revealed for frame in cut] == [frame.revealed[:4] for frame in frames]
+    assert [len(frame.masked) for frame in cut] == [4, 4, 4]
+    assert "2<end>×3" in _printed(cut)
+
+
+@pytest.mark.parametrize("ends", [[False, False], [False, True], [True, False]])
+def test_with_one_end_leaves_all_else_as_it_is(ends: list[bool]) -> None:
+    frames = _frames(["4", "2"], ["+.", "=+"])
+    assert with_one_end(frames, ends) == frames

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 import pytest
 
 from unmask.errors import UserError
-from unmask.settings.reader import Word, build, document_of, leaves, merged, nested, read_recipe
+from unmask.settings.reader import (
+    Word,
+    build,
+    document_of,
+    first_sentence,
+    leaves,
+    merged,
+    nested,
+    read_recipe,
+    recipe_summaries,
+)
 from unmask.validation import choice, section, setting
 
 
@@ -200,3 +210,21 @@ def test_build_lets_the_upper_layer_hold_whichever_of_two_names_it_uses(tmp_path
     assert build(Drawing, read_recipe(str(tmp_path / "old.toml"))).shape == Round(radius=2.0)
     assert build(Drawing, read_recipe(str(tmp_path / "new.toml"))).shape == Round(radius=3.0)
     assert drawn({"shape": {"name": "round", "radius": 1}}, shape__size="4").shape == Round(radius=4.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("# One line. More.\nsteps = 3\n", "One line."),
+        ("# Over two\n# lines, 0.5 of it: yes. Then\n# more.\n", "Over two lines, 0.5 of it: yes."),
+        ("#No full stop\n# at all\n\n# Another comment.\n", "No full stop at all"),
+        ("steps = 3\n# Late.\n", ""),
+    ],
+)
+def test_first_sentence_is_that_of_the_first_comment_over_all_its_lines(text, sentence):
+    assert first_sentence(text) == sentence
+
+
+@pytest.mark.parametrize("command", ["train", "pretrain"])
+def test_recipe_summaries_are_whole_sentences(command):
+    assert all(summary.endswith(".") and summary.count(". ") == 0 for summary in recipe_summaries(command).values())

@@ -21,8 +21,8 @@ from typing import ClassVar
 
 from unmask.methods import DiffuGRPO
 from unmask.methods.base import Method
-from unmask.sampling.unmasking import LowConfidence
-from unmask.tasks import Sudoku
+from unmask.sampling.unmasking import LowConfidence, Unmasking
+from unmask.tasks import Sudoku, Task
 from unmask.validation import setting
 
 
@@ -64,6 +64,36 @@ class Last(LowConfidence):
     def __call__(self, observation):
         order_NC = observation.masked_NC.flip(1).cumsum(1).flip(1)
         return observation.masked_NC & (order_NC > observation.count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unsigned(Method):
+    """A method without paper and provenance."""
+
+    name: ClassVar[str] = "unsigned"
+
+    def terms(self, eos_id):
+        return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Termless(Method):
+    name: ClassVar[str] = "termless"
+    paper: ClassVar[str] = ""
+    provenance: ClassVar[str] = "own"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bare(Task):
+    name: ClassVar[str] = "bare"
+
+    def examples(self, split, count, seed):
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nameless(Unmasking):
+    """A rule without a name and a call."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +193,23 @@ def test_lists_of_rules_take_a_user_s(pieces):
         (
             ["--method", "pieces.py:Empty"],
             "which lacks name, paper, provenance, terms, unmasking: subclass unmask.methods.base:Method, or define",
+        ),
+        (
+            ["--method", "pieces.py:Unsigned"],
+            "which lacks paper, provenance: define the class variables paper and provenance, as in unmask.methods.",
+        ),
+        (["--method", "pieces.py:Termless"], "which lacks terms: define the function terms, as in unmask.methods."),
+        (
+            ["--task", "pieces.py:Bare"],
+            "lacks max_new_tokens, rewards: define the class variable max_new_tokens and the function rewards, as in",
+        ),
+        (
+            ["--rollout.unmasking", "pieces.py:Nameless"],
+            "lacks __call__, name: define the class variable name and the function __call__, as in unmask.sampling.",
+        ),
+        (
+            ["--method", "pieces.py:Zz"],
+            "'Zz': give one of Bare, Empty, Graded, Hidden, Last, Listed, Nameless, Needy, Scaled, Termless, Unsigned",
         ),
         (["--task", "pieces.py:Scaled"], "which lacks examples, gives_pairs, max_new_tokens, metrics, rewards, splits"),
         (["--method", "pieces.py:Hidden"], "pieces.py' has no settings class 'made.<locals>.Local'"),

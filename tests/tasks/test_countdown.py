@@ -153,7 +153,7 @@ def test_countdown_refuses_options_out_of_range(options: dict[str, int], message
 def test_countdown_refuses_unknown_split_and_settings_without_puzzles() -> None:
     with pytest.raises(UserError, match="'valid'; choose one of train, test"):
         Countdown().examples("valid", 1, 0)
-    with pytest.raises(UserError, match="raise max_number"):
+    with pytest.raises(UserError, match=r"raise task\.max_number or task\.max_target"):
         Countdown(max_number=1, max_target=1).examples("test", 1, 0)
 
 

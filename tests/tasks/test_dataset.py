@@ -78,7 +78,7 @@ def test_read_table_of_a_hub_data_set_by_configuration_and_split(monkeypatch):
     assert [example.prompt for example in task.examples("train", 1, 0)] == ["What is 3 + 3?"]
     assert set(asked) == {("org/name", "main", "train"), ("org/name", "main", "test")}
     with pytest.raises(
-        UserError, match=r"org/name', split 'dev', from the Hub \(Unknown split .* check name, hub_config"
+        UserError, match=r"org/name', split 'dev', from the Hub \(Unknown split .* check name, task.hub_config"
     ):
         Dataset(data="org/name", hub_split="dev").examples("train", 1, 0)
 
@@ -178,7 +178,7 @@ def test_dataset_well_formed():
 def test_dataset_without_answers_rewards_come_from_elsewhere():
     assert not Dataset().verifies
     assert Dataset().metrics([""], ["x"], answer=["x"]) == {}
-    with pytest.raises(UserError, match=r"answer_kind is none.*give --reward.functions"):
+    with pytest.raises(UserError, match=r"answer_kind is none.*give reward.functions"):
         Dataset().rewards([""], ["x"], answer=["x"])
 
 
@@ -189,7 +189,7 @@ def test_dataset_without_answers_rewards_come_from_elsewhere():
         ('{"prompt": "a"}\n{"prompt": ', "line 2: not JSON .*mend or remove it"),
         ("[" * 100_000, "line 1: not JSON"),
         ("[1]", r"line 1: \[1\] is no object; write {COLUMN: VALUE"),
-        ('{"question": "a"}', "line 1: there is no column 'prompt'; name one of question"),
+        ('{"question": "a"}', "line 1: there is no column 'prompt'; set task.prompt_column to one of question"),
         ('{"prompt": "a"}\n{"prompt": 5}', "line 2: prompt is 5; write text"),
         ('{"prompt": " "}', "prompt is ' '; write text"),
         ('{"prompt": "a", "x": 1}\n{"x": 2}', "line 2: prompt is None"),
@@ -246,7 +246,7 @@ def test_read_table_refuses_a_file_that_is_no_parquet(tmp_path):
 
 
 def test_dataset_faults_of_settings(tmp_path):
-    with pytest.raises(UserError, match=r"give data, a .jsonl"):
+    with pytest.raises(UserError, match=r"give task.data, a .jsonl"):
         Dataset().examples("train", 1, 0)
     with pytest.raises(UserError, match="no split 'dev'"):
         Dataset().examples("dev", 1, 0)
@@ -254,14 +254,14 @@ def test_dataset_faults_of_settings(tmp_path):
         Dataset(answer_kind="regex")
     with pytest.raises(UserError, match=r"cannot read nowhere.jsonl"):
         Dataset(data="nowhere.jsonl").examples("train", 1, 0)
-    with pytest.raises(UserError, match="falls into the tenth that is held out; give test_data"):
+    with pytest.raises(UserError, match=r"falls into the tenth that is held out; give task\.test_data"):
         dataset(tmp_path, [{"prompt": "a"}]).examples("test", 1, 0)
     test = written(tmp_path / "test.jsonl", ROWS[:1])
     with pytest.raises(UserError, match=r"leaves 0 training rows"):
         dataset(tmp_path, ROWS[:1], test_data=test).examples("train", 1, 0)
     with pytest.raises(UserError, match=r"leaves 59 training rows .*few_shot is 60"):
         dataset(tmp_path, test_data=test, few_shot=60).examples("train", 1, 0)
-    with pytest.raises(UserError, match=r"no completion; give completion_column"):
+    with pytest.raises(UserError, match=r"no completion; give task.completion_column"):
         dataset(tmp_path, [{"prompt": "a"}, {"prompt": "b"}], test_data=test, few_shot=1).examples("test", 1, 0)
 
 

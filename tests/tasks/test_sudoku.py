@@ -258,7 +258,7 @@ def test_sudoku_refuses_wrong_use() -> None:
         Sudoku().examples("dev", 1, 0)
     with pytest.raises(UserError, match=r"no split 'test_unseen_grids'; choose one of train, test$"):
         Sudoku(size=9).examples("test_unseen_grids", 1, 0)
-    with pytest.raises(UserError, match=r"max_empty=16.*'train'; lower max_empty"):
+    with pytest.raises(UserError, match=r"max_empty=16.*'train'; lower task.max_empty"):
         Sudoku(min_empty=16, max_empty=16).examples("train", 1, 0)
     with pytest.raises(UserError, match="'puzzle'"):
         Sudoku().rewards([""], [""])

@@ -142,13 +142,15 @@ def test_check_preferences_refuses_methods_that_need_their_own_samples(document,
     document["method"] = {"name": method}
     if method == "just-grpo":
         document["rollout"] |= {"steps": 16, "unmasking": {"name": "left_to_right"}}
-    with pytest.raises(UserError, match=f"method {method} learns from completions that it has sampled.*--method vrpo"):
+    with pytest.raises(
+        UserError, match=f"method {method} learns from completions that it has sampled.*give method vrpo"
+    ):
         build_trainer(build(Recipe, document))
 
 
 def test_check_preferences_refuses_completions_that_do_not_fit(document):
     document["task"]["max_new_tokens"] = 8
-    with pytest.raises(UserError, match=r"40 of 40 given completions exceed max_new_tokens 8 .*has 16 tokens"):
+    with pytest.raises(UserError, match=r"40 of 40 given completions exceed rollout.max_new_tokens 8 .*has 16 tokens"):
         build_trainer(build(Recipe, document))
 
 

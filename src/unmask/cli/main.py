@@ -35,7 +35,7 @@ from unmask.settings.reader import (
 )
 from unmask.settings.resume import check_unchanged, locate_run
 from unmask.settings.starting import check_agreement, check_one_name, names_the_job, with_model_and_task
-from unmask.validation import did_you_mean
+from unmask.validation import did_you_mean, near
 
 _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130
@@ -153,7 +153,7 @@ def _given(name: str, command: Command, words: list[str]) -> dict[str, str]:
     for word in rest:
         flag, equals, text = word.partition("=") if word.startswith("--") else (next(places, word), "=", word)
         if flag not in (*own, *switches) and not _is_setting(command, flag):
-            raise _unknown(command, flag)
+            raise _unknown(name, command, flag)
         if flag in switches and equals:
             raise UserError(f"{flag} is {text!r}: give it without a value")
         if flag not in switches and not equals:
@@ -171,12 +171,14 @@ def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _unknown(command: Command, word: str) -> UserError:
+def _unknown(name: str, command: Command, word: str) -> UserError:
     """What to say of a word that is no argument of the command and begins with no setting's name."""
+    see = f"see unmask {name} --help"
+    if not word.startswith("--"):
+        return UserError(f"unmask {name} takes no argument {word!r}; {see}")
     own = [argument for argument, _ in (*command.arguments, *command.switches) if argument.startswith("--")]
     known = [flag.removeprefix("--") for flag in (*own, *(leaf.flag for leaf in leaves(command.settings())))]
-    flag = word.removeprefix("--") if word.startswith("--") else ""  # like no flag
-    return UserError(f"unknown argument {word!r}{did_you_mean(flag, known, '--')}")
+    return UserError(f"unknown argument {word!r}{near(word.removeprefix('--'), known, '--') or f'; {see}'}")
 
 
 def _is_setting(command: Command, flag: str) -> bool:

@@ -83,7 +83,7 @@ COMMANDS = {
         settings=PretrainRecipe,
         run=commands.pretrain,
         logs=True,
-        summary="train a small base model from scratch, supervised",
+        summary="train a small base model from scratch, or fine-tune --model DIR, supervised",
         example="unmask pretrain --recipe pretrain-sudoku --output models/sudoku",
         arguments=(
             (
@@ -124,7 +124,7 @@ COMMANDS = {
     ),
     "recipes": Command(
         run=commands.recipes,
-        summary="list the recipes that ship, each with its first line",
+        summary="list the recipes that ship, each with its first sentence",
         example="unmask recipes",
     ),
     "methods": Command(

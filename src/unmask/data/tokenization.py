@@ -113,3 +113,19 @@ def token_names(tokenizer: PreTrainedTokenizerFast, row: list[int]) -> list[str]
     """The tokens of a row as texts, ids that the tokenizer does not know as <id N>."""
     names = zip(row, tokenizer.convert_ids_to_tokens(row), strict=True)
     return [f"<id {token}>" if name is None else name for token, name in names]
+
+
+def token_texts(tokenizer: PreTrainedTokenizerFast, row: list[int]) -> list[str]:
+    """What each token of a row adds to a text, for people to read; a part of a character is shown as �.
+
+    Ids that the tokenizer does not know are <id N>. Byte-level names such as "Ġthe" read " the" here.
+    """
+
+    def text(token: int) -> str:
+        # The second of two keeps the space that decoders take from the first token of a text.
+        once, twice = (tokenizer.decode([token] * count, clean_up_tokenization_spaces=False) for count in (1, 2))
+        return str(twice)[len(once) :]
+
+    names = zip(row, token_names(tokenizer, row), strict=True)
+    shown = {token: text(token) or name for token, name in dict(names).items()}
+    return [shown[token] for token in row]

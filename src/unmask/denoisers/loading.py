@@ -39,7 +39,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_m
 # What may be wrong with tensors, by transformers' names, and how it is said of a model.
 _MISFITS = {"missing": "lacks", "unexpected": "has no use for", "mismatched": "shapes otherwise"}
 _MASKED = "bert"  # masked language models attend both ways as they are
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 # Of the top folder alone. Code comes along for the original loaders, and is never run here.
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
 
@@ -59,6 +59,11 @@ def resolve(model: str) -> Path:
         return directory
     if not directory.exists() and _HUB_NAME.fullmatch(model):
         directory = _downloaded(model)
+    if not directory.exists():
+        raise UserError(
+            f"model {model!r}: there is no such directory, and only names of the form org/name are looked up on the "
+            f"Hub; give a checkpoint directory, org/name or {EMBEDDED}NAME"
+        )
     if not (directory / "config.json").exists():
         raise UserError(f"model {model!r} has no config.json: give a checkpoint directory or {EMBEDDED}NAME")
     if (directory / "adapter_config.json").exists():
@@ -76,7 +81,8 @@ def _downloaded(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]))
     except (OSError, HFValidationError) as error:
         raise UserError(
-            f"model {name!r} is no directory, and the Hub does not give it ({' '.join(str(error).split())[:200]}): "
+            f"model {name!r}: there is no such directory, and the Hub does not give it "
+            f"({' '.join(str(error).split())[:200]}): "
             "check name, network and access rights (hf auth login), or give a directory"
         ) from None
 

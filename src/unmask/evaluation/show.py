@@ -9,11 +9,11 @@ from torch import Tensor
 
 from unmask.data.example import Example
 from unmask.data.examples import Examples, rollout_texts
-from unmask.data.tokenization import token_names
+from unmask.data.tokenization import token_texts
 from unmask.denoisers.loading import load_denoiser, load_tokenizer
 from unmask.distributed import best_device
 from unmask.errors import UserError
-from unmask.report.denoising import Frame, print_denoising
+from unmask.report.denoising import Frame, print_denoising, with_one_end
 from unmask.report.progress import advance, phase
 from unmask.settings.commands import SampleSettings
 from unmask.settings.recipe import RolloutSettings
@@ -22,7 +22,7 @@ from unmask.uniforms import Uniforms
 
 def show_sample(settings: SampleSettings) -> None:
     """Complete the prompt, or a held-out item of the task where it is unset, and print every denoising step."""
-    from unmask.report.terminal import OutputConsole
+    from unmask.report.terminal import OutputConsole, terminal_console
 
     with phase(f"loading {settings.model}"):
         tokenizer = load_tokenizer(settings.model)
@@ -52,7 +52,11 @@ def show_sample(settings: SampleSettings) -> None:
     reward = float(settings.task.rewards([item.prompt], [text], **examples.columns([0], 1))[0]) if known else None
     frames = _frames(canvases, denoiser.mask_id, tokenizer)
     size = getattr(settings.task, "size", None)
-    print_denoising(frames, item.prompt, text, reward, OutputConsole(), columns=size)
+    console = OutputConsole() if size is not None else terminal_console()
+    if size is None:
+        ends = (denoiser.eos_id, *denoiser.other_end_ids)
+        frames = with_one_end(frames, [token in ends for token in canvases[-1].tolist()])
+    print_denoising(frames, item.prompt, text, reward, console, columns=size)
 
 
 def _item(settings: SampleSettings) -> Example:
@@ -74,7 +78,7 @@ def _frames(canvases: list[Tensor], mask_id: int, tokenizer: Any) -> list[Frame]
         frames.append(
             Frame(
                 step=step + 1,
-                tokens=token_names(tokenizer, canvas.tolist()),
+                tokens=token_texts(tokenizer, canvas.tolist()),
                 masked=(canvas == mask_id).tolist(),
                 revealed=((canvas != mask_id) & (before == mask_id)).tolist(),
                 confidence=None,

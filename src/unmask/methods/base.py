@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
@@ -40,5 +41,6 @@ class Method(Protocol):
     provenance: ClassVar[str]  # what the file was written from: code, paper, port, reconstructed
     unmasking: ClassVar[str | None] = None  # unmasking rule that the rollout must use; None: any
 
+    @abstractmethod
     def terms(self, eos_id: int) -> tuple[Term, ...]:
         """The terms whose sum is the loss; `eos_id`: the end-of-sequence token, for spans that end there."""

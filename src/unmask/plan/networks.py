@@ -75,7 +75,7 @@ def _read_config(model: str) -> dict[str, Any]:
     if not on_disk:
         if model in shapes:
             return shapes[model]
-        raise UserError(f"model {model!r} is no checkpoint directory{did_you_mean(model, list(shapes))}")
+        raise UserError(f"model {model!r}: there is no such checkpoint directory{did_you_mean(model, list(shapes))}")
     return read_json(resolve(model) / "config.json")
 
 

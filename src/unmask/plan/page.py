@@ -116,12 +116,13 @@ def verdict(plan: Plan) -> str:
 
 def _assumptions(plan: Plan) -> str:
     settings = plan.settings
-    steps, hours = settings.train.steps, settings.train.steps * plan.seconds.step / 3600
+    steps = settings.train.steps
     return (
         f"Assumed: prompts of {plan.prompt} tokens (prompt_tokens), completions that fill their "
         f"{plan.work.length - plan.prompt}, every group trained; {settings.utilisation:.0%} of "
         f"{plan.gpus.peak / 1e12:g} TFLOP/s (utilisation, gpu); {settings.headroom:.0%} of the memory stays free "
-        f"(headroom). {steps} training steps: {hours:.1f} h, without evaluations, rewards and communication."
+        f"(headroom). {steps} training steps: {_time(steps * plan.seconds.step)}, "
+        "without evaluations, rewards and communication."
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -77,6 +77,30 @@ def print_denoising(
     console.print(_labelled("answer", answer), soft_wrap=True)
     if reward is not None:
         console.print(_labelled("reward", f"{reward:.2f}"), soft_wrap=True)
+
+
+def with_one_end(frames: Sequence[Frame], is_end: Sequence[bool]) -> list[Frame]:
+    """The frames, each run of end tokens that the completion ends in cut to its first, with their number behind it.
+
+    is_end: for each token of the last frame, whether it is an end token.
+    """
+    count = sum(1 for _ in takewhile(bool, reversed(is_end)))
+    if count < 2:
+        return list(frames)
+    first = len(is_end) - count
+    return [_cut(frame, first + 1, f"{frames[-1].tokens[first]}×{count}") for frame in frames]
+
+
+def _cut(frame: Frame, length: int, last: str) -> Frame:
+    """The first tokens of a frame, with another text for the last of them."""
+    return replace(
+        frame,
+        tokens=[*frame.tokens[: length - 1], last],
+        masked=frame.masked[:length],
+        revealed=frame.revealed[:length],
+        confidence=frame.confidence and frame.confidence[:length],
+        remasked=frame.remasked and frame.remasked[:length],
+    )
 
 
 def _with_remasked(frames: Sequence[Frame]) -> list[Frame]:

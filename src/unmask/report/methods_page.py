@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from unmask.methods import METHODS
 from unmask.methods.base import Method
 from unmask.methods.describe import LEGEND, Row, method_rows
+from unmask.report.terminal import UNLIMITED
 from unmask.settings.reader import leaves
 
 if TYPE_CHECKING:
@@ -41,9 +42,13 @@ def _settings(method: Method) -> list[tuple[str, str, str]]:
 
 
 def print_methods() -> None:
-    """Print the table of all methods, and what its columns mean."""
-    console = _console()
-    _print_table(console, [NARROW, *map(_narrow, all_rows())], blank_lines=1)
+    """Print the table of all methods, a line each where they fit (a file or a pipe), and what its columns mean."""
+    console, rows = _console(), all_rows()
+    lines = [list(rows[0].cells), *(list(row.cells.values()) for row in rows)]
+    if sum(column_widths(lines, UNLIMITED)) + len(lines[0]) <= console.width:
+        _print_table(console, lines)
+    else:
+        _print_table(console, [NARROW, *map(_narrow, rows)], blank_lines=1)
     for name, meaning in LEGEND.items():
         console.print(f"{name}: {meaning}")
 
@@ -69,9 +74,9 @@ def _narrow(row: Row) -> list[str]:
 
 def _console() -> Console:
     """A console that takes brackets and numbers for text."""
-    from unmask.report.terminal import OutputConsole
+    from unmask.report.terminal import terminal_console
 
-    return OutputConsole(markup=False, highlight=False, emoji=False)
+    return terminal_console(markup=False, highlight=False, emoji=False)
 
 
 def _print_table(console: Console, rows: list[list[str]], blank_lines: int = 0) -> None:

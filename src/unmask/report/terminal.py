@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-_UNLIMITED = 10_000  # columns of a pipe or a file: nothing is cut or folded there
+UNLIMITED = 10_000  # columns of a pipe or a file: nothing is cut or folded there
 
 
 class OutputConsole(Console):
@@ -21,4 +21,4 @@ class OutputConsole(Console):
 def terminal_console(**options: Any) -> Console:
     """A console that cuts no words where its output goes to a file or a pipe."""
     console = OutputConsole(**options)
-    return console if console.is_terminal or "COLUMNS" in os.environ else OutputConsole(**options, width=_UNLIMITED)
+    return console if console.is_terminal or "COLUMNS" in os.environ else OutputConsole(**options, width=UNLIMITED)

@@ -189,7 +189,7 @@ class EvaluateSettings:
         if self.lengths and not all(map(_is_count, self.lengths.split(","))):
             raise UserError(f"lengths is {self.lengths!r}: give numbers of tokens with commas between, such as 128,256")
         if self.samples > 1 and self.temperature == 0:
-            raise UserError(f"samples is {self.samples} and temperature 0 makes them all equal: raise --temperature")
+            raise UserError(f"samples is {self.samples} and temperature 0 makes them all equal: raise temperature")
 
     @property
     def rules(self) -> list[str]:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import reduce
 from importlib.resources import files
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
 from unmask.errors import UserError
-from unmask.validation import Range, check_number, did_you_mean, load_named, place_of
+from unmask.settings.users_classes import check_complete
+from unmask.validation import Range, check_number, did_you_mean, load_named, near, place_of
 
 Document = dict[str, Any]
 Settings = TypeVar("Settings")
+
+_MOST_SHOWN = 12  # flags in an error line
 
 _LOG = logging.getLogger("unmask")
 
@@ -140,29 +145,17 @@ def chosen(choices: Mapping[str, type[Any]], name: Any, shown: str) -> type[Any]
         raise UserError(f"{shown} is {name!r}{did_you_mean(str(name), choices)}, or FILE.py:NAME")
     if name in choices:
         return choices[name]
-    found: type[Any] = load_named(name, "settings class")
+    found: type[Any] = load_named(name, "settings class", kind=type)
     if not (isinstance(found, type) and is_dataclass(found)):
         raise UserError(f"{shown} is {name!r}, which is no dataclass: give a class with @dataclass(frozen=True)")
-    load_named(place_of(found), "settings class")  # as `document_of` names it
+    load_named(place_of(found), "settings class", kind=type)  # as `document_of` names it
     for field in fields(found):
         if field.default is MISSING and field.default_factory is MISSING:
             raise UserError(f"{name} has no default for {field.name!r}: give one, every setting has a default")
         if not {"choices", "section"} & set(field.metadata):
             _kind(field)
-    shared = set.intersection(*(set(dir(settings)) for settings in choices.values())) - set(dir(found))
-    if missing := sorted(name for name in shared if not name.startswith("_") or name == "__call__"):
-        mend = f"define them as in {place_of(next(iter(choices.values())))}"
-        if base := _common_base(choices.values()):
-            mend = f"subclass {place_of(base)}, or {mend}"
-        raise UserError(f"{shown} is {name!r}, which lacks {', '.join(missing)}: {mend}")
+    check_complete(found, list(choices.values()), f"{shown} is {name!r}")
     return found
-
-
-def _common_base(classes: Iterable[type[Any]]) -> type[Any] | None:
-    """The nearest class that all `classes` subclass, such as a protocol with defaults."""
-    first, *others = (settings.__mro__[1:-1] for settings in classes)
-    shared = [base for base in first if all(base in bases for bases in others)]
-    return next((base for base in shared if base.__module__.startswith("unmask.")), None)
 
 
 def _kind(field: Field[Any]) -> str:
@@ -211,7 +204,8 @@ def _unknown(settings: type[Any], others: Mapping[str, Any], path: str, value: A
         return UserError(f"unknown setting {path!r}{did_you_mean(path.removeprefix(where), known)}")
     flags = [leaf.flag.removeprefix("--") for leaf in leaves(build(settings, others, where))]
     wrong, prefix = flag_of(below), flag_of(where)
-    return UserError(f"unknown argument {wrong!r}{did_you_mean(wrong.removeprefix(prefix), flags, prefix)}")
+    few = did_you_mean("", flags, prefix) if len(flags) <= _MOST_SHOWN else "; see --help"
+    return UserError(f"unknown argument {wrong!r}{near(wrong.removeprefix(prefix), flags, prefix) or few}")
 
 
 # ---- to a table, and to flags ----
@@ -292,10 +286,17 @@ def recipe_names(command: str) -> list[str]:
 
 
 def recipe_summaries(command: str) -> dict[str, str]:
-    """The first line of each shipped recipe of a command, its comment sign removed, by the recipe's name."""
+    """The first sentence of each shipped recipe of a command, from the comment that begins its file, by name."""
     folder = Path(str(files("unmask.settings").joinpath("recipes")))
-    lines = {name: (folder / f"{name}.toml").read_text(encoding="utf-8") for name in recipe_names(command)}
-    return {name: text.partition("\n")[0].removeprefix("#").strip() for name, text in lines.items()}
+    texts = {name: (folder / f"{name}.toml").read_text(encoding="utf-8") for name in recipe_names(command)}
+    return {name: first_sentence(text) for name, text in texts.items()}
+
+
+def first_sentence(text: str) -> str:
+    """The first sentence, over all its lines, of the comment with which a TOML text begins; empty without one."""
+    lines = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    comment = " ".join(line.strip("# ") for line in lines)
+    return re.split(r"(?<=[.!?]) +(?=[A-Z])", comment)[0]
 
 
 def read_recipe(recipe: str) -> Document:
@@ -323,7 +324,8 @@ def _read_toml(recipe: str) -> Document:
         path = Path(str(files("unmask.settings").joinpath("recipes"))) / f"{recipe}.toml"
         if not path.is_file():
             known = recipe_names("train") + recipe_names("pretrain")
-            raise UserError(f"unknown recipe {recipe!r}{did_you_mean(recipe, known)}, or a path that ends in .toml")
+            mend = near(recipe, known) or "; unmask recipes lists them"
+            raise UserError(f"unknown recipe {recipe!r}{mend}, or give a path that ends in .toml")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

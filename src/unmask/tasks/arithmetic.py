@@ -39,8 +39,8 @@ class Arithmetic(Task):
     max_number: int = setting(9, "largest number in a prompt, 1 to 99")
 
     def __post_init__(self) -> None:
-        check_range("terms", self.terms, 2, 5)
-        check_range("max_number", self.max_number, 1, 99)
+        check_range("task.terms", self.terms, 2, 5)
+        check_range("task.max_number", self.max_number, 1, 99)
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
@@ -56,7 +56,7 @@ class Arithmetic(Task):
         """Random expressions with their worked-out steps. See Task.examples."""
         check_split(self, split)
         rng = Random(f"{self.name}-{split}-{seed}")
-        mend = "choose another terms or max_number"
+        mend = "choose another task.terms or task.max_number"
         return [first_accepted(lambda: self._draw(rng, split), self, split, mend) for _ in range(count)]
 
     def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:

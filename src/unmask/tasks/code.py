@@ -41,8 +41,8 @@ class Code(FileTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("time_limit_seconds", self.time_limit_seconds, 1, 600)
-        check_range("memory_megabytes", self.memory_megabytes, 128, 2**20)
+        check_range("task.time_limit_seconds", self.time_limit_seconds, 1, 600)
+        check_range("task.memory_megabytes", self.memory_megabytes, 128, 2**20)
 
     def examples(self, split: str, count: int, seed: int) -> list[Example]:
         """The first problems of a file. See Task.examples. Raises UserError where no sandbox can be made."""

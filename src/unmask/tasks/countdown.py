@@ -46,10 +46,10 @@ class Countdown(Task):
     )
 
     def __post_init__(self) -> None:
-        check_range("count", self.count, 3, 4)
+        check_range("task.count", self.count, 3, 4)
         # Every integer up to the larger one is a token.
-        check_range("max_number", self.max_number, 1, 9999)
-        check_range("max_target", self.max_target, 1, 9999)
+        check_range("task.max_number", self.max_number, 1, 9999)
+        check_range("task.max_target", self.max_target, 1, 9999)
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
@@ -63,7 +63,7 @@ class Countdown(Task):
         if split == "test" and self.data is not None:
             return self._published[:count]
         rng = Random(f"{self.name}-{split}-{seed}")
-        mend = "raise max_number or max_target"
+        mend = "raise task.max_number or task.max_target"
         return [first_accepted(lambda: self._draw(rng, split), self, split, mend) for _ in range(count)]
 
     def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:

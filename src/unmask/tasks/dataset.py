@@ -42,10 +42,10 @@ class Dataset(RowsTask):
     few_shot: int = setting(0, "training rows that every prompt shows solved")
 
     def __post_init__(self) -> None:
-        check_range("few_shot", self.few_shot, 0, 64)
+        check_range("task.few_shot", self.few_shot, 0, 64)
         super().__post_init__()
         if self.answer_kind not in ANSWER_KINDS:
-            raise UserError(f"answer_kind is {self.answer_kind!r}; choose one of {', '.join(ANSWER_KINDS)}")
+            raise UserError(f"task.answer_kind is {self.answer_kind!r}; choose one of {', '.join(ANSWER_KINDS)}")
 
     @property
     def verifies(self) -> bool:
@@ -56,8 +56,8 @@ class Dataset(RowsTask):
         """1.0 for the right answer, else 0.0. Raises UserError where answer_kind is none."""
         if not self.verifies:
             raise UserError(
-                "task dataset compares no answers (answer_kind is none): give --reward.functions, or answer_column "
-                "and answer_kind number, latex or text"
+                "task dataset compares no answers (task.answer_kind is none): give reward.functions, or "
+                "task.answer_column and task.answer_kind number, latex or text"
             )
         return self._right(completions, columns)
 
@@ -90,10 +90,10 @@ class Dataset(RowsTask):
         return self.few_shot
 
     def _read(self, row: Row) -> Example:
-        prompt, messages = prompt_of(cell(row, self.prompt_column), self.prompt_column)
+        prompt, messages = prompt_of(cell(row, "prompt_column", self.prompt_column), self.prompt_column)
         completion = row.get(self.completion_column)
         if self.verifies:
-            self._check_answer(cell(row, self.answer_column))
+            self._check_answer(cell(row, "answer_column", self.answer_column))
         others = {
             name: value for name, value in row.items() if name not in (self.prompt_column, self.completion_column)
         }

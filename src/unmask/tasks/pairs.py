@@ -29,16 +29,17 @@ class Pairs(RowsTask):
 
     def rewards(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float]:
         """Raises UserError: nothing is known of completions other than those of the pairs."""
-        raise UserError("task pairs knows the given completions alone: train on them with --method vrpo")
+        raise UserError("task pairs knows the given completions alone: train on them with method vrpo")
 
     def metrics(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> dict[str, list[float]]:
         """Empty: nothing is known of completions other than those of the pairs."""
         return {}
 
     def _read(self, row: Row) -> Example:
-        chosen, rejected = cell(row, self.chosen_column), cell(row, self.rejected_column)
+        chosen = cell(row, "chosen_column", self.chosen_column)
+        rejected = cell(row, "rejected_column", self.rejected_column)
         shared = self._shared(chosen, rejected)
-        prompt, messages = prompt_of(shared or cell(row, self.prompt_column), self.prompt_column)
+        prompt, messages = prompt_of(shared or cell(row, "prompt_column", self.prompt_column), self.prompt_column)
         if shared:
             chosen, rejected = chosen[-1:], rejected[-1:]
         pair = completion_of(chosen, self.chosen_column), completion_of(rejected, self.rejected_column)

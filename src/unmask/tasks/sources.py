@@ -23,7 +23,7 @@ class FileTask(Task):
     few_shot: int = setting(0, "training problems that every prompt shows solved")
 
     def __post_init__(self) -> None:
-        check_range("few_shot", self.few_shot, 0, 64)
+        check_range("task.few_shot", self.few_shot, 0, 64)
 
     def examples(self, split: str, count: int, seed: int) -> list[Example]:
         """The first problems of a file. See Task.examples."""
@@ -68,7 +68,7 @@ class RowsTask(Task):
     max_new_tokens: int = setting(256, "completion length in tokens; given completions must fit")
 
     def __post_init__(self) -> None:
-        check_range("max_new_tokens", self.max_new_tokens, 1, 1_000_000)
+        check_range("task.max_new_tokens", self.max_new_tokens, 1, 1_000_000)
 
     def examples(self, split: str, count: int, seed: int) -> list[Example]:
         """The first rows of a split. See Task.examples."""

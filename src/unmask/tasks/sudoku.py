@@ -39,9 +39,9 @@ class Sudoku(Task):
 
     def __post_init__(self) -> None:
         if self.size not in BOX_SHAPES:
-            raise UserError(f"size is {self.size}; choose 4, 6 or 9")
-        check_range("max_empty", self.max_empty, 1, self.size**2)
-        check_range("min_empty", self.min_empty, 1, self.max_empty)
+            raise UserError(f"task.size is {self.size}; choose 4, 6 or 9")
+        check_range("task.max_empty", self.max_empty, 1, self.size**2)
+        check_range("task.min_empty", self.min_empty, 1, self.max_empty)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -103,7 +103,7 @@ class Sudoku(Task):
             puzzle = "".join(cells)
             return _example(puzzle, grid) if self._belongs(puzzle, split) else None
 
-        return first_accepted(empty_some, self, split, "lower max_empty")
+        return first_accepted(empty_some, self, split, "lower task.max_empty")
 
     def _belongs(self, puzzle: str, split: str) -> bool:
         if split == "test_unseen_grids":

@@ -52,7 +52,7 @@ class SudokuWords(Task):
 
     def __post_init__(self) -> None:
         check_scoring(self.scoring)
-        check_range("few_shot", self.few_shot, 0, 16)
+        check_range("task.few_shot", self.few_shot, 0, 16)
         _ = self._puzzles  # refuses what Sudoku refuses
 
     def examples(self, split: str, count: int, seed: int) -> list[Example]:

@@ -30,14 +30,14 @@ def check_preferences(examples: Examples, terms: tuple[Term, ...], method: str, 
     if not all(term.compares_pairs for term in terms):
         raise UserError(
             f"method {method} learns from completions that it has sampled, and this task gives pairs: "
-            "give --method vrpo, or a task with rewards"
+            "give method vrpo, or a task with rewards"
         )
     lengths = [len(ids) for ranked in examples.ranked_ids for ids in ranked]
     long = [tokens for tokens in lengths if tokens > length]
     if long:
         raise UserError(
-            f"{len(long)} of {len(lengths)} given completions exceed max_new_tokens {length} (the longest has "
-            f"{max(long)} tokens): raise max_new_tokens or remove them"
+            f"{len(long)} of {len(lengths)} given completions exceed rollout.max_new_tokens {length} (the longest has "
+            f"{max(long)} tokens): raise it or remove them"
         )
 
 

@@ -100,7 +100,8 @@ def _data(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast, denoiser: 
     for item, ids in zip(items, solutions, strict=True):
         if len(ids) > length:
             raise UserError(
-                f"{item.named}: completion {item.solution[:40]!r} has {len(ids)} tokens, max_new_tokens is {length}"
+                f"{item.named}: completion {item.solution[:40]!r} has {len(ids)} tokens, "
+                f"task.max_new_tokens is {length}"
             )
     trained = len(items) - recipe.validation_examples
     if trained < 1:
@@ -136,7 +137,7 @@ def _with_solution(item: Example) -> Example:
         others = ", ".join(found.columns) or "nothing"
         raise UserError(
             f"{found.named}: there is no completion to learn from; beside the prompt the row has {others}: "
-            "name the column of the completions by --task.completion-column, or end messages with the assistant's"
+            "name the column of the completions by task.completion_column, or end messages with the assistant's"
         )
     return found
 

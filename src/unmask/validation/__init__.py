@@ -132,30 +132,45 @@ def check_range(name: str, value: int, low: int, high: int) -> None:
 def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     """The end of an error line about an unknown word: the nearest known one, or all; `prefix` is put before each."""
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    if close:
-        return f": perhaps you meant {prefix + close[0]!r}"
-    return (
+    return near(word, known, prefix) or (
         f": give one of {', '.join(prefix + name for name in known)}" if known else ", and there is none to give here"
     )
 
 
-def load_named(spec: str, what: str, forms: str = "FILE.py:NAME or MODULE:NAME") -> Any:
+def near(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """The end of an error line about an unknown word: the nearest known one, empty where none is near."""
+    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
+    return f": perhaps you meant {prefix + close[0]!r}" if close else ""
+
+
+def load_named(spec: str, what: str, forms: str = "FILE.py:NAME or MODULE:NAME", kind: type = object) -> Any:
     """The user's own function or class that `spec`, FILE.py:NAME or MODULE:NAME, names.
 
-    `what` and `forms` are for errors. Raises UserError for what is not there or cannot be called.
+    `what` and `forms` are for errors, in which the module's own names of the `kind` are proposed. Raises UserError for
+    what is not there or cannot be called.
     """
     where, _, name = spec.rpartition(":")
     if not where or not name:
         raise UserError(f"{what} {spec!r} is unknown: give {forms}")
     module = _import_file(where, what) if where.endswith(".py") else _import_module(where, what, forms)
-    found = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+    found = _own_names(module, kind)
     if not hasattr(module, name):
         raise UserError(f"{where!r} has no {what} {name!r}{did_you_mean(name, found)}")
     named = getattr(module, name)
     if not callable(named):
         raise UserError(f"{spec!r} is a {type(named).__name__} and cannot be called{did_you_mean(name, found)}")
     return named
+
+
+def _own_names(module: ModuleType, kind: type) -> list[str]:
+    """Names of the functions and classes of a `kind` that a module defines, or lists in `__all__`: no mere imports."""
+    listed = vars(module).get("__all__", ())
+    callables = {key: value for key, value in vars(module).items() if isinstance(value, kind) and callable(value)}
+    return [
+        key
+        for key, value in callables.items()
+        if key in listed or (not key.startswith("_") and getattr(value, "__module__", None) == module.__name__)
+    ]
 
 
 def place_of(named: type[Any]) -> str:

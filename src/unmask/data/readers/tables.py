@@ -17,7 +17,7 @@ from unmask.errors import UserError
 Row = dict[str, Any]
 Placed = tuple[str, Row]  # "line 3", the row there
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 _INSTALL = "run pip install 'unmask[data]'"
 
 
@@ -34,7 +34,9 @@ def read_table(source: str, config: str | None, split: str) -> list[Placed]:
     """
     reader = _READERS.get(Path(source).suffix.lower())
     if reader is None and not is_on_hub(source):
-        raise UserError(f"data {source!r}: give a file that ends in {', '.join(_READERS)}, or org/name on the Hub")
+        raise UserError(
+            f"task.data is {source!r}: give a file that ends in {', '.join(_READERS)}, or org/name on the Hub"
+        )
     placed = list(reader(source) if reader is not None else _hub(source, config, split))
     if not placed:
         raise UserError(f"{source} has no rows: add one per prompt")
@@ -113,7 +115,7 @@ def _hub(name: str, config: str | None, split: str) -> Iterable[Placed]:
     except (OSError, ValueError, DatasetsError) as error:
         raise UserError(
             f"cannot load {name!r}, split {split!r}, from the Hub ({' '.join(str(error).split())}): check name, "
-            "hub_config, split and network, or give a file"
+            "task.hub_config, task.hub_split and network, or give a file"
         ) from None
 
 

@@ -39,7 +39,7 @@ class UserData:
     @cached_property
     def _rows(self) -> list[Example]:
         if self.data is None:
-            raise UserError("the task reads the user's data; give data, a .jsonl, .json, .csv or .parquet file")
+            raise UserError("the task reads the user's data; give task.data, a .jsonl, .json, .csv or .parquet file")
         return self._read(self.data, self.hub_split)
 
     @cached_property
@@ -48,7 +48,7 @@ class UserData:
             return self._read(self.test_data, self.hub_test_split)
         held_out = [example for example in self._rows if in_split(prompt_key(example), "test")]
         if not held_out:
-            raise UserError(f"no prompt of {self.data} falls into the tenth that is held out; give test_data")
+            raise UserError(f"no prompt of {self.data} falls into the tenth that is held out; give task.test_data")
         return held_out
 
     @cached_property
@@ -60,8 +60,8 @@ class UserData:
             rows = [example for example in self._rows if prompt_key(example) not in tested]
         if len(rows) <= self.few_shot:
             raise UserError(
-                f"{self.data} leaves {len(rows)} training rows besides the test's prompts, and few_shot is "
-                f"{self.few_shot}; add rows or lower few_shot"
+                f"{self.data} leaves {len(rows)} training rows besides the test's prompts, and task.few_shot is "
+                f"{self.few_shot}; add rows or lower it"
             )
         return rows
 
@@ -74,7 +74,9 @@ class UserData:
     def _shots(self) -> list[Example]:
         shots = [answered(shot) for shot in self._untested[: self.few_shot]] if self.few_shot else []
         if not all(shot.solution for shot in shots):
-            raise UserError(f"few_shot is {self.few_shot} and rows to show have no completion; give completion_column")
+            raise UserError(
+                f"task.few_shot is {self.few_shot} and rows to show have no completion; give task.completion_column"
+            )
         return shots
 
     def _read(self, source: str, hub_split: str) -> list[Example]:
@@ -110,10 +112,10 @@ def _without_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 # What a column may hold ----------------------------------------------------------------------------------------------
 
 
-def cell(row: Row, column: str) -> Any:
-    """The value of a column. Raises UserError where the row has no such column."""
+def cell(row: Row, setting: str, column: str) -> Any:
+    """The value of the column that a setting of the task names. Raises UserError where the row has no such column."""
     if column not in row:
-        raise UserError(f"there is no column {column!r}; name one of {', '.join(row)}")
+        raise UserError(f"there is no column {column!r}; set task.{setting} to one of {', '.join(row)}")
     return row[column]
 
 

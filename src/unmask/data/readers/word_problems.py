@@ -24,7 +24,7 @@ _FORMAT = (
 def check_scoring(scoring: str) -> None:
     """Raise UserError unless `scoring` is "corrected" or "d1"."""
     if scoring not in SCORINGS:
-        raise UserError(f"scoring is {scoring!r}; choose one of {', '.join(SCORINGS)}")
+        raise UserError(f"task.scoring is {scoring!r}; choose one of {', '.join(SCORINGS)}")
 
 
 def build_prompt(instruction: str, question: str, shots: Sequence[tuple[str, str]] = ()) -> str:
@@ -110,13 +110,13 @@ class ProblemFiles:
         if not self.few_shot:
             return []
         if len(self._untested) < self.few_shot:
-            raise UserError(f"few_shot is {self.few_shot} and {self.train_data} has fewer problems; lower few_shot")
+            raise UserError(f"task.few_shot is {self.few_shot} and {self.train_data} has fewer problems; lower it")
         return self._untested[: self.few_shot]
 
     def _read_file(self, setting: str, path: str | None) -> list[Example]:
         if path is None:
             raise UserError(
-                f"{self.task} reads its problems from a file; give {setting}, the path of a file of lines "
+                f"{self.task} reads its problems from a file; give task.{setting}, the path of a file of lines "
                 f"{{{', '.join(f'{chr(34)}{name}{chr(34)}: ...' for name in self.names)}}}"
             )
         return each_line(path, read_lines(path), 1, lambda line: self.read(self.row(line, self.names)))
