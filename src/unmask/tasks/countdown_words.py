@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from unmask.data.example import Example
+from unmask.data.readers.files import check_data_files
 from unmask.data.readers.word_problems import build_prompt, build_solution, check_scoring
 from unmask.tasks.base import Task, column
 from unmask.tasks.countdown import Countdown, is_solved
@@ -42,6 +43,10 @@ class CountdownWords(Task):
     def __post_init__(self) -> None:
         check_scoring(self.scoring)
         _ = self._puzzles  # refuses what Countdown refuses
+
+    def check_data(self) -> None:
+        """Raise UserError where the file of `data` is missing or empty. See Task.check_data."""
+        check_data_files(self.data)
 
     def examples(self, split: str, count: int, seed: int) -> list[Example]:
         """The puzzles of Countdown, worded. See Task.examples."""

@@ -31,6 +31,7 @@ class Dataset(RowsTask):
     """
 
     name: ClassVar[str] = "dataset"
+    to_verify: ClassVar[str] = "give --task.answer-kind number, latex or text"
 
     completion_column: str = setting(
         "completion", "a good completion, for supervised training and few_shot; may be absent"

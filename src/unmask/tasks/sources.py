@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from unmask.data.example import Example, check_split
+from unmask.data.readers.files import check_data_files
 from unmask.data.readers.tables import Row, is_on_hub
 from unmask.data.readers.user_rows import UserData
 from unmask.data.readers.word_problems import ProblemFiles
@@ -29,6 +30,10 @@ class FileTask(Task):
         """The first problems of a file. See Task.examples."""
         check_split(self, split)
         return self._files.examples(split, count)
+
+    def check_data(self) -> None:
+        """Raise UserError for a file that is missing or empty. See Task.check_data."""
+        check_data_files(self.data, self.train_data)
 
     @property
     @abstractmethod
@@ -74,6 +79,10 @@ class RowsTask(Task):
         """The first rows of a split. See Task.examples."""
         check_split(self, split)
         return self._rows.examples(split, count)
+
+    def check_data(self) -> None:
+        """Raise UserError for a file that is missing or empty. See Task.check_data."""
+        check_data_files(*(path for path in (self.data, self.test_data) if path is not None and not is_on_hub(path)))
 
     @cached_property
     def _rows(self) -> UserData:
