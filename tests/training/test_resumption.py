@@ -69,6 +69,18 @@ def test_resume_extends_a_finished_run_as_if_it_had_been_longer(run, tmp_path):
     assert "steps = 3" in (run / "recipe.toml").read_text()
 
 
+@pytest.mark.parametrize(("fraction", "times"), [("1.0", 0), ("0.1", 1)])
+def test_resume_to_more_steps_tells_once_that_the_rate_decays_over_them(fraction, times, run, capsys):
+    recipe = run / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("final_fraction = 1.0", f"final_fraction = {fraction}"))
+    capsys.readouterr()
+    assert main(["train", "--resume", str(run), "--train.steps", "3"]) == 0
+    line = "the learning rate now decays over 3 steps in place of 2: steps from here on use the longer schedule"
+    assert capsys.readouterr().out.splitlines().count(line) == times
+    assert main(["train", "--resume", str(run)]) == 0
+    assert "learning rate" not in capsys.readouterr().out
+
+
 def test_resume_with_output_goes_on_in_a_copy(run, tmp_path):
     before = files(run)
     other = tmp_path / "other"
