@@ -129,12 +129,7 @@ DATASET = ("--task", "dataset", "--model", "embedded:sudoku")
             "dataset compares no answers",
             "--task.answer-kind number",
         ),
-        (["evaluate", "--task", "pairs", "--model", "there"], "pairs compares no answers", "give a task"),
-        (
-            ["train", *DATASET, "--train.over-denoising-filter", "true"],
-            "compares no answers",
-            "--task.answer-kind number",
-        ),
+        (["evaluate", "--task", "pairs", "--model", "there"], "pairs knows the given completions alone", "vrpo"),
         (["evaluate", "--lengths", "16,30", "--block-length", "16"], "--lengths 30", "--block-length 16: give"),
         (["evaluate", "--block-length", "5"], "completion length 16 of the task", "another --block-length"),
         (["evaluate", "--block-length", "4", "--steps", "4,6"], "--steps 6", "multiple such as 8"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from unmask.denoisers.directories import check_new, find_model
 from unmask.errors import UserError
 from unmask.report.progress import phase
+from unmask.settings.inputs import check_data
 from unmask.settings.resume import check_resumable, new_directory
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def _check_inputs(model: str | None, task: Task) -> None:
     """Raise UserError, before torch is imported, where the model on disk or a file of data is not there."""
     if model is not None:
         find_model(model)
-    task.check_data()
+    check_data(task)
 
 
 def _print_summary(summary: dict[str, Any], directory: Path) -> None:

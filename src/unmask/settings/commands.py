@@ -231,10 +231,8 @@ class EvaluateSettings:
     def check(self) -> None:
         """Raise UserError, without torch, where nothing can be measured, or lengths, blocks and steps do not fit."""
         if not self.task.verifies:
-            raise UserError(
-                f"task {self.task.name} compares no answers, so nothing can be measured by sampling: "
-                f"{self.task.to_verify}"
-            )
+            self.task.rewards([], [])  # raises what the task says of it, with its mend
+            raise UserError(f"task {self.task.name} compares no answers: give one that does")
         for length in self._lengths:
             if self.block_length is not None and length % self.block_length:
                 shown = f"--lengths {length}" if self.lengths else f"completion length {length} of the task"

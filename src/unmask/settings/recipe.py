@@ -255,7 +255,7 @@ class Recipe:
         if self.train.over_denoising_filter and not self.task.verifies:
             raise UserError(
                 f"train.over_denoising_filter asks which completions are right, and task {self.task.name} compares no "
-                f"answers: set it to false, or {self.task.to_verify}"
+                "answers: set it to false, or give a task that does"
             )
 
     def check_blocks(self) -> None:

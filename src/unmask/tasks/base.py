@@ -38,7 +38,6 @@ class Task(Protocol):
 
     name: ClassVar[str]
     gives_pairs: ClassVar[bool] = False  # whether examples bring ranked completions, so that none are sampled
-    to_verify: ClassVar[str] = "give a task that does"  # how a task that does not verify is made to, or replaced
 
     @property
     @abstractmethod
@@ -59,12 +58,6 @@ class Task(Protocol):
 
         `columns`: the examples' columns, each a list as long as `completions`. Published rewards may have other
         values. Raises UserError where a column is missing.
-        """
-
-    def check_data(self) -> None:
-        """Raise UserError where a file that the settings name is missing or empty; no more is read.
-
-        Called before anything heavy is imported. Default: nothing; `examples` says what is wrong.
         """
 
     @property

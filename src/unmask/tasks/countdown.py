@@ -11,7 +11,7 @@ from random import Random
 from typing import Any, ClassVar
 
 from unmask.data.example import Example, check_split, in_split
-from unmask.data.readers.files import check_data_files, read_jsonl
+from unmask.data.readers.files import read_jsonl
 from unmask.errors import UserError
 from unmask.tasks.base import Task, column, first_accepted
 from unmask.validation import check_range, setting
@@ -42,7 +42,7 @@ class Countdown(Task):
     max_number: int = setting(20, "largest number")
     max_target: int = setting(100, "largest target")
     data: str | None = setting(
-        None, 'file of lines {"input": "30,100,93", "output": "23"}: the test split, not trained on', names_files=True
+        None, 'file of lines {"input": "30,100,93", "output": "23"}: the test split, not trained on', names_data=True
     )
 
     def __post_init__(self) -> None:
@@ -56,10 +56,6 @@ class Countdown(Task):
         """One token for every integer up to the largest number or target, and the signs."""
         largest = max(self.max_number, self.max_target)
         return (*(str(number) for number in range(largest + 1)), *SYMBOLS, *"()=: ")
-
-    def check_data(self) -> None:
-        """Raise UserError where the file of `data` is missing or empty. See Task.check_data."""
-        check_data_files(self.data)
 
     def examples(self, split: str, count: int, seed: int) -> list[Example]:
         """Random numbers, and the value of a random expression of them as target. See Task.examples."""

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from unmask.data.example import Example
-from unmask.data.readers.files import check_data_files
 from unmask.data.readers.word_problems import build_prompt, build_solution, check_scoring
 from unmask.tasks.base import Task, column
 from unmask.tasks.countdown import Countdown, is_solved
@@ -36,17 +35,13 @@ class CountdownWords(Task):
     max_number: int = setting(100, "largest number")
     max_target: int = setting(100, "largest target")
     data: str | None = setting(
-        None, 'file of lines {"input": "30,100,93", "output": "23"}: the test split, not trained on', names_files=True
+        None, 'file of lines {"input": "30,100,93", "output": "23"}: the test split, not trained on', names_data=True
     )
     scoring: str = setting("corrected", "corrected, or d1: the published scorer and the published training reward")
 
     def __post_init__(self) -> None:
         check_scoring(self.scoring)
         _ = self._puzzles  # refuses what Countdown refuses
-
-    def check_data(self) -> None:
-        """Raise UserError where the file of `data` is missing or empty. See Task.check_data."""
-        check_data_files(self.data)
 
     def examples(self, split: str, count: int, seed: int) -> list[Example]:
         """The puzzles of Countdown, worded. See Task.examples."""

@@ -31,7 +31,6 @@ class Dataset(RowsTask):
     """
 
     name: ClassVar[str] = "dataset"
-    to_verify: ClassVar[str] = "give --task.answer-kind number, latex or text"
 
     completion_column: str = setting(
         "completion", "a good completion, for supervised training and few_shot; may be absent"
@@ -57,8 +56,8 @@ class Dataset(RowsTask):
         """1.0 for the right answer, else 0.0. Raises UserError where answer_kind is none."""
         if not self.verifies:
             raise UserError(
-                "task dataset compares no answers (answer_kind is none): give --reward.functions, or answer_column "
-                "and answer_kind number, latex or text"
+                "task dataset compares no answers (answer_kind is none): give --task.answer-kind number, latex "
+                "or text, or in training give --reward.functions"
             )
         return self._right(completions, columns)
 

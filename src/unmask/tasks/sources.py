@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from unmask.data.example import Example, check_split
-from unmask.data.readers.files import check_data_files
 from unmask.data.readers.tables import Row, is_on_hub
 from unmask.data.readers.user_rows import UserData
 from unmask.data.readers.word_problems import ProblemFiles
@@ -19,8 +18,8 @@ from unmask.validation import check_range, setting
 class FileTask(Task):
     """Base of tasks whose problems come from a test file and a training file of JSON lines."""
 
-    data: str | None = setting(None, "path of the test file", names_files=True)
-    train_data: str | None = setting(None, "path of the training file", names_files=True)
+    data: str | None = setting(None, "path of the test file", names_data=True)
+    train_data: str | None = setting(None, "path of the training file", names_data=True)
     few_shot: int = setting(0, "training problems that every prompt shows solved")
 
     def __post_init__(self) -> None:
@@ -30,10 +29,6 @@ class FileTask(Task):
         """The first problems of a file. See Task.examples."""
         check_split(self, split)
         return self._files.examples(split, count)
-
-    def check_data(self) -> None:
-        """Raise UserError for a file that is missing or empty. See Task.check_data."""
-        check_data_files(self.data, self.train_data)
 
     @property
     @abstractmethod
@@ -59,10 +54,10 @@ class RowsTask(Task):
     """Base of tasks on the user's own rows, from a file or the Hugging Face Hub."""
 
     data: str | None = setting(
-        None, "training rows: a .jsonl, .json, .csv or .parquet file, or org/name on the Hub", names_files=True
+        None, "training rows: a .jsonl, .json, .csv or .parquet file, or org/name on the Hub", names_data=True
     )
     test_data: str | None = setting(
-        None, "held-out rows, likewise; unset: a tenth of the data, chosen by prompt", names_files=True
+        None, "held-out rows, likewise; unset: a tenth of the data, chosen by prompt", names_data=True
     )
     hub_config: str | None = setting(
         None, "configuration of the Hub data set, where it has several", idle=_all_in_files
@@ -79,10 +74,6 @@ class RowsTask(Task):
         """The first rows of a split. See Task.examples."""
         check_split(self, split)
         return self._rows.examples(split, count)
-
-    def check_data(self) -> None:
-        """Raise UserError for a file that is missing or empty. See Task.check_data."""
-        check_data_files(*(path for path in (self.data, self.test_data) if path is not None and not is_on_hub(path)))
 
     @cached_property
     def _rows(self) -> UserData:

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any, ClassVar
 
 from unmask.data.example import Example, check_split, digest, in_split
-from unmask.data.readers.files import check_data_files, read_csv
+from unmask.data.readers.files import read_csv
 from unmask.errors import UserError
 from unmask.tasks.base import Task, column, first_accepted
 from unmask.validation import check_range, setting
@@ -34,7 +34,7 @@ class Sudoku(Task):
     data: str | None = setting(
         None,
         "file with the header Puzzle,Solution that replaces the test split and is not trained on",
-        names_files=True,
+        names_data=True,
     )
 
     def __post_init__(self) -> None:
@@ -57,10 +57,6 @@ class Sudoku(Task):
     def max_new_tokens(self) -> int:
         """One token per cell; all solutions are equally long, so there is no end token."""
         return self.size**2
-
-    def check_data(self) -> None:
-        """Raise UserError where the file of `data` is missing or empty. See Task.check_data."""
-        check_data_files(self.data)
 
     def examples(self, split: str, count: int, seed: int) -> list[Example]:
         """Random full grids with some cells emptied. See Task.examples."""

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from unmask.data.example import Example
-from unmask.data.readers.files import check_data_files
 from unmask.data.readers.word_problems import check_scoring
 from unmask.tasks.base import Task, column
 from unmask.tasks.sudoku import Sudoku, is_solved
@@ -46,7 +45,7 @@ class SudokuWords(Task):
     data: str | None = setting(
         None,
         "file with the header Puzzle,Solution that replaces the test split and is not trained on",
-        names_files=True,
+        names_data=True,
     )
     few_shot: int = setting(0, "solved puzzles that every prompt shows")
     scoring: str = setting("corrected", "corrected, or d1: the published training reward and its score of cells")
@@ -55,10 +54,6 @@ class SudokuWords(Task):
         check_scoring(self.scoring)
         check_range("few_shot", self.few_shot, 0, 16)
         _ = self._puzzles  # refuses what Sudoku refuses
-
-    def check_data(self) -> None:
-        """Raise UserError where the file of `data` is missing or empty. See Task.check_data."""
-        check_data_files(self.data)
 
     def examples(self, split: str, count: int, seed: int) -> list[Example]:
         """The puzzles of Sudoku, worded; those shown solved in prompts are in no split. See Task.examples."""

@@ -79,16 +79,15 @@ def read_text(path: str) -> str:
     return text
 
 
-def check_data_files(*paths: str | None) -> None:
-    """Raise UserError for a file of data that cannot be opened or is empty; None is none. Nothing more is read."""
-    for path in paths:
-        try:
-            if path is not None:
-                with Path(path).open("rb") as stream:
-                    if not stream.read(_BEGINNING).strip():
-                        raise _empty(path)
-        except OSError as error:
-            raise _unreadable(str(path), error) from None
+def check_data_file(path: str) -> None:
+    """Raise UserError for a file of data that cannot be opened or is empty. Nothing more is read."""
+    try:
+        with Path(path).open("rb") as stream:
+            beginning = stream.read(_BEGINNING)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if not beginning.strip():
+        raise _empty(path)
 
 
 def _unreadable(path: str, error: OSError) -> UserError:
