@@ -34,9 +34,14 @@ class Drawn(Random):
 """
 
 
+def until_torch(*words: str, where: Path) -> subprocess.CompletedProcess[str]:
+    """A command that ends with code 7 where torch would be imported."""
+    return subprocess.run([sys.executable, "-c", UNTIL_TORCH, *words], capture_output=True, text=True, cwd=where)
+
+
 def said_before_torch(*words: str, where: Path) -> list[str]:
     """Lines of standard output at the moment when torch would be imported; nothing else is written."""
-    done = subprocess.run([sys.executable, "-c", UNTIL_TORCH, *words], capture_output=True, text=True, cwd=where)
+    done = until_torch(*words, where=where)
     assert (done.returncode, done.stderr) == (7, "")
     return done.stdout.splitlines()
 
@@ -62,6 +67,8 @@ def said_before_torch(*words: str, where: Path) -> list[str]:
 )
 def test_main_says_a_word_before_torch_is_imported(words, first, tmp_path):
     (tmp_path / "mine.py").write_text(METHOD)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "config.json").write_text("{}")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.toml").write_text('model = "embedded:sudoku"\n')
     said = said_before_torch(*words, where=tmp_path)
@@ -73,3 +80,81 @@ def test_main_says_a_word_before_torch_is_imported(words, first, tmp_path):
 def test_main_says_nothing_before_what_is_itself_the_output(words, tmp_path):
     (tmp_path / "mine.py").write_text(METHOD)
     assert said_before_torch(*words, where=tmp_path) == []
+
+
+DATASET = ("--task", "dataset", "--model", "embedded:sudoku")
+
+
+@pytest.mark.parametrize(
+    ("words", "value", "mend"),
+    [
+        (["train", "--output", "used"], "'used' is not empty", "a new directory"),
+        (["train", "--output", "begun"], "'begun' is not empty", "--resume begun to start its run again"),
+        (["train", "--output", "mine.py"], "'mine.py' is not empty", "a new directory"),
+        (["train", "--resume", "begun", "--output", "used"], "'used' is not empty", "a new directory"),
+        (
+            ["train", "--resume", "run", "--train.steps", "3"],
+            "3, and the checkpoint has 4",
+            "--resume run/checkpoints/",
+        ),
+        (["pretrain", "--output", "used"], "'used' is not empty", "a new directory"),
+        (["pretrain", "--output", "mine.py"], "'mine.py' is not empty", "a new directory"),
+        (["pretrain", "--output", "new", "--task", "gsm8k"], "gsm8k", "give model"),
+        (["convert", "--model", "there", "--output", "used"], "'used' is not empty", "a new directory"),
+        (["train", "--model", "nowhere"], "'nowhere'", "config.json"),
+        (["train", "--model", "embedded:chess"], "'embedded:chess'", "sudoku"),
+        (["sample", "--model", "nowhere"], "'nowhere'", "config.json"),
+        (["evaluate", "--model", "used"], "'used'", "config.json"),
+        (["pretrain", "--model", "nowhere", "--output", "new"], "'nowhere'", "config.json"),
+        (["convert", "--model", "nowhere", "--output", "new"], "'nowhere'", "config.json"),
+        (["plan", "--model", "nowhere"], "'nowhere'", "give one of"),
+        (["plan", "--gpus", "8"], "'8'", "8x80GB"),
+        (["plan", "--gpu", "h10"], "'h10'", "'h100'"),
+        (["plan", "--gpus", "3x80GB"], "3 GPUs", "multiple"),
+        (["plan", "--rollout.block-length", "5"], "rollout.block_length 5", "divisor"),
+        (["train", *DATASET, "--task.data", "nowhere.jsonl"], "nowhere.jsonl", "path of a data file"),
+        (["train", *DATASET, "--task.data", "empty.jsonl"], "empty.jsonl is empty", "rows"),
+        (
+            ["train", *DATASET, "--task.data", "rows.jsonl", "--task.test-data", "no.csv"],
+            "no.csv",
+            "path of a data file",
+        ),
+        (["train", "--task", "gsm8k", "--model", "there", "--task.train-data", "no.jsonl"], "no.jsonl", "path"),
+        (["evaluate", "--task", "sudoku", "--task.data", "no.csv"], "no.csv", "path of a data file"),
+        (["evaluate", "--task", "sudoku-words", "--model", "there", "--task.data", "no.csv"], "no.csv", "path"),
+        (["evaluate", "--task", "countdown", "--task.data", "no.jsonl"], "no.jsonl", "path of a data file"),
+        (["evaluate", "--task", "countdown-words", "--model", "there", "--task.data", "no.jsonl"], "no.jsonl", "path"),
+        (
+            ["evaluate", *DATASET, "--task.data", "rows.jsonl"],
+            "dataset compares no answers",
+            "--task.answer-kind number",
+        ),
+        (["evaluate", "--task", "pairs", "--model", "there"], "pairs knows the given completions alone", "vrpo"),
+        (["evaluate", "--lengths", "16,30", "--block-length", "16"], "--lengths 30", "--block-length 16: give"),
+        (["evaluate", "--block-length", "5"], "completion length 16 of the task", "another --block-length"),
+        (["evaluate", "--block-length", "4", "--steps", "4,6"], "--steps 6", "multiple such as 8"),
+        (["evaluate", "--block-length", "4", "--steps", "/3"], "--steps /3: 5", "multiple such as 4"),
+        (["sample", "--block-length", "5"], "--block-length 5", "divisor"),
+        (["sample", "--block-length", "4", "--steps", "6"], "--steps 6", "multiple such as 8"),
+        (["train", "--rollout.block-length", "5"], "rollout.block_length 5", "divisor"),
+        (["train", "--rollout.block-length", "4", "--rollout.steps", "6"], "rollout.steps 6", "multiple"),
+        (["train", "--rollout.block-length", "4", "--evaluation.greedy-steps", "7"], "greedy_steps 7", "multiple"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_main_refuses_what_flags_and_files_decide_before_torch_is_imported(words, value, mend, tmp_path):
+    for name in ("used/sub", "begun", "run/checkpoints/step_000002", "run/checkpoints/step_000004", "there"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("begun", "run"):
+        (tmp_path / name / "recipe.toml").write_text('model = "embedded:sudoku"\n')
+    (tmp_path / "there" / "config.json").write_text("{}")
+    (tmp_path / "mine.py").write_text(METHOD)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1", "answer": "2"}\n')
+    (tmp_path / "empty.jsonl").touch()
+    before = sorted(tmp_path.rglob("*"))
+    done = until_torch(*words, where=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert value in line
+    assert mend in line
+    assert sorted(tmp_path.rglob("*")) == before

@@ -21,6 +21,12 @@ def test_evaluation_table_has_every_length_and_number_of_steps(tmp_path):
     assert [row["tokens_a_step"] for row in rows] == [4, 1, 4, 4, 1, 8]
 
 
+def test_evaluation_table_names_the_steps_that_were_taken(tmp_path):
+    rows = evaluated(tmp_path, "--steps", "16,128")
+    assert [row["steps"] for row in rows] == [16, 16]
+    assert rows[0] == rows[1]
+
+
 def test_tokens_a_step_differs_between_adaptive_rules(tmp_path):
     slow, quick = evaluated(tmp_path, "--unmasking", "threshold,factor")  # a row each, whatever the numbers of steps
     assert 1 < slow["tokens_a_step"] < 16

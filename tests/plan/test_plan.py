@@ -13,7 +13,8 @@ from unmask.denoisers.loading import load_denoiser
 from unmask.errors import UserError
 from unmask.plan.estimate import advice, make_plan
 from unmask.plan.gpus import GIBIBYTE, parse_gpus
-from unmask.plan.networks import blank_denoiser, published_shapes, read_shape, size_of
+from unmask.plan.networks import blank_denoiser, read_shape, size_of
+from unmask.plan.published import published_shapes
 from unmask.settings.commands import PlanSettings
 from unmask.settings.reader import build, document_of, read_recipe, recipe_names
 from unmask.settings.recipe import TrainSettings

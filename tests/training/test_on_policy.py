@@ -104,3 +104,11 @@ def test_resume_run_with_two_functions_gives_the_same_metrics(spec, tmp_path):
     shutil.rmtree(directory / "checkpoints" / "step_000004")
     assert main(["train", "--resume", str(directory)]) == 0
     assert rows() == whole
+
+
+@pytest.mark.parametrize(("steps", "greedy_steps", "named"), [(4, 128, (4, 16)), (32, 128, (16, 16)), (8, 12, (8, 12))])
+def test_evaluations_are_named_after_the_steps_that_are_taken(steps, greedy_steps, named):
+    rollout = SMALL["rollout"] | {"steps": steps}
+    recipe = build(Recipe, SMALL | {"rollout": rollout, "evaluation": {"examples": 4, "greedy_steps": greedy_steps}})
+    names = {name.partition("/")[0] for name in build_trainer(recipe).evaluation(2)}
+    assert names == {f"sampled_{named[0]}", f"greedy_{named[0]}", f"greedy_{named[1]}"}

@@ -69,6 +69,18 @@ def test_resume_extends_a_finished_run_as_if_it_had_been_longer(run, tmp_path):
     assert "steps = 3" in (run / "recipe.toml").read_text()
 
 
+@pytest.mark.parametrize(("fraction", "times"), [("1.0", 0), ("0.1", 1)])
+def test_resume_to_more_steps_tells_once_that_the_rate_decays_over_them(fraction, times, run, capsys):
+    recipe = run / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("final_fraction = 1.0", f"final_fraction = {fraction}"))
+    capsys.readouterr()
+    assert main(["train", "--resume", str(run), "--train.steps", "3"]) == 0
+    line = "the learning rate now decays over 3 steps in place of 2: steps from here on use the longer schedule"
+    assert capsys.readouterr().out.splitlines().count(line) == times
+    assert main(["train", "--resume", str(run)]) == 0
+    assert "learning rate" not in capsys.readouterr().out
+
+
 def test_resume_with_output_goes_on_in_a_copy(run, tmp_path):
     before = files(run)
     other = tmp_path / "other"
@@ -226,7 +238,7 @@ def test_resume_goes_on_from_an_earlier_checkpoint_and_deletes_nothing(run, fini
 
 
 @pytest.mark.parametrize("done", [0, 1, 2])
-def test_train_interrupted_tells_how_to_go_on_once_there_is_a_checkpoint(done, monkeypatch, tmp_path, capsys):
+def test_train_interrupted_tells_how_to_go_on_or_start_again(done, monkeypatch, tmp_path, capsys):
     step = Run._train_step
 
     def interrupt(run, number, *rest):
@@ -238,12 +250,11 @@ def test_train_interrupted_tells_how_to_go_on_once_there_is_a_checkpoint(done, m
     monkeypatch.chdir(tmp_path)
     assert main(["train", *FLAGS, "--train.steps", "3", "--output", "my run"]) == 130
     line = capsys.readouterr().err.splitlines()[-1]
-    if done == 0:
-        assert line == "unmask: interrupted; my run has no checkpoint yet, so start again"
-        return
-    assert f"newest checkpoint, step_{done:06d}" in line
+    assert (f"newest checkpoint, step_{done:06d}" if done else "no checkpoint yet") in line
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
+    hint = "start its run again" if done == 0 else "continue its run"
+    assert f"or --resume 'my run' to {hint}" in refused(capsys, *FLAGS, "--output", "my run")
     assert main(shlex.split(line.split("`")[1])[1:]) == 0
     assert (tmp_path / "my run" / "summary.json").is_file()
 
@@ -254,12 +265,13 @@ def test_train_interrupted_tells_how_to_go_on_once_there_is_a_checkpoint(done, m
         ([], "or --resume '{}' to extend its run by --train.steps"),
         (["summary.json"], "or --resume '{}' to continue its run"),
         (["checkpoints"], "give a new directory"),
+        (["checkpoints", "summary.json"], "or --resume '{}' to start its run again: it has no checkpoint"),
         (["checkpoints/step_000001", "checkpoints/step_000002"], "give a new directory"),
         (["recipe.toml"], "give a new directory"),
     ],
     ids=str,
 )
-def test_output_in_use_is_resumable_only_with_a_checkpoint(missing, hint, run, capsys):
+def test_output_in_use_names_resume_unless_results_would_go(missing, hint, run, capsys):
     place = run.rename(run.with_name("my run"))
     for name in missing:
         path = place / name

@@ -7,8 +7,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unmask.denoisers.directories import check_new, find_model
 from unmask.errors import UserError
 from unmask.report.progress import phase
+from unmask.settings.inputs import check_data
+from unmask.settings.resume import check_resumable, new_directory
 
 if TYPE_CHECKING:
     from unmask.settings.commands import (
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
         SampleSettings,
     )
     from unmask.settings.recipe import Recipe
+    from unmask.tasks import Task
 
 
 def train(recipe: Recipe, options: Namespace) -> None:
@@ -26,6 +30,12 @@ def train(recipe: Recipe, options: Namespace) -> None:
     name = Path(options.recipe or "sudoku-dispo").stem
     if options.names_the_job:
         name = f"{recipe.method.name}-{recipe.task.name}"
+    if options.resume:
+        check_resumable(options.resume, options.output, recipe.train.steps)
+    else:
+        new_directory(options.output, name)
+    recipe.check_blocks()
+    _check_inputs(recipe.model, recipe.task)
     with phase(f"unmask train: {f'{options.resume} goes on' if options.resume else name}"):
         from unmask.cli.environment import prepare
         from unmask.training.run import resume_run, start_run
@@ -42,6 +52,13 @@ def train(recipe: Recipe, options: Namespace) -> None:
         raise KeyboardInterrupt(*([run.how_to_go_on] if run.is_main else [])) from None
     if run.is_main:
         _print_summary(summary, run.directory)
+
+
+def _check_inputs(model: str | None, task: Task) -> None:
+    """Raise UserError, before torch is imported, where the model on disk or a file of data is not there."""
+    if model is not None:
+        find_model(model)
+    check_data(task)
 
 
 def _print_summary(summary: dict[str, Any], directory: Path) -> None:
@@ -65,6 +82,8 @@ def _label(name: str) -> str:
 
 def sample(settings: SampleSettings, options: Namespace) -> None:
     """Print how a model fills one completion, step by step."""
+    settings.check()
+    _check_inputs(settings.model, settings.task)
     with phase(f"unmask sample: {settings.model}"):
         from unmask.cli.environment import prepare
         from unmask.evaluation.show import show_sample
@@ -77,12 +96,14 @@ def convert(settings: object, options: Namespace) -> None:
     """Write a masked diffusion model made of an autoregressive checkpoint."""
     if not options.model or not options.output:
         raise UserError("convert needs --model, the directory of a checkpoint, and --output, that of the new model")
+    directory = Path(options.output).expanduser()
+    check_new(directory)
+    find_model(options.model)
     with phase(f"unmask convert: {options.model}"):
         from unmask.cli.environment import prepare
         from unmask.denoisers.convert import convert_to
 
         prepare(None)
-        directory = Path(options.output).expanduser()
         mask_token, mask_id = convert_to(options.model, directory, options.mask_token)
     _say(True, f"model: {directory}\nmask token: {mask_token} (id {mask_id})")
 
@@ -96,6 +117,8 @@ def evaluate(settings: EvaluateSettings, options: Namespace) -> None:
         raise UserError(
             f"output {options.output!r} is a directory: give a file, such as {str(output / 'table.json')!r}"
         )
+    settings.check()
+    _check_inputs(settings.model, settings.task)
     with phase(f"unmask evaluate: {settings.model} on {settings.task.name}"):
         from unmask.cli.environment import prepare
         from unmask.evaluation.kept_rows import KeptRows
@@ -114,16 +137,26 @@ def pretrain(recipe: PretrainRecipe, options: Namespace) -> None:
     """Train a base model, supervised, and write it to --output."""
     if not options.output:
         raise UserError("pretrain needs --output: give a directory for the model")
+    directory = Path(options.output).expanduser()
+    recipe.check_spelling()
+    check_new(directory)
+    _check_inputs(recipe.model, recipe.task)
     with phase(f"unmask pretrain: {recipe.model or 'a new model'} on {recipe.task.name}"):
         from unmask.cli.environment import prepare
         from unmask.training.supervised import pretrain_to
 
         prepare(recipe.threads)
-    pretrain_to(recipe, Path(options.output).expanduser())
+    pretrain_to(recipe, directory)
 
 
 def plan(settings: PlanSettings, options: Namespace) -> None:
     """Print memory, forwards, FLOPs and time that a recipe is predicted to take on GPUs."""
+    from unmask.plan.gpus import gpus_of
+    from unmask.plan.published import model_config
+
+    gpus_of(settings)
+    model_config(settings.model)
+    settings.rollout.check_blocks(settings.task, ("max_new_tokens", "rollout.block_length", "rollout.steps"))
     with phase(f"unmask plan: {settings.method.name} on {settings.model}"):
         from unmask.cli.environment import prepare
         from unmask.plan.page import print_plan

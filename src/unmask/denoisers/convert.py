@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from unmask.denoisers.base import MASK_TOKEN, Denoiser
+from unmask.denoisers.directories import check_new
 from unmask.denoisers.layers.fast_layers import fast_layers_or_log
 from unmask.denoisers.loading import load_tokenizer, read_config, refuse_misfits, resolve, save_denoiser
 from unmask.denoisers.probe import check_masks
@@ -49,8 +50,7 @@ def convert(model: str, mask_token: str | None = None) -> tuple[Denoiser, PreTra
 
 def convert_to(model: str, directory: Path, mask_token: str | None) -> tuple[str, int]:
     """Convert into a new directory; the mask token and its id. Raises UserError where the directory holds something."""
-    if directory.exists() and any(directory.iterdir()):
-        raise UserError(f"output {str(directory)!r} is not empty: give a new directory")
+    check_new(directory)
     denoiser, tokenizer = convert(model, mask_token)
     directory.mkdir(parents=True, exist_ok=True)
     save_denoiser(denoiser, tokenizer, directory)

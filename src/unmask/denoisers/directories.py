@@ -1,4 +1,4 @@
-"""Where models lie on disk: embedded ones, and checkpoints in a run's directory by their names. Torch-free."""
+"""Where models lie on disk: embedded ones, checkpoints in a run's directory, new ones in empty ones. Torch-free."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+from unmask.denoisers.intact import check_model_files
+from unmask.errors import UserError
+
 EMBEDDED = "embedded:"  # begins the name of a model that ships with the package
 ASSETS = Path(str(files("unmask.denoisers").joinpath("assets")))
+_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 _NAME = re.compile(r"step_([0-9]+)")
 
 
@@ -22,6 +26,45 @@ def local_directory(model: str) -> Path:
     if (directory / "recipe.toml").is_file():
         return newest_checkpoint(directory / "checkpoints") or directory
     return directory
+
+
+def find_model(model: str) -> Path | None:
+    """The directory of a model, as `local_directory` finds it; None where `model` may be org/name on the Hub.
+
+    Raises UserError where it is neither, or a file in the directory is damaged.
+    """
+    directory = local_directory(model)
+    if model.startswith(EMBEDDED):
+        if not (directory / "config.json").exists():
+            names = sorted(path.name for path in ASSETS.iterdir() if (path / "config.json").exists())
+            raise UserError(f"model {model!r} does not ship with unmask: the embedded models are {', '.join(names)}")
+        return directory
+    if not directory.exists() and _HUB_NAME.fullmatch(model):
+        return None
+    check_model(directory, model)
+    return directory
+
+
+def check_model(directory: Path, model: str) -> None:
+    """Raise UserError unless the directory, of what the user calls `model`, holds a checkpoint with whole files."""
+    if not directory.exists():
+        raise UserError(
+            f"model {model!r}: there is no such directory, and only names of the form org/name are looked up on the "
+            f"Hub; give a checkpoint directory, org/name or {EMBEDDED}NAME"
+        )
+    if not (directory / "config.json").exists():
+        raise UserError(f"model {model!r} has no config.json: give a checkpoint directory or {EMBEDDED}NAME")
+    if (directory / "adapter_config.json").exists():
+        raise UserError(
+            f"model {model!r} holds adapters of peft: merge them into their base, and give the merged model"
+        )
+    check_model_files(directory)
+
+
+def check_new(directory: Path, mend: str = "") -> None:
+    """Raise UserError where a directory to write holds something; `mend`: what else to do than to give another."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"output {str(directory)!r} is not empty: give a new directory{mend}")
 
 
 def checkpoints(folder: Path) -> list[Path]:

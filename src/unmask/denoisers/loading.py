@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,11 +25,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from unmask.denoisers.adapters import merged_state
 from unmask.denoisers.base import Denoiser
-from unmask.denoisers.directories import ASSETS, EMBEDDED, local_directory
+from unmask.denoisers.directories import check_model, find_model
 from unmask.denoisers.formats import FORMATS, format_of
 from unmask.denoisers.formats.base import CheckpointFormat
 from unmask.denoisers.four_bit import forget_quantization, four_bit_options
-from unmask.denoisers.intact import check_model_files, check_text, read_json
+from unmask.denoisers.intact import check_text, read_json
 from unmask.denoisers.layers.fast_layers import fast_layers_or_log
 from unmask.denoisers.probe import check_masks
 from unmask.errors import UserError
@@ -39,7 +38,6 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_m
 # What may be wrong with tensors, by transformers' names, and how it is said of a model.
 _MISFITS = {"missing": "lacks", "unexpected": "has no use for", "mismatched": "shapes otherwise"}
 _MASKED = "bert"  # masked language models attend both ways as they are
-_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 # Of the top folder alone. Code comes along for the original loaders, and is never run here.
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
 
@@ -51,26 +49,10 @@ def resolve(model: str) -> Path:
 
     Raises UserError.
     """
-    directory = local_directory(model)
-    if model.startswith(EMBEDDED):
-        if not (directory / "config.json").exists():
-            names = sorted(path.name for path in ASSETS.iterdir() if (path / "config.json").exists())
-            raise UserError(f"model {model!r} does not ship with unmask: the embedded models are {', '.join(names)}")
-        return directory
-    if not directory.exists() and _HUB_NAME.fullmatch(model):
+    directory = find_model(model)
+    if directory is None:
         directory = _downloaded(model)
-    if not directory.exists():
-        raise UserError(
-            f"model {model!r}: there is no such directory, and only names of the form org/name are looked up on the "
-            f"Hub; give a checkpoint directory, org/name or {EMBEDDED}NAME"
-        )
-    if not (directory / "config.json").exists():
-        raise UserError(f"model {model!r} has no config.json: give a checkpoint directory or {EMBEDDED}NAME")
-    if (directory / "adapter_config.json").exists():
-        raise UserError(
-            f"model {model!r} holds adapters of peft: merge them into their base, and give the merged model"
-        )
-    check_model_files(directory)
+        check_model(directory, model)
     return directory
 
 

@@ -16,7 +16,6 @@ from unmask.errors import UserError
 from unmask.report.denoising import Frame, print_denoising, with_one_end
 from unmask.report.progress import advance, phase
 from unmask.settings.commands import SampleSettings
-from unmask.settings.recipe import RolloutSettings
 from unmask.uniforms import Uniforms
 
 
@@ -28,10 +27,7 @@ def show_sample(settings: SampleSettings) -> None:
         tokenizer = load_tokenizer(settings.model)
         denoiser = load_denoiser(settings.model, model_format=settings.model_format).to(best_device()).eval()
     item = _item(settings)
-    rollout_settings = RolloutSettings(
-        steps=settings.steps, block_length=settings.block_length, unmasking=settings.unmasking
-    )
-    sampler = rollout_settings.sampler(settings.task, temperature=settings.temperature)
+    sampler = settings.rollout.sampler(settings.task, temperature=settings.temperature)
     room = denoiser.max_length - sampler.max_new_tokens
     examples = Examples.of([item], tokenizer, denoiser.eos_id, room, settings.chat, denoiser.other_end_ids)
     canvases: list[Tensor] = []

@@ -29,8 +29,7 @@ def evaluation_table(settings: EvaluateSettings, kept: KeptRows | None = None) -
 
     Raises UserError for a task that compares no answers, and settings that do not go with the model.
     """
-    if not settings.task.verifies:
-        raise UserError(f"task {settings.task.name} compares no answers: nothing can be measured by sampling")
+    settings.check()
     device, samplers = best_device(), settings.samplers()
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     with phase(f"loading {settings.model}"):
@@ -59,7 +58,7 @@ def evaluation_table(settings: EvaluateSettings, kept: KeptRows | None = None) -
     kept = kept or KeptRows()
     kept.begin(identity(settings))
     for place, (rule, sampler) in enumerate(samplers):
-        title = f"{rule}, {sampler.max_new_tokens} tokens, {sampler.steps} steps:"
+        title = f"{rule}, {sampler.max_new_tokens} tokens, {sampler.steps_taken} steps:"
         if place < len(kept.rows):
             message(f"{title} {_solved(kept.rows[place])}, kept from before")
         else:
@@ -74,7 +73,12 @@ def _row(
     with phase(title, count * settings.samples, unit="completion"):
         metrics = mean_metrics(evaluator, denoiser, sampler, settings.samples, over_denoising=settings.over_denoising)
         advance(0, _solved(metrics))
-    return {"unmasking": rule, "tokens": sampler.max_new_tokens, "steps": sampler.steps, "examples": count} | metrics
+    return {
+        "unmasking": rule,
+        "tokens": sampler.max_new_tokens,
+        "steps": sampler.steps_taken,
+        "examples": count,
+    } | metrics
 
 
 def print_table(rows: list[dict[str, Any]], settings: EvaluateSettings) -> None:

@@ -12,7 +12,7 @@ from unmask.methods.base import Method
 from unmask.methods.describe import EOS
 from unmask.objective.term import Term
 from unmask.plan.dry_run import Pass, peak_bytes
-from unmask.plan.gpus import GIBIBYTE, GPUs, parse_gpus
+from unmask.plan.gpus import GIBIBYTE, GPUs, gpus_of
 from unmask.plan.networks import Size, size_of
 from unmask.plan.work import Work, work_of
 from unmask.settings.commands import PlanSettings
@@ -96,11 +96,7 @@ class Plan:
 
 def make_plan(settings: PlanSettings) -> Plan:
     """The Plan of a recipe. Raises UserError where model, GPUs or settings do not go together."""
-    if settings.train.four_bit:
-        raise UserError(
-            "train.four_bit cannot be planned: set it to false and train.param_dtype to bf16, which needs more"
-        )
-    gpus = parse_gpus(settings.gpus, settings.gpu, settings.train.precision)
+    gpus = gpus_of(settings)
     size = size_of(settings.model, settings.train.param_dtype, settings.train.lora_rank, settings.model_format)
     prompt, work = _work(settings, settings.method, gpus, size.max_length)
     flops, seconds = costs(settings, work, size, gpus)
@@ -131,10 +127,6 @@ def _work(settings: PlanSettings, method: Method, gpus: GPUs, max_length: int) -
         raise UserError(
             f"prompt of {prompt} and completion of {length} tokens exceed the {max_length} that the model takes: "
             "give a smaller prompt_tokens or rollout.max_new_tokens"
-        )
-    if settings.rollout.prompts % gpus.count:
-        raise UserError(
-            f"rollout.prompts {settings.rollout.prompts} cannot be shared by {gpus.count} GPUs: give a multiple"
         )
     return prompt, work_of(
         method,

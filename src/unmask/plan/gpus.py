@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from unmask.errors import UserError
+from unmask.settings.commands import PlanSettings
 from unmask.validation import did_you_mean
 
 GIBIBYTE = 2**30
@@ -26,6 +27,20 @@ class GPUs:
     count: int
     memory: int
     peak: float
+
+
+def gpus_of(settings: PlanSettings) -> GPUs:
+    """The GPUs of a plan. Raises UserError where they, or what is to be planned on them, cannot be planned."""
+    if settings.train.four_bit:
+        raise UserError(
+            "train.four_bit cannot be planned: set it to false and train.param_dtype to bf16, which needs more"
+        )
+    gpus = parse_gpus(settings.gpus, settings.gpu, settings.train.precision)
+    if settings.rollout.prompts % gpus.count:
+        raise UserError(
+            f"rollout.prompts {settings.rollout.prompts} cannot be shared by {gpus.count} GPUs: give a multiple"
+        )
+    return gpus
 
 
 def parse_gpus(gpus: str, gpu: str, precision: str) -> GPUs:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import torch
@@ -15,23 +13,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from unmask.denoisers.adapters import add_adapters
 from unmask.denoisers.base import Denoiser
-from unmask.denoisers.directories import EMBEDDED, local_directory
 from unmask.denoisers.formats import format_of
-from unmask.denoisers.intact import read_json
 from unmask.denoisers.layers.fast_layers import fast_layers_or_log
-from unmask.denoisers.loading import config_errors, resolve
+from unmask.denoisers.loading import config_errors
 from unmask.errors import UserError
+from unmask.plan.published import model_config
 from unmask.settings.recipe import TrainSettings
-from unmask.validation import did_you_mean
 
 _PER_LAYER = ("layer_types", "mlp_layer_types")  # lists as long as there are layers
-
-
-@cache
-def published_shapes() -> dict[str, dict[str, Any]]:
-    """config.json of published checkpoints by their names on the Hub, as far as it decides the network's shape."""
-    tables = tomllib.loads(files("unmask").joinpath("plan/published.toml").read_text())
-    return {name: tables[table.get("same_as", name)] for name, table in tables.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +46,7 @@ def read_shape(model: str, model_format: str | None = None) -> Shape:
 
     `model_format`: the user's own checkpoint format, as `load_denoiser` takes it.
     """
-    published = _read_config(model)
+    published = model_config(model)
     checkpoint_format = format_of(published, model_format)
     if checkpoint_format is not None:
         config = checkpoint_format.network_config(published)
@@ -67,16 +56,6 @@ def read_shape(model: str, model_format: str | None = None) -> Shape:
     with config_errors(model):
         config = AutoConfig.for_model(**published)
     return Shape(config=config, make=AutoModelForCausalLM.from_config, shift=False)
-
-
-def _read_config(model: str) -> dict[str, Any]:
-    shapes = published_shapes()
-    on_disk = model.startswith(EMBEDDED) or (local_directory(model) / "config.json").is_file()
-    if not on_disk:
-        if model in shapes:
-            return shapes[model]
-        raise UserError(f"model {model!r}: there is no such checkpoint directory{did_you_mean(model, list(shapes))}")
-    return read_json(resolve(model) / "config.json")
 
 
 def blank_denoiser(shape: Shape, settings: TrainSettings) -> Denoiser:

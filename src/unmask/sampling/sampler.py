@@ -17,7 +17,7 @@ from unmask.sampling.caching import Caching
 from unmask.sampling.columns import CANDIDATES, CanvasLayout
 from unmask.sampling.context import SamplingContext
 from unmask.sampling.records import Record
-from unmask.sampling.schedules import Schedule, uniform_schedule
+from unmask.sampling.schedules import Schedule, check_blocks, uniform_schedule
 from unmask.sampling.snapshots import SnapshotBuffer
 from unmask.sampling.state import SamplerState
 from unmask.sampling.unmasking import STATISTICS, LowConfidence, Unmasking
@@ -66,17 +66,7 @@ class Sampler:
     caching: Caching | None = None
 
     def __post_init__(self) -> None:
-        if self.block_length < 1 or self.max_new_tokens % self.block_length:
-            raise UserError(
-                f"block_length {self.block_length} does not divide max_new_tokens {self.max_new_tokens}: "
-                f"give a divisor such as {self.max_new_tokens}"
-            )
-        blocks = self.max_new_tokens // self.block_length
-        if self.unmasking.scheduled and (self.steps < blocks or self.steps % blocks):
-            raise UserError(
-                f"steps {self.steps} is not a multiple of the {blocks} blocks ({self.max_new_tokens} tokens in blocks "
-                f"of {self.block_length}): give a multiple such as {blocks * max(1, round(self.steps / blocks))}"
-            )
+        check_blocks(self.max_new_tokens, self.block_length, self.steps if self.unmasking.scheduled else None)
         if self.temperature < 0:
             raise UserError(f"temperature {self.temperature} is negative: give 0 (greedy) or more")
         if self.caching is not None and self.guidance_scale:
@@ -88,6 +78,24 @@ class Sampler:
             )
         one_of(f"candidates of unmasking {self.unmasking.name}", self.unmasking.candidates, tuple(CANDIDATES))
         one_of(f"statistic of unmasking {self.unmasking.name}", self.unmasking.statistic, tuple(STATISTICS))
+
+    @property
+    def steps_taken(self) -> int:
+        """The steps that a completion takes: `steps`, without those at a block's end to which the schedule leaves none.
+
+        With one step a token, the uniform schedule has nothing left for more. Adaptive rules take `steps` at most.
+        """
+        if self.unmasking.adaptive:
+            return self.steps
+        counts = self._counts
+        last = max(step for step, count in enumerate(counts, 1) if count)
+        return last * (self.max_new_tokens // self.block_length)
+
+    @property
+    def _counts(self) -> tuple[int, ...]:
+        """Positions that each step of a block commits."""
+        # A rule that reads no schedule may go with fewer steps than blocks.
+        return self.schedule(self.block_length, max(1, self.steps * self.block_length // self.max_new_tokens))
 
     @torch.no_grad()
     def __call__(
@@ -163,8 +171,7 @@ class Sampler:
         size = min(samples, self.batch or samples)
         whole = self._blank(denoiser, prompts, uniforms)
         buffers: tuple[SnapshotBuffer, ...] = ()
-        # A rule that reads no schedule may go with fewer steps than blocks.
-        counts = self.schedule(self.block_length, max(1, self.steps * self.block_length // self.max_new_tokens))
+        counts = self._counts
         if record is not None:
             step_count = self._most_blocks(denoiser) * len(counts)
             steps = record.steps(uniforms, prompts.prompt_N, prompts.sample_N, step_count)

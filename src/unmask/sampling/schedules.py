@@ -1,9 +1,14 @@
-"""Schedules: how many of the `masks` positions of a block each of its `steps` denoising steps commits. Torch-free."""
+"""Schedules: how many of the `masks` positions of a block each of its `steps` denoising steps commits. Torch-free.
+
+`check_blocks`: which lengths, blocks and numbers of steps go together.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+
+from unmask.errors import UserError
 
 Schedule = Callable[[int, int], tuple[int, ...]]  # (masks, steps) -> positions to commit in each step
 
@@ -53,3 +58,26 @@ SCHEDULES: dict[str, Schedule] = {
     "square": square_schedule,
     "dream": dream_schedule,
 }
+
+
+def check_blocks(
+    max_new_tokens: int,
+    block_length: int,
+    steps: int | None,
+    called: tuple[str, str, str] = ("max_new_tokens", "block_length", "steps"),
+) -> None:
+    """Raise UserError unless blocks share a completion and its steps evenly; `called`: how the user writes the three.
+
+    `steps` None: the rule takes as many as it needs.
+    """
+    if block_length < 1 or max_new_tokens % block_length:
+        raise UserError(
+            f"{called[1]} {block_length} does not divide {called[0]} {max_new_tokens}: "
+            f"give a divisor such as {max_new_tokens}"
+        )
+    blocks = max_new_tokens // block_length
+    if steps is not None and (steps < blocks or steps % blocks):
+        raise UserError(
+            f"{called[2]} {steps} is not a multiple of the {blocks} blocks ({max_new_tokens} tokens in blocks "
+            f"of {block_length}): give a multiple such as {blocks * max(1, round(steps / blocks))}"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -125,6 +126,13 @@ class PretrainRecipe:
                 f"hidden {self.hidden} is not an even multiple of {self.heads} heads: give such as {64 * self.heads}"
             )
 
+    def check_spelling(self) -> None:
+        """Raise UserError where a new model is to learn a task that has no vocabulary of its own."""
+        if self.model is None and not self.task.vocabulary:
+            raise UserError(
+                f"task {self.task.name} is prose, which no new small model can spell: give model, or another task"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings:
@@ -149,6 +157,15 @@ class SampleSettings:
     def rule_classes(self) -> list[type[Unmasking]]:
         """The class of the unmasking rule."""
         return [type(self.unmasking)]
+
+    @property
+    def rollout(self) -> RolloutSettings:
+        """The settings of the sampler."""
+        return RolloutSettings(steps=self.steps, block_length=self.block_length, unmasking=self.unmasking)
+
+    def check(self) -> None:
+        """Raise UserError, without torch, where completion length, blocks and steps do not fit."""
+        self.rollout.check_blocks(self.task, ("max_new_tokens", "--block-length", "--steps"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,25 +224,46 @@ class EvaluateSettings:
         A rule that takes as many steps as it needs has one row a length. Raises UserError where they do not fit
         together.
         """
-        lengths = [int(word) for word in self.lengths.split(",")] if self.lengths else [self.task.max_new_tokens]
-        words = self.steps.split(",")
         return [
-            (name, self._sampler(rule(), length, word))
-            for name, rule in zip(self.rules, self.rule_classes, strict=True)
-            for length in lengths
-            for word in (words if rule.scheduled else words[:1])
+            (rule, rollout.sampler(self.task, temperature=self.temperature)) for rule, _, rollout in self._rollouts()
         ]
 
-    def _sampler(self, rule: Unmasking, length: int, steps: str) -> Sampler:
-        count = length // int(steps[1:]) if steps.startswith("/") else int(steps)
-        rollout = RolloutSettings(
-            steps=max(1, count),
-            max_new_tokens=length,
-            block_length=self.block_length,
-            unmasking=rule,
-            caching=self.caching,
-        )
-        return rollout.sampler(self.task, temperature=self.temperature)
+    def check(self) -> None:
+        """Raise UserError, without torch, where nothing can be measured, or lengths, blocks and steps do not fit."""
+        if not self.task.verifies:
+            self.task.rewards([], [])  # raises what the task says of it, with its mend
+            raise UserError(f"task {self.task.name} compares no answers: give one that does")
+        for length in self._lengths:
+            if self.block_length is not None and length % self.block_length:
+                shown = f"--lengths {length}" if self.lengths else f"completion length {length} of the task"
+                more = self.block_length * (length // self.block_length + 1)
+                raise UserError(
+                    f"{shown} is no multiple of --block-length {self.block_length}: give --lengths such as {more}, or "
+                    "another --block-length"
+                )
+        for _, word, rollout in self._rollouts():
+            shown = f"--steps {word}:" if word.startswith("/") else "--steps"
+            rollout.check_blocks(self.task, ("--lengths", "--block-length", shown))
+
+    @property
+    def _lengths(self) -> list[int]:
+        return [int(word) for word in self.lengths.split(",")] if self.lengths else [self.task.max_new_tokens]
+
+    def _rollouts(self) -> Iterator[tuple[str, str, RolloutSettings]]:
+        """Rule, number of steps as it is written, and settings of each row."""
+        words = self.steps.split(",")
+        for name, rule in zip(self.rules, self.rule_classes, strict=True):
+            for length in self._lengths:
+                for word in words if rule.scheduled else words[:1]:
+                    count = length // int(word[1:]) if word.startswith("/") else int(word)
+                    rollout = RolloutSettings(
+                        steps=max(1, count),
+                        max_new_tokens=length,
+                        block_length=self.block_length,
+                        unmasking=rule(),
+                        caching=self.caching,
+                    )
+                    yield name, word, rollout
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
 
+from unmask.data.readers.files import check_data_file
+from unmask.data.readers.tables import is_on_hub
+
 Settings = TypeVar("Settings")
 
 _LOG = logging.getLogger("unmask")
@@ -23,6 +26,14 @@ def with_absolute_paths(settings: Settings) -> Settings:
         if changed != value:
             changes[name] = changed
     return replace(settings, **changes) if changes else settings  # type: ignore[type-var]
+
+
+def check_data(settings: Any) -> None:
+    """Raise UserError for a file of data (`setting(names_data=True)`) that is missing or empty; no more is read."""
+    for field in fields(settings):
+        source = getattr(settings, field.name)
+        if field.metadata.get("names_data") and source is not None and not is_on_hub(source):
+            check_data_file(source)
 
 
 def input_digests(settings: Any) -> dict[str, str]:

@@ -10,7 +10,7 @@ from unmask.data.chat import ChatSettings
 from unmask.errors import UserError
 from unmask.methods import METHODS, DiSPO
 from unmask.sampling.caching import CACHINGS
-from unmask.sampling.schedules import SCHEDULES
+from unmask.sampling.schedules import SCHEDULES, check_blocks
 from unmask.sampling.unmasking import RULES, LowConfidence, Unmasking
 from unmask.tasks import TASKS, Sudoku, Task
 from unmask.validation import (
@@ -76,10 +76,10 @@ class RolloutSettings:
         """
         from unmask.sampling.sampler import Sampler
 
-        length = self.max_new_tokens or task.max_new_tokens
+        length, block_length = self._lengths(task)
         return Sampler(
             max_new_tokens=length,
-            block_length=self.block_length or length,
+            block_length=block_length,
             steps=steps or self.steps,
             temperature=self.temperature if temperature is None else temperature,
             unmasking=self.unmasking,
@@ -89,6 +89,16 @@ class RolloutSettings:
             batch=self.batch,
             caching=CACHINGS[self.caching],
         )
+
+    def check_blocks(self, task: Task, called: tuple[str, str, str], steps: int | None = None) -> None:
+        """As `check_blocks` of the schedules, without torch; `steps` takes the place of the settings'."""
+        count = (steps or self.steps) if self.unmasking.scheduled else None
+        check_blocks(*self._lengths(task), count, called)
+
+    def _lengths(self, task: Task) -> tuple[int, int]:
+        """Tokens of a completion, and of a block."""
+        length = self.max_new_tokens or task.max_new_tokens
+        return length, self.block_length or length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +147,7 @@ class RewardSettings:
 class TrainSettings:
     """How the policy is updated: optimizer, precision, adapters, reference, evaluation and checkpoint intervals."""
 
-    steps: int = setting(300, "training steps: one batch of rollouts each", low=1)
+    steps: int = setting(300, "training steps, one batch of rollouts each; the learning rate decays over them", low=1)
     num_iterations: int = setting(1, "optimizer updates a batch of rollouts (mu)", was="updates", low=1)
     learning_rate: float = setting(1e-4, "peak, after the warm-up", above=0)
     warmup_steps: int = setting(20, "training steps of linear warm-up")
@@ -247,3 +257,9 @@ class Recipe:
                 f"train.over_denoising_filter asks which completions are right, and task {self.task.name} compares no "
                 "answers: set it to false, or give a task that does"
             )
+
+    def check_blocks(self) -> None:
+        """Raise UserError where completion length, blocks and numbers of steps do not go together."""
+        called = ("max_new_tokens", "rollout.block_length")
+        self.rollout.check_blocks(self.task, (*called, "rollout.steps"))
+        self.rollout.check_blocks(self.task, (*called, "evaluation.greedy_steps"), self.evaluation.greedy_steps)

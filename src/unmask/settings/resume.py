@@ -1,4 +1,4 @@
-"""What `--resume` names, and which settings of a run may be others when it goes on. Torch-free."""
+"""Directories of runs: new ones, what `--resume` names, and which settings may be others then. Torch-free."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from unmask.denoisers.directories import check_new, checkpoints, newest_checkpoint, step_of
 from unmask.errors import UserError
-from unmask.settings.reader import flag_of, leaves
+from unmask.settings.reader import build, flag_of, leaves, read_recipe
+from unmask.settings.recipe import TrainSettings
 
 # Everything else decides what the run is: with another value it would be neither the old run nor a new one.
 MAY_CHANGE = (
@@ -17,6 +19,32 @@ MAY_CHANGE = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
 )
+
+
+def new_directory(output: str | None, name: str) -> Path:
+    """`output`, or runs/NAME-NNN with the first free number. Raises UserError where `output` holds something."""
+    if output is not None:
+        directory = Path(output).expanduser()
+        check_new(directory, _resume_hint(directory))
+        return directory
+    number = 1
+    while (directory := Path("runs") / f"{name}-{number:03d}").exists():
+        number += 1
+    return directory
+
+
+def _resume_hint(directory: Path) -> str:
+    """The end of an error line about a directory in use: how to go on with its run, where there is one."""
+    if not (directory / "recipe.toml").is_file():
+        return ""
+    finished = (directory / "summary.json").is_file()
+    if newest_checkpoint(directory / "checkpoints") is not None:
+        what = "extend its run by --train.steps" if finished else "continue its run"
+    elif finished:
+        return ""  # to start it again would take its results away
+    else:
+        what = "start its run again: it has no checkpoint"
+    return f", or --resume {quote(str(directory))} to {what}"
 
 
 def locate_run(resume: str) -> tuple[Path, Path | None]:
@@ -45,6 +73,42 @@ def _refuse_cut_line(recipe: Path) -> None:
         raise UserError(f"{recipe} cannot be read ({error.strerror}): restore the file") from error
     if not whole:
         raise UserError(f"{recipe} ends within a line: restore the file, or end its last line if it is whole")
+
+
+def check_steps(source: Path, step: int, steps: int) -> None:
+    """Raise UserError where a run whose checkpoint has `step` steps is to have fewer than those."""
+    if steps < step:
+        raise UserError(
+            f"train.steps is {steps}, and the checkpoint has {step} steps: give more{_earlier_hint(source, steps)}"
+        )
+
+
+def _earlier_hint(directory: Path, most_steps: int) -> str:
+    """The end of an error line: the newest checkpoint of a run with at most so many steps, where there is one."""
+    earlier = [path for path in checkpoints(directory / "checkpoints") if (step_of(path) or 0) <= most_steps]
+    return f", or --resume {quote(str(earlier[-1]))}" if earlier else ""
+
+
+def check_resumable(resume: str, output: str | None, steps: int) -> None:
+    """Raise UserError where the run cannot go on to so many steps, or not in `output`, as far as names tell."""
+    source, checkpoint = locate_run(resume)
+    checkpoint = checkpoint or newest_checkpoint(source / "checkpoints")
+    if output is not None:
+        new_directory(output, "")
+    if checkpoint is not None:
+        check_steps(source, step_of(checkpoint) or 0, steps)
+
+
+def changed_schedule(source: Path, train: TrainSettings) -> str | None:
+    """What to say where a run goes on with other learning rates than those of its recipe; None where all are equal."""
+    before = build(TrainSettings, read_recipe(str(source / "recipe.toml")).get("train", {}), "train.")
+    both = range(min(before.steps, train.steps))
+    if all(before.learning_rate_at(step) == train.learning_rate_at(step) for step in both):
+        return None
+    return (
+        f"the learning rate now decays over {train.steps} steps in place of {before.steps}: steps from here on use the "
+        f"{'longer' if train.steps > before.steps else 'shorter'} schedule"
+    )
 
 
 def check_unchanged(stored: Any, asked: Any, recipe: str) -> None:

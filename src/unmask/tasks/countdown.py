@@ -42,7 +42,7 @@ class Countdown(Task):
     max_number: int = setting(20, "largest number")
     max_target: int = setting(100, "largest target")
     data: str | None = setting(
-        None, 'file of lines {"input": "30,100,93", "output": "23"}: the test split, not trained on', names_files=True
+        None, 'file of lines {"input": "30,100,93", "output": "23"}: the test split, not trained on', names_data=True
     )
 
     def __post_init__(self) -> None:

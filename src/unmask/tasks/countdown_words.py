@@ -35,7 +35,7 @@ class CountdownWords(Task):
     max_number: int = setting(100, "largest number")
     max_target: int = setting(100, "largest target")
     data: str | None = setting(
-        None, 'file of lines {"input": "30,100,93", "output": "23"}: the test split, not trained on', names_files=True
+        None, 'file of lines {"input": "30,100,93", "output": "23"}: the test split, not trained on', names_data=True
     )
     scoring: str = setting("corrected", "corrected, or d1: the published scorer and the published training reward")
 

@@ -56,8 +56,8 @@ class Dataset(RowsTask):
         """1.0 for the right answer, else 0.0. Raises UserError where answer_kind is none."""
         if not self.verifies:
             raise UserError(
-                "task dataset compares no answers (task.answer_kind is none): give reward.functions, or "
-                "task.answer_column and task.answer_kind number, latex or text"
+                "task dataset compares no answers (answer_kind is none): give --task.answer-kind number, latex "
+                "or text, or in training give reward.functions"
             )
         return self._right(completions, columns)
 

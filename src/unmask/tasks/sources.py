@@ -18,8 +18,8 @@ from unmask.validation import check_range, setting
 class FileTask(Task):
     """Base of tasks whose problems come from a test file and a training file of JSON lines."""
 
-    data: str | None = setting(None, "path of the test file", names_files=True)
-    train_data: str | None = setting(None, "path of the training file", names_files=True)
+    data: str | None = setting(None, "path of the test file", names_data=True)
+    train_data: str | None = setting(None, "path of the training file", names_data=True)
     few_shot: int = setting(0, "training problems that every prompt shows solved")
 
     def __post_init__(self) -> None:
@@ -54,10 +54,10 @@ class RowsTask(Task):
     """Base of tasks on the user's own rows, from a file or the Hugging Face Hub."""
 
     data: str | None = setting(
-        None, "training rows: a .jsonl, .json, .csv or .parquet file, or org/name on the Hub", names_files=True
+        None, "training rows: a .jsonl, .json, .csv or .parquet file, or org/name on the Hub", names_data=True
     )
     test_data: str | None = setting(
-        None, "held-out rows, likewise; unset: a tenth of the data, chosen by prompt", names_files=True
+        None, "held-out rows, likewise; unset: a tenth of the data, chosen by prompt", names_data=True
     )
     hub_config: str | None = setting(
         None, "configuration of the Hub data set, where it has several", idle=_all_in_files

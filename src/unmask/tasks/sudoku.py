@@ -34,7 +34,7 @@ class Sudoku(Task):
     data: str | None = setting(
         None,
         "file with the header Puzzle,Solution that replaces the test split and is not trained on",
-        names_files=True,
+        names_data=True,
     )
 
     def __post_init__(self) -> None:

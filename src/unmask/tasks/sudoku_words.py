@@ -45,7 +45,7 @@ class SudokuWords(Task):
     data: str | None = setting(
         None,
         "file with the header Puzzle,Solution that replaces the test split and is not trained on",
-        names_files=True,
+        names_data=True,
     )
     few_shot: int = setting(0, "solved puzzles that every prompt shows")
     scoring: str = setting("corrected", "corrected, or d1: the published training reward and its score of cells")

@@ -35,11 +35,11 @@ from unmask.uniforms import Uniforms
 def build_trainer(recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
     """The trainer of a recipe, with weights from `checkpoint` where given. Raises UserError for what cannot work."""
     settings = recipe.train
+    recipe.check_blocks()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     sampler = recipe.rollout.sampler(recipe.task)
-    recipe.rollout.sampler(recipe.task, steps=recipe.evaluation.greedy_steps)
     world = World.start(settings.precision)
     if recipe.rollout.prompts % world.size:
         raise UserError(

@@ -220,11 +220,12 @@ class OnPolicySource:
     @property
     def _evaluation_samplers(self) -> dict[str, Sampler]:
         task, settings = self.recipe.task, self.recipe.rollout
-        few, many = settings.steps, self.recipe.evaluation.greedy_steps
+        few = settings.sampler(task, temperature=0.0)
+        many = settings.sampler(task, steps=self.recipe.evaluation.greedy_steps, temperature=0.0)
         return {
-            f"sampled_{few}": self.sampler,
-            f"greedy_{few}": settings.sampler(task, temperature=0.0),
-            f"greedy_{many}": settings.sampler(task, steps=many, temperature=0.0),
+            f"sampled_{self.sampler.steps_taken}": self.sampler,
+            f"greedy_{few.steps_taken}": few,
+            f"greedy_{many.steps_taken}": many,
         }
 
     def evaluation(self, denoiser: Denoiser, held_out: Evaluator, count: int) -> dict[str, list[float]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import tomli_w
 
-from unmask.denoisers.directories import checkpoints, newest_checkpoint, step_of
+from unmask.denoisers.directories import checkpoints, newest_checkpoint
 from unmask.denoisers.intact import read_json
 from unmask.errors import UserError
 from unmask.evaluation.statistics import paired_interval, solved_summary
@@ -24,7 +24,7 @@ from unmask.report.progress import advance, message, phase, telling
 from unmask.settings.inputs import input_digests, tell_changed_inputs, with_absolute_paths
 from unmask.settings.reader import document_of
 from unmask.settings.recipe import Recipe
-from unmask.settings.resume import locate_run
+from unmask.settings.resume import changed_schedule, check_steps, locate_run, new_directory
 from unmask.training.build import build_trainer, filtered_order
 from unmask.training.checkpoint import (
     check_whole,
@@ -46,27 +46,6 @@ curve.png           reward and solve rates over the run
 checkpoints/        models in the Hugging Face layout, with what `unmask train --resume` needs
 summary.json        solve rates before and after, with 95 % intervals
 """
-
-
-def new_directory(output: str | None, name: str) -> Path:
-    """`output`, or runs/NAME-NNN with the first free number. Raises UserError where `output` holds something."""
-    if output is not None:
-        directory = Path(output).expanduser()
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise UserError(f"output {output!r} is not empty: give a new directory{_resume_hint(directory)}")
-        return directory
-    number = 1
-    while (directory := Path("runs") / f"{name}-{number:03d}").exists():
-        number += 1
-    return directory
-
-
-def _resume_hint(directory: Path) -> str:
-    """The end of an error line about a directory in use: how to go on with its run, where there is a checkpoint."""
-    if not (directory / "recipe.toml").is_file() or newest_checkpoint(directory / "checkpoints") is None:
-        return ""
-    what = "extend its run by --train.steps" if (directory / "summary.json").is_file() else "continue its run"
-    return f", or --resume {quote(str(directory))} to {what}"
 
 
 def start_run(recipe: Recipe, output: str | None, name: str) -> Run:
@@ -95,15 +74,13 @@ def resume_run(recipe: Recipe, resume: str, output: str | None = None) -> Run:
         check_whole(checkpoint, recipe.train)
         state = read_state(checkpoint)
         _check_written(source, state)
-    if recipe.train.steps < state.get("step", 0):
-        raise UserError(
-            f"train.steps is {recipe.train.steps}, and the checkpoint has {state['step']} steps: give more"
-            + _earlier_hint(source, recipe.train.steps)
-        )
+    check_steps(source, state.get("step", 0), recipe.train.steps)
     if (source / "inputs.json").is_file():
         tell_changed_inputs(read_json(source / "inputs.json"))
     trainer = build_trainer(recipe, checkpoint)
     if trainer.objective.world.is_main:
+        if state.get("step", 0) and (changed := changed_schedule(source, recipe.train)) is not None:
+            message(changed)
         _take_over(source, directory, checkpoint)
         write_durably(directory / "recipe.toml", tomli_w.dumps(document_of(recipe)))
     trainer.objective.world.barrier()
@@ -115,12 +92,6 @@ def _check_written(source: Path, state: dict[str, Any]) -> None:
     read_json(source / "before.json")
     for log in ("metrics", "completions"):
         check_length(source / f"{log}.jsonl", state.get(f"{log}_bytes", 0))
-
-
-def _earlier_hint(directory: Path, most_steps: int) -> str:
-    """The end of an error line: the newest checkpoint of a run with at most so many steps, where there is one."""
-    earlier = [path for path in checkpoints(directory / "checkpoints") if (step_of(path) or 0) <= most_steps]
-    return f", or --resume {quote(str(earlier[-1]))}" if earlier else ""
 
 
 def _take_over(source: Path, directory: Path, checkpoint: Path | None) -> None:
@@ -151,11 +122,12 @@ class Run:
 
     @property
     def how_to_go_on(self) -> str:
-        """What to say when the run is interrupted now: the command that goes on with it, once there is a checkpoint."""
+        """What to say when the run is interrupted now: the command that goes on with it, or starts it again."""
         newest = newest_checkpoint(self.directory / "checkpoints")
+        command = f"`unmask train --resume {quote(str(self.directory))}`"
         if newest is None:
-            return f"{self.directory} has no checkpoint yet, so start again"
-        return f"`unmask train --resume {quote(str(self.directory))}` goes on from its newest checkpoint, {newest.name}"
+            return f"{self.directory} has no checkpoint yet: {command} starts it again"
+        return f"{command} goes on from its newest checkpoint, {newest.name}"
 
     def finish(self) -> dict[str, Any]:
         """Train to the last step, evaluating and saving on the way; the contents of summary.json."""

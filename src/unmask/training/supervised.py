@@ -18,6 +18,7 @@ from unmask.data.examples import Examples, completed, encode_completions
 from unmask.data.tokenization import task_tokenizer
 from unmask.denoisers.adapters import add_adapters
 from unmask.denoisers.base import Denoiser
+from unmask.denoisers.directories import check_new
 from unmask.denoisers.head.reducers import TargetLogProb
 from unmask.denoisers.loading import load_denoiser, load_tokenizer, save_denoiser
 from unmask.denoisers.tiny import tiny_denoiser
@@ -253,12 +254,8 @@ def pretrain_to(recipe: PretrainRecipe, directory: Path) -> None:
 
     Raises UserError where the directory holds something, or the recipe cannot work.
     """
-    if recipe.model is None and not recipe.task.vocabulary:
-        raise UserError(
-            f"task {recipe.task.name} is prose, which no new small model can spell: give model, or another task"
-        )
-    if directory.exists() and any(directory.iterdir()):
-        raise UserError(f"output {str(directory)!r} is not empty: give a new directory")
+    recipe.check_spelling()
+    check_new(directory)
     tokenizer = task_tokenizer(recipe.task.vocabulary) if recipe.model is None else load_tokenizer(recipe.model)
     denoiser = pretrain(recipe, tokenizer)
     with phase(f"saving {directory}"):

@@ -51,6 +51,7 @@ def setting(
     above: float | None = None,
     below: float | None = None,
     names_files: bool = False,
+    names_data: bool = False,
     idle: Callable[[Any], str | None] | None = None,
 ) -> Value:
     """A dataclass field of a settings class: its default and its help text.
@@ -59,6 +60,7 @@ def setting(
     (unset: 0, or none where the default is negative), `high`, `above` and `below`; texts and booleans have no range.
     Tables are read with it, and `check_ranges` refuses what is made in Python.
     `names_files`: its text names files or directories of the user's, which a run stores as absolute paths.
+    `names_data`: likewise, and it is one file of data, or org/name on the Hub; a file that is missing is refused early.
     `idle`: given the settings object, why nothing reads this setting (a setting beside it and its value), None where it
     is read; a value that would not be read is refused.
 
@@ -68,7 +70,10 @@ def setting(
     if low is None:
         low = -LARGEST_COUNT if isinstance(default, int | float) and default < 0 else 0
     allowed = Range(low=low, high=high, above=above, below=below)
-    metadata = {"help": help, "was": was, "range": allowed, "names_files": names_files, "idle": idle}
+    metadata = {"help": help, "was": was, "range": allowed, "idle": idle} | {
+        "names_files": names_files or names_data,
+        "names_data": names_data,
+    }
     declared: Value = field(default=default, metadata=metadata)
     return declared
 

@@ -11,6 +11,8 @@ from reprlib import repr as short_repr
 from unmask.data.example import Example
 from unmask.errors import UserError
 
+_BEGINNING = 1 << 16  # bytes
+
 RowReader = Callable[[Mapping[str, str]], Example]
 
 
@@ -69,12 +71,31 @@ def read_text(path: str) -> str:
         # Spreadsheet tools put a byte-order mark first.
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}); give the path of a data file") from None
+        raise _unreadable(path, error) from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text; save it as UTF-8") from None
     if not text.strip():
-        raise UserError(f"{path} is empty; give a file with rows")
+        raise _empty(path)
     return text
+
+
+def check_data_file(path: str) -> None:
+    """Raise UserError for a file of data that cannot be opened or is empty. Nothing more is read."""
+    try:
+        with Path(path).open("rb") as stream:
+            beginning = stream.read(_BEGINNING)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if not beginning.strip():
+        raise _empty(path)
+
+
+def _unreadable(path: str, error: OSError) -> UserError:
+    return UserError(f"cannot read {path} ({error.strerror}); give the path of a data file")
+
+
+def _empty(path: str) -> UserError:
+    return UserError(f"{path} is empty; give a file with rows")
 
 
 def each_line(path: str, lines: list[str], first: int, parse: Callable[[str], Example]) -> list[Example]:
