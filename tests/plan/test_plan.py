@@ -20,7 +20,7 @@ from unmask.settings.reader import build, document_of, read_recipe, recipe_names
 from unmask.settings.recipe import TrainSettings
 
 BENCHMARKS = ("gsm8k", "math500", "countdown-words", "sudoku")
-METHODS = ("diffu-grpo", "spg", "dispo", "dispo-spg", "mdpo")
+METHODS = ("diffu-grpo", "spg", "dispo", "dispo-spg", "mdpo", "tracerl")
 
 
 def settings(name, **flags) -> PlanSettings:
