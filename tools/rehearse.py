@@ -27,7 +27,7 @@ from stand_ins import make_stand_ins
 from unmask.settings.reader import document_of, recipe_names
 from unmask.settings.recipe import Recipe
 
-# One recipe of each benchmark on the other families, and one of each that is to learn, with a credit for each step.
+# One recipe of each benchmark on the other families, and one of each that is to learn.
 OTHERS = (
     "countdown-words-llada8b-diffu-grpo",
     "gsm8k-llada8b-dispo",
@@ -35,10 +35,10 @@ OTHERS = (
     "sudoku-llada8b-dispo-spg",
 )
 IMPROVE = (
-    ("llada8b-tracerl", LLADA),  # Countdown
-    ("gsm8k-llada8b-mdpo", DREAM),
-    ("math500-llada8b-mdpo", DREAM),
-    ("sudoku-llada8b-mdpo", DREAM),
+    ("countdown-words-llada8b-tracerl", LLADA),
+    ("sudoku-llada8b-tracerl", LLADA),
+    ("gsm8k-llada8b-tracerl", DREAM),
+    ("math500-llada8b-tracerl", DREAM),
 )
 
 
