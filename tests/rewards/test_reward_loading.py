@@ -107,7 +107,7 @@ def test_reward_settings_weights_are_one_unless_given():
         (["weights=nan"], "'nan'", "1,0.2"),
         (["weights=1,,2"], "'1,,2'", "1,0.2"),
         (["batch=0"], "0", "an integer from 1 to"),
-        (["functions=reward_model:nowhere"], "'nowhere'", "config.json"),
+        (["functions=reward_model:nowhere"], "'nowhere'", "there is no such directory"),
         (["functions=judge:nowhere.toml"], "'nowhere.toml'", "No such file"),
     ],
     ids=" ".join,
