@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
+from unmask.denoisers.head.chunks import chunk_positions
 from unmask.errors import UserError
 from unmask.methods.base import Method
 from unmask.methods.describe import EOS
@@ -14,7 +17,7 @@ from unmask.objective.term import Term
 from unmask.plan.dry_run import Pass, peak_bytes
 from unmask.plan.gpus import GIBIBYTE, GPUs, gpus_of
 from unmask.plan.networks import Size, size_of
-from unmask.plan.work import Work, work_of
+from unmask.plan.work import TermWork, Work, work_of
 from unmask.settings.commands import PlanSettings
 
 _PROMPT = 256  # tokens, where nothing is said
@@ -195,10 +198,20 @@ def _memory(settings: PlanSettings, terms: tuple[Term, ...], work: Work, size: S
         gradients=size.trained_bytes,
         records=work.record_bytes + batches,
         rollout=max(peak_bytes(settings.model, train, each, settings.model_format) for each in denoising),
-        update=max(peak_bytes(settings.model, train, each, settings.model_format) for each in passes),
+        update=max(
+            peak_bytes(settings.model, train, each, settings.model_format) + _kept_logits(term, size)
+            for each, term in zip(passes, work.terms, strict=True)
+        ),
         optimizer=temporary,
         accumulates=accumulates,
     )
+
+
+def _kept_logits(term: TermWork, size: Size) -> int:
+    """Bytes of logits of the pass before the micro-batches, beside those that a micro-batch keeps for its gradient."""
+    if not term.scores_first or all(term.separable):
+        return 0
+    return min(term.most, chunk_positions(size.vocabulary)) * size.vocabulary * torch.float32.itemsize
 
 
 def advice(plan: Plan) -> list[str]:

@@ -42,6 +42,7 @@ class TermWork:
     targets: int  # tokens that are scored at a position: rows of a forward
     without_gradient: tuple[int, int]  # passes of other policies over the same rows: in the first update, in later ones
     reference: bool  # one of those passes is the reference's, in every update
+    scores_first: bool  # one is that of now, before the micro-batches, whose logits' memory stays
     blended: bool
     separable: tuple[bool, bool]  # is the head's gradient made with its logits: in the first update, in later ones
     batch_bytes: int
@@ -245,6 +246,7 @@ def _term_work(term: Term, dry: Callable[[int], Rollout], prompts: int, micro_ba
         targets=int(torch.bincount(batch.forward_R).max()),
         without_gradient=(first + again, later + again),
         reference=term.reads("reference"),
+        scores_first=bool(again),
         blended=term.blend is not None,
         separable=(term.is_elementwise(old_is_now=True), term.is_elementwise(old_is_now=False)),
         batch_bytes=_bytes_of(batch) * prompts // drawn,
