@@ -113,7 +113,6 @@ WIDE = {"hidden_size": 96, "num_key_value_heads": 4, "vocab_size": 200}
 CASES = {
     "all at once": ("diffu-grpo", {}, {}),
     "layers recomputed": ("spg", {"micro_batch": 8, "gradient_checkpointing": True}, WIDE),
-    "the whole batch scored before its parts": ("rspo", {"micro_batch": 8}, WIDE),
     "adapters in bf16": ("dispo", {"micro_batch": 4, "lora_rank": 8, "precision": "bf16", "param_dtype": "bf16"}, {}),
 }
 
