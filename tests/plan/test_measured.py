@@ -1,14 +1,10 @@
 """Plans against measurements: FLOPs as PyTorch counts them, bytes as its allocator reports them, of a real step."""
 
-import gc
-
 import pytest
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.forwards import count_forwards
 from helpers.small_run import SmallRun, settings_of
+from rehearsal.measured import flops, peak
 
 METHODS = {
     "diffu-grpo": {"name": "diffu-grpo"},
@@ -21,13 +17,6 @@ METHODS = {
 }
 ADAPTERS = {"lora_rank": 8, "gradient_checkpointing": True}
 WIDE_ADAPTERS = {"lora_rank": 32}
-
-
-def flops(action) -> int:
-    """Of matrix products and attention; the fused attention of CPUs is not counted, so it is taken apart."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        action()
-    return counter.get_total_flops()
 
 
 @pytest.mark.parametrize(
@@ -94,19 +83,6 @@ def test_plan_trained_forwards_are_an_upper_bound_for_adaptive_rules(method, tmp
     run.prepare()
     made = sum(len(update_batch.batch.inputs_FL) for (update_batch,) in run.prepared)
     assert made <= run.plan.work.trained_forwards <= 2 * made
-
-
-def peak(action) -> int:
-    """The most bytes that the allocator had given out at once."""
-    gc.collect()  # or what earlier tests left is given back in the middle
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        action()
-    changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    alive = highest = 0
-    for change in sorted(changes, key=lambda event: event.start_ns()):
-        alive += change.nbytes()
-        highest = max(highest, alive)
-    return highest
 
 
 WIDE = {"hidden_size": 96, "num_key_value_heads": 4, "vocab_size": 200}

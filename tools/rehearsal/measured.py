@@ -101,15 +101,15 @@ def compare(path: str) -> Comparison:
     """A step of the recipe at `path` beside its plan."""
     step = MeasuredStep(path)
     planned_flops, memory = step.plan.flops, step.plan.memory
-    measured = {"rollout bytes": float(_peak(step.sample))}
-    rollout = float(_flops(step.sample))
-    prepared = float(_flops(step.prepare))
+    measured = {"rollout bytes": float(peak(step.sample))}
+    rollout = float(flops(step.sample))
+    prepared = float(flops(step.prepare))
     denoiser = step.objective.denoiser
     denoiser.workspace = type(denoiser.workspace)()  # the plan counts its memory in each pass
-    measured["update bytes"] = float(_peak(step.backward))
+    measured["update bytes"] = float(peak(step.backward))
     step.updater.optimizer.zero_grad()
     measured["rollout FLOPs"] = rollout
-    measured["update FLOPs"] = prepared + float(_flops(step.update))
+    measured["update FLOPs"] = prepared + float(flops(step.update))
     planned = {
         "rollout FLOPs": planned_flops.rollout,
         "update FLOPs": planned_flops.trained + planned_flops.other,
@@ -125,16 +125,16 @@ def write_misses(path: str, output: str) -> int:
     return 0
 
 
-def _flops(action: Callable[[], object]) -> int:
+def flops(action: Callable[[], object]) -> int:
     """Of matrix products and attention; the fused attention of CPUs is not counted, so it is taken apart."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         action()
     return int(counter.get_total_flops())
 
 
-def _peak(action: Callable[[], object]) -> int:
+def peak(action: Callable[[], object]) -> int:
     """The most bytes that the allocator had given out at once."""
-    gc.collect()
+    gc.collect()  # or what was made before is given back in the middle
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         action()
     events: Any = profiler.profiler
