@@ -152,6 +152,7 @@ class Run:
                     self._train_step(step, metrics, completions, monitor)
             steps = recipe.train.steps
             self._evaluate("final evaluation", steps, recipe.evaluation.examples, metrics, "after.json")
+        self.trainer.objective.world.barrier()  # every rank reads the evaluations that the first has written
         return self._summarise()
 
     def _log(self, name: str, state: dict[str, Any]) -> MetricsLog:
