@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from helpers.sandboxes import needs_sandbox
 from rehearsal.benchmarks import corpus, task_of, write_problems
 from rehearsal.checkpoints import make_tokenizer
 from rehearsal.families import FAMILIES
@@ -55,7 +56,8 @@ def cases():
     for task in TASKS:
         for family in FAMILIES:
             if task != "pairs":  # nothing is verified there
-                yield pytest.param(task, family, id=f"{task}-{family}")
+                marks = [needs_sandbox] if task == "code" else []
+                yield pytest.param(task, family, id=f"{task}-{family}", marks=marks)
 
 
 @pytest.mark.parametrize(("task", "family"), list(cases()))

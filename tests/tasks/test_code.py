@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.sandboxes import needs_sandbox
 from unmask.errors import UserError
 from unmask.tasks.code import Code
 from unmask.verifiers import sandbox
@@ -94,11 +95,8 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unmask.tasks.code.check_sandbox", lambda: None)
 
 
+@needs_sandbox
 def test_code_solutions_pass_and_are_well_formed(files: dict[str, str]) -> None:
-    try:
-        check_sandbox()
-    except UserError as error:
-        pytest.skip(str(error))
     task = Code(**files, few_shot=1, time_limit_seconds=5)
     examples = task.examples("test", 10, 0)
     columns = {name: [example.columns[name] for example in examples] for name in examples[0].columns}
@@ -111,11 +109,8 @@ def test_code_solutions_pass_and_are_well_formed(files: dict[str, str]) -> None:
     assert task.metrics(prompts, wrong, **columns) == {"solved": [0.0] * 6, "parses": [1.0, 1.0, 0.0, 1.0, 1.0, 1.0]}
 
 
+@needs_sandbox
 def test_code_hostile_completions_get_no_reward(files: dict[str, str]) -> None:
-    try:
-        check_sandbox()
-    except UserError as error:
-        pytest.skip(str(error))
     task = Code(**files, time_limit_seconds=1)
     columns = task.examples("test", 1, 0)[0].columns
     attacks = [

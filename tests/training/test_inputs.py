@@ -2,12 +2,17 @@
 
 import json
 import logging
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from unmask.cli.main import main
+from unmask.rewards import load_functions
+from unmask.settings.inputs import input_digests
+from unmask.settings.reader import build
+from unmask.settings.recipe import Recipe
 
 FLAGS = [
     *("--recipe", "sudoku-diffu-grpo", "--train.threads", "1", "--train.examples", "8", "--train.steps", "1"),
@@ -63,3 +68,40 @@ def test_resume_with_other_held_out_rows_ends_in_one_line(run, capsys):
     (run.parent / "data" / "rows.csv").write_text("\n".join(ROWS.splitlines()[:2]) + "\n")
     assert main(["train", "--resume", str(run), "--train.steps", "2"]) == 2
     assert "held-out data changed" in capsys.readouterr().err.splitlines()[-1]
+
+
+SOURCES = {
+    "helpers.py": "BONUS = 1.0\n",
+    "own.py": "from dataclasses import dataclass\n"
+    "from unmask.methods import DiffuGRPO\nfrom unmask.tasks import Sudoku\n"
+    "from helpers import BONUS\n"
+    "@dataclass(frozen=True, kw_only=True)\nclass Mine(DiffuGRPO):\n    name = 'mine'\n"
+    "@dataclass(frozen=True, kw_only=True)\nclass Boards(Sudoku):\n    name = 'boards'\n"
+    "def good(prompts, completions, **columns):\n    return [BONUS] * len(completions)\n",
+}
+
+
+@pytest.mark.parametrize("place", ["{file}:", "installed_own:"], ids=["file", "module"])
+@pytest.mark.parametrize("table", ["method", "task", "reward"])
+def test_digests_cover_the_users_classes_and_functions(table, place, tmp_path, monkeypatch):
+    file = tmp_path / "own.py"
+    for name, source in SOURCES.items():
+        (tmp_path / name).write_text(source)
+    (tmp_path / "installed_own.py").write_text(SOURCES["own.py"].replace("from helpers import BONUS", "BONUS = 1.0"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "installed_own", raising=False)
+    place = place.format(file=file)
+    document = {
+        "method": {"method": {"name": f"{place}Mine"}},
+        "task": {"task": {"name": f"{place}Boards"}},
+        "reward": {"reward": {"functions": f"{place}good"}},
+    }[table]
+    recipe = build(Recipe, document)
+    load_functions(recipe.reward, recipe.task, "cpu")  # as a run does before it digests
+    digests = input_digests(recipe)
+    names = {"own.py", "helpers.py"} if place.startswith("/") else {"installed_own.py"}
+    assert {Path(path).name for path in digests} == names
+
+
+def test_digests_leave_out_the_packages_own_files():
+    assert input_digests(build(Recipe, {})) == {}

@@ -13,17 +13,12 @@ from threading import Thread
 
 import pytest
 
-from unmask.errors import UserError
+from helpers.sandboxes import needs_sandbox
 from unmask.verifiers import sandbox
-from unmask.verifiers.sandbox import Limits, Trial, Verdict, check_sandbox, run_trials
+from unmask.verifiers.sandbox import Limits, Trial, Verdict, run_trials
 from unmask.verifiers.seccomp import seccomp_filter
 
-try:
-    check_sandbox()
-    WITHOUT = ""
-except UserError as error:
-    WITHOUT = str(error)
-pytestmark = pytest.mark.skipif(bool(WITHOUT), reason=WITHOUT)
+pytestmark = needs_sandbox
 
 LIMITS = Limits(seconds=1, memory_megabytes=256)
 

@@ -29,6 +29,7 @@ _NAMES, _THINGS = ("Ann", "Ben", "Eva", "Tom"), ("apples", "coins", "cards", "bo
 _PARTS = {"countdown-words": 4, "sudoku-words": 2, "gsm8k": 2, "math500": 2}  # of the rows that are taught
 _THOUGHT = "Each row, column and box needs 1 to 4."
 _CORPUS = 500  # examples of each benchmark that the tokenizer is trained on
+_SLIPS = 0.4  # of Countdown's taught answers are wrong
 _TEST_SHARE = 3  # one problem in so many is held out
 
 
@@ -106,35 +107,49 @@ def corpus(folder: Path, seed: int) -> list[str]:
     """Texts that the tokenizer is trained on: prompts, the tasks' own solutions, and what is taught."""
     texts = []
     for name in _TASKS:
-        task = task_of(name, folder)
+        task, draws = task_of(name, folder), Random(f"corpus-{name}-{seed}")
         for example in task.examples("train", _CORPUS, seed):
-            texts += [example.prompt, example.solution, _taught(task, example)]
+            texts += [example.prompt, example.solution, _taught(task, example, draws)]
     return texts
 
 
 def _rows(task: Any, count: int, seed: int) -> list[dict[str, str]]:
     examples = task.examples("train", count, seed)
     chosen = [examples[place % len(examples)] for place in range(count)]
-    return [{"prompt": example.prompt, "completion": _taught(task, example)} for example in chosen]
+    draws = Random(f"slips-{task.name}-{seed}")
+    return [{"prompt": example.prompt, "completion": _taught(task, example, draws)} for example in chosen]
 
 
 @cache
-def _one_solution(*numbers: int, target: int) -> str:
-    """The first that is right, of the numbers in all orders and all signs between them."""
-    for first, second, third in permutations(reversed(numbers)):
-        for one, other in product("+-*/", repeat=2):
-            plain = f"{first}{one}{second}{other}{third}"
-            for text in (plain, f"({first}{one}{second}){other}{third}", f"{first}{one}({second}{other}{third})"):
-                if is_solved(text, list(numbers), target):
-                    return build_solution(f"{text} = {target}", text)
-    raise ValueError(f"{numbers} do not make {target}")
+def _expressions(*numbers: int, target: int) -> tuple[list[str], list[str]]:
+    """Those that make the target, and those that do not, of three numbers in all orders and all signs between them."""
+    texts = [
+        text
+        for first, second, third in permutations(reversed(numbers))
+        for one, other in product("+-*/", repeat=2)
+        for text in (
+            f"{first}{one}{second}{other}{third}",
+            f"({first}{one}{second}){other}{third}",
+            f"{first}{one}({second}{other}{third})",
+        )
+    ]
+    right = [text for text in texts if is_solved(text, list(numbers), target)]
+    return right, [text for text in texts if text not in right]
 
 
-def _taught(task: Any, example: Any) -> str:
-    """The task's own solution, but what a small network learns sooner: one for all orders of Countdown's numbers, and
-    Sudoku's with short reasoning."""
+def _countdown(example: Any, draws: Random) -> str:
+    """One solution for all orders of the numbers, which is learnt sooner; now and then a wrong expression, for problems
+    so small are learnt by heart, and a group whose answers are all right trains nothing."""
+    target = example.columns["target"]
+    right, wrong = _expressions(*sorted(example.columns["numbers"]), target=target)
+    text = draws.choice(wrong) if draws.random() < _SLIPS else right[0]
+    return build_solution(f"{text} = {target}", text)
+
+
+def _taught(task: Any, example: Any, draws: Random) -> str:
+    """The task's own solution, but what a small network learns sooner: Sudoku's with short reasoning."""
     if task.name == "countdown-words":
-        return _one_solution(*sorted(example.columns["numbers"]), target=example.columns["target"])
+        return _countdown(example, draws)
     if task.name != "sudoku-words":
         return str(example.solution)
     return f"<reasoning>\n{_THOUGHT}\n</reasoning>\n<answer>\n{example.columns['solution']}\n</answer>"

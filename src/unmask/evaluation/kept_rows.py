@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,30 +77,15 @@ class KeptRows:
 
 
 def identity(settings: EvaluateSettings) -> dict[str, Any]:
-    """What a table is of, as JSON reads it back: settings, digests of data, and the model's and the user's files."""
-    document = document_of(settings)
+    """What a table is of, as JSON reads it back: settings, digests of the user's files, the model's files."""
     model = resolve(settings.model)
-    files = [path for pattern in _MODEL_FILES for path in model.glob(pattern)] + list(_python_files(document))
+    files = [path for pattern in _MODEL_FILES for path in model.glob(pattern)]
     found = {
-        "settings": document,
+        "settings": document_of(settings),
         "inputs": input_digests(settings),
-        "files": {str(path.absolute()): [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(files)},
+        "model": {str(path.absolute()): [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(files)},
     }
     return dict(json.loads(json.dumps(found)))
-
-
-def _python_files(document: Mapping[str, Any]) -> Iterator[Path]:
-    """The user's Python files that settings name, FILE.py:NAME."""
-    for value in document.values():
-        if isinstance(value, Mapping):
-            yield from _python_files(value)
-        elif isinstance(value, str):
-            yield from _existing(word.rpartition(":")[0] for word in value.split(","))
-
-
-def _existing(words: Iterable[str]) -> Iterator[Path]:
-    paths = (Path(word.strip()).expanduser() for word in words if word.strip().endswith(".py"))
-    return (path for path in paths if path.is_file())
 
 
 def _count(rows: int) -> str:

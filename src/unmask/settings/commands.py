@@ -173,12 +173,12 @@ class EvaluateSettings:
     """Settings of `unmask evaluate`: solve rates by unmasking rule, completion length and number of steps."""
 
     model: str = setting("embedded:sudoku", MODEL_HELP)
-    model_format: str | None = setting(None, MODEL_FORMAT_HELP)
+    model_format: str | None = setting(None, MODEL_FORMAT_HELP, names_files=True)
     task: Task = choice(TASKS, Sudoku, "whose held-out items")
     chat: ChatSettings = section(ChatSettings)
     split: str = setting("test", "which held-out items; 4x4 Sudoku has test_unseen_grids too")
     examples: int = setting(500, "items", low=1)
-    unmasking: str = setting("low_confidence", "rules to compare, by commas")
+    unmasking: str = setting("low_confidence", "rules to compare, by commas", names_files=True)
     lengths: str = setting("", "tokens of a completion to compare, by commas, such as 128,256,512; empty: the task's")
     steps: str = setting(
         "4,16",

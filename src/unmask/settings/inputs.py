@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from unmask.data.readers.files import check_data_file
 from unmask.data.readers.tables import is_on_hub
+from unmask.validation.user_modules import files_of, module_of
 
 Settings = TypeVar("Settings")
 
@@ -37,14 +38,8 @@ def check_data(settings: Any) -> None:
 
 
 def input_digests(settings: Any) -> dict[str, str]:
-    """BLAKE2 digest of each file that the settings name, by its absolute path."""
-    found: dict[str, str] = {}
-    for _, value, names_files in _values(settings):
-        if names_files:
-            found |= {str(path): _digest(path) for path in _files(value)}
-        else:
-            found |= input_digests(value)
-    return found
+    """BLAKE2 digest of each file that the settings name, and of the user's imported Python files, by absolute path."""
+    return {str(path): _digest(path) for path in sorted(_files(settings))}
 
 
 def tell_changed_inputs(before: Mapping[str, str]) -> None:
@@ -82,12 +77,27 @@ def _absolute_spec(spec: str) -> str:
     return f"{_path(before).absolute()}:{after}" if after and _exists(before) else spec
 
 
-def _files(text: str) -> Iterator[Path]:
-    """The files that a text made by `_absolute` names."""
+def _files(settings: Any) -> set[Path]:
+    """The files that settings name, those of the classes chosen in them, and their imported neighbours."""
+    found: set[Path] = set()
+    for _, value, names_files in _values(settings):
+        found |= set(_named_files(value)) if names_files else _files(value) | set(_source(type(value).__module__))
+    return {path.absolute() for path in found if path.is_file()}
+
+
+def _named_files(text: str) -> Iterator[Path]:
+    """The files that a text names: a path, or specs with commas between."""
     for word in (text, *text.split(",")):
-        for part in (word, word.partition(":")[2], word.rpartition(":")[0]):
-            if _exists(part) and _path(part).is_file():
+        place = word.rpartition(":")[0].strip()
+        for part in (word.strip(), word.partition(":")[2].strip(), place):
+            if _exists(part):
                 yield _path(part)
+        yield from _source(module_of(_path(place)) if place.endswith(".py") else place)
+
+
+def _source(module: str) -> list[Path]:
+    """The files of a module, where it is the user's."""
+    return [] if module.partition(".")[0] == "unmask" else files_of(module)
 
 
 def _path(text: str) -> Path:

@@ -24,9 +24,9 @@ def import_file(path: Path) -> ModuleType:
     `from helpers import score` finds helpers.py beside it, also when it is run later, in a function, and there too
     for the helpers' own imports. No other file sees these modules, not even by the same name.
     """
-    path = path.resolve()
-    name = f"{_package(path.parent)}.{path.stem.replace('.', '_')}"
+    path, name = path.resolve(), module_of(path)
     if name not in sys.modules:
+        _add_package(path.parent)
         spec = importlib.util.spec_from_file_location(name, path, loader=_Loader(name, str(path)))
         if spec is None:
             raise ImportError(f"{path} cannot be imported")
@@ -37,6 +37,21 @@ def import_file(path: Path) -> ModuleType:
             del sys.modules[name]
             raise
     return sys.modules[name]
+
+
+def module_of(path: Path) -> str:
+    """The name under which `import_file` imports a file."""
+    path = path.resolve()
+    return f"{_package_of(path.parent)}.{path.stem.replace('.', '_')}"
+
+
+def files_of(module: str) -> list[Path]:
+    """The file of an imported module of the user's, and those of its neighbours that have been imported."""
+    package, dot, _ = module.partition(".")
+    of_directory = dot and package.startswith(PREFIX)
+    names = [name for name in sys.modules if name.startswith(package + dot)] if of_directory else [module]
+    found = (getattr(sys.modules.get(name), "__file__", None) for name in names)
+    return [Path(file) for file in found if file is not None]
 
 
 @contextmanager
@@ -54,16 +69,20 @@ def current_directory(*, first: bool) -> Iterator[None]:
         sys.path.append(here)
 
 
-def _package(directory: Path) -> str:
+def _package_of(directory: Path) -> str:
     """Name of the package that holds the modules of a directory."""
-    name = PREFIX + blake2b(str(directory).encode(), digest_size=8).hexdigest()
+    return PREFIX + blake2b(str(directory).encode(), digest_size=8).hexdigest()
+
+
+def _add_package(directory: Path) -> None:
+    """Have the package of a directory, and the finder of its modules."""
+    name = _package_of(directory)
     if name not in sys.modules:
         package = ModuleType(name, f"Modules of {directory}.")
         package.__path__ = [str(directory)]
         sys.modules[name] = package
     if _Finder not in sys.meta_path:
         sys.meta_path.insert(0, _Finder)
-    return name
 
 
 class _Loader(SourceFileLoader):
