@@ -214,9 +214,10 @@ def _run(denoiser: Denoiser, work: Pass, autocast: Any) -> None:
     guidance = Guidance(scale=1.0, prompt_FL=attention_FL) if work.guided else None
     other_model = denoiser if work.blended else None
     selected_Q = torch.arange(work.scored) if work.scored < query_FA.numel() else None
+    attention = attention_FL[:, None, None, :] if work.samples else attention_FL  # as the sampler's `mask_of` has it
     with autocast:
         (result, *_) = denoiser(
-            tokens_FL, attention_FL, query_FA, _reducer(work), guidance, other_model, selected_Q=selected_Q
+            tokens_FL, attention, query_FA, _reducer(work), guidance, other_model, selected_Q=selected_Q
         )
     if not work.samples:
         result.sum().backward()

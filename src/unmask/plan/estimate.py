@@ -32,7 +32,8 @@ class Memory:
     old: int
     moments: int
     gradients: int
-    records: int  # rollout, recorded states, scoring batches
+    records: int  # rollout, recorded states
+    batches: int  # what is scored in the updates
     rollout: int
     update: int  # gradients are part of it where the first backward pass makes them
     optimizer: int
@@ -47,10 +48,11 @@ class Memory:
     def bytes_by_moment(self) -> dict[str, int]:
         """Bytes in all at each moment."""
         before = self.gradients if self.accumulates else 0
+        made = self.records + self.batches
         return {
             "rollout": self.held + self.gradients + self.rollout + self.records,
-            "update": self.held + before + self.update + self.records,
-            "optimizer step": self.held + self.gradients + self.optimizer + self.records,
+            "update": self.held + before + self.update + made,
+            "optimizer step": self.held + self.gradients + self.optimizer + made,
         }
 
     @property
@@ -189,14 +191,14 @@ def _memory(settings: PlanSettings, terms: tuple[Term, ...], work: Work, size: S
     ]
     # AdamW takes all weights at once and holds a root of their moments; several ranks send one flat copy of a copy.
     temporary = size.trained_bytes * (2 if gpus.count > 1 else 1)
-    batches = sum(term.batch_bytes for term in work.terms) * work.updates
     return Memory(
         weights=size.weight_bytes,
         reference=copied,
         old=size.weight_bytes if keeps_old else 0,
         moments=2 * size.trained_bytes,
         gradients=size.trained_bytes,
-        records=work.record_bytes + batches,
+        records=work.record_bytes,
+        batches=sum(term.batch_bytes for term in work.terms) * work.updates,
         rollout=max(peak_bytes(settings.model, train, each, settings.model_format) for each in denoising),
         update=max(
             peak_bytes(settings.model, train, each, settings.model_format) + _kept_logits(term, size)
@@ -217,7 +219,7 @@ def _kept_logits(term: TermWork, size: Size) -> int:
 def advice(plan: Plan) -> list[str]:
     """What to change where the recipe does not fit, the most effective first."""
     train, memory, usable = plan.settings.train, plan.memory, plan.usable
-    state = memory.held + memory.gradients + memory.optimizer + memory.records
+    state = memory.held + memory.gradients + memory.optimizer + memory.records + memory.batches
     if state > usable and not train.lora_rank:
         return [
             f"the model's own state takes {state / GIBIBYTE:.0f} GiB on every GPU, however many there are: train "
@@ -231,7 +233,7 @@ def advice(plan: Plan) -> list[str]:
         said.append("recompute activations in the backward pass: train.gradient_checkpointing true")
     batch = max(term.batch for term in plan.work.terms)
     if moments["update"] > usable and batch > 1:
-        left = max(0.0, usable - memory.held - memory.gradients - memory.records)
+        left = max(0.0, usable - memory.held - memory.gradients - memory.records - memory.batches)
         fewer = max(1, int(0.9 * batch * left / memory.update))
         said.append(f"fewer forwards at a time: train.micro_batch {fewer} (now {batch})")
     if moments["rollout"] > usable:

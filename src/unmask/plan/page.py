@@ -63,7 +63,7 @@ def _memory_rows(plan: Plan) -> list[list[str]]:
         "old policy": memory.old,
         "optimizer moments": memory.moments,
         "gradients": memory.gradients,
-        "rollout and scoring batches": memory.records,
+        "rollout and scoring batches": memory.records + memory.batches,
     }
     moments = memory.bytes_by_moment
     update = memory.update - (0 if memory.accumulates else memory.gradients)
