@@ -11,21 +11,15 @@ from unmask.distributed import World
 from unmask.errors import UserError
 
 
-def test_world_single_shares_everything_and_sums_itself():
+def test_world_single_is_everyone_and_sums_itself():
     world, value = World.single(), torch.tensor([1.0, 2.0])
     assert (world.rank, world.size, world.is_main) == (0, 1, True)
-    assert world.share([3, 1, 2]) == [3, 1, 2]
     assert world.sum(value) is value
     assert world.gather(value) is value
     assert world.everyone([1]) == [[1]]
+    assert world.waiting("update") == {}
     assert world.first(lambda: "done") == "done"
     world.barrier()
-
-
-def test_world_share_deals_contiguous_equal_parts():
-    ranks = [World(device=torch.device("cpu"), rank=rank, size=3) for rank in range(3)]
-    assert [world.share(range(6)) for world in ranks] == [[0, 1], [2, 3], [4, 5]]
-    assert [world.is_main for world in ranks] == [True, False, False]
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

@@ -15,7 +15,7 @@ from unmask.cli.main import main
 FLAGS = [
     *("train", "--recipe", "sudoku-dispo", "--train.threads", "1", "--train.steps", "4", "--train.num-iterations", "2"),
     *("--train.checkpoint-every", "2", "--train.evaluate-every", "3", "--train.examples", "40"),
-    *("--rollout.prompts", "4", "--rollout.group-size", "4", "--method.base.beta", "0.01"),
+    *("--rollout.prompts", "3", "--rollout.group-size", "4", "--method.base.beta", "0.01"),
     *("--evaluation.examples", "9", "--evaluation.examples-during", "5", "--evaluation.greedy-steps", "8"),
 ]
 REFUSED = 2
@@ -70,9 +70,18 @@ def place(tmp_path_factory):
     return place
 
 
+def test_metrics_say_how_long_ranks_wait_for_one_another(place):
+    lines = (place / "killed" / "metrics.jsonl").read_text().splitlines()
+    waits = [{key for key in json.loads(line) if key.startswith("wait_seconds")} for line in lines]
+    named = {f"wait_seconds/{where}_{what}" for where in ("rollout", "update") for what in ("mean", "max")}
+    assert [wait for wait in waits if wait] == [named] * 4
+    assert "wait_seconds" not in (place / "one" / "metrics.jsonl").read_text()
+
+
 def metrics(directory: Path) -> list[dict]:
     lines = (directory / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "step_seconds"} for line in lines]
+    rows = [json.loads(line) for line in lines]
+    return [{key: value for key, value in row.items() if "_seconds" not in key} for row in rows]
 
 
 def ranks(directory: Path) -> list[tuple[int, int, str | None]]:

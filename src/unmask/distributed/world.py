@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from statistics import fmean
 from typing import Any, TypeVar
 
 import torch
@@ -31,7 +33,7 @@ class World:
     `World.start` joins the processes that torchrun started, `World.single` is one process alone:
 
         world = World.single()
-        world.share([3, 1, 2])       # [3, 1, 2]
+        world.everyone("here")       # ["here"]
         world.sum(torch.ones(2))     # tensor([1., 1.])
     """
 
@@ -99,11 +101,6 @@ class World:
         """Mixed precision for forwards, a context manager of its own for each `with`."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
-    def share(self, items: Sequence[Item]) -> list[Item]:
-        """This rank's contiguous part of the items, as many on each rank: their number is a multiple of `size`."""
-        each = len(items) // self.size
-        return list(items[self.rank * each : (self.rank + 1) * each])
-
     def sum(self, value: Tensor) -> Tensor:
         """Sum of a detached tensor over ranks; the tensor itself where there is one rank."""
         if self.size == 1:
@@ -163,6 +160,20 @@ class World:
             content = torch.empty(int(length), dtype=torch.uint8)
         torch.distributed.broadcast(content, 0)
         return _value_of(content)
+
+    def waiting(self, where: str) -> dict[str, float]:
+        """Wait for all ranks: the seconds that they have waited, by names of metrics; nothing where there is one rank.
+
+        Half of what the ranks do between two such places is lost where the mean wait is half of the time between them.
+        """
+        if self.size == 1:
+            return {}
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        begin_seconds = time.monotonic()
+        self.barrier()
+        seconds = self.everyone(time.monotonic() - begin_seconds)
+        return {f"wait_seconds/{where}_mean": fmean(seconds), f"wait_seconds/{where}_max": max(seconds)}
 
     def barrier(self) -> None:
         """Wait for all ranks."""
