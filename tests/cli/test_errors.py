@@ -193,3 +193,10 @@ def test_evaluate_says_how_many_tokens_a_short_model_takes(capsys):
     line = refused(capsys, "evaluate", "--lengths", "16,128", "--steps", "16", "--examples", "2")
     assert "128" in line
     assert "takes 32" in line
+
+
+@pytest.mark.parametrize("command", ["evaluate", "sample", "pretrain", "plan", "oracle"])
+def test_commands_that_no_ranks_share_are_refused_under_torchrun(command, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = f"unmask {command} is of one process, and WORLD_SIZE is 2: start it without torchrun"
+    assert refused(capsys, command).endswith(said)

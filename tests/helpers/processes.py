@@ -10,7 +10,7 @@ from pathlib import Path
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["peft", "accelerate", "unmask.cli.main", "unmask.cli.commands", "unmask.training.run", "unmask.training.trainer"]
+    ["peft", "unmask.cli.main", "unmask.cli.commands", "unmask.training.run", "unmask.training.trainer"]
 )
 
 Process = multiprocessing.process.BaseProcess
@@ -34,7 +34,7 @@ def torchrun_environment(ranks: int) -> list[dict[str, str]]:
         probe.bind(("127.0.0.1", 0))  # a port that nobody listens to
         port = str(probe.getsockname()[1])
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
-    common |= {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
+    common |= {"CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
     return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 

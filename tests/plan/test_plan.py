@@ -161,7 +161,7 @@ def test_plan_command_flags_override_the_recipe():
     [
         (["sudoku-dispo", "--gpus", "8 x 80"], "8x80GB"),
         (["sudoku-dispo", "--gpu", "h10"], "'h100'"),
-        (["sudoku-dispo", "--gpus", "5x80GB"], "cannot be shared by 5"),
+        (["sudoku-dispo", "--gpus", "129x80GB"], "129 GPUs sample 128"),
         (["sudoku-dispo", "--utilisation", "1.5"], "utilisation"),
         (["sudoku-dispo", "--prompt-tokens", "100"], "prompt_tokens"),
         (["sudoku-dispo", "--model", "GSAI-ML/LLaDA-8B"], "GSAI-ML/LLaDA-8B-"),

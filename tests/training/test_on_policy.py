@@ -80,11 +80,12 @@ def test_score_rewards_guesses_by_the_same_functions_once(spec):
     indices = trainer._prompts_of(0)
     uniforms = trainer.uniforms.key("iteration", 1)
     rollout = trainer.source.rollout(trainer.objective.denoiser, indices, uniforms)
-    first = trainer.source.score(rollout, indices, uniforms)
-    again = trainer.source.score(rollout, indices, uniforms)
+    owners = [index for index in indices for _ in range(4)]
+    first = trainer.source.score(rollout, owners)
+    again = trainer.source.score(rollout, owners)
     assert len(calls) == 2
-    assert all(one.equal(other) for one, other in zip(first.term_rewards, again.term_rewards, strict=True))
-    assert first.term_rewards[0].shape == (2, 4, rollout.steps)
+    assert first.reward_NE.equal(again.reward_NE)
+    assert first.reward_NE.shape == (8, 1 + rollout.steps)
 
 
 def test_resume_run_with_two_functions_gives_the_same_metrics(spec, tmp_path):

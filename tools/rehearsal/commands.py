@@ -12,7 +12,7 @@ from typing import Any
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["peft", "accelerate", "unmask.cli.main", "unmask.cli.commands", "unmask.training.run", "unmask.training.build"]
+    ["peft", "unmask.cli.main", "unmask.cli.commands", "unmask.training.run", "unmask.training.build"]
 )
 _LONGEST = 3600.0  # seconds of a command
 

@@ -50,6 +50,7 @@ def train(recipe: Recipe, options: Namespace) -> None:
         summary = run.finish()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(*([run.how_to_go_on] if run.is_main else [])) from None
+    run.trainer.objective.world.leave()
     if run.is_main:
         _print_summary(summary, run.directory)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -84,6 +85,8 @@ def _dispatch(words: list[str]) -> None:
         settings, _ = parse(name, command, given, for_help=True)
         print(_help(name, command, settings).format_help(), end="")  # noqa: T201
         return
+    if not command.on_ranks and (ranks := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise UserError(f"unmask {name} is of one process, and WORLD_SIZE is {ranks}: start it without torchrun")
     aside = not command.logs and sys.stderr.isatty() and not sys.stdout.isatty()
     with telling(Progress(aside=aside)):
         with ExitStack() as stack, before_torch(lambda: stack.enter_context(phase(f"unmask {name}: starting"))):

@@ -35,6 +35,7 @@ class Command:
     arguments: tuple[tuple[str, str], ...] = ()  # flag, or name of what is given without one, and help
     switches: tuple[tuple[str, str], ...] = ()  # flag without value, and help
     default_recipe: str | None = None
+    on_ranks: bool = False  # whether processes that torchrun starts share its work
     logs: bool = False  # its output is a log, in which progress belongs wherever it goes; else it is a result
     idle: Callable[[Any], Mapping[str, str]] = lambda settings: {}  # settings that others' tables make idle, and why
 
@@ -43,6 +44,7 @@ COMMANDS = {
     "train": Command(
         settings=Recipe,
         run=commands.train,
+        on_ranks=True,
         logs=True,
         summary="improve a model by reinforcement learning",
         example="unmask train --recipe sudoku-mdpo --train.seed 1",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from unmask.data.examples import Examples, guess_texts, rollout_texts
 from unmask.denoisers.base import Denoiser
+from unmask.distributed import World
 from unmask.evaluation.statistics import pass_at, solved_summary
 from unmask.report.progress import advance
 from unmask.sampling.records import EveryStep, Record
@@ -19,6 +20,8 @@ from unmask.sampling.sampler import Sampler
 from unmask.tasks import Task
 from unmask.types import Rollout
 from unmask.uniforms import Uniforms
+
+Value = TypeVar("Value", float, bool, dict[str, float])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,20 +35,22 @@ class Evaluator:
     batch: int  # completions at a time
     device: Any = "cpu"
     precision: str = "fp32"  # fp32, or bf16 autocast
+    world: World = field(default_factory=World.single)  # the ranks, which share the examples
 
     def metrics(self, denoiser: Denoiser, sampler: Sampler, count: int | None = None) -> dict[str, list[float]]:
         """By name, each of the task's metrics of the first `count` examples (None: all), one completion each.
 
-        Nothing, and nothing is sampled, where the task compares no answers.
+        Of all ranks' examples. Nothing, and nothing is sampled, where the task compares no answers.
         """
-        values: dict[str, list[float]] = {}
         if not self.task.verifies:  # why sample?
-            return values
+            return {}
+        found: list[tuple[int, dict[str, float]]] = []
         for indices, rollout in self.rollouts(denoiser, sampler, count=count):
-            texts = rollout_texts(self.tokenizer, rollout, self.examples)
-            for name, numbers in self.scored(indices, texts).items():
-                values.setdefault(name, []).extend(numbers)
-        return values
+            scored = self.scored(indices, rollout_texts(self.tokenizer, rollout, self.examples))
+            rows = [dict(zip(scored, values, strict=True)) for values in zip(*scored.values(), strict=True)]
+            found += zip(indices, rows, strict=True)
+        rows = self.in_order(found)
+        return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
     def rollouts(
         self,
@@ -58,21 +63,32 @@ class Evaluator:
     ) -> Iterator[tuple[list[int], Rollout]]:
         """Batches of (example index of each completion, rollout): `samples` neighbouring completions an example.
 
-        Of the first `count` examples, None for all. `record`: what the sampler is to record on the way. The phase that
-        goes on (see report.progress) advances by the completions of a batch when the next is asked for.
+        Of this rank's share of the first `count` examples, None for all. `record`: what the sampler is to record on the
+        way. The phase that goes on (see report.progress) advances by the completions of a batch when the next is asked
+        for.
         """
         was_training = denoiser.training
         denoiser.eval()
         chosen = list(range(len(self.examples.items)))[:count]
-        each = max(1, self.batch // samples)
-        for start in range(0, len(chosen), each):
-            part = chosen[start : start + each]
+        for part, done in self.parts(chosen, max(1, self.batch // samples)):
             prompts = self.examples.prompts(part, samples, self.device)
             with self.autocast():
                 rollout = sampler(denoiser, prompts, self.uniforms, record=record, group_size=samples)
             yield [index for index in part for _ in range(samples)], rollout
-            advance(len(part) * samples)
+            advance(done * samples)
         denoiser.train(was_training)
+
+    def parts(self, indices: Sequence[int], each: int) -> Iterator[tuple[list[int], int]]:
+        """This rank's share of the indices, `each` at a time, and how many all ranks are through with then."""
+        size, share = self.world.size, indices[self.world.rank :: self.world.size]
+        for start in range(0, len(share), each):
+            part = list(share[start : start + each])
+            yield part, min(len(indices), (start + len(part)) * size) - start * size
+
+    def in_order(self, found: Sequence[tuple[int, Value]]) -> list[Value]:
+        """What all ranks have found, each a number or names of numbers for an index, in the order of the indices."""
+        pairs = [pair for rank in self.world.everyone(found) for pair in rank]
+        return [value for _, value in sorted(pairs, key=lambda pair: pair[0])]
 
     def autocast(self) -> AbstractContextManager[None]:
         """Autocast to `precision`, in which the denoiser is to be called."""
@@ -135,8 +151,9 @@ def tokens_a_step(rollout: Rollout) -> list[float]:
 @torch.no_grad()
 def over_denoised_examples(evaluator: Evaluator, denoiser: Denoiser, sampler: Sampler) -> list[bool]:
     """For each of the evaluator's examples, whether its completion is over-denoised: see Evaluator.over_denoised."""
-    flags: list[bool] = []
+    flags: list[tuple[int, bool]] = []
     for indices, rollout in evaluator.rollouts(denoiser, sampler, record=EveryStep()):
         finals = rollout_texts(evaluator.tokenizer, rollout, evaluator.examples)
-        flags += evaluator.over_denoised(indices, rollout, evaluator.scored(indices, finals)["solved"])
-    return flags
+        solved = evaluator.scored(indices, finals)["solved"]
+        flags += zip(indices, evaluator.over_denoised(indices, rollout, solved), strict=True)
+    return evaluator.in_order(flags)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -114,7 +114,7 @@ class Objective:
         in memory. `sums` takes the metrics. `micro_batch`: another than the objective's, that it was prepared with.
         """
         forwards = self.micro_batch if micro_batch is None else micro_batch
-        for update_batch in update:
+        for update_batch in self._with_final_advantages(update, forwards):
             of_term = MetricSums()
             for loss, values in self._micro_losses(update_batch, forwards):
                 of_term.add(values | {"loss": loss.detach()})
@@ -137,9 +137,13 @@ class Objective:
     def _update_batch(
         self, term: Term, rollout: Rollout, rewards: Tensor, uniforms: Uniforms, update: int, updates: int
     ) -> UpdateBatch | None:
-        """None where no unit has a gradient."""
+        """None where no unit has a gradient, or this rank has no group."""
+        if not len(rollout.tokens_NL):
+            self.world.sum(torch.zeros((), dtype=torch.float64, device=self.world.device))  # no share of the normalizer
+            return None
         batch = term.scoring_batch(rollout, rewards, uniforms, update, updates)
-        normalizer = self.world.sum(term.normalizer(batch)).clamp(min=1)
+        own = term.normalizer(batch)
+        normalizer = self.world.sum(own.double()).to(own.dtype).clamp(min=1)
         trained_U = term.trained(batch)
         if not bool(trained_U.any()):
             return None
@@ -170,9 +174,6 @@ class Objective:
     def _micro_losses(self, update_batch: UpdateBatch, forwards: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Each micro-batch's loss, and its metric sums."""
         term, batch, normalizer = update_batch.term, update_batch.batch, update_batch.normalizer
-        splits = _splits(batch, forwards)
-        if splits and term.advantage_reads_scores:  # the whole batch's scores come before any part's loss
-            batch = self._with_final_advantages(update_batch, self._logp(self.denoiser, batch, forwards))
         for part, units_U in _parts(batch, forwards):
             rows_R = units_U[batch.unit_R]
             old_RL = None if update_batch.old_RL is None else update_batch.old_RL[rows_R]
@@ -182,23 +183,42 @@ class Objective:
                 now_RL = term.answers(self.denoiser, part, update_batch.old_model, grad_logp)
             if old_RL is None and term.reads("old"):
                 old_RL = now_RL.detach()
-            if not splits and term.advantage_reads_scores:  # the one part is the batch: no second pass
-                part = self._with_final_advantages(update_batch, now_RL.detach())
+            if term.advantage_reads_scores and not self._scores_first(batch, forwards):  # the one part is the batch
+                part = self._finished(term, update_batch, now_RL.detach()).batch
             yield term.loss(part, now_RL, old_RL, reference_RL, normalizer)
 
-    def _with_final_advantages(self, update_batch: UpdateBatch, now_RL: Tensor) -> ScoringBatch:
-        """The batch with advantages that depend on its scores of now (RSPO): a mean over the batches of all ranks.
+    def _scores_first(self, batch: ScoringBatch, forwards: int) -> bool:
+        """Whether a pass for the scores of the whole batch comes before any part's loss."""
+        return self.world.size > 1 or _splits(batch, forwards)
 
-        One collective: every rank comes here once for each such term of an update, whether it splits its batch or not.
+    def _with_final_advantages(self, update: Sequence[UpdateBatch], forwards: int) -> list[UpdateBatch]:
+        """The update with the advantages that depend on its scores of now (RSPO), where these take a pass of their own.
+
+        Such an advantage reads a mean over the batches of all ranks: a collective, which ranks without a batch join.
         """
+        if not any(term.advantage_reads_scores for term in self.terms):
+            return list(update)
+        final = []
+        for term in self.terms:
+            found = [update_batch for update_batch in update if update_batch.term is term]
+            if term.advantage_reads_scores and not found:
+                self._mean(torch.zeros(0, device=self.world.device))
+            for update_batch in found:
+                if term.advantage_reads_scores and self._scores_first(update_batch.batch, forwards):
+                    now_RL = self._logp(self.denoiser, update_batch.batch, forwards)
+                    update_batch = self._finished(term, update_batch, now_RL)
+                final.append(update_batch)
+        return final
 
-        def mean_over_ranks(value: Tensor) -> Tensor:
-            summed = self.world.sum(torch.stack([value.sum(), value.new_tensor(float(value.numel()))]))
-            return summed[0] / summed[1]
+    def _finished(self, term: Term, update_batch: UpdateBatch, now_RL: Tensor) -> UpdateBatch:
+        batch = term.with_final_advantages(update_batch.batch, now_RL, update_batch.reference_RL, self._mean)
+        return replace(update_batch, batch=batch)
 
-        return update_batch.term.with_final_advantages(
-            update_batch.batch, now_RL, update_batch.reference_RL, mean_over_ranks
-        )
+    def _mean(self, value: Tensor) -> Tensor:
+        """Mean over the values of all ranks."""
+        own = value.double()
+        sums = self.world.sum(torch.stack([own.sum(), own.new_tensor(float(value.numel()))]))
+        return (sums[0] / sums[1]).to(value.dtype)
 
 
 def _splits(batch: ScoringBatch, forwards: int) -> bool:

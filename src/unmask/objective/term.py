@@ -182,12 +182,15 @@ class Term:
             sums["kl"] = (self.penalty.estimate(score.value_UK, other_UK) * counted_UK).sum()
         return self.coefficient * loss, {name: value.detach().float() for name, value in sums.items()}
 
+    @property
+    def trains_all(self) -> bool:
+        """Whether units without advantage have a gradient too."""
+        pulled = self.penalty is not None and self.penalty.against == "reference"
+        return self.surrogate.trains_zero_advantage or pulled
+
     def trained(self, batch: ScoringBatch) -> Bool[Tensor, "U"]:
         """Units that have a gradient: something is scored, and the advantage, or a pull to the reference, is not 0."""
-        moves_all = self.surrogate.trains_zero_advantage or (
-            self.penalty is not None and self.penalty.against == "reference"
-        )
-        return batch.scored_U if moves_all else batch.scored_U & (batch.advantage_U != 0)
+        return batch.scored_U if self.trains_all else batch.scored_U & (batch.advantage_U != 0)
 
 
 def _check_traits(piece: object, protocol: type, mend: str) -> None:

@@ -36,10 +36,8 @@ def gpus_of(settings: PlanSettings) -> GPUs:
             "train.four_bit cannot be planned: set it to false and train.param_dtype to bf16, which needs more"
         )
     gpus = parse_gpus(settings.gpus, settings.gpu, settings.train.precision)
-    if settings.rollout.prompts % gpus.count:
-        raise UserError(
-            f"rollout.prompts {settings.rollout.prompts} cannot be shared by {gpus.count} GPUs: give a multiple"
-        )
+    if (completions := settings.rollout.prompts * settings.rollout.group_size) < gpus.count:
+        raise UserError(f"{gpus.count} GPUs sample {completions} completions a step: raise rollout.prompts")
     return gpus
 
 

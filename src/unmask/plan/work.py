@@ -158,7 +158,7 @@ def work_of(
     record = record_of(terms)
     blocks = length // (rollout.block_length or length)
     steps = blocks * len(_step_counts(rollout, length))
-    prompts = rollout.prompts // ranks
+    prompts = -(-rollout.prompts // ranks)  # of the rank with the most
     shape = DryShape(prompt=prompt, length=length, blocks=blocks, steps=steps, group=rollout.group_size)
 
     def dry(count: int) -> Rollout:

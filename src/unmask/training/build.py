@@ -41,10 +41,8 @@ def build_trainer(recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
     torch.manual_seed(settings.seed)
     sampler = recipe.rollout.sampler(recipe.task)
     world = World.start(settings.precision)
-    if recipe.rollout.prompts % world.size:
-        raise UserError(
-            f"rollout.prompts {recipe.rollout.prompts} cannot be shared by {world.size} ranks: give a multiple"
-        )
+    if (completions := recipe.rollout.prompts * recipe.rollout.group_size) < world.size:
+        raise UserError(f"{world.size} ranks sample {completions} completions a step: raise rollout.prompts")
     with phase(f"loading {checkpoint or recipe.model}"):
         tokenizer = load_tokenizer(recipe.model)
         updater = _load_updater(recipe, world, checkpoint)
@@ -77,6 +75,7 @@ def build_trainer(recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
                 batch=held_out.batch,
                 device=world.device,
                 precision=settings.precision,
+                world=world,
             )
             for split in recipe.task.splits
             if split != "train"

@@ -44,11 +44,17 @@ def sampling_mismatch(denoiser: Denoiser, rollout: Rollout, uniforms: Uniforms, 
 
     Over all ranks, at one step drawn for each group, of its first sample: one forward a group.
     """
+    sums = torch.zeros(3, device=rollout.tokens_NL.device)
+    if len(rollout.tokens_NL):
+        sums = _mismatch_sums(denoiser, rollout, uniforms)
+    absolute, signed, tokens = world.sum(sums).tolist()
+    return {"sampling/logp_gap": absolute / max(1, tokens), "sampling/kl": signed / max(1, tokens)}
+
+
+def _mismatch_sums(denoiser: Denoiser, rollout: Rollout, uniforms: Uniforms) -> Tensor:
     rows = slice(None, None, rollout.group_size)
     last_N = (rollout.trajectory_NL * rollout.completion_NL)[rows].amax(1)  # the last step of any that count
     draw_N = uniforms.key("gap", rollout.prompt_N[rows]).draw()
     sampled_NL, scored_NL, where_NL = step_logps(denoiser, rollout, (draw_N * (last_N + 1)).long(), rows)
     mismatch_NL = sampled_NL - scored_NL
-    sums = torch.stack([mismatch_NL.abs().sum(), mismatch_NL.sum(), where_NL.sum().to(mismatch_NL.dtype)])
-    absolute, signed, tokens = world.sum(sums).tolist()
-    return {"sampling/logp_gap": absolute / max(1, tokens), "sampling/kl": signed / max(1, tokens)}
+    return torch.stack([mismatch_NL.abs().sum(), mismatch_NL.sum(), where_NL.sum().to(mismatch_NL.dtype)])

@@ -20,6 +20,7 @@ from unmask.report.progress import doing
 from unmask.rewards import Rewards
 from unmask.sampling.sampler import OnFinished, Sampler
 from unmask.settings.recipe import Recipe
+from unmask.training.dealing import Dealing, dealt_groups
 from unmask.training.mismatch import sampling_mismatch
 from unmask.training.sources import Experience
 from unmask.types import Rollout
@@ -32,12 +33,10 @@ CompletionKey = tuple[int, bytes]
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredRollout:
-    """What a rollout has earned. K: reward functions."""
+    """What a rollout has earned. E: completions of a sample, the finished one and then the guesses; K: functions."""
 
-    reward_N: Tensor  # of the finished completions
-    scores_NK: Tensor  # what each reward function gave them
-    term_rewards: list[Tensor]  # for each term, what its advantage reads: see Experience
-    texts: list[str]  # of the finished completions
+    reward_NE: Tensor
+    scores_NK: Tensor  # what each reward function gave the finished completions
 
 
 class BackgroundScoring:
@@ -46,8 +45,8 @@ class BackgroundScoring:
     A context manager to pass to the sampler as `on_finished`; leaving it waits for the scores, and raises what failed.
     """
 
-    def __init__(self, source: OnPolicySource, indices: list[int]) -> None:
-        self._source, self._indices = source, indices
+    def __init__(self, source: OnPolicySource, owners: list[int]) -> None:
+        self._source, self._owners = source, owners  # the example of each sample
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._pending: list[Future[None]] = []
         self.texts: dict[CompletionKey, str] = {}  # of completions so far
@@ -57,8 +56,7 @@ class BackgroundScoring:
 
     def __call__(self, rows: list[int], completions_NEC: Tensor) -> None:
         """Take E completions of each of some samples of the rollout. See OnFinished."""
-        group_size = self._source.recipe.rollout.group_size
-        owners = [self._indices[row // group_size] for row in rows]
+        owners = [self._owners[row] for row in rows]
         self._pending.append(self._pool.submit(self._score, owners, completions_NEC.cpu()))
 
     def _score(self, owners: list[int], completions_NEC: Tensor) -> None:
@@ -96,39 +94,70 @@ class OnPolicySource:
     world: World
 
     def __call__(self, denoiser: Denoiser, numbers: list[int], uniforms: Uniforms) -> Experience:
-        """Sampled and scored completions, a group for each of this rank's examples."""
+        """Sampled and scored completions: each rank samples and scores its share, and gets groups of all of them."""
+        dealing = Dealing(world=self.world, groups=len(numbers), group_size=self.recipe.rollout.group_size)
         indices = self.examples.indices(numbers)
-        with BackgroundScoring(self, indices) as scoring:
-            rollout = self.rollout(denoiser, numbers, uniforms, scoring)
+        owners = [indices[row // dealing.group_size] for row in dealing.rows]
+        with BackgroundScoring(self, owners) as scoring:
+            sampled = self.rollout(denoiser, numbers, uniforms, scoring)
             doing("rewards")
-        scored = self.score(rollout, indices, uniforms, scoring.texts)
-        metrics = self._metrics(rollout, scored.reward_N.view(-1, rollout.group_size), scored.texts)
-        metrics |= self.rewards.metrics(scored.scores_NK, self.world)
+        scored = self.score(sampled, owners, scoring.texts)
+        metrics = self.rewards.metrics(scored.scores_NK, self.world) | self.world.waiting("rollout")
+        reward_NE = dealing.gathered(scored.reward_NE)
+        learnt_NE = reward_NE
+        if self.recipe.train.shuffle_rewards:  # over the whole batch, the same on any number of ranks
+            learnt_NE = reward_NE[uniforms.permutation(len(reward_NE))]
+        term_rewards = self._read(learnt_NE.view(dealing.groups, dealing.group_size, -1))
+        groups = dealt_groups(self._work(dealing, sampled, term_rewards), self.world.size)[self.world.rank]
+        rollout = dealing.of_groups(sampled, groups)
+        reward_PG = reward_NE[:, 0].view(dealing.groups, -1)[groups]
+        texts = self._final_texts(rollout, scoring.texts)
+        metrics = self._metrics(rollout, reward_PG, texts) | metrics
         if self.sampler.caching is not None:
             with self.world.autocast():
                 metrics |= sampling_mismatch(denoiser, rollout, uniforms, self.world)
         return Experience(
             rollout=rollout,
-            texts=scored.texts,
-            reward_N=scored.reward_N,
-            term_rewards=scored.term_rewards,
+            texts=texts,
+            reward_N=reward_PG.flatten(),
+            term_rewards=[reward[groups] for reward in term_rewards],
             metrics=metrics,
         )
+
+    def _work(self, dealing: Dealing, sampled: Rollout, term_rewards: list[Tensor]) -> list[float]:
+        """What training on each group will take, about: the columns of its forwards and the tokens scored there.
+
+        None for groups whose rewards are all equal, where no term is pulled elsewhere.
+        """
+        tokens_N = dealing.gathered(sampled.completion_NL.sum(1)) + sampled.tokens_NL.shape[1]
+        work_P = tokens_N.view(dealing.groups, -1).sum(1)
+        if not any(term.trains_all for term in self.terms):
+            rewards = [reward.flatten(1) for reward in term_rewards]
+            work_P = work_P * torch.stack([reward.amax(1) > reward.amin(1) for reward in rewards]).any(0)
+        work: list[float] = work_P.tolist()
+        return work
+
+    def _final_texts(self, rollout: Rollout, texts: dict[CompletionKey, str]) -> list[str]:
+        """Texts of the finished completions; `texts`: those that are decoded already."""
+        owners = self.examples.indices(rollout.prompt_N.tolist())
+        keys = _keys_of(owners, rollout.tokens_NL[:, None, rollout.prompt_length :].cpu())
+        self.decode_new(keys, texts)
+        return [texts[key] for key in keys]
 
     def rollout(
         self, denoiser: Denoiser, numbers: list[int], uniforms: Uniforms, on_finished: OnFinished | None = None
     ) -> Rollout:
-        """Sampled completions of numbered examples, with what the method's terms ask the sampler to record."""
-        group_size = self.recipe.rollout.group_size
-        prompts = self.examples.prompts(numbers, group_size, self.world.device)
+        """This rank's sampled completions of numbered examples, with what the terms ask the sampler to record."""
+        dealing = Dealing(world=self.world, groups=len(numbers), group_size=self.recipe.rollout.group_size)
+        prompts = self.examples.prompts(numbers, dealing.group_size, self.world.device)
         denoiser.eval()
         with self.world.autocast():
             return self.sampler(
                 denoiser,
-                prompts,
+                dealing.prompts(prompts),
                 uniforms,
                 record=record_of(self.terms),
-                group_size=group_size,
+                group_size=dealing.neighbours,
                 on_finished=on_finished,
             )
 
@@ -143,41 +172,36 @@ class OnPolicySource:
         return self.examples.raw_texts(self.tokenizer, *_rows_of(keys))
 
     def score(
-        self, rollout: Rollout, indices: list[int], uniforms: Uniforms, texts: dict[CompletionKey, str] | None = None
+        self, rollout: Rollout, owners: list[int], texts: dict[CompletionKey, str] | None = None
     ) -> ScoredRollout:
-        """Rewards of the finished completions and of recorded guesses; `texts`: of those that are decoded already."""
+        """Rewards of finished completions and of recorded guesses, by the example of each sample.
+
+        `texts`: of those that are decoded already.
+        """
         start = rollout.prompt_length
         guesses = [state.guesses_ZNL[..., start:] for state in rollout.snapshots]
         completions_ENC = torch.cat([rollout.tokens_NL[None, :, start:], *guesses])
-        reward_NE, scores_NEK, final_texts = self._score(completions_ENC.transpose(0, 1), indices, texts or {})
-        reward_N = reward_NE[:, 0]
-        if self.recipe.train.shuffle_rewards:
-            reward_NE = self._shuffled(reward_NE, uniforms)
-        reward_PGE = reward_NE.view(len(indices), rollout.group_size, -1)
-        read = [reward_PGE[..., 0] if term.record is None else reward_PGE[..., 1:] for term in self.terms]
-        return ScoredRollout(reward_N=reward_N, scores_NK=scores_NEK[:, 0], term_rewards=read, texts=final_texts)
+        reward_NE, scores_NEK = self._score(completions_ENC.transpose(0, 1), owners, {} if texts is None else texts)
+        return ScoredRollout(reward_NE=reward_NE, scores_NK=scores_NEK[:, 0])
 
-    def _shuffled(self, reward_NE: Tensor, uniforms: Uniforms) -> Tensor:
-        """This rank's part of the rewards of all ranks, permuted over the whole batch: the same on any number."""
-        everyone = self.world.gather(reward_NE)
-        order = self.world.share(uniforms.permutation(len(everyone)))
-        return everyone[order]
+    def _read(self, reward_PGE: Tensor) -> list[Tensor]:
+        """For each term, what its advantage reads: see Experience."""
+        return [reward_PGE[..., 0] if term.record is None else reward_PGE[..., 1:] for term in self.terms]
 
     def _score(
-        self, completions_NEC: Tensor, indices: list[int], texts: dict[CompletionKey, str]
-    ) -> tuple[Tensor, Tensor, list[str]]:
-        """Rewards [N, E] and scores [N, E, K], each distinct completion scored once; texts of each sample's first."""
+        self, completions_NEC: Tensor, owners: list[int], texts: dict[CompletionKey, str]
+    ) -> tuple[Tensor, Tensor]:
+        """Rewards [N, E] and scores [N, E, K], each distinct completion scored once."""
         samples, each, _ = completions_NEC.shape
-        keys = _keys_of([index for index in indices for _ in range(samples // len(indices))], completions_NEC.cpu())
+        keys = _keys_of(owners, completions_NEC.cpu())
         self.decode_new(keys, texts)
         distinct = list(dict.fromkeys(keys))
-        owners = [index for index, _ in distinct]
         raw = self._raw_texts(distinct) if self.rewards.reads_raw else None
-        rewards, scores = self.rewards(owners, [texts[key] for key in distinct], raw)
+        rewards, scores = self.rewards([index for index, _ in distinct], [texts[key] for key in distinct], raw)
         place = {key: place for place, key in enumerate(distinct)}
         chosen = torch.tensor([place[key] for key in keys]).view(samples, each)
         device = completions_NEC.device
-        return rewards[chosen].to(device), scores[chosen].to(device), [texts[key] for key in keys[::each]]
+        return rewards[chosen].to(device), scores[chosen].to(device)
 
     def _metrics(self, rollout: Rollout, reward_PG: Tensor, texts: list[str]) -> dict[str, float]:
         """Rewards, entropy and lengths over all ranks, names as in TRL."""

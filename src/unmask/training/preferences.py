@@ -18,6 +18,7 @@ from unmask.objective.likelihood import row_logp
 from unmask.objective.masks import through_first_eos
 from unmask.objective.term import Term
 from unmask.report.progress import advance
+from unmask.training.dealing import dealt_groups, groups_of
 from unmask.training.sources import Experience
 from unmask.types import Rollout
 from unmask.uniforms import Uniforms
@@ -92,7 +93,9 @@ class PreferenceSource:
 
     def __call__(self, denoiser: Denoiser, numbers: list[int], uniforms: Uniforms) -> Experience:
         """The ranked completions of this rank's examples; `denoiser` and `uniforms` play no part."""
-        rollout = preference_rollout(self.examples, numbers, self.length, self.mask_id, self.world.device)
+        groups = dealt_groups([1.0] * len(numbers), self.world.size)[self.world.rank]
+        whole = preference_rollout(self.examples, numbers, self.length, self.mask_id, self.world.device)
+        rollout = groups_of(whole, groups)
         reward_N = preference_rewards(rollout)
         lengths = torch.stack([rollout.completion_NL.sum(), reward_N.new_tensor(len(reward_N))])
         tokens, samples = self.world.sum(lengths).tolist()
@@ -100,7 +103,7 @@ class PreferenceSource:
             rollout=rollout,
             texts=rollout_texts(self.tokenizer, rollout, self.examples),
             reward_N=reward_N,
-            term_rewards=[reward_N.view(len(numbers), -1) for _ in self.terms],
+            term_rewards=[reward_N.view(len(groups), rollout.group_size) for _ in self.terms],
             metrics={"completions/mean_length": tokens / samples},
         )
 
@@ -124,15 +127,15 @@ def preferred(term: Term, denoiser: Denoiser, held_out: Evaluator, length: int, 
     denoiser.eval()
     indices = list(range(len(held_out.examples.items)))[:count]
     each = max(1, held_out.batch // 2)
-    found: list[float] = []
-    for start in range(0, len(indices), each):
-        part = indices[start : start + each]
+    found: list[tuple[int, float]] = []
+    for part, done in held_out.parts(indices, each):
         rollout = preference_rollout(held_out.examples, part, length, denoiser.mask_id, held_out.device)
-        rewards = preference_rewards(rollout).view(len(part), -1)
+        rewards, preferred = preference_rewards(rollout).view(len(part), -1), []
         for batch, _ in term.scoring_batch(rollout, rewards, held_out.uniforms, 0, 1).micro_batches(held_out.batch):
             with held_out.autocast():
                 margin_U = term.likelihood(row_logp(denoiser, batch), batch).value_UK[:, 0]
-            found += (margin_U > 0).float().tolist()
-        advance(len(part))
+            preferred += (margin_U > 0).float().tolist()
+        found += zip(part, preferred, strict=True)
+        advance(done)
     denoiser.train(was_training)
-    return found
+    return held_out.in_order(found)

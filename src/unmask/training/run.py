@@ -14,6 +14,7 @@ import tomli_w
 
 from unmask.denoisers.directories import checkpoints, newest_checkpoint
 from unmask.denoisers.intact import read_json
+from unmask.distributed import World
 from unmask.errors import UserError
 from unmask.evaluation.statistics import paired_interval, solved_summary
 from unmask.report.curve import draw_curve
@@ -43,29 +44,60 @@ metrics.jsonl       one line a training step or evaluation (names as in TRL wher
 completions.jsonl   one prompt a step: its completions, their rewards, the step that revealed each token
 before.json         held-out results of the base model, example by example; after.json: of the trained model
 curve.png           reward and solve rates over the run
+ranks.jsonl         one line a start: how many ranks, on what devices, what each of them holds
 checkpoints/        models in the Hugging Face layout, with what `unmask train --resume` needs
 summary.json        solve rates before and after, with 95 % intervals
 """
 
 
 def start_run(recipe: Recipe, output: str | None, name: str) -> Run:
-    """A new run in a new directory. Raises UserError, with nothing written, for what cannot work."""
-    directory, recipe = new_directory(output, name), with_absolute_paths(recipe)
+    """A new run in a new directory, which the first rank chooses and writes for all.
+
+    Raises UserError, with nothing written, for what cannot work.
+    """
+    world = World.start(recipe.train.precision)
+    world.first(lambda: str(new_directory(output, name)))  # what is taken is said before anything is loaded
+    recipe = with_absolute_paths(recipe)
     trainer = build_trainer(recipe)
+    return Run(directory=Path(world.first(lambda: _begin(recipe, output, name))), trainer=trainer)
+
+
+def _begin(recipe: Recipe, output: str | None, name: str) -> str:
+    """Make the directory of a new run, with what it is a run of; its path."""
+    directory = new_directory(output, name)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "README.txt").write_text(_ABOUT)
     write_durably(directory / "recipe.toml", tomli_w.dumps(document_of(recipe)))
     if digests := input_digests(recipe):
         write_durably(directory / "inputs.json", json.dumps(digests, indent=1))
-    return Run(directory=directory, trainer=trainer)
+    return str(directory)
 
 
 def resume_run(recipe: Recipe, resume: str, output: str | None = None) -> Run:
     """The run that `resume` (a run's directory, or a checkpoint's) names, to go on at its newest or that checkpoint.
 
     `recipe` is the run's own, but for settings that may change. With `output` the run goes on in a copy there, else
-    later checkpoints are set aside. Raises UserError where there is no run, or a checkpoint is damaged.
+    later checkpoints are set aside. The first rank looks and writes for all; their number may be another than before.
+    Raises UserError where there is no run, or a checkpoint is damaged.
     """
+    world = World.start(recipe.train.precision)
+    found = world.first(lambda: _look(recipe, resume, output))
+    source, directory = Path(found["source"]), Path(found["directory"])
+    checkpoint, state = found["checkpoint"] and Path(found["checkpoint"]), found["state"]
+    trainer = build_trainer(recipe, checkpoint)
+
+    def take_over() -> None:
+        if state.get("step", 0) and (changed := changed_schedule(source, recipe.train)) is not None:
+            message(changed)
+        _take_over(source, directory, checkpoint)
+        write_durably(directory / "recipe.toml", tomli_w.dumps(document_of(recipe)))
+
+    world.first(take_over)
+    return Run(directory=directory, trainer=trainer, state=state)
+
+
+def _look(recipe: Recipe, resume: str, output: str | None) -> dict[str, Any]:
+    """What a run that goes on is found to be: its source, checkpoint and state, and the directory where it goes on."""
     source, checkpoint = locate_run(resume)
     checkpoint = checkpoint or newest_checkpoint(source / "checkpoints")
     directory = source if output is None else new_directory(output, "")
@@ -77,14 +109,8 @@ def resume_run(recipe: Recipe, resume: str, output: str | None = None) -> Run:
     check_steps(source, state.get("step", 0), recipe.train.steps)
     if (source / "inputs.json").is_file():
         tell_changed_inputs(read_json(source / "inputs.json"))
-    trainer = build_trainer(recipe, checkpoint)
-    if trainer.objective.world.is_main:
-        if state.get("step", 0) and (changed := changed_schedule(source, recipe.train)) is not None:
-            message(changed)
-        _take_over(source, directory, checkpoint)
-        write_durably(directory / "recipe.toml", tomli_w.dumps(document_of(recipe)))
-    trainer.objective.world.barrier()
-    return Run(directory=directory, trainer=trainer, state=state)
+    places = {"source": source, "directory": directory, "checkpoint": checkpoint}
+    return {name: path and str(path) for name, path in places.items()} | {"state": state}
 
 
 def _check_written(source: Path, state: dict[str, Any]) -> None:
@@ -142,6 +168,7 @@ class Run:
         if recipe.train.over_denoising_filter:
             self.trainer.order = state.get("order") or filtered_order(self.trainer)
         first = state.get("step", 0)
+        self._tell_ranks(first)
         # Every rank computes the same evaluations; one of them writes.
         metrics, completions = (self._log(name, state) for name in ("metrics", "completions"))
         with metrics, completions:
@@ -152,8 +179,15 @@ class Run:
                     self._train_step(step, metrics, completions, monitor)
             steps = recipe.train.steps
             self._evaluate("final evaluation", steps, recipe.evaluation.examples, metrics, "after.json")
-        self.trainer.objective.world.barrier()  # every rank reads the evaluations that the first has written
-        return self._summarise()
+        return self.trainer.objective.world.first(self._summarise)
+
+    def _tell_ranks(self, first_step: int) -> None:
+        """Say what is truly active, and keep it in the run: a run may go on with other ranks."""
+        active = self.trainer.objective.world.active
+        if self.is_main:
+            message(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in active.items()))
+            with MetricsLog(self.directory / "ranks.jsonl") as log:
+                log.write({"first_step": first_step, **active})
 
     def _log(self, name: str, state: dict[str, Any]) -> MetricsLog:
         if not self.is_main:
@@ -234,7 +268,6 @@ class Run:
                     "gain_low": low,
                     "gain_high": high,
                 }
-        if self.is_main:
-            write_durably(self.directory / "summary.json", json.dumps(summary, indent=1))
-            self._draw()
+        write_durably(self.directory / "summary.json", json.dumps(summary, indent=1))
+        self._draw()
         return summary

@@ -16,7 +16,10 @@ from unmask.uniforms import Uniforms
 
 @dataclass(frozen=True, kw_only=True)
 class Experience:
-    """Completions of some examples, a group of G each (P groups, N = P·G), and what they earned."""
+    """Completions of this rank's examples, a group of G each (P groups, N = P·G, maybe none), and what they earned.
+
+    The first group of all ranks is the first of the first rank.
+    """
 
     rollout: Rollout
     texts: list[str]  # of the N finished completions
@@ -34,9 +37,9 @@ class Source(Protocol):
         """The training examples, which indices count."""
 
     def __call__(self, denoiser: Denoiser, numbers: list[int], uniforms: Uniforms) -> Experience:
-        """Completions of the examples with these numbers (`Examples.numbered`), by the policy as it is now.
+        """This rank's groups of completions of the examples with these numbers (`Examples.numbered`).
 
-        Draws are keyed by `uniforms` and the numbers.
+        By the policy as it is now; draws are keyed by `uniforms` and the numbers. All ranks call it alike.
         """
 
     @property

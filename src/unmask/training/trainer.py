@@ -36,11 +36,13 @@ class Trainer:
         return self.updater.objective
 
     def step(self, step: int) -> tuple[dict[str, float], dict[str, Any]]:
-        """Training step number `step` (from 0): metrics (means over its updates), and the first prompt's group."""
+        """Training step number `step` (from 0): metrics (means over its updates), and the first prompt's group.
+
+        The group on the first rank alone.
+        """
         settings = self.recipe.train
         uniforms = self.uniforms.key("iteration", step)
-        # Numbered before ranks share them: an example that several ranks draw has a number on each.
-        numbers = self.objective.world.share(self.source.examples.numbered(self._prompts_of(step)))
+        numbers = self.source.examples.numbered(self._prompts_of(step))
         doing("sampling")
         experience = self.source(self.objective.denoiser, numbers, uniforms)
         doing("updates")
@@ -52,7 +54,8 @@ class Trainer:
         if settings.reference_sync_steps and (step + 1) % settings.reference_sync_steps == 0:
             self.updater.sync_reference(settings.reference_mixup)
         metrics = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
-        shown = self._sample(experience, self.source.examples.indices(numbers)[0])
+        index = self.source.examples.indices(numbers)[0]
+        shown = self._sample(experience, index) if self.objective.world.is_main else {}
         return metrics | {"learning_rate": rate} | experience.metrics, shown
 
     def _prompts_of(self, step: int) -> list[int]:

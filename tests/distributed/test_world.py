@@ -8,21 +8,18 @@ import torch
 
 from helpers.processes import finish, start, torchrun_environment
 from unmask.distributed import World
+from unmask.errors import UserError
 
 
-def test_world_single_shares_everything_and_sums_itself():
+def test_world_single_is_everyone_and_sums_itself():
     world, value = World.single(), torch.tensor([1.0, 2.0])
     assert (world.rank, world.size, world.is_main) == (0, 1, True)
-    assert world.share([3, 1, 2]) == [3, 1, 2]
     assert world.sum(value) is value
     assert world.gather(value) is value
+    assert world.everyone([1]) == [[1]]
+    assert world.waiting("update") == {}
+    assert world.first(lambda: "done") == "done"
     world.barrier()
-
-
-def test_world_share_deals_contiguous_equal_parts():
-    ranks = [World(device=torch.device("cpu"), rank=rank, size=3) for rank in range(3)]
-    assert [world.share(range(6)) for world in ranks] == [[0, 1], [2, 3], [4, 5]]
-    assert [world.is_main for world in ranks] == [True, False, False]
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
@@ -32,6 +29,17 @@ def test_world_autocast_has_the_precision(precision, dtype):
         with world.autocast():
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
     assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def refused(kind: type[Exception], world: World, error: Exception) -> str:
+    """What is raised on this rank where the first one's work raises `error`."""
+
+    def work() -> None:
+        raise error
+
+    with pytest.raises(kind) as raised:
+        world.first(work)
+    return str(raised.value)
 
 
 def _rank(result: Path) -> None:
@@ -49,6 +57,18 @@ def _rank(result: Path) -> None:
         "gather": world.gather(torch.tensor([[world.rank, 7]])).tolist(),
         "gather scalar": world.gather(torch.tensor(world.rank)).tolist(),
     }
+    seen["everyone"] = world.everyone({"rank": world.rank, "text": "ä" * world.rank, "third": 1 / 3})
+    seen["first"] = world.first(lambda: ["done by", world.rank])
+    seen["refused"] = refused(UserError, world, UserError("no"))
+    if not world.is_main:
+        refused(RuntimeError, world, ValueError("odd"))
+    else:
+        refused(ValueError, world, ValueError("odd"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "1")
+        patch.setenv("RANK", "0")
+        with pytest.raises(UserError, match="the process group has 2 ranks"):
+            World.start()
     world.sum_gradients([trained, idle, frozen])
     seen |= {"trained": trained.grad.tolist(), "idle": idle.grad.tolist(), "frozen": frozen.grad is None}
     world.barrier()
@@ -67,6 +87,9 @@ def test_world_start_of_two_ranks_sums_and_gathers(tmp_path):
         "kept": [1.0, 0.0],
         "gather": [[0, 7], [1, 7]],
         "gather scalar": [0, 1],
+        "everyone": [{"rank": 0, "text": "", "third": 1 / 3}, {"rank": 1, "text": "ä", "third": 1 / 3}],
+        "first": ["done by", 0],
+        "refused": "no",
         "trained": [3.0, 3.0],
         "idle": [5.0, 5.0],
         "frozen": True,

@@ -1,0 +1,132 @@
+"""Runs on several ranks, as torchrun starts them: to the end, killed, resumed on as many ranks and on others."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers.processes import finish, start, torchrun_environment
+from unmask.cli.main import main
+
+FLAGS = [
+    *("train", "--recipe", "sudoku-dispo", "--train.threads", "1", "--train.steps", "4", "--train.num-iterations", "2"),
+    *("--train.checkpoint-every", "2", "--train.evaluate-every", "3", "--train.examples", "40"),
+    *("--rollout.prompts", "3", "--rollout.group-size", "4", "--method.base.beta", "0.01"),
+    *("--evaluation.examples", "9", "--evaluation.examples-during", "5", "--evaluation.greedy-steps", "8"),
+]
+REFUSED = 2
+
+
+def launch(commands: list[tuple[int, list[str]]], place: Path) -> int:
+    """What a rank does: one command after another, each of which ranks join and leave, with its exit code."""
+    torch.set_num_threads(1)
+    os.chdir(place)
+    for expected, words in commands:
+        assert main(words) == expected
+    return 0
+
+
+def on_ranks(count: int, commands: list[tuple[int, list[str]]], place: Path) -> list:
+    log = place / "log"
+    return [start(launch, commands, place, log=log, environment=each) for each in torchrun_environment(count)]
+
+
+def wait_for(path: Path, ranks: list) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert all(rank.is_alive() for rank in ranks)
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Runs on one rank and on two, and what went on from their checkpoints on as many ranks and on others."""
+    place = tmp_path_factory.mktemp("ranks")
+    # The first without --output; the second loses a rank after its first checkpoint.
+    both = on_ranks(2, [(0, FLAGS), (0, [*FLAGS, "--output", "killed"])], place)
+    wait_for(place / "killed" / "checkpoints" / "step_000002", both)
+    both[1].kill()
+    assert main([*FLAGS, "--output", str(place / "one")]) == 0
+    for rank in both:
+        rank.join(timeout=60)
+    assert [rank.exitcode in (0, None) for rank in both] == [False, False]  # the other does not wait for the dead one
+    assert not (place / "killed" / "summary.json").exists()
+    resume = ["train", "--resume"]
+    commands = [
+        (REFUSED, [*FLAGS, "--output", "one"]),
+        (0, [*resume, "killed"]),
+        (0, [*resume, "one/checkpoints/step_000002", "--output", "one then two"]),
+    ]
+    both = on_ranks(2, commands, place)
+    earlier = place / "runs" / "sudoku-dispo-001" / "checkpoints" / "step_000002"
+    assert main([*resume, str(earlier), "--output", str(place / "two then one")]) == 0
+    for rank in both:
+        finish(rank, place / "log")
+    return place
+
+
+def test_metrics_say_how_long_ranks_wait_for_one_another(place):
+    lines = (place / "killed" / "metrics.jsonl").read_text().splitlines()
+    waits = [{key for key in json.loads(line) if key.startswith("wait_seconds")} for line in lines]
+    named = {f"wait_seconds/{where}_{what}" for where in ("rollout", "update") for what in ("mean", "max")}
+    assert [wait for wait in waits if wait] == [named] * 4
+    assert "wait_seconds" not in (place / "one" / "metrics.jsonl").read_text()
+
+
+def metrics(directory: Path) -> list[dict]:
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [{key: value for key, value in row.items() if "_seconds" not in key} for row in rows]
+
+
+def ranks(directory: Path) -> list[tuple[int, int, str | None]]:
+    rows = [json.loads(line) for line in (directory / "ranks.jsonl").read_text().splitlines()]
+    return [(row["first_step"], row["ranks"], row["device"]) for row in rows]
+
+
+def tensors(directory: Path) -> dict[str, torch.Tensor]:
+    files = [directory / f"checkpoints/step_000004/{name}.safetensors" for name in ("model", "optimizer")]
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def assert_alike(first: Path, second: Path) -> None:
+    """The same tokens and held-out figures; metrics, weights and moments but for the order of sums."""
+    for name in ("completions.jsonl", "before.json", "after.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    assert metrics(first) == [pytest.approx(row, rel=1e-3, abs=1e-5) for row in metrics(second)]
+    torch.testing.assert_close(tensors(first), tensors(second), rtol=1e-2, atol=1e-5)
+
+
+def test_two_ranks_write_one_directory_as_one_rank_does(place):
+    assert [path.name for path in (place / "runs").iterdir()] == ["sudoku-dispo-001"]
+    two = place / "runs" / "sudoku-dispo-001"
+    assert {path.name for path in two.iterdir()} == {path.name for path in (place / "one").iterdir()}
+    assert_alike(two, place / "one")
+    assert ranks(two) == [(0, 2, "cpu")]
+    assert ranks(place / "one") == [(0, 1, "cpu")]
+
+
+def test_run_that_lost_a_rank_goes_on_bit_for_bit_on_as_many(place):
+    whole, resumed = place / "runs" / "sudoku-dispo-001", place / "killed"
+    for name in ("completions.jsonl", "after.json", "summary.json"):
+        assert (whole / name).read_bytes() == (resumed / name).read_bytes()
+    assert metrics(whole) == metrics(resumed)
+    torch.testing.assert_close(tensors(whole), tensors(resumed), rtol=0, atol=0)
+    assert ranks(resumed) == [(0, 2, "cpu"), (2, 2, "cpu")]
+
+
+@pytest.mark.parametrize(("name", "counts"), [("one then two", [1, 2]), ("two then one", [2, 1])])
+def test_run_goes_on_on_another_number_of_ranks(name, counts, place):
+    assert_alike(place / name, place / "one")
+    assert [count for _, count, _ in ranks(place / name)] == counts
+
+
+def test_what_the_first_rank_refuses_all_refuse(place):
+    lines = [line for line in (place / "log").read_text().splitlines() if "unmask: error" in line]
+    assert len(lines) == 2
+    assert all("--resume one to extend its run" in line for line in lines)
