@@ -48,8 +48,8 @@ def train(recipe: Recipe, options: Namespace) -> None:
     _say(run.is_main, f"run directory: {run.directory}")
     try:
         summary = run.finish()
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(*([run.how_to_go_on] if run.is_main else [])) from None
+    except KeyboardInterrupt as interrupt:
+        raise type(interrupt)(*([run.how_to_go_on] if run.is_main else [])) from None
     if run.is_main:
         _print_summary(summary, run.directory)
 
@@ -128,8 +128,8 @@ def evaluate(settings: EvaluateSettings, options: Namespace) -> None:
     kept = KeptRows(output)
     try:
         rows = evaluation_table(settings, kept)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(*kept.how_to_go_on) from None
+    except KeyboardInterrupt as interrupt:
+        raise type(interrupt)(*kept.how_to_go_on) from None
     print_table(rows, settings)
 
 
