@@ -134,19 +134,25 @@ def evaluate(settings: EvaluateSettings, options: Namespace) -> None:
 
 
 def pretrain(recipe: PretrainRecipe, options: Namespace) -> None:
-    """Train a base model, supervised, and write it to --output."""
-    if not options.output:
-        raise UserError("pretrain needs --output: give a directory for the model")
-    directory = Path(options.output).expanduser()
+    """Train a base model, supervised, and write it to --output, or go on with that of --resume."""
+    if bool(options.output) == bool(options.resume):
+        raise UserError("pretrain needs --output, a directory for the model, or --resume, one to go on with")
     recipe.check_spelling()
-    check_new(directory)
+    if options.output:
+        new_directory(options.output, "")
     _check_inputs(recipe.model, recipe.task)
-    with phase(f"unmask pretrain: {recipe.model or 'a new model'} on {recipe.task.name}"):
+    what = f"{options.resume} goes on" if options.resume else f"{recipe.model or 'a new model'} on {recipe.task.name}"
+    with phase(f"unmask pretrain: {what}"):
         from unmask.cli.environment import prepare
-        from unmask.training.supervised import pretrain_to
+        from unmask.training.pretraining import resume_pretraining, start_pretraining
 
         prepare(recipe.threads)
-    pretrain_to(recipe, directory)
+    run = resume_pretraining(recipe, options.resume) if options.resume else start_pretraining(recipe, options.output)
+    try:
+        digest = run.finish()
+    except KeyboardInterrupt as interrupt:
+        raise type(interrupt)(run.how_to_go_on) from None
+    _say(True, f"model: {run.directory}\nsha256 of model.safetensors: {digest}")
 
 
 def plan(settings: PlanSettings, options: Namespace) -> None:

@@ -15,6 +15,7 @@ LOCK = ".lock"  # in the directory of a run: who owns it
 # What else is written there, each whole or not at all; "copy" stands for all of a run that goes on elsewhere.
 WRITTEN = (
     *("README.txt", "recipe.toml", "inputs.json", "before.json", "after.json", "summary.json", "curve.png", "copy"),
+    *("model", "checkpoints"),
 )
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 _NAME = re.compile(r"step_([0-9]+)")
@@ -28,7 +29,7 @@ def local_directory(model: str) -> Path:
     if model.startswith(EMBEDDED):
         return ASSETS / model.removeprefix(EMBEDDED)
     directory = Path(model).expanduser()
-    if (directory / "recipe.toml").is_file():
+    if (directory / "recipe.toml").is_file() and not (directory / "config.json").is_file():
         return newest_checkpoint(directory / "checkpoints") or directory
     return directory
 

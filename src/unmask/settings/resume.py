@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "train.evaluate_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    *("steps", "threads", "checkpoint_every"),  # of pretrain
 )
 
 
@@ -42,7 +43,7 @@ def _resume_hint(directory: Path) -> str:
     """The end of an error line about a directory in use: how to go on with its run, where there is one."""
     if not (directory / "recipe.toml").is_file():
         return ""
-    finished = (directory / "summary.json").is_file()
+    finished = any((directory / name).is_file() for name in ("summary.json", "config.json"))  # of pretrain: its model
     if newest_checkpoint(directory / "checkpoints") is not None:
         what = "extend its run by --train.steps" if finished else "continue its run"
     elif finished:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from hashlib import file_digest, sha256
@@ -40,11 +40,12 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
     reference: nn.Module | None = None,
+    further: Mapping[str, dict[str, torch.Tensor]] | None = None,
 ) -> Path:
     """Write `folder`/step_NNNNNN and return it: model (Hugging Face layout), optimizer moments, random and run state.
 
     `state` becomes state.json, with `step` and the digests by which resuming notices damage within tensors.
-    `reference`: frozen weights that have moved since the start.
+    `reference`: frozen weights that have moved since the start. `further`: more files of tensors, by their names.
     """
     final = folder / checkpoint_name(step)
     written = partial(final)
@@ -59,6 +60,8 @@ def save_checkpoint(
             save_file(_moments(denoiser, optimizer), written / "optimizer.safetensors")
             if reference is not None:
                 save_model(reference, str(written / "reference.safetensors"))
+            for name, tensors in (further or {}).items():
+                save_file(tensors, written / f"{name}.safetensors")
             save_file({"cpu": torch.get_rng_state()}, written / "random_state.safetensors")
             (written / "state.json").write_text(json.dumps(_with_digests(written, state | {"step": step}), indent=1))
             for path in (*written.iterdir(), written):
