@@ -69,18 +69,18 @@ def holder(tmp_path):
 
 
 def test_of_processes_that_train_into_one_directory_one_does_and_the_others_say_who(tmp_path):
-    codes, errors = race(tmp_path, 3, "--output", "run")
-    assert sorted(codes) == [0, 2, 2]
+    codes, errors = race(tmp_path, 2, "--output", "run")
+    assert sorted(codes) == [0, 2]
     assert all("run is in use by process" in line or "is not empty" in line for line in errors)
     assert (tmp_path / "run" / "summary.json").is_file()
     assert not (tmp_path / "run" / LOCK).exists()
 
 
 def test_runs_started_together_without_a_directory_have_one_each(tmp_path):
-    codes, errors = race(tmp_path, 3)
-    assert (codes, errors) == ([0, 0, 0], [])
+    codes, errors = race(tmp_path, 2)
+    assert (codes, errors) == ([0, 0], [])
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("runs/*/summary.json")) == [
-        f"runs/sudoku-diffu-grpo-00{number}/summary.json" for number in (1, 2, 3)
+        f"runs/sudoku-diffu-grpo-00{number}/summary.json" for number in (1, 2)
     ]
 
 

@@ -14,7 +14,7 @@ from unmask.objective.objective import Objective
 from unmask.settings.reader import build
 from unmask.settings.recipe import Recipe
 from unmask.training.build import build_trainer
-from unmask.training.skipping import check_finite
+from unmask.training.skipping import SkippedSteps, check_finite
 from unmask.training.trainer import Trainer
 
 SMALL = {
@@ -71,28 +71,38 @@ def spoil(monkeypatch):
     return in_steps
 
 
-def rows_of(directory):
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-
-
 EVERYTHING = [*SPOILT_LOSSES, "a log-probability of the sampled tokens is nan"]
 
 
 @pytest.mark.parametrize("what", EVERYTHING)
+def test_a_step_with_a_number_that_is_not_finite_is_skipped_and_says_which_came_first(what, spoil):
+    spoil(what, {1, 3})
+    trainer, skipped = build_trainer(build(Recipe, SMALL)), SkippedSteps()
+    weights = list(trainer.objective.denoiser.parameters())
+    for number in range(3):
+        before = [weight.detach().clone() for weight in weights]
+        metrics, _ = trainer.step(number)
+        why = skipped.see(metrics)
+        assert metrics["skipped"] == (number != 1)
+        assert all(map(torch.equal, before, weights)) == (number != 1)
+        assert why is None if number == 1 else why.startswith(what)
+        assert skipped.in_a_row == (number != 1)
+
+
 def test_three_skipped_steps_end_the_run_with_what_was_wrong_and_the_last_good_checkpoint(
-    what, tmp_path, spoil, capsys, monkeypatch
+    tmp_path, spoil, capsys, monkeypatch
 ):
-    spoil(what, {2, 4, 5, 6})
+    spoil("the loss is inf", {2, 4, 5, 6})
     run = tmp_path / "my run"
     capsys.readouterr()
     assert main(["train", *FLAGS, "--output", str(run)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "steps 4 to 6 were skipped, one after another: " + what in line
+    assert "steps 4 to 6 were skipped, one after another: the loss is inf" in line
     assert "the weights are as step 3 left them; the last good checkpoint is step_000001" in line
     assert [path.name for path in checkpoints(run / "checkpoints")] == ["step_000001", "step_000003"]
-    rows = [row for row in rows_of(run) if "skipped" in row]
-    assert [row["skipped"] for row in rows] == [0, 1, 0, 1, 1, 1]
-    warnings = [row for row in rows_of(run) if "its update was skipped: " + what in row.get("warning", "")]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["skipped"] for row in rows if "skipped" in row] == [0, 1, 0, 1, 1, 1]
+    warnings = [row for row in rows if "its update was skipped: the loss is inf" in row.get("warning", "")]
     assert [row["step"] for row in warnings] == [2, 4, 5, 6]
     monkeypatch.undo()
     words = shlex.split(line.split("`")[1])[1:]

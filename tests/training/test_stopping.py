@@ -54,16 +54,15 @@ def signalled(monkeypatch, method, call, *numbers):
     monkeypatch.setattr(Trainer, method, spy)
 
 
-@pytest.mark.parametrize("number", CODES)
 @pytest.mark.parametrize(
-    ("method", "call", "saved"),
+    ("number", "method", "call", "saved"),
     [
-        ("step", 1, 1),
-        ("step", 2, 2),
-        ("step", 4, 4),
-        ("evaluation", 1, None),
-        ("evaluation", 2, 2),
-        ("evaluation", 3, 4),
+        (signal.SIGTERM, "step", 1, 1),
+        (signal.SIGINT, "step", 2, 2),
+        (signal.SIGTERM, "step", 4, 4),
+        (signal.SIGTERM, "evaluation", 1, None),
+        (signal.SIGTERM, "evaluation", 2, 2),
+        (signal.SIGINT, "evaluation", 3, 4),
     ],
 )
 def test_a_signal_saves_at_the_next_safe_point_and_the_run_goes_on_bit_for_bit(

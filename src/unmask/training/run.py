@@ -15,12 +15,12 @@ from typing import Any
 import tomli_w
 import torch
 
-from unmask.denoisers.directories import LOCK, checkpoints, newest_checkpoint, partial, step_of
+from unmask.denoisers.directories import LOCK, checkpoints, newest_checkpoint, partial
 from unmask.denoisers.intact import read_json
 from unmask.errors import UserError
 from unmask.evaluation.statistics import paired_interval, solved_summary
 from unmask.report.curve import draw_curve
-from unmask.report.durable import DiskError, write_durably
+from unmask.report.durable import DiskError, write_durably, writing
 from unmask.report.metrics import MetricsLog, check_length, read_metrics
 from unmask.report.monitor import CollapseMonitor
 from unmask.report.progress import advance, message, phase, telling
@@ -37,7 +37,7 @@ from unmask.training.checkpoint import (
     save_checkpoint,
     set_aside,
 )
-from unmask.training.skipping import MOST_IN_A_ROW, SkippedSteps, check_finite, ends_for_skipped
+from unmask.training.skipping import MOST_IN_A_ROW, SkippedSteps, check_finite, ends_for_skipped, lower_rate
 from unmask.training.stopping import Stopping
 from unmask.training.trainer import Trainer, evaluation_row
 
@@ -129,7 +129,8 @@ def _take_over(source: Path, directory: Path, checkpoint: Path | None) -> None:
         others = [path.name for path in checkpoints(source / "checkpoints") if path.name != kept]
         ended = ("after.json", "summary.json", "curve.png", "*.partial", "*.aside*", LOCK)
         copy = partial(directory / "copy")
-        shutil.copytree(source, copy, ignore=shutil.ignore_patterns(*others, *ended))
+        with writing(directory):
+            shutil.copytree(source, copy, ignore=shutil.ignore_patterns(*others, *ended))
         for path in sorted(copy.iterdir(), key=lambda path: path.name == "recipe.toml"):  # which makes it a run's
             path.rename(directory / path.name)
         copy.rmdir()
@@ -174,21 +175,10 @@ class Run:
         return f"{command} goes on from its newest checkpoint, {newest.name}"
 
     def how_to_mend(self, metrics: dict[str, float], last: int) -> str:
-        """What to say where numbers are no longer finite, with these metrics: how to go on from what is good.
-
-        `last`: the last step that was good. Its own weights may already be those that no step can be made from.
-        """
+        """What to say where numbers are no longer finite, with these metrics; `last`: the last step that was good."""
         if not math.isfinite(metrics.get("reward", 0.0)):
             return f"mend the reward, then {self.how_to_go_on}"
-        good = [path for path in checkpoints(self.directory / "checkpoints") if (step_of(path) or 0) < last]
-        lower = f"--train.learning-rate {self.trainer.recipe.train.learning_rate / 3:.2g}"
-        if not good:
-            return f"there is no good checkpoint yet: start again with a lower rate, such as {lower}"
-        recipe, model = quote(str(self.directory / "recipe.toml")), quote(str(good[-1]))
-        return (
-            f"the last good checkpoint is {good[-1].name}: start from it with a lower rate, "
-            f"`unmask train --recipe {recipe} --model {model} {lower}`"
-        )
+        return lower_rate(self.directory, last, self.trainer.recipe.train.learning_rate)
 
     def finish(self) -> dict[str, Any]:
         """Train to the last step, evaluating and saving on the way; the contents of summary.json.

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
 
 import torch
 
+from unmask.denoisers.directories import checkpoints, step_of
 from unmask.errors import UserError
 
 MOST_IN_A_ROW = 3
@@ -45,6 +48,22 @@ def ends_for_skipped(skipped: SkippedSteps, step: int, why: str, mend: str) -> U
     return UserError(
         f"steps {first} to {step} were skipped, one after another: {why}; the weights are as step {first - 1} left "
         f"them; {mend}"
+    )
+
+
+def lower_rate(directory: Path, last: int, rate: float) -> str:
+    """How to go on at a lower learning rate with the run in a directory, whose last good step was number `last`.
+
+    The checkpoint of that step itself may already be one that no step can be made from: those before it are good.
+    """
+    good = [path for path in checkpoints(directory / "checkpoints") if (step_of(path) or 0) < last]
+    lower = f"--train.learning-rate {rate / 3:.2g}"
+    if not good:
+        return f"there is no good checkpoint yet: start again with a lower rate, such as {lower}"
+    recipe, model = quote(str(directory / "recipe.toml")), quote(str(good[-1]))
+    return (
+        f"the last good checkpoint is {good[-1].name}: start from it with a lower rate, "
+        f"`unmask train --recipe {recipe} --model {model} {lower}`"
     )
 
 
