@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -44,9 +44,9 @@ def is_first_rank() -> bool:
 def owned(directory: Path) -> Iterator[None]:
     """Own `directory`, made where it is missing, and remove what a killed owner was writing; then give it back.
 
-    One that was made and is empty in the end goes again. Raises InUseError where another process owns it.
+    What was made for it and is empty in the end goes again. Raises InUseError where another process owns it.
     """
-    made = not directory.exists()
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
     descriptor = _lock(directory)
     _HELD.add(descriptor)
     try:
@@ -58,8 +58,16 @@ def owned(directory: Path) -> Iterator[None]:
             (directory / LOCK).unlink(missing_ok=True)
             _HELD.remove(descriptor)
             os.close(descriptor)
-            if made and not any(directory.iterdir()):
-                directory.rmdir()
+            _remove_empty(made)
+
+
+def _remove_empty(directories: Iterable[Path]) -> None:
+    """Remove directories, each within the next, as far as they are empty."""
+    for directory in directories:
+        try:
+            directory.rmdir()
+        except OSError:  # somebody has put something there
+            return
 
 
 @contextmanager
@@ -95,8 +103,8 @@ def _lock(directory: Path) -> int:
     """The descriptor of the locked file within the directory, which names this process."""
     path = directory / LOCK
     while True:
-        directory.mkdir(parents=True, exist_ok=True)
         try:
+            directory.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except FileNotFoundError:
             continue  # an owner has just removed the directory
