@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test coverage lint docs mutants bench check-gpu stand-ins rehearse clean
+.PHONY: train test coverage lint docs mutants bench check-gpu stand-ins rehearse faults clean
 
 train: $(VENV)/.installed
 	$(BIN)/unmask train
@@ -39,6 +39,9 @@ stand-ins: $(VENV)/.installed
 
 rehearse: $(VENV)/.installed
 	$(BIN)/python tools/rehearse.py --stand-ins runs/stand-ins
+
+faults: $(VENV)/.installed
+	PYTHONPATH=tools $(BIN)/python -m faults
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)

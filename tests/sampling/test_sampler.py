@@ -1,5 +1,6 @@
 """The sampler: tokens depend on prompt and sample alone and follow the denoiser; records are true."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -42,6 +43,19 @@ def traced(sampler, prompts, record=None):
     states = [blank]
     rollout = sampler(DENOISER, prompts, Uniforms(), record, watch=lambda canvas: states.append(canvas.clone()))
     return torch.stack(states), rollout
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("rule", [*(rule() for rule in RULES.values()), *RCR], ids=name_of)
+def test_sampling_from_logits_that_are_not_finite_ends_and_its_log_probs_tell(rule, temperature, value):
+    denoiser = small_denoiser()
+    with torch.no_grad():
+        denoiser.model.get_input_embeddings().weight[MASK] = value
+    rollout = sampler_of(rule, temperature)(denoiser, prompts_of(ROWS), Uniforms())
+    assert rollout.completion_NL.any(1).all()
+    assert not rollout.sampled_logp_NL[rollout.completion_NL].isfinite().any()
+    assert int(rollout.tokens_NL.max()) < VOCABULARY
 
 
 # ---- what the tokens depend on ----

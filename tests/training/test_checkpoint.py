@@ -3,9 +3,15 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from helpers.full_disk import no_file_larger_than
+from helpers.small import small_denoiser
+from unmask.data.tokenization import task_tokenizer
 from unmask.denoisers.directories import checkpoints, newest_checkpoint
-from unmask.training.checkpoint import drop_old, set_aside
+from unmask.report.durable import DiskError
+from unmask.settings.recipe import TrainSettings
+from unmask.training.checkpoint import check_whole, drop_old, save_checkpoint, set_aside
 
 
 @pytest.fixture
@@ -42,3 +48,38 @@ def test_set_aside_renames_and_never_replaces(folder):
     set_aside(folder / "step_000002")
     assert {path.name for path in folder.glob("*.aside*")} == {"step_000002.aside", "step_000002.aside-2"}
     set_aside(folder / "step_000002")  # nothing there: nothing to do
+
+
+def saved(folder: Path, step: int) -> Path:
+    """A checkpoint of the small denoiser after an update."""
+    denoiser, tokenizer = small_denoiser(), task_tokenizer("12")
+    optimizer = torch.optim.AdamW(denoiser.parameters())
+    sum(weight.sum() for weight in denoiser.parameters()).backward()
+    optimizer.step()
+    return save_checkpoint(folder, step, denoiser, tokenizer, optimizer, {})
+
+
+@pytest.mark.parametrize("room_bytes", [10, 3000, 20_000, 30_000])
+def test_save_checkpoint_leaves_nothing_where_the_disk_is_full(room_bytes, tmp_path):
+    """By a limit on the size of a file, which safetensors and Python meet alike."""
+    folder = tmp_path / "checkpoints"
+    sizes = {path.name: path.stat().st_size for path in saved(folder, 1).iterdir()}
+    assert max(sizes.values()) > room_bytes
+    with no_file_larger_than(room_bytes), pytest.raises(DiskError, match="step_000002 cannot be written"):
+        saved(folder, 2)
+    assert [path.name for path in folder.iterdir()] == ["step_000001"]
+    check_whole(folder / "step_000001", TrainSettings())
+
+
+def test_save_checkpoint_does_not_make_a_directory_that_is_gone(tmp_path):
+    with pytest.raises(DiskError, match="No such file or directory"):
+        saved(tmp_path / "gone" / "checkpoints", 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_drop_old_leaves_no_part_of_a_checkpoint_under_its_name(folder, monkeypatch):
+    removed = []
+    monkeypatch.setattr("shutil.rmtree", lambda path: removed.append(path.name))
+    drop_old(folder, 2)
+    assert removed == [".step_000002.partial", ".step_999999.partial"]
+    assert not (folder / "step_000002").exists()

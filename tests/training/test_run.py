@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from helpers.processes import finish, start, torchrun_environment
 from unmask.cli.main import main
 from unmask.methods import METHODS
-from unmask.report.monitor import CollapseMonitor
 from unmask.settings.reader import build
 from unmask.settings.recipe import Recipe
 from unmask.training.build import build_trainer
@@ -187,7 +186,7 @@ def test_update_reports_a_nan_and_never_steps_on_it(method):
     before = weights(trainer)
     metrics = trainer.updater.update(update_batches, 1e-4)
     assert math.isnan(metrics["loss"])
-    assert "loss is nan" in CollapseMonitor().update(metrics)[0]
+    assert metrics["skipped"] == 1
     torch.testing.assert_close(weights(trainer), before, rtol=0, atol=0, equal_nan=True)
 
 

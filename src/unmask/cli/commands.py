@@ -48,8 +48,8 @@ def train(recipe: Recipe, options: Namespace) -> None:
     _say(run.is_main, f"run directory: {run.directory}")
     try:
         summary = run.finish()
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(*([run.how_to_go_on] if run.is_main else [])) from None
+    except KeyboardInterrupt as interrupt:
+        raise type(interrupt)(*([run.how_to_go_on] if run.is_main else [])) from None
     run.trainer.objective.world.leave()
     if run.is_main:
         _print_summary(summary, run.directory)
@@ -129,25 +129,31 @@ def evaluate(settings: EvaluateSettings, options: Namespace) -> None:
     kept = KeptRows(output)
     try:
         rows = evaluation_table(settings, kept)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(*kept.how_to_go_on) from None
+    except KeyboardInterrupt as interrupt:
+        raise type(interrupt)(*kept.how_to_go_on) from None
     print_table(rows, settings)
 
 
 def pretrain(recipe: PretrainRecipe, options: Namespace) -> None:
-    """Train a base model, supervised, and write it to --output."""
-    if not options.output:
-        raise UserError("pretrain needs --output: give a directory for the model")
-    directory = Path(options.output).expanduser()
+    """Train a base model, supervised, and write it to --output, or go on with that of --resume."""
+    if bool(options.output) == bool(options.resume):
+        raise UserError("pretrain needs --output, a directory for the model, or --resume, one to go on with")
     recipe.check_spelling()
-    check_new(directory)
+    if options.output:
+        new_directory(options.output, "")
     _check_inputs(recipe.model, recipe.task)
-    with phase(f"unmask pretrain: {recipe.model or 'a new model'} on {recipe.task.name}"):
+    what = f"{options.resume} goes on" if options.resume else f"{recipe.model or 'a new model'} on {recipe.task.name}"
+    with phase(f"unmask pretrain: {what}"):
         from unmask.cli.environment import prepare
-        from unmask.training.supervised import pretrain_to
+        from unmask.training.pretraining import resume_pretraining, start_pretraining
 
         prepare(recipe.threads)
-    pretrain_to(recipe, directory)
+    run = resume_pretraining(recipe, options.resume) if options.resume else start_pretraining(recipe, options.output)
+    try:
+        digest = run.finish()
+    except KeyboardInterrupt as interrupt:
+        raise type(interrupt)(run.how_to_go_on) from None
+    _say(True, f"model: {run.directory}\nsha256 of model.safetensors: {digest}")
 
 
 def plan(settings: PlanSettings, options: Namespace) -> None:

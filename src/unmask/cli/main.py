@@ -14,8 +14,9 @@ from typing import Any
 from unmask import __version__
 from unmask.cli.first_word import before_torch
 from unmask.cli.pipes import discard_output, output_is_unread
+from unmask.cli.signals import terminated_as_interrupted
 from unmask.cli.subcommands import COMMANDS, Command
-from unmask.errors import UserError
+from unmask.errors import Terminated, UserError
 from unmask.report.progress import Progress, phase, telling
 from unmask.settings.idle import (
     check_read,
@@ -40,6 +41,7 @@ from unmask.validation import did_you_mean, near
 
 _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130
+_EXIT_TERMINATED = 143  # as of a process that SIGTERM ends
 _EXIT_BROKEN_PIPE = 141  # as of a process that SIGPIPE ends
 _HELP = {"-h", "--help"}
 
@@ -47,11 +49,13 @@ _HELP = {"-h", "--help"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (default: the process's own); the exit code.
 
-    0; 2 after a UserError; 130 after Ctrl-C; 141 where nobody reads the output any more (`unmask methods | head -1`).
+    0; 2 after a UserError; 130 after Ctrl-C; 143 after SIGTERM; 141 where nobody reads the output any more
+    (`unmask methods | head -1`).
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _dispatch(words)
+        with terminated_as_interrupted():
+            _dispatch(words)
         sys.stdout.flush()
         return 0
     except UserError as error:
@@ -61,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise RuntimeError(f"sys.exit({error.code!r}) was called before unmask {words[0]} was done") from error
     except KeyboardInterrupt as interrupt:
         print("; ".join(["unmask: interrupted", *map(str, interrupt.args)]), file=sys.stderr)  # noqa: T201
-        return _EXIT_INTERRUPTED
+        return _EXIT_TERMINATED if isinstance(interrupt, Terminated) else _EXIT_INTERRUPTED
     except BrokenPipeError:
         if not output_is_unread():
             raise  # another pipe

@@ -11,6 +11,12 @@ from unmask.errors import UserError
 
 EMBEDDED = "embedded:"  # begins the name of a model that ships with the package
 ASSETS = Path(str(files("unmask.denoisers").joinpath("assets")))
+LOCK = ".lock"  # in the directory of a run: who owns it
+# What else is written there, each whole or not at all; "copy" stands for all of a run that goes on elsewhere.
+WRITTEN = (
+    *("README.txt", "recipe.toml", "inputs.json", "before.json", "after.json", "summary.json", "curve.png", "copy"),
+    *("model", "checkpoints"),
+)
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 _NAME = re.compile(r"step_([0-9]+)")
 
@@ -23,7 +29,7 @@ def local_directory(model: str) -> Path:
     if model.startswith(EMBEDDED):
         return ASSETS / model.removeprefix(EMBEDDED)
     directory = Path(model).expanduser()
-    if (directory / "recipe.toml").is_file():
+    if (directory / "recipe.toml").is_file() and not (directory / "config.json").is_file():
         return newest_checkpoint(directory / "checkpoints") or directory
     return directory
 
@@ -63,8 +69,27 @@ def check_model(directory: Path, model: str) -> None:
 
 def check_new(directory: Path, mend: str = "") -> None:
     """Raise UserError where a directory to write holds something; `mend`: what else to do than to give another."""
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if holds_something(directory):
         raise UserError(f"output {str(directory)!r} is not empty: give a new directory{mend}")
+
+
+def holds_something(path: Path) -> bool:
+    """Whether there is a file, or a directory with more in it than a command that was killed leaves of its start."""
+    if not path.is_dir():
+        return path.exists()
+    passing = {LOCK, *(left.name for left in leftovers(path))}
+    return any(entry.name not in passing for entry in path.iterdir())
+
+
+def leftovers(directory: Path) -> list[Path]:
+    """What was being written in a directory, and among checkpoints in it, when the command that wrote was killed."""
+    names = map(partial, (directory / name for name in WRITTEN))
+    return [path for path in names if path.exists()] + sorted(directory.glob("checkpoints/.step_*.partial"))
+
+
+def partial(path: Path) -> Path:
+    """Where a file or directory is written, to be renamed to `path` when it is whole."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def checkpoints(folder: Path) -> list[Path]:

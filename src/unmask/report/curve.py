@@ -9,6 +9,8 @@ from itertools import cycle, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unmask.report.durable import replace_durably
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -46,7 +48,7 @@ def draw_curve(metrics: list[dict[str, Any]], path: Path, title: str) -> None:
         upper.set_xlabel("training step")
     _draw_rewards(upper, metrics)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    replace_durably(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
 def running_mean(values: Sequence[float], window: int = RUNNING_MEAN_STEPS) -> list[float]:

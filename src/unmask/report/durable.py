@@ -1,16 +1,66 @@
-"""Text files that a crash leaves whole or absent."""
+"""Files that a crash leaves whole or absent, and what is said of a disk that takes no more."""
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from unmask.denoisers.directories import partial
+from unmask.errors import UserError
+
+_MENDS = {
+    errno.ENOSPC: "free some room",
+    errno.EDQUOT: "free some room",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+    errno.EROFS: "make the file system writable",
+    errno.EACCES: "make it writable",
+    errno.EPERM: "make it writable",
+}
+
+
+class DiskError(UserError):
+    """A file that cannot be written: what is said of it names the mend."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise DiskError where the system refuses a write within the block; `path`: what is written."""
+    try:
+        yield
+    except OSError as error:
+        mend = _MENDS.get(error.errno or 0, "bring its disk back")
+        raise DiskError(f"{path} cannot be written ({error.strerror or error}): {mend}") from error
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Write a text file atomically, synced to disk: after a crash it is whole or absent."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    """Write a text file atomically, synced to disk: after a crash it is whole, as it was before, or absent.
+
+    Raises DiskError where it cannot be written.
+    """
+    replace_durably(path, lambda temporary: temporary.write_text(text))
+
+
+def replace_durably(path: Path, write: Callable[[Path], object]) -> None:
+    """As `write_durably`, what `write` puts at the path that it is given."""
+    temporary = partial(path)
+    with writing(path):
+        try:
+            write(temporary)
+            sync(temporary)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Have what was written to a file, or the names in a directory, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

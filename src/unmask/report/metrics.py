@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from unmask.errors import UserError
+from unmask.report.durable import writing
 
 
 class MetricsLog:
@@ -21,21 +23,37 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, keep_bytes: int | None = None) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if keep_bytes is not None:
-            _truncate(path, keep_bytes)
-        self._file = path.open("ab")
+        self._path = path
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if keep_bytes is not None:
+                _truncate(path, keep_bytes)
+            self._file = path.open("ab", buffering=0)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record; a number that is not finite is written as null."""
-        line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
+        """Append one record, whole or not at all; a number that is not finite is written as null.
+
+        Raises DiskError where it cannot be written.
+        """
+        line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        end_bytes, written_bytes = os.fstat(self._file.fileno()).st_size, 0
+        with writing(self._path):
+            try:
+                while written_bytes < len(line):
+                    written_bytes += self._file.write(line[written_bytes:])
+            except OSError:
+                if written_bytes:
+                    self._file.truncate(end_bytes)
+                raise
 
     def position(self) -> int:
-        """Byte offset of the end of the file, after an fsync."""
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        """Byte offset of the end of the file, after an fsync. Raises DiskError where the file is gone from its path."""
+        with writing(self._path):
+            os.fsync(self._file.fileno())
+            found = os.fstat(self._file.fileno())
+            if not os.path.samestat(found, self._path.stat()):
+                raise FileNotFoundError(errno.ENOENT, "another file is in its place")
+        return found.st_size
 
     def close(self) -> None:
         """Close the file; nothing can be written afterwards."""

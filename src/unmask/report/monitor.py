@@ -79,14 +79,6 @@ def _lower_rate(metrics: Mapping[str, Any]) -> str:
     return f"lower learning_rate from {rate:.2g} to {rate / 2:.2g} or {rate / 3:.2g}"
 
 
-def _not_finite(_: MetricsHistory, metrics: Mapping[str, Any]) -> str | None:
-    for name in ("loss", "grad_norm"):
-        value = metrics.get(name)
-        if isinstance(value, float) and not math.isfinite(value):
-            return f"{name} is {value}: stop, start again and {_lower_rate(metrics)}"
-    return None
-
-
 def _reward_falls(history: MetricsHistory, metrics: Mapping[str, Any]) -> str | None:
     # The figure of a few steps is itself noise: where rewards are rare, a batch that is all wrong looks certain.
     told = max(history.lately(_STANDARD_ERROR), history.root_mean_square(_STANDARD_ERROR))
@@ -154,7 +146,6 @@ def _step_too_long(name: str, limit: float) -> Callable[[MetricsHistory, Mapping
 
 
 _RULES: dict[str, Callable[[MetricsHistory, Mapping[str, Any]], str | None]] = {
-    "not finite": _not_finite,
     "reward": _reward_falls,
     "equal groups": _groups_equal,
     "entropy low": _entropy_low,

@@ -30,6 +30,10 @@ WAIT = 30.0  # seconds after which a function that has not answered is named
 _LARGEST = 3.4e38  # rewards become tensors of float32
 
 
+class NotFiniteError(UserError):
+    """A score that is NaN or infinite."""
+
+
 def cached(function: Function) -> Function:
     """Decorator of a reward function whose score of a text never changes, so that it is called once for each text.
 
@@ -128,7 +132,8 @@ class RewardFunction:
         scores = [_plain(score) for score in scores]
         for score in scores:
             if not _usable(score):
-                raise UserError(
+                kind = NotFiniteError if isinstance(score, float) else UserError
+                raise kind(
                     f"reward function {self.spec!r} gave {short_repr(score)}: return finite numbers, "
                     "or None where it does not apply"
                 )

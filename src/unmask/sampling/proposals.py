@@ -86,6 +86,8 @@ def _first_above(cdf: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     # The product may round up to the total, beyond every token.
     level = torch.minimum(uniform * total, total * (1 - 1e-15))
     place = torch.searchsorted(cdf, level.contiguous(), right=True)
+    # Of weights that are NaN no place is above: any will do, for the log-probs are NaN too, and that is told.
+    place = torch.where(place < cdf.shape[-1], place, 0)
     below = torch.where(place > 0, cdf.gather(-1, (place - 1).clamp(min=0)), 0.0)
     return place, (level - below) / (cdf.gather(-1, place) - below)
 

@@ -86,8 +86,10 @@ class PlanSettings(Recipe):
 class PretrainRecipe:
     """Settings of `unmask pretrain`: supervised masked-diffusion training of a new small model or of a checkpoint."""
 
-    model: str | None = setting(None, "checkpoint directory to start from; unset: a new model of the sizes below")
-    model_format: str | None = setting(None, MODEL_FORMAT_HELP)
+    model: str | None = setting(
+        None, "checkpoint directory to start from; unset: a new model of the sizes below", names_files=True
+    )
+    model_format: str | None = setting(None, MODEL_FORMAT_HELP, names_files=True)
     task: Task = choice(TASKS, Sudoku, "prompts and solutions")
     chat: ChatSettings = section(ChatSettings)
     hidden: int = setting(96, "width of a new model", idle=_model_given, low=1)
@@ -106,6 +108,7 @@ class PretrainRecipe:
         0, "further ones, never trained on, by which the best weights are picked; 0: the last"
     )
     validate_every: int = setting(100, "updates between validations", idle=where("validation_examples", 0), low=1)
+    checkpoint_every: int = setting(100, "updates between checkpoints, which --resume goes on from", low=1)
     learning_rate: float = setting(1e-3, "peak, after the warm-up", above=0)
     warmup_steps: int = setting(50, "updates of linear warm-up")
     weight_decay: float = setting(0.01, "AdamW's")

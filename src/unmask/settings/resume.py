@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from unmask.denoisers.directories import check_new, checkpoints, newest_checkpoint, step_of
+from unmask.denoisers.directories import check_new, checkpoints, holds_something, newest_checkpoint, step_of
 from unmask.errors import UserError
 from unmask.settings.reader import build, flag_of, leaves, read_recipe
 from unmask.settings.recipe import TrainSettings
@@ -18,6 +20,7 @@ MAY_CHANGE = (
     "train.evaluate_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    *("steps", "threads", "checkpoint_every"),  # of pretrain
 )
 
 
@@ -27,17 +30,20 @@ def new_directory(output: str | None, name: str) -> Path:
         directory = Path(output).expanduser()
         check_new(directory, _resume_hint(directory))
         return directory
-    number = 1
-    while (directory := Path("runs") / f"{name}-{number:03d}").exists():
-        number += 1
-    return directory
+    return next(free_directories(name))
+
+
+def free_directories(name: str) -> Iterator[Path]:
+    """runs/NAME-NNN, those that hold nothing, by their numbers."""
+    places = (Path("runs") / f"{name}-{number:03d}" for number in count(1))
+    return (directory for directory in places if not holds_something(directory))
 
 
 def _resume_hint(directory: Path) -> str:
     """The end of an error line about a directory in use: how to go on with its run, where there is one."""
     if not (directory / "recipe.toml").is_file():
         return ""
-    finished = (directory / "summary.json").is_file()
+    finished = any((directory / name).is_file() for name in ("summary.json", "config.json"))  # of pretrain: its model
     if newest_checkpoint(directory / "checkpoints") is not None:
         what = "extend its run by --train.steps" if finished else "continue its run"
     elif finished:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -12,17 +15,20 @@ from shlex import quote
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
 from unmask.denoisers.adapters import has_adapters, save_adapters
 from unmask.denoisers.base import Denoiser
-from unmask.denoisers.directories import checkpoint_name, checkpoints, step_of
+from unmask.denoisers.directories import checkpoint_name, checkpoints, partial, step_of
 from unmask.denoisers.intact import check_model_files, check_tensors, read_json
 from unmask.denoisers.loading import save_denoiser
 from unmask.errors import UserError
+from unmask.report.durable import sync, writing
 from unmask.settings.recipe import TrainSettings
 
+_SYSTEM_ERROR = re.compile(r"(?:os error|code:) (\d+)")  # in an error of safetensors
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -34,29 +40,51 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
     reference: nn.Module | None = None,
+    further: Mapping[str, dict[str, torch.Tensor]] | None = None,
 ) -> Path:
     """Write `folder`/step_NNNNNN and return it: model (Hugging Face layout), optimizer moments, random and run state.
 
     `state` becomes state.json, with `step` and the digests by which resuming notices damage within tensors.
-    `reference`: frozen weights that have moved since the start.
+    `reference`: frozen weights that have moved since the start. `further`: more files of tensors, by their names.
     """
-    final, partial = folder / checkpoint_name(step), folder / f".{checkpoint_name(step)}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_denoiser(denoiser, tokenizer, partial)
-    if has_adapters(denoiser):
-        save_adapters(denoiser, partial)
-    save_file(_moments(denoiser, optimizer), partial / "optimizer.safetensors")
-    if reference is not None:
-        save_model(reference, str(partial / "reference.safetensors"))
-    save_file({"cpu": torch.get_rng_state()}, partial / "random_state.safetensors")
-    (partial / "state.json").write_text(json.dumps(_with_digests(partial, state | {"step": step}), indent=1))
-    for path in partial.iterdir():
-        _sync(path)
-    set_aside(final)
-    partial.rename(final)
-    _sync(folder)
+    final = folder / checkpoint_name(step)
+    written = partial(final)
+    shutil.rmtree(written, ignore_errors=True)
+    with writing(final), _tensor_errors():
+        folder.mkdir(exist_ok=True)  # where the run's own directory is gone, nothing would find the checkpoint
+        written.mkdir()
+        try:
+            save_denoiser(denoiser, tokenizer, written)
+            if has_adapters(denoiser):
+                save_adapters(denoiser, written)
+            save_file(_moments(denoiser, optimizer), written / "optimizer.safetensors")
+            if reference is not None:
+                save_model(reference, str(written / "reference.safetensors"))
+            for name, tensors in (further or {}).items():
+                save_file(tensors, written / f"{name}.safetensors")
+            save_file({"cpu": torch.get_rng_state()}, written / "random_state.safetensors")
+            (written / "state.json").write_text(json.dumps(_with_digests(written, state | {"step": step}), indent=1))
+            for path in (*written.iterdir(), written):
+                sync(path)
+        except BaseException:
+            shutil.rmtree(written)  # on a full disk the room that it takes may be all that others need
+            raise
+        set_aside(final)
+        written.rename(final)
+        sync(folder)
     return final
+
+
+@contextmanager
+def _tensor_errors() -> Iterator[None]:
+    """Raise what safetensors says of a write that the system refused as the OSError that it was."""
+    try:
+        yield
+    except SafetensorError as error:
+        code = _SYSTEM_ERROR.search(str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
 def _with_digests(directory: Path, state: dict[str, Any]) -> dict[str, Any]:
@@ -90,12 +118,6 @@ def _digest(path: Path) -> str:
 
 def _digest_of_state(state: dict[str, Any]) -> str:
     return sha256(json.dumps(state).encode()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
 
 
 def _moments(denoiser: Denoiser, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -175,4 +197,7 @@ def read_state(directory: Path) -> dict[str, Any]:
 def drop_old(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints in `folder`, and nothing that is not one."""
     for directory in [path for path in checkpoints(folder) if (path / "state.json").is_file()][:-keep]:
-        shutil.rmtree(directory)
+        passing = partial(directory)  # or a kill would leave a part of it under its name
+        with writing(directory):
+            directory.rename(passing)
+            shutil.rmtree(passing)

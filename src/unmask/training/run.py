@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import tomli_w
 
-from unmask.denoisers.directories import checkpoints, newest_checkpoint
+from unmask.denoisers.directories import LOCK, checkpoints, newest_checkpoint, partial
 from unmask.denoisers.intact import read_json
 from unmask.distributed import World
 from unmask.errors import UserError
 from unmask.evaluation.statistics import paired_interval, solved_summary
 from unmask.report.curve import draw_curve
-from unmask.report.durable import write_durably
+from unmask.report.durable import DiskError, write_durably, writing
 from unmask.report.metrics import MetricsLog, check_length, read_metrics
 from unmask.report.monitor import CollapseMonitor
 from unmask.report.progress import advance, message, phase, telling
 from unmask.settings.inputs import input_digests, tell_changed_inputs, with_absolute_paths
+from unmask.settings.ownership import owned, owned_new
 from unmask.settings.reader import document_of
 from unmask.settings.recipe import Recipe
 from unmask.settings.resume import changed_schedule, check_steps, locate_run, new_directory
@@ -34,6 +37,8 @@ from unmask.training.checkpoint import (
     save_checkpoint,
     set_aside,
 )
+from unmask.training.skipping import MOST_IN_A_ROW, SkippedSteps, check_finite, ends_for_skipped, lower_rate
+from unmask.training.stopping import Stopping
 from unmask.training.trainer import Trainer, evaluation_row
 
 _ABOUT = """This directory holds one training run of unmask.
@@ -51,56 +56,66 @@ summary.json        solve rates before and after, with 95 % intervals
 
 
 def start_run(recipe: Recipe, output: str | None, name: str) -> Run:
-    """A new run in a new directory, which the first rank chooses and writes for all.
+    """A new run in a new directory, which the first rank chooses, owns and writes for all.
 
     Raises UserError, with nothing written, for what cannot work.
     """
     world = World.start(recipe.train.precision)
-    world.first(lambda: str(new_directory(output, name)))  # what is taken is said before anything is loaded
     recipe = with_absolute_paths(recipe)
-    trainer = build_trainer(recipe)
-    return Run(directory=Path(world.first(lambda: _begin(recipe, output, name))), trainer=trainer)
+    with ExitStack() as stack:  # what is taken is said before anything is loaded
+        directory = Path(world.first(lambda: str(stack.enter_context(owned_new(output, name)))))
+        trainer = build_trainer(recipe)
+        world.first(lambda: _describe(directory, recipe))
+        return Run(directory=directory, trainer=trainer, ownership=stack.pop_all())
 
 
-def _begin(recipe: Recipe, output: str | None, name: str) -> str:
-    """Make the directory of a new run, with what it is a run of; its path."""
-    directory = new_directory(output, name)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "README.txt").write_text(_ABOUT)
-    write_durably(directory / "recipe.toml", tomli_w.dumps(document_of(recipe)))
+def _describe(directory: Path, recipe: Recipe) -> None:
+    """Write what there is of a run before it begins; recipe.toml, which makes the directory that of a run, the last."""
+    write_durably(directory / "README.txt", _ABOUT)
     if digests := input_digests(recipe):
         write_durably(directory / "inputs.json", json.dumps(digests, indent=1))
-    return str(directory)
+    write_durably(directory / "recipe.toml", tomli_w.dumps(document_of(recipe)))
 
 
 def resume_run(recipe: Recipe, resume: str, output: str | None = None) -> Run:
     """The run that `resume` (a run's directory, or a checkpoint's) names, to go on at its newest or that checkpoint.
 
     `recipe` is the run's own, but for settings that may change. With `output` the run goes on in a copy there, else
-    later checkpoints are set aside. The first rank looks and writes for all; their number may be another than before.
-    Raises UserError where there is no run, or a checkpoint is damaged.
+    later checkpoints are set aside. The first rank looks, owns and writes for all; their number may be another than
+    before. Raises UserError where there is no run, another process is at it, or a checkpoint is damaged.
     """
     world = World.start(recipe.train.precision)
-    found = world.first(lambda: _look(recipe, resume, output))
-    source, directory = Path(found["source"]), Path(found["directory"])
-    checkpoint, state = found["checkpoint"] and Path(found["checkpoint"]), found["state"]
-    trainer = build_trainer(recipe, checkpoint)
+    with ExitStack() as stack:
+        found = world.first(lambda: _look(recipe, resume, output, stack))
+        source, directory = Path(found["source"]), Path(found["directory"])
+        checkpoint, state = found["checkpoint"] and Path(found["checkpoint"]), found["state"]
+        trainer = build_trainer(recipe, checkpoint)
 
-    def take_over() -> None:
-        if state.get("step", 0) and (changed := changed_schedule(source, recipe.train)) is not None:
-            message(changed)
-        _take_over(source, directory, checkpoint)
-        write_durably(directory / "recipe.toml", tomli_w.dumps(document_of(recipe)))
+        def take_over() -> None:
+            if state.get("step", 0) and (changed := changed_schedule(source, recipe.train)) is not None:
+                message(changed)
+            _take_over(source, directory, checkpoint)
+            write_durably(directory / "recipe.toml", tomli_w.dumps(document_of(recipe)))
 
-    world.first(take_over)
-    return Run(directory=directory, trainer=trainer, state=state)
+        world.first(take_over)
+        return Run(directory=directory, trainer=trainer, state=state, ownership=stack.pop_all())
 
 
-def _look(recipe: Recipe, resume: str, output: str | None) -> dict[str, Any]:
-    """What a run that goes on is found to be: its source, checkpoint and state, and the directory where it goes on."""
+def _look(recipe: Recipe, resume: str, output: str | None, ownership: ExitStack) -> dict[str, Any]:
+    """What a run that goes on is found to be: its source, checkpoint and state, and the directory where it goes on.
+
+    That directory is owned from here on.
+    """
     source, checkpoint = locate_run(resume)
+    ownership.enter_context(owned(source) if output is None else owned_new(output, ""))
     checkpoint = checkpoint or newest_checkpoint(source / "checkpoints")
     directory = source if output is None else new_directory(output, "")
+    places = {"source": source, "directory": directory, "checkpoint": checkpoint}
+    return {name: path and str(path) for name, path in places.items()} | {"state": _state(source, checkpoint, recipe)}
+
+
+def _state(source: Path, checkpoint: Path | None, recipe: Recipe) -> dict[str, Any]:
+    """The state of a run at a checkpoint, empty where there is none. Raises UserError where it cannot go on there."""
     state: dict[str, Any] = {}
     if checkpoint is not None:
         check_whole(checkpoint, recipe.train)
@@ -109,8 +124,7 @@ def _look(recipe: Recipe, resume: str, output: str | None) -> dict[str, Any]:
     check_steps(source, state.get("step", 0), recipe.train.steps)
     if (source / "inputs.json").is_file():
         tell_changed_inputs(read_json(source / "inputs.json"))
-    places = {"source": source, "directory": directory, "checkpoint": checkpoint}
-    return {name: path and str(path) for name, path in places.items()} | {"state": state}
+    return state
 
 
 def _check_written(source: Path, state: dict[str, Any]) -> None:
@@ -125,12 +139,28 @@ def _take_over(source: Path, directory: Path, checkpoint: Path | None) -> None:
     if directory != source:
         kept = None if checkpoint is None else checkpoint.name
         others = [path.name for path in checkpoints(source / "checkpoints") if path.name != kept]
-        ended = ("after.json", "summary.json", "curve.png", "*.partial", "*.aside*")
-        shutil.copytree(source, directory, ignore=shutil.ignore_patterns(*others, *ended), dirs_exist_ok=True)
+        ended = ("after.json", "summary.json", "curve.png", "*.partial", "*.aside*", LOCK)
+        copy = partial(directory / "copy")
+        with writing(directory):
+            shutil.copytree(source, copy, ignore=shutil.ignore_patterns(*others, *ended))
+        for path in sorted(copy.iterdir(), key=lambda path: path.name == "recipe.toml"):  # which makes it a run's
+            path.rename(directory / path.name)
+        copy.rmdir()
     elif checkpoint is not None:
         places = [path.name for path in checkpoints(source / "checkpoints")]
         for name in places[places.index(checkpoint.name) + 1 :]:
             set_aside(source / "checkpoints" / name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Course:
+    """What a run keeps from step to step, beside the trainer."""
+
+    metrics: MetricsLog
+    completions: MetricsLog
+    monitor: CollapseMonitor
+    stopping: Stopping
+    skipped: SkippedSteps = field(default_factory=SkippedSteps)
 
 
 @dataclass(kw_only=True)
@@ -140,6 +170,7 @@ class Run:
     directory: Path
     trainer: Trainer
     state: dict[str, Any] | None = None
+    ownership: ExitStack = field(default_factory=ExitStack)  # of the directory, given back in the end
 
     @property
     def is_main(self) -> bool:
@@ -155,30 +186,47 @@ class Run:
             return f"{self.directory} has no checkpoint yet: {command} starts it again"
         return f"{command} goes on from its newest checkpoint, {newest.name}"
 
-    def finish(self) -> dict[str, Any]:
-        """Train to the last step, evaluating and saving on the way; the contents of summary.json."""
-        with telling():
-            return self._finish()
+    def how_to_mend(self, metrics: dict[str, float], last: int) -> str:
+        """What to say where numbers are no longer finite, with these metrics; `last`: the last step that was good."""
+        if not math.isfinite(metrics.get("reward", 0.0)):
+            return f"mend the reward, then {self.how_to_go_on}"
+        return lower_rate(self.directory, last, self.trainer.recipe.train.learning_rate)
 
-    def _finish(self) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
+        """Train to the last step, evaluating and saving on the way; the contents of summary.json.
+
+        SIGINT and SIGTERM end it after the step, saved, with KeyboardInterrupt or Terminated. Raises UserError, with
+        what there is to go on from, where the disk takes no more, or numbers are no longer finite.
+        """
+        try:
+            with self.ownership, telling(), Stopping(self.trainer.objective.world) as stopping:
+                return self._finish(stopping)
+        except DiskError as error:
+            raise UserError(f"{error}, then {self.how_to_go_on}") from error
+
+    def _finish(self, stopping: Stopping) -> dict[str, Any]:
         recipe, state = self.trainer.recipe, self.state or {}
+        first, steps = state.get("step", 0), recipe.train.steps
         monitor = CollapseMonitor()
         if "monitor" in state:
             monitor.load(state["monitor"])
-        if recipe.train.over_denoising_filter:
-            self.trainer.order = state.get("order") or filtered_order(self.trainer)
-        first = state.get("step", 0)
         self._tell_ranks(first)
-        # Every rank computes the same evaluations; one of them writes.
         metrics, completions = (self._log(name, state) for name in ("metrics", "completions"))
         with metrics, completions:
-            if first == 0:
-                self._evaluate("base evaluation", 0, recipe.evaluation.examples, metrics, "before.json")
-            with phase("step", recipe.train.steps, done=first):
-                for step in range(first, recipe.train.steps):
-                    self._train_step(step, metrics, completions, monitor)
-            steps = recipe.train.steps
-            self._evaluate("final evaluation", steps, recipe.evaluation.examples, metrics, "after.json")
+            course = _Course(metrics=metrics, completions=completions, monitor=monitor, stopping=stopping)
+            with stopping.at_once():
+                if recipe.train.over_denoising_filter:
+                    self.trainer.order = state.get("order") or filtered_order(self.trainer)
+                if first == 0:
+                    self._evaluate("base evaluation", 0, recipe.evaluation.examples, metrics, "before.json")
+                elif state.get("evaluation_due"):
+                    self._evaluate_during(first, metrics)
+            with phase("step", steps, done=first):
+                for step in range(first, steps):
+                    self._train_step(step, course)
+                    self._pause(step + 1, course)
+            with stopping.at_once():
+                self._evaluate("final evaluation", steps, recipe.evaluation.examples, metrics, "after.json")
         return self.trainer.objective.world.first(self._summarise)
 
     def _tell_ranks(self, first_step: int) -> None:
@@ -194,37 +242,55 @@ class Run:
             return MetricsLog(Path("/dev/null"))
         return MetricsLog(self.directory / f"{name}.jsonl", keep_bytes=state.get(f"{name}_bytes", 0))
 
-    def _train_step(
-        self,
-        step: int,
-        metrics: MetricsLog,
-        completions: MetricsLog,
-        monitor: CollapseMonitor,
-    ) -> None:
-        settings = self.trainer.recipe.train
+    def _train_step(self, step: int, course: _Course) -> None:
         started = time.monotonic()
         row, sample = self.trainer.step(step)
         done = step + 1
-        metrics.write({"step": done, **row, "step_seconds": time.monotonic() - started})
-        completions.write({"step": done, **sample})
+        course.metrics.write({"step": done, **row, "step_seconds": time.monotonic() - started})
+        course.completions.write({"step": done, **sample})
         advance(figures=f"reward {row['reward']:.3f}" if "reward" in row else f"loss {row['loss']:.3f}")
-        for warning in monitor.update(row):
-            metrics.write({"step": done, "warning": warning})
+        why = course.skipped.see(row)
+        warnings = ([] if why is None else [f"its update was skipped: {why}"]) + course.monitor.update(row)
+        for warning in warnings:
+            course.metrics.write({"step": done, "warning": warning})
             message(f"warning at step {done}: {warning}")
-        if done % settings.evaluate_every == 0 and done < settings.steps:
-            count = self.trainer.recipe.evaluation.examples_during
-            self._evaluate(f"evaluation after step {done}:", done, count, metrics)
-        if (done % settings.checkpoint_every == 0 or done == settings.steps) and self.is_main:
-            with phase(f"saving the checkpoint of step {done}"):
-                self._checkpoint(done, metrics, completions, monitor)
-                self._draw()
+        if why is not None and course.skipped.in_a_row == MOST_IN_A_ROW:
+            mend = self.how_to_mend(row, done - course.skipped.in_a_row)
+            raise ends_for_skipped(course.skipped, done, why, mend)
 
-    def _checkpoint(self, done: int, metrics: MetricsLog, completions: MetricsLog, monitor: CollapseMonitor) -> None:
+    def _pause(self, done: int, course: _Course) -> None:
+        """What lies between two steps: an evaluation, a checkpoint, and the end where it was asked for."""
+        settings, stopping = self.trainer.recipe.train, course.stopping
+        due = done % settings.evaluate_every == 0 and done < settings.steps
+        if due and not stopping.is_asked():
+            try:
+                with stopping.at_once():
+                    self._evaluate_during(done, course.metrics)
+            except KeyboardInterrupt:
+                self._save(done, course, evaluation_due=True)
+                raise
+            due = False
+        ends = stopping.is_asked()
+        if ends or done % settings.checkpoint_every == 0 or done == settings.steps:
+            self._save(done, course, evaluation_due=due)
+        if ends:
+            raise stopping.interrupt()
+
+    def _save(self, done: int, course: _Course, evaluation_due: bool) -> None:
+        """Write a checkpoint, but for steps that were skipped: the newest is one from which training went on."""
+        if not self.is_main or (course.skipped.in_a_row and done < self.trainer.recipe.train.steps):
+            return
+        check_finite(self.trainer.objective.denoiser.parameters(), done, self.how_to_mend({}, done))
+        with phase(f"saving the checkpoint of step {done}"):
+            self._checkpoint(done, course, {"evaluation_due": True} if evaluation_due else {})
+            self._draw()
+
+    def _checkpoint(self, done: int, course: _Course, further: dict[str, Any]) -> None:
         trainer, folder = self.trainer, self.directory / "checkpoints"
-        state: dict[str, Any] = {
-            "metrics_bytes": metrics.position(),
-            "completions_bytes": completions.position(),
-            "monitor": monitor.state(),
+        state: dict[str, Any] = further | {
+            "metrics_bytes": course.metrics.position(),
+            "completions_bytes": course.completions.position(),
+            "monitor": course.monitor.state(),
         }
         if trainer.recipe.train.over_denoising_filter:
             state["order"] = trainer.order
@@ -232,6 +298,10 @@ class Run:
         moved = objective.reference if trainer.recipe.train.reference_sync_steps else None
         save_checkpoint(folder, done, objective.denoiser, trainer.tokenizer, optimizer, state, moved)
         drop_old(folder, trainer.recipe.train.keep_checkpoints)
+
+    def _evaluate_during(self, done: int, metrics: MetricsLog) -> None:
+        count = self.trainer.recipe.evaluation.examples_during
+        self._evaluate(f"evaluation after step {done}:", done, count, metrics)
 
     def _evaluate(self, title: str, step: int, count: int, metrics: MetricsLog, name: str | None = None) -> None:
         size = self.trainer.evaluation_size(count, further=name is not None)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -15,12 +16,10 @@ from transformers import PreTrainedTokenizerFast
 
 from unmask.data.example import Example, answered, prompt_key
 from unmask.data.examples import Examples, completed, encode_completions
-from unmask.data.tokenization import task_tokenizer
-from unmask.denoisers.adapters import add_adapters
+from unmask.denoisers.adapters import add_adapters, load_adapters
 from unmask.denoisers.base import Denoiser
-from unmask.denoisers.directories import check_new
 from unmask.denoisers.head.reducers import TargetLogProb
-from unmask.denoisers.loading import load_denoiser, load_tokenizer, save_denoiser
+from unmask.denoisers.loading import load_denoiser
 from unmask.denoisers.tiny import tiny_denoiser
 from unmask.distributed import best_device
 from unmask.errors import UserError
@@ -143,13 +142,17 @@ def _with_solution(item: Example) -> Example:
     return found
 
 
-def _start(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> Denoiser:
-    """The checkpoint, with adapters where the recipe wants them, or a new small model."""
+def _start(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast, checkpoint: Path | None) -> Denoiser:
+    """What the recipe starts from, or the weights at a checkpoint of it."""
+    if checkpoint is not None and not recipe.lora_rank:
+        return load_denoiser(str(checkpoint), model_format=recipe.model_format)
     if recipe.model is not None:
         denoiser = load_denoiser(recipe.model, four_bit=recipe.four_bit, model_format=recipe.model_format)
         if recipe.lora_rank:
             torch.manual_seed(recipe.seed)
             add_adapters(denoiser, recipe.lora_rank, recipe.lora_alpha)
+        if checkpoint is not None:
+            load_adapters(denoiser, checkpoint)
         return denoiser
     return tiny_denoiser(
         vocabulary=len(tokenizer),
@@ -163,41 +166,84 @@ def _start(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> Denois
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """The training of a recipe's denoiser, update by update."""
+
+    recipe: PretrainRecipe
+    tokenizer: PreTrainedTokenizerFast
+    denoiser: Denoiser
+    data: _Data
+    optimizer: torch.optim.Optimizer
+    best: BestWeights
+    uniforms: Uniforms
+
+    @classmethod
+    def of(cls, recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast, checkpoint: Path | None = None) -> Self:
+        """What there is before the first update, or at a checkpoint. Raises UserError for data that do not fit."""
+        with phase(f"loading {checkpoint or recipe.model or 'a new model'}"):
+            denoiser = _start(recipe, tokenizer, checkpoint).to(best_device())
+        with phase("preparing the examples"):
+            data = _data(recipe, tokenizer, denoiser)
+        trained = [weight for weight in denoiser.parameters() if weight.requires_grad]
+        decay = recipe.weight_decay
+        return cls(
+            recipe=recipe,
+            tokenizer=tokenizer,
+            denoiser=denoiser,
+            data=data,
+            optimizer=torch.optim.AdamW(trained, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=decay),
+            best=BestWeights(trained),
+            uniforms=Uniforms().key("pretrain", recipe.seed),
+        )
+
+    def run(self, after: Callable[[int, dict[str, float]], object], first: int = 0) -> Denoiser:
+        """Make the updates from number `first` on; `after` is told how many are done, and figures of the last.
+
+        loss, grad_norm (before clipping), skipped (1: loss or gradient was not finite, and no update was made) and,
+        where it was measured, validation_loss. With validation examples the weights become those of its lowest.
+        """
+        recipe, order = self.recipe, shuffled(self.data.trained, self.uniforms)
+        order = islice(order, first * recipe.batch, None)
+        with phase("step", recipe.steps, done=first):
+            for step in range(first, recipe.steps):
+                figures = self._update(step, list(islice(order, recipe.batch)))
+                advance(figures=f"loss {figures['loss']:.3f}")
+                if recipe.validation_examples and ((step + 1) % recipe.validate_every == 0 or step + 1 == recipe.steps):
+                    figures["validation_loss"] = self._validate(step + 1)
+                after(step + 1, figures)
+        self.best.restore()
+        return self.denoiser
+
+    def _update(self, step: int, indices: list[int]) -> dict[str, float]:
+        recipe, optimizer = self.recipe, self.optimizer
+        optimizer.param_groups[0]["lr"] = recipe.learning_rate * min(1.0, (step + 1) / max(1, recipe.warmup_steps))
+        optimizer.zero_grad()
+        device = next(self.denoiser.parameters()).device
+        loss = _backward(self.denoiser, self.data.batch(indices, device), self.uniforms.key(step), recipe)
+        trained = optimizer.param_groups[0]["params"]
+        norm = torch.nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm).item()
+        skipped = not (math.isfinite(loss) and math.isfinite(norm))
+        if not skipped:
+            optimizer.step()
+        return {"loss": loss, "grad_norm": norm, "skipped": float(skipped)}
+
+    def _validate(self, step: int) -> float:
+        held_out = len(self.data.solution_ids) - self.data.trained
+        with phase(f"validation after step {step}:", held_out, unit="example"):
+            value = _validation_loss(self.denoiser, self.data, self.uniforms.key("validation"), self.recipe)
+        message(f"step {step}: validation loss {value:.4f} nats a token")
+        self.best.see(value)
+        return value
+
+
 def pretrain(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> Denoiser:
     """Train and return the denoiser of a recipe: the same weights for the same recipe, machine and number of threads.
 
     With validation examples they are those of the lowest validation loss. Raises UserError for data that do not fit.
     """
     with telling():
-        return _pretrain(recipe, tokenizer)
-
-
-def _pretrain(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> Denoiser:
-    device = best_device()
-    with phase(f"loading {recipe.model or 'a new model'}"):
-        denoiser = _start(recipe, tokenizer).to(device)
-    with phase("preparing the examples"):
-        data = _data(recipe, tokenizer, denoiser)
-    trained = [weight for weight in denoiser.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay)
-    uniforms, best = Uniforms().key("pretrain", recipe.seed), _Best(trained)
-    order = shuffled(data.trained, uniforms)
-    with phase("step", recipe.steps):
-        for step in range(recipe.steps):
-            indices = list(islice(order, recipe.batch))
-            optimizer.param_groups[0]["lr"] = recipe.learning_rate * min(1.0, (step + 1) / max(1, recipe.warmup_steps))
-            optimizer.zero_grad()
-            loss = _backward(denoiser, data.batch(indices, device), uniforms.key(step), recipe)
-            torch.nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
-            optimizer.step()
-            advance(figures=f"loss {loss:.3f}")
-            if recipe.validation_examples and ((step + 1) % recipe.validate_every == 0 or step + 1 == recipe.steps):
-                with phase(f"validation after step {step + 1}:", len(data.solution_ids) - data.trained, unit="example"):
-                    value = _validation_loss(denoiser, data, uniforms.key("validation"), recipe)
-                message(f"step {step + 1}: validation loss {value:.4f} nats a token")
-                best.see(value)
-    best.restore()
-    return denoiser
+        return Pretraining.of(recipe, tokenizer).run(lambda step, figures: None)
 
 
 def shuffled(count: int, uniforms: Uniforms) -> Iterator[int]:
@@ -229,37 +275,29 @@ def _validation_loss(denoiser: Denoiser, data: _Data, uniforms: Uniforms, recipe
     return total / (count - data.trained)
 
 
-class _Best:
+class BestWeights:
     """The trained weights with the lowest validation loss so far."""
 
     def __init__(self, weights: list[torch.nn.Parameter]) -> None:
-        self._weights, self._value = weights, float("inf")
+        self._weights, self.value = weights, math.inf
         self._copy: list[Tensor] = []
 
     def see(self, value: float) -> None:
         """Keep the weights as they are now where `value` is the lowest."""
-        if value < self._value:
-            self._value = value
+        if value < self.value:
+            self.value = value
             self._copy = [weight.detach().cpu().clone() for weight in self._weights]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights that are kept, by their numbers, for a checkpoint; none before the first validation."""
+        return {str(number): weight for number, weight in enumerate(self._copy)}
+
+    def load(self, value: float, tensors: dict[str, Tensor]) -> None:
+        """Restore what `value` and `tensors` gave."""
+        self.value, self._copy = value, [tensors[str(number)] for number in range(len(tensors))]
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put the best back; without validation the last stay."""
         for weight, best in zip(self._weights, self._copy, strict=bool(self._copy)):
             weight.copy_(best)
-
-
-def pretrain_to(recipe: PretrainRecipe, directory: Path) -> None:
-    """Pretrain, save the model to `directory` and print the hash of its weights.
-
-    Raises UserError where the directory holds something, or the recipe cannot work.
-    """
-    recipe.check_spelling()
-    check_new(directory)
-    tokenizer = task_tokenizer(recipe.task.vocabulary) if recipe.model is None else load_tokenizer(recipe.model)
-    denoiser = pretrain(recipe, tokenizer)
-    with phase(f"saving {directory}"):
-        directory.mkdir(parents=True, exist_ok=True)
-        save_denoiser(denoiser, tokenizer, directory)
-        digest = hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
-    print(f"model: {directory}\nsha256 of model.safetensors: {digest}")  # noqa: T201

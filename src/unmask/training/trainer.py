@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +10,16 @@ from unmask.data.tokenization import token_names
 from unmask.evaluation.evaluator import Evaluator
 from unmask.evaluation.statistics import solved_summary
 from unmask.objective.objective import Objective
-from unmask.report.progress import doing
+from unmask.report.progress import doing, message
+from unmask.rewards.functions import NotFiniteError
 from unmask.sampling.sampler import Sampler
 from unmask.settings.recipe import Recipe
+from unmask.training.skipping import unusable
 from unmask.training.sources import Experience, Source
 from unmask.training.update import Updater
 from unmask.uniforms import Uniforms
+
+_SKIPPED = {"loss": math.nan, "grad_norm": math.nan, "skipped": 1.0}  # metrics of an update that was not made
 
 
 @dataclass(kw_only=True)
@@ -44,19 +49,30 @@ class Trainer:
         uniforms = self.uniforms.key("iteration", step)
         numbers = self.source.examples.numbered(self._prompts_of(step))
         doing("sampling")
-        experience = self.source(self.objective.denoiser, numbers, uniforms)
-        doing("updates")
-        prepared = self.objective.prepare(
-            experience.rollout, experience.term_rewards, uniforms, settings.num_iterations
-        )
         rate = settings.learning_rate_at(step)
-        updates = [self.updater.update(update_batches, rate) for update_batches in prepared]
+        try:
+            experience = self.source(self.objective.denoiser, numbers, uniforms)
+        except NotFiniteError as error:
+            if self.objective.world.size > 1:
+                raise  # the other ranks are within the step
+            message(f"step {step + 1}: {error}")
+            return {"reward": math.nan, "learning_rate": rate, **_SKIPPED}, {}
+        doing("updates")
+        updates = self._updates(experience, uniforms, rate)
         if settings.reference_sync_steps and (step + 1) % settings.reference_sync_steps == 0:
             self.updater.sync_reference(settings.reference_mixup)
         metrics = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
         index = self.source.examples.indices(numbers)[0]
         shown = self._sample(experience, index) if self.objective.world.is_main else {}
         return metrics | {"learning_rate": rate} | experience.metrics, shown
+
+    def _updates(self, experience: Experience, uniforms: Uniforms, rate: float) -> list[dict[str, float]]:
+        """Metrics of each optimizer update on a batch of completions, from which nothing is learnt unless finite."""
+        if unusable(experience.metrics):
+            return [_SKIPPED]
+        iterations = self.recipe.train.num_iterations
+        prepared = self.objective.prepare(experience.rollout, experience.term_rewards, uniforms, iterations)
+        return [self.updater.update(update_batches, rate) for update_batches in prepared]
 
     def _prompts_of(self, step: int) -> list[int]:
         """The step's examples: epochs of a keyed order."""

@@ -2,47 +2,93 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from unmask.errors import UserError
 from unmask.objective.objective import MetricSums, Objective, UpdateBatch
+from unmask.report.progress import message
 
 _ALWAYS = ("loss", "count", "clip_ratio", "approx_kl")  # 0 where no term has them
+_NOTHING_TRAINED = ("loss", "grad_norm", "clip_ratio/region_mean", "approx_kl", "skipped")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Updater:
     """Takes optimizer steps on an objective; its denoiser is the policy that is trained."""
 
     objective: Objective
     optimizer: torch.optim.Optimizer
     max_grad_norm: float
+    micro_batch: int | None = None  # forwards at a time, fewer than the objective's once memory was out
 
     def update(self, update_batches: Sequence[UpdateBatch], learning_rate: float) -> dict[str, float]:
         """One optimizer step on the update batches of `Objective.prepare`; its metrics, over all ranks.
 
-        loss, grad_norm (before clipping), clip_ratio/region_mean, approx_kl (k3 of now and old), and what else the
-        terms report, such as kl and rewards/margins. No step is taken where no rank has a batch, nor on a gradient that
-        is not finite.
+        loss, grad_norm (before clipping), clip_ratio/region_mean, approx_kl (k3 of now and old), skipped, and what else
+        the terms report, such as kl and rewards/margins. No step is taken where no rank has a batch, nor (skipped 1)
+        where loss or gradient is not finite. Raises UserError where memory does not suffice for one forward.
         """
-        world, parameters = self.objective.world, self.objective.denoiser.parameters
-        sums = MetricSums()
-        self.optimizer.zero_grad()
-        for loss in self.objective.losses(update_batches, sums=sums):
-            loss.backward()  # type: ignore[no-untyped-call]
-        waited = world.waiting("update")
-        if world.sum(torch.tensor(float(len(update_batches)), device=world.device)) == 0:
-            return {"loss": 0.0, "grad_norm": 0.0, "clip_ratio/region_mean": 0.0, "approx_kl": 0.0} | waited
-        world.sum_gradients(parameters())
+        parameters = self.objective.denoiser.parameters
+        sums, waited = self._backward(update_batches)
+        if sums is None:
+            return dict.fromkeys(_NOTHING_TRAINED, 0.0) | waited
+        self.objective.world.sum_gradients(parameters())
         norm = torch.nn.utils.clip_grad_norm_(parameters(), self.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        if bool(torch.isfinite(norm)):  # a NaN is reported by the monitor, never stepped on
+        metrics = self._metrics(sums, norm)
+        skipped = not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]))
+        if not skipped:
             self.optimizer.step()
-        return self._metrics(sums, norm) | waited
+        return metrics | {"skipped": float(skipped)} | waited
+
+    def _backward(self, update_batches: Sequence[UpdateBatch]) -> tuple[MetricSums | None, dict[str, float]]:
+        """Accumulate the gradients, in smaller micro-batches where memory is out; None where no rank has a batch.
+
+        Beside it the seconds that ranks have waited.
+        """
+        world = self.objective.world
+        while True:
+            sums = MetricSums()
+            full = self._is_memory_out(update_batches, sums)
+            waited = world.waiting("update")
+            counts = torch.tensor([float(full), float(len(update_batches))], device=world.device)
+            ranks_full, batches = world.sum(counts).tolist()
+            if not ranks_full:
+                return (sums if batches else None), waited
+            self._halve(update_batches)
+
+    def _is_memory_out(self, update_batches: Sequence[UpdateBatch], sums: MetricSums) -> bool:
+        """Try to accumulate gradients and metrics. A function of its own: the graph that was too large ends with it."""
+        self.optimizer.zero_grad()
+        try:
+            for loss in self.objective.losses(update_batches, self.micro_batch, sums):
+                loss.backward()  # type: ignore[no-untyped-call]
+        except torch.OutOfMemoryError:
+            # A term that sums over ranks within its loss cannot be begun anew by one rank alone.
+            if self.objective.world.size > 1 and any(term.advantage_reads_scores for term in self.objective.terms):
+                raise
+            return True
+        return False
+
+    def _halve(self, update_batches: Sequence[UpdateBatch]) -> None:
+        self.optimizer.zero_grad()
+        if self.objective.world.device.type == "cuda":
+            torch.cuda.empty_cache()
+        whole = max((len(each.batch.inputs_FL) for each in update_batches), default=1)
+        tried = min(self.micro_batch or self.objective.micro_batch or whole, whole)
+        if tried == 1 and update_batches:
+            raise UserError(
+                "out of memory in an update with one forward at a time: set train.gradient_checkpointing true, train "
+                "adapters (train.lora_rank), or shorten the completions (rollout.max_new_tokens)"
+            )
+        self.micro_batch = max(1, tried // 2)
+        message(f"out of memory in an update: {self.micro_batch} forwards at a time from here on, in place of {tried}")
 
     def _metrics(self, sums: MetricSums, norm: Tensor) -> dict[str, float]:
         world, found = self.objective.world, sums.values

@@ -1,0 +1,78 @@
+"""SIGINT and SIGTERM while a run trains: the first is obeyed at the next safe point, a second at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import torch
+
+from unmask.distributed import World
+from unmask.errors import Terminated
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopping:
+    """Notes the signals that ask a run to end, within a `with`; elsewhere than in the main thread it hears none."""
+
+    def __init__(self, world: World) -> None:
+        self._world, self._process = world, os.getpid()
+        self._asked: int | None = None
+        self._nothing_to_save = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._ask) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._give_back()
+        if os.getpid() != self._process:  # a forked child ends as it would have
+            os.kill(os.getpid(), number)
+            return
+        if self._nothing_to_save:
+            raise _interrupt(number)
+        self._asked = number
+        if self._world.is_main:  # no print: it may be in the midst of one
+            line = "unmask: ending after this step, once it is saved; a second signal ends at once\n"
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Obey at once within, where nothing changes that would have to be saved; of several ranks, none ends alone."""
+        self._nothing_to_save = self._world.size == 1
+        try:
+            yield
+        finally:
+            self._nothing_to_save = False
+
+    def is_asked(self) -> bool:
+        """Whether any rank was asked to end: at a safe point, which all ranks reach."""
+        asked = torch.tensor(float(self._asked is not None), device=self._world.device)
+        return bool(self._world.sum(asked)) if self._world.size > 1 else self._asked is not None
+
+    def interrupt(self) -> KeyboardInterrupt:
+        """What to raise after the save."""
+        return _interrupt(self._asked or signal.SIGTERM)
+
+
+def _interrupt(number: int) -> KeyboardInterrupt:
+    return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()

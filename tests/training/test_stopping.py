@@ -1,0 +1,108 @@
+"""SIGTERM and Ctrl-C: saved at the next safe point, resumed bit for bit; a second one ends at once."""
+
+import json
+import os
+import shlex
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from unmask.cli.main import main
+from unmask.denoisers.directories import LOCK, checkpoints
+from unmask.distributed import World
+from unmask.training.stopping import Stopping
+from unmask.training.trainer import Trainer
+
+FLAGS = [
+    *("--recipe", "sudoku-diffu-grpo", "--train.threads", "1", "--train.steps", "4", "--train.examples", "16"),
+    *("--train.checkpoint-every", "4", "--train.evaluate-every", "2", "--train.keep-checkpoints", "1"),
+    *("--rollout.prompts", "2", "--rollout.group-size", "4", "--evaluation.examples", "4"),
+    *("--evaluation.examples-during", "2"),
+]
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+def outcome(directory: Path) -> dict[str, object]:
+    files = sorted(path for path in (directory / "checkpoints").rglob("*") if path.is_file())
+    found: dict[str, object] = {path.name: path.read_bytes() for path in files if path.name != "state.json"}
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    found["metrics"] = [{key: value for key, value in row.items() if key != "step_seconds"} for row in rows]
+    found["completions"] = (directory / "completions.jsonl").read_bytes()
+    return found | {"steps": [path.parent.name for path in files]}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "whole"
+    assert main(["train", *FLAGS, "--output", str(directory)]) == 0
+    return outcome(directory)
+
+
+def signalled(monkeypatch, method, call, *numbers):
+    """Have this process signalled in that call of a method of the trainer, once."""
+    work, calls = getattr(Trainer, method), []
+
+    def spy(trainer, *arguments):
+        calls.append(1)
+        if len(calls) == call:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        return work(trainer, *arguments)
+
+    monkeypatch.setattr(Trainer, method, spy)
+
+
+@pytest.mark.parametrize(
+    ("number", "method", "call", "saved"),
+    [
+        (signal.SIGTERM, "step", 1, 1),
+        (signal.SIGINT, "step", 2, 2),
+        (signal.SIGTERM, "step", 4, 4),
+        (signal.SIGTERM, "evaluation", 1, None),
+        (signal.SIGTERM, "evaluation", 2, 2),
+        (signal.SIGINT, "evaluation", 3, 4),
+    ],
+)
+def test_a_signal_saves_at_the_next_safe_point_and_the_run_goes_on_bit_for_bit(
+    number, method, call, saved, whole, tmp_path, capfd, monkeypatch
+):
+    run = tmp_path / "run"
+    signalled(monkeypatch, method, call, number)
+    before = {each: signal.getsignal(each) for each in CODES}
+    assert main(["train", *FLAGS, "--output", str(run)]) == CODES[number]
+    assert {each: signal.getsignal(each) for each in CODES} == before
+    lines = capfd.readouterr().err.splitlines()
+    assert ("unmask: ending after this step, once it is saved; a second signal ends at once" in lines) == (
+        method == "step"
+    )
+    assert [path.name for path in checkpoints(run / "checkpoints")] == ([] if saved is None else [f"step_00000{saved}"])
+    assert not (run / LOCK).exists()
+    assert main(shlex.split(lines[-1].split("`")[1])[1:]) == 0
+    assert outcome(run) == whole
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_a_second_signal_ends_at_once(number, tmp_path, capfd, monkeypatch):
+    run = tmp_path / "run"
+    signalled(monkeypatch, "step", 2, number, number)
+    assert main(["train", *FLAGS, "--output", str(run)]) == CODES[number]
+    assert capfd.readouterr().err.splitlines()[-1].startswith(f"unmask: interrupted; {run} has no checkpoint yet")
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2  # the base evaluation and one step
+    assert not (run / LOCK).exists()
+
+
+def test_signals_are_left_alone_in_another_thread_and_in_forked_children():
+    heard = []
+    with Stopping(World.single()) as stopping:
+        thread = threading.Thread(target=lambda: heard.append(Stopping(World.single()).__enter__().is_asked()))
+        thread.start()
+        thread.join()
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
+        assert not stopping.is_asked()
+    assert heard == [False]

@@ -1,0 +1,68 @@
+"""`python -m faults [--short] [--seed N]`: breaks small runs in every way that is known, and prints what survived."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from faults.disks import full_disk, gone_directory, refused_writes, slow_disk
+from faults.kills import OF_EVALUATION, OF_PRETRAINING, OF_TRAINING, aimed_kills, random_kills
+from faults.others import bad_numbers, owners, signals
+from faults.runs import (
+    EVALUATE,
+    PRETRAIN,
+    Small,
+    left_by_evaluation,
+    left_by_pretraining,
+    undisturbed,
+)
+from faults.table import Row, shown
+
+
+def main() -> int:
+    """1 where anything was lost."""
+    parser = argparse.ArgumentParser(prog="faults", description=__doc__)
+    parser.add_argument("--short", action="store_true", help="a few of each, in under a minute on an idle core")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = try_all(Path(folder), short=options.short, seed=options.seed)
+    print(shown(rows))
+    return 1 if any(row.lost for row in rows) else 0
+
+
+def try_all(folder: Path, *, short: bool, seed: int) -> list[Row]:
+    """The rows of the table."""
+    train = Small(directory=folder / "train")
+    pretrain = Small(directory=folder / "pretrain", command=PRETRAIN, left=left_by_pretraining)
+    evaluate = Small(directory=folder / "table.json", command=EVALUATE, left=left_by_evaluation)
+    whole = undisturbed(replace(train, directory=folder / "whole"))
+    parts: list[Callable[[], list[Row]]] = [
+        lambda: random_kills(train, OF_TRAINING, 4 if short else 50, seed),
+        lambda: aimed_kills(replace(train, directory=folder / "aimed"), 2 if short else None, seed),
+        lambda: random_kills(pretrain, OF_PRETRAINING, 1 if short else 10, seed),
+        lambda: aimed_kills(replace(pretrain, directory=folder / "aimed-pretrain"), 1 if short else None, seed),
+        lambda: random_kills(evaluate, OF_EVALUATION, 1 if short else 6, seed),
+        lambda: signals(folder, whole, 1 if short else 6, seed),
+        lambda: owners(folder, whole, 2 if short else 4),
+        lambda: full_disk(folder, whole, 1 if short else 6, seed),
+        lambda: refused_writes(folder, whole, 1 if short else 3),
+        lambda: gone_directory(folder, whole),
+        lambda: slow_disk(folder, whole),
+        lambda: bad_numbers(folder),
+    ]
+    rows: list[Row] = []
+    for part in parts:
+        started = time.monotonic()
+        rows += part()
+        print(f"{rows[-1].fault}: {time.monotonic() - started:.0f} s", flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())
