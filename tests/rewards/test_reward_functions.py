@@ -15,7 +15,7 @@ from unmask.data.example import Example
 from unmask.data.examples import Examples
 from unmask.distributed import World
 from unmask.errors import UserError
-from unmask.rewards import RewardFunction, Rewards, cached, functions
+from unmask.rewards import RewardFunction, Rewards, cached, calls
 from unmask.rewards.functions import is_cached
 
 ITEMS = [Example(prompt=f"prompt {name}", solution="", columns={"answer": name * 2}) for name in "abc"]
@@ -242,7 +242,7 @@ def test_reward_function_exit_is_an_error(is_async, code):
 
 @pytest.mark.parametrize("is_async", [False, True])
 def test_reward_function_that_waits_is_named_in_the_log(is_async, monkeypatch, caplog):
-    monkeypatch.setattr(functions, "WAIT", 0.05)
+    monkeypatch.setattr(calls, "WAIT_SECONDS", 0.05)
 
     def slow(prompts, completions, **columns):
         deadline = time.monotonic() + 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,8 @@ from torch import Tensor
 from unmask.data.examples import Examples
 from unmask.distributed import World
 from unmask.errors import UserError
-from unmask.rewards.functions import RAW, Arguments, RewardFunction, Score, call_all
+from unmask.rewards.faults import Score
+from unmask.rewards.functions import RAW, Arguments, RewardFunction, call_all
 from unmask.rewards.load import TASK
 
 # What a score belongs to: index of the example, text of the completion, and its raw text ("" where it is not read).
@@ -83,6 +84,15 @@ class Rewards:
         rewards = {key: self._weighted(key[0], row) for key, row in rows.items()}
         rewards_N = torch.tensor([rewards[key] for key in keys])
         return rewards_N, torch.tensor([[math.nan if score is None else score for score in rows[key]] for key in keys])
+
+    def ask_once(self) -> None:
+        """Ask each function for the first example's solution: what cannot answer shows now, whatever `faults` says.
+
+        Nothing is remembered. Raises UserError, and what a function raises.
+        """
+        key = (0, self.examples.items[0].solution, "")
+        functions = [replace(each, faults=replace(each.faults, gives_none=False)) for each in self.functions]
+        call_all(functions, [_arguments(self.examples, each, [key]) for each in functions])
 
     def score_ahead(self, indices: Sequence[int], texts: Sequence[str]) -> None:
         """Score these texts by the functions that may be called ahead of time, in any thread, into their caches."""

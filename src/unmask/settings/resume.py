@@ -18,6 +18,9 @@ MAY_CHANGE = (
     "train.evaluate_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "reward.timeout_seconds",
+    "reward.retries",
+    "reward.on_fault",
 )
 
 
