@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test coverage lint docs mutants bench check-gpu stand-ins rehearse clean
+.PHONY: train test coverage lint docs mutants bench check-gpu stand-ins rehearse fuzz clean
 
 train: $(VENV)/.installed
 	$(BIN)/unmask train
@@ -26,6 +26,9 @@ docs: $(VENV)/.installed
 
 mutants: $(VENV)/.installed-test
 	$(BIN)/python tools/mutants.py
+
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python tools/fuzz.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run.py

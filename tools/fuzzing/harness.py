@@ -53,15 +53,25 @@ class _Guard:
             path, mode, flags = arguments
             writes = any(letter in (mode or "") for letter in "wax+") or bool((flags or 0) & _WRITES)
             self._note(event, [path] if writes else [])
+        elif event == "os.symlink":
+            self._note(event, [arguments[1]])
         elif event in _CHANGES:
-            self._note(event, list(arguments))
+            self._note(event, [_absolute(path, arguments[-1]) for path in arguments if isinstance(path, str | bytes)])
 
     def _note(self, event: str, paths: list[Any]) -> None:
         for path in paths:
             if isinstance(path, str | bytes | os.PathLike):
-                place = os.path.realpath(os.fsdecode(path))
+                folder, name = os.path.split(os.path.abspath(os.fsdecode(path)))
+                place = os.path.join(os.path.realpath(folder), name)  # what is removed or moved is a link itself
+                place = os.path.realpath(place) if event == "open" else place
                 if not place.startswith((str(self.inside), "/dev/")):
                     self.touched.append(f"{event} {place}")
+
+
+def _absolute(path: str | bytes, descriptor: object) -> str:
+    """A path that may be relative to an open directory."""
+    of_directory = isinstance(descriptor, int) and descriptor >= 0
+    return os.path.join(os.readlink(f"/proc/self/fd/{descriptor}") if of_directory else "", os.fsdecode(path))
 
 
 _GUARD = _Guard()

@@ -10,17 +10,27 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
+from transformers.utils import logging
 
-from fuzzing.values import damaged, mutated_json
-from unmask.data.tokenization import encode
+from fuzzing.values import JSON, damaged, mutated_json
+from unmask.data.example import Example
+from unmask.data.examples import Examples
 from unmask.denoisers.directories import ASSETS, find_model
 from unmask.denoisers.loading import load_denoiser, load_tokenizer
+
+logging.disable_progress_bar()  # as every command does
+logging.set_verbosity_error()
 
 _BASE = ASSETS / "sudoku"
 _OUTSIDE = ["../../../../etc/passwd", "/etc/passwd", "/dev/zero", "/dev/null", "/", "missing"]
 _JSON_FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
 _INDEX = "model.safetensors.index.json"
 _CODE = "raise SystemError('code of a checkpoint has run')\n"
+_TEMPLATES = [
+    "{{ 1/0 }}", "{{ x.y.z }}", "{% for m in messages %}{{ m.content }}{% endfor %}", "{% if %}", "{{ messages[99] }}",
+    "{{ ''.__class__.__mro__ }}", "{{ cycler.__init__.__globals__.os.system('false') }}", "{{ raise_exception('no') }}",
+    "", " ", "{% include '/etc/passwd' %}", "{{ 'x' | int(none) }}",
+]  # fmt: skip
 _FILES = {path.name: path.read_bytes() for path in _BASE.iterdir()}
 _TENSORS = load_file(_BASE / "model.safetensors")
 
@@ -30,7 +40,11 @@ Change = tuple[str, str, Any]
 
 @st.composite
 def _changes(draw: st.DrawFn) -> Change:
-    kind = draw(st.sampled_from(["bytes", "json", "json", "json", "tensor", "link", "folder", "gone", "index", "code"]))
+    kind = draw(
+        st.sampled_from(
+            ["bytes", "json", "json", "json", "tensor", "link", "folder", "gone", "index", "code", "template"]
+        )
+    )
     name = draw(st.sampled_from(sorted(_FILES)))
     if kind == "bytes":
         return kind, name, draw(damaged(_FILES[name]))
@@ -39,6 +53,11 @@ def _changes(draw: st.DrawFn) -> Change:
         return kind, name, draw(mutated_json(json.loads(_FILES[name])))
     if kind == "tensor":
         return kind, draw(st.sampled_from(sorted(_TENSORS))), draw(st.sampled_from(["gone", "wide", "flat", "half"]))
+    if kind == "template":
+        table = json.loads(_FILES["tokenizer_config.json"]) | {
+            "chat_template": draw(st.sampled_from(_TEMPLATES) | JSON)
+        }
+        return "json", "tokenizer_config.json", table
     if kind == "index":
         shard = draw(st.sampled_from([*_OUTSIDE, "model.safetensors", "./model.safetensors", "", "config.json"]))
         return kind, _INDEX, {"metadata": {}, "weight_map": dict.fromkeys(_TENSORS, shard)}
@@ -60,8 +79,9 @@ def run_model(changes: list[Change], directory: Path) -> None:
     find_model(str(model))
     tokenizer = load_tokenizer(str(model))
     denoiser = load_denoiser(str(model))
-    ids = encode(tokenizer, ["1234"])
-    assert all(0 <= token < 10**7 for row in ids for token in row)
+    example = Example(prompt="1003000000000000", solution="1243341221344321", columns={})
+    examples = Examples.of([example], tokenizer, denoiser.eos_id, denoiser.max_length)
+    examples.texts(tokenizer, [0], [list(examples.prompt_ids[0])])
     tokens_NL = torch.full((1, 4), denoiser.mask_id)
     with torch.no_grad():
         denoiser.model(input_ids=tokens_NL)

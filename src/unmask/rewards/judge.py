@@ -18,6 +18,7 @@ from unmask.errors import UserError
 from unmask.rewards.endpoint import Endpoint, Failed
 from unmask.settings.reader import build
 from unmask.validation import setting
+from unmask.validation.user_files import refuse_special
 
 _REFUSALS = (401, 403, 404)  # wrong key, no access, no such model: trying again does not help
 _LOG = logging.getLogger(__name__)
@@ -154,6 +155,7 @@ class Judge:
 def load_judge(path: str) -> Judge:
     """The judge of a TOML file of `JudgeSettings`. Raises UserError for a file or a key that cannot be used."""
     try:
+        refuse_special(Path(path).expanduser())
         document = tomllib.loads(Path(path).expanduser().read_text())
         settings = build(JudgeSettings, document)
     except OSError as error:
