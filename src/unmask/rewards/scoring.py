@@ -90,7 +90,8 @@ class Rewards:
 
         Nothing is remembered. Raises UserError, and what a function raises.
         """
-        key = (0, self.examples.items[0].solution, "")
+        prefill = self.examples.prefills[0]
+        key = (0, prefill + self.examples.items[0].solution.removeprefix(prefill), "")
         functions = [replace(each, faults=replace(each.faults, gives_none=False)) for each in self.functions]
         call_all(functions, [_arguments(self.examples, each, [key]) for each in functions])
 
