@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test coverage lint docs mutants bench check-gpu stand-ins rehearse fuzz audit clean
+.PHONY: train test coverage lint docs mutants bench check-gpu stand-ins rehearse fuzz soak audit clean
 
 train: $(VENV)/.installed
 	$(BIN)/unmask train
@@ -29,6 +29,10 @@ mutants: $(VENV)/.installed-test
 
 fuzz: $(VENV)/.installed-test
 	$(BIN)/python tools/fuzz.py
+
+MINUTES ?= 60
+soak: $(VENV)/.installed
+	$(BIN)/python tools/soak.py --minutes $(MINUTES) --figure soak.png
 
 audit:
 	$(PYTHON) -m venv $(VENV)-audit
