@@ -42,7 +42,7 @@ TARGETS = {
     "flags": Target(command_lines(), run_command_line, 0.2),
     "recipes": Target(recipes(), run_recipe, 0.15),
     "data": Target(data_files(), run_data_file, 0.13),
-    "models": Target(model_directories, run_model, 0.03),
+    "models": Target(model_directories(), run_model, 0.03),
     "completions": Target(COMPLETIONS, run_completion, 0.42),
     "latex": Target(COMPLETIONS, run_latex, 0.02),
     "judge": Target(replies(), run_reply, 0.05),
