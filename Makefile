@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test coverage lint docs mutants bench check-gpu stand-ins rehearse faults clean
+.PHONY: train test coverage lint docs mutants bench check-gpu stand-ins rehearse faults fuzz soak audit clean
 
 train: $(VENV)/.installed
 	$(BIN)/unmask train
@@ -26,6 +26,18 @@ docs: $(VENV)/.installed
 
 mutants: $(VENV)/.installed-test
 	$(BIN)/python tools/mutants.py
+
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python tools/fuzz.py
+
+MINUTES ?= 60
+soak: $(VENV)/.installed
+	$(BIN)/python tools/soak.py --minutes $(MINUTES) --figure soak.png
+
+audit:
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/pip install --quiet pip-audit
+	$(VENV)-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run.py
@@ -55,4 +67,4 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(VENV)-audit build dist .pytest_cache .mypy_cache .ruff_cache .coverage

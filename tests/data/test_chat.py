@@ -206,6 +206,7 @@ def test_examples_texts_begin_with_the_prefill(monkeypatch):
         "evaluation": {"examples": 4, "greedy_steps": 8, "batch": 4},
     }
     trainer = build_trainer(build(Recipe, document))
+    read.clear()  # all functions are asked once before the run
     _, sample = trainer.step(0)
     trainer.evaluation(2)
     assert len(read) >= 1 + 3 * 2  # a step, and three samplers: metrics call rewards

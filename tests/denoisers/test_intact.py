@@ -1,6 +1,7 @@
 """Damaged model files: one line with file and mend, in every command that loads a model."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -23,6 +24,8 @@ DAMAGES = {
     "pointer": lambda path: path.write_bytes(POINTER),
     "noise": lambda path: path.write_bytes(b"\xff" * path.stat().st_size),
     "a directory": lambda path: (path.unlink(), path.mkdir()),
+    "endless": lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
 }
 
 
@@ -39,7 +42,11 @@ LOADED = [
     ("tokenizer.json", load_denoiser, DAMAGES),
     ("tokenizer.json", load_tokenizer, DAMAGES),
     ("tokenizer_config.json", load_tokenizer, DAMAGES),
-    ("chat_template.jinja", load_tokenizer, ("pointer", "noise", "a directory")),  # cut, it is text still
+    (
+        "chat_template.jinja",
+        load_tokenizer,
+        ("pointer", "noise", "a directory", "endless", "a pipe"),
+    ),  # cut, it is text still
 ]
 
 
@@ -173,3 +180,45 @@ def test_convert_refuses_weights_that_do_not_fit(model, tmp_path, capsys):
         assert main(["convert", "--model", str(model), "--output", str(tmp_path / "out")]) == 2
         assert name in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["../model.safetensors", "/etc/passwd", "..", ".", "", "a/../model.safetensors"])
+def test_load_denoiser_refuses_an_index_that_leads_out_of_its_directory(place, model):
+    names = load_file(model / "model.safetensors")
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, place)}))
+    with pytest.raises(UserError, match="outside its directory"):
+        load_denoiser(str(model))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_hidden_layers", 10**9),
+        ("hidden_size", 2**20),
+        ("vocab_size", 2**40),
+        ("intermediate_size", 2**50),
+        ("num_key_value_heads", 2**40),
+        ("num_attention_heads", 0),
+        ("head_dim", -1),
+        ("dtype", []),
+        ("rope_parameters", {"rope_type": {}}),
+        ("hidden_act", None),
+    ],
+)
+def test_load_denoiser_refuses_a_config_that_lies(key, value, model):
+    """Before memory is taken for what it describes."""
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(UserError, match=r"config\.json") as caught:
+        load_denoiser(str(model))
+    assert "\n" not in str(caught.value)
+
+
+def test_load_denoiser_takes_a_config_whose_weights_are_tied(model):
+    """Whose file holds fewer weights than the network has names for."""
+    config = json.loads((model / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (model / "config.json").write_text(json.dumps(config))
+    tensors = load_file(model / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    assert load_denoiser(str(model)).mask_id == 6

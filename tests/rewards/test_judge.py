@@ -1,16 +1,21 @@
 """The judge asks its endpoint as told, reads the score from the reply, and never tells its key."""
 
 import asyncio
+import contextlib
 import json
 import logging
+import socket
 import threading
+import time
 from contextlib import contextmanager
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from unmask.errors import UserError
 from unmask.rewards import load_functions
+from unmask.rewards.endpoint import Endpoint, _seconds_asked
 from unmask.rewards.judge import load_judge
 from unmask.settings.recipe import RewardSettings
 from unmask.tasks import Sudoku
@@ -29,9 +34,11 @@ def endpoint(answer):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             requests.append((self.path, self.headers.get("Authorization"), body))
             given = answer(body["messages"][0]["content"])
-            status, content = given if isinstance(given, tuple) else (200, completion(given))
+            status, content, *headers = given if isinstance(given, tuple) else (200, completion(given))
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
+            for name, value in headers:
+                self.send_header(name, value)
             if status == 302:
                 self.send_header("Location", f"http://localhost:{server.server_port}/elsewhere")
             self.end_headers()
@@ -128,6 +135,8 @@ def test_judge_keeps_order_and_its_limit_of_concurrent_calls(judge):
         (200, b"\xff"),
         (200, b"[]"),
         (200, b'{"choices": []}'),
+        (200, b"[" * 10**5),
+        (200, b'{"choices": ' + b"9" * 10**4 + b"}"),
         (200, completion(None)),
         "no verdict",
         "Score: nan",
@@ -166,10 +175,130 @@ def test_judge_call_that_takes_too_long_fails(judge):
 
 def test_judge_pause_before_another_try_doubles(judge, monkeypatch):
     pauses = []
-    monkeypatch.setattr("unmask.rewards.judge.time.sleep", pauses.append)
+    monkeypatch.setattr(Endpoint, "wait", lambda self, seconds: pauses.append(seconds))
     with endpoint(lambda message: "?") as (url, _), pytest.raises(UserError):
         scores(judge(url, retries=3, retry_seconds=0.5), ["x"])
-    assert pauses == [0.5, 1.0, 2.0]
+    assert pauses == [0.0, 0.5, 1.0, 2.0]
+
+
+def test_judge_keeps_the_pause_that_the_endpoint_asks_for_in_all_calls(judge):
+    asked, refused = [], threading.Event()
+
+    def answer(message):
+        asked.append(time.monotonic())
+        if not refused.is_set():
+            refused.set()
+            return 429, b"slow down", ("Retry-After", "0.5")
+        return "Score: 1"
+
+    with endpoint(answer) as (url, _):
+        assert scores(judge(url, concurrency=1, retries=1), ["one", "two", "three"]) == [1.0] * 3
+    assert asked[1] - asked[0] >= 0.5
+    assert asked[-1] - asked[1] < 0.5
+
+
+def test_judge_gives_a_call_up_whose_endpoint_asks_for_a_longer_pause(judge, caplog):
+    def answer(message):
+        return (503, b"later", ("Retry-After", "3600")) if "busy" in message else "Score: 1"
+
+    with endpoint(answer) as (url, requests):
+        assert scores(judge(url, concurrency=1), ["busy", "free"]) == [None, 1.0]
+    assert len(requests) == 2
+    assert "a pause of 3600 s: see longest_pause_seconds" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("7", 7),
+        (" 0 ", 0),
+        ("-3", 0),
+        ("nan", 0),
+        ("inf", float("inf")),
+        ("1e400", float("inf")),
+        ("", 0),
+        ("soon", 0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
+        ("Fri, 99 Foo 99999999 99:99:99 GMT", 0),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(header, seconds):
+    assert _seconds_asked(header) == seconds
+    assert _seconds_asked(formatdate(time.time() + 1000, usegmt=True)) == pytest.approx(1000, abs=2)
+
+
+def drip(connection, head: bytes, byte: bytes, ended: threading.Event) -> None:
+    """Answer a request so slowly that no single wait is long."""
+    connection.recv(65536)
+    connection.sendall(head)
+    with contextlib.suppress(OSError):
+        while not ended.wait(0.05):
+            connection.sendall(byte)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("head", "byte"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b" "),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + completion("Score: 1"), b" "),
+        (b"HTTP/1.1 200 OK\r\nX-Long: ", b"x"),
+        (b"HTTP/1.1 500 Oh\r\n\r\n", b"x"),
+    ],
+    ids=["body", "endless body", "header", "error"],
+)
+def test_judge_call_ends_however_slowly_its_reply_drips(judge, head, byte):
+    ended = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=lambda: drip(server.accept()[0], head, byte, ended))
+        thread.start()
+        began = time.monotonic()
+        asked = judge(f"http://127.0.0.1:{server.getsockname()[1]}", timeout_seconds=0.3, retries=0)
+        with pytest.raises(UserError, match=r"no whole reply in 0\.3 s"):
+            scores(asked, ["x"])
+        assert time.monotonic() - began < 5
+        ended.set()
+        thread.join()
+
+
+def test_judge_that_is_cancelled_ends_its_calls_and_pauses(judge):
+    done = threading.Event()
+
+    async def cancelled(asked):
+        async with asyncio.timeout(0.3):
+            await asked(prompts=["?"] * 2, completions=["slow", "failing"])
+
+    with endpoint(lambda message: "?" if "failing" in message else done.wait(10) and "") as (url, _):
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            asyncio.run(cancelled(judge(url, retry_seconds=60.0)))
+        assert time.monotonic() - began < 5
+        done.set()
+
+
+@pytest.mark.parametrize("place", ["ftp://127.0.0.1/x", "file:///etc/hostname", "data:,x", "gopher://x"])
+def test_judge_is_led_nowhere_else_than_to_http(judge, place):
+    with endpoint(lambda message: (301, b"", ("Location", place))) as (url, _), pytest.raises(UserError) as caught:
+        scores(judge(url, retries=0), ["x"])
+    assert "301" in str(caught.value) or "unknown url type" in str(caught.value)
+
+
+def test_judge_tells_of_a_hostile_status_line_in_one_short_line_without_the_key(judge, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    ended = threading.Event()
+    head = b"HTTP/1.1 500 \x1b[2J" + KEY.encode() + b"x" * 60_000 + b"\r\nContent-Length: 0\r\n\r\n"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=lambda: drip(server.accept()[0], head, b"", ended))
+        thread.start()
+        asked = judge(f"http://127.0.0.1:{server.getsockname()[1]}", api_key_variable="JUDGE_KEY", retries=0)
+        with pytest.raises(UserError) as caught:
+            scores(asked, ["x"])
+        ended.set()
+        thread.join()
+    assert "500" in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+    assert KEY not in str(caught.value)
+    assert len(str(caught.value)) < 600
 
 
 def test_judge_refuses_an_endpoint_that_never_answers(judge):

@@ -5,6 +5,7 @@ import functools
 import sys
 import threading
 import time
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,8 +16,9 @@ from unmask.data.example import Example
 from unmask.data.examples import Examples
 from unmask.distributed import World
 from unmask.errors import UserError
-from unmask.rewards import RewardFunction, Rewards, cached, functions
+from unmask.rewards import RewardFunction, Rewards, cached, calls
 from unmask.rewards.functions import is_cached
+from unmask.rewards.scoring import ScoreCache
 
 ITEMS = [Example(prompt=f"prompt {name}", solution="", columns={"answer": name * 2}) for name in "abc"]
 EXAMPLES = Examples(items=ITEMS, prompt_ids=[[0]] * 3, eos_id=0, prefills=[""] * 3, ranked_ids=[])
@@ -242,7 +244,7 @@ def test_reward_function_exit_is_an_error(is_async, code):
 
 @pytest.mark.parametrize("is_async", [False, True])
 def test_reward_function_that_waits_is_named_in_the_log(is_async, monkeypatch, caplog):
-    monkeypatch.setattr(functions, "WAIT", 0.05)
+    monkeypatch.setattr(calls, "WAIT_SECONDS", 0.05)
 
     def slow(prompts, completions, **columns):
         deadline = time.monotonic() + 10
@@ -367,3 +369,24 @@ def test_reward_function_with_another_fault_is_told_nothing_of_texts():
     with pytest.raises(TypeError) as error:
         rewards_of(faulty)([0], ["x"])
     assert error.value.__notes__ == ["raised by the reward function 'my.py:faulty'"]
+
+
+def test_score_cache_takes_as_much_memory_for_long_texts_as_for_short_ones():
+    size = 8_192
+    cache = ScoreCache(size)
+    tracemalloc.start()
+    for number in range(size + 500):
+        cache.add({(number, f"{number} " * 50, ""): 1.0})
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 16e6 * size / 65_536  # what docs/rewards.md says of a whole one
+    assert len(cache.known([(number, f"{number} " * 50, "") for number in range(size + 500)])) == size
+
+
+def test_score_cache_tells_keys_apart():
+    cache = ScoreCache(10)
+    cache.add({(1, "a", "b"): 1.0})
+    others = [(11, "a", "b"), (1, "ab", ""), (1, "", "ab"), (1, "a", "b\0"), (1, "1:ab", "")]
+    assert cache.known([*others, (1, "a", "b")]) == {(1, "a", "b"): 1.0}
+    cache.add({(1, "\ud800", ""): 2.0})
+    assert cache.known([(1, "\ud800", "")]) == {(1, "\ud800", ""): 2.0}

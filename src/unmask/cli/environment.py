@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import sys
 
@@ -13,7 +14,12 @@ _ONE_GIB = 1 << 30
 
 
 def prepare(threads: int | None) -> None:
-    """Set PyTorch's CPU threads (None: its choice), let glibc keep freed memory, silence transformers."""
+    """Set PyTorch's CPU threads (None: its choice), let glibc keep freed memory, silence transformers.
+
+    A crash in C, such as one of a reward function's, shows where it was.
+    """
+    if sys.__stderr__ is not None:
+        faulthandler.enable(file=sys.__stderr__)
     if threads:
         torch.set_num_threads(threads)
     if sys.platform == "linux" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:

@@ -19,15 +19,13 @@ def render_turns(tokenizer: Any, turns: Sequence[Mapping[str, str]], *, answers:
 
     Raises UserError where the template refuses the messages.
     """
-    from jinja2 import TemplateError
-
     try:
         text: str = tokenizer.apply_chat_template(turns, add_generation_prompt=answers, tokenize=False)
-    except TemplateError as error:
+    except Exception as error:  # a template is a program: 1 / 0 is no TemplateError
         roles = ", ".join(turn["role"] for turn in turns)
         raise UserError(
             f"the chat template refuses messages of {roles} ({error}): change them, or set chat.template to never"
-        ) from None
+        ) from error
     return text
 
 
@@ -39,7 +37,8 @@ def end_ids(tokenizer: Any, eos_id: int | None = None) -> frozenset[int]:
     """
     others = frozenset((tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.mask_token_id))
     ends = frozenset((eos_id, tokenizer.eos_token_id, *({tokenizer.pad_token_id} - others)))
-    return _end_ids(tokenizer, tokenizer.chat_template, ends, others)
+    # Some tokenizers have several templates by name, in a dictionary, which is no key of a cache.
+    return _end_ids(tokenizer, repr(tokenizer.chat_template), ends, others)
 
 
 def end_marks(tokenizer: Any) -> tuple[str, ...]:
@@ -50,10 +49,10 @@ def end_marks(tokenizer: Any) -> tuple[str, ...]:
 
 @lru_cache(maxsize=8)
 def _end_ids(
-    tokenizer: Any, chat_template: Any, ends: frozenset[int | None], others: frozenset[int | None]
+    tokenizer: Any, chat_template: str, ends: frozenset[int | None], others: frozenset[int | None]
 ) -> frozenset[int]:
     known = {_id_of(tokenizer, name) for name in END_MARKS} - others
-    written = {_written_mark(tokenizer)} if chat_template else set()
+    written = {_written_mark(tokenizer)} if tokenizer.chat_template else set()
     return frozenset(token for token in ends | known | written if token is not None)
 
 

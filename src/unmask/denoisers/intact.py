@@ -9,6 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from unmask.errors import UserError
+from unmask.validation.user_files import refuse_special
 
 _LFS = b"version https://git-lfs"
 
@@ -36,6 +37,7 @@ def check_text(path: Path) -> None:
 
 def _content(path: Path) -> bytes:
     try:
+        refuse_special(path)
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): restore the file") from None
@@ -46,6 +48,7 @@ def _content(path: Path) -> bytes:
 def check_tensors(path: Path) -> None:
     """Raise UserError unless the safetensors file is there and as long as its header says."""
     try:
+        refuse_special(path)
         size = path.stat().st_size
         with path.open("rb") as stream:
             _refuse_lfs_pointer(path, stream.read(len(_LFS)))
@@ -62,11 +65,16 @@ def check_model_files(directory: Path) -> None:
     for name in ("config.json", "generation_config.json"):
         if (directory / name).exists():
             read_json(directory / name)
+    for path in tensor_files(directory):
+        check_tensors(path)
+
+
+def tensor_files(directory: Path) -> list[Path]:
+    """The files of a model's tensors, there or not: by name, and those that an index names. Raises UserError."""
     shards = {path.name for path in directory.glob("model*.safetensors")}
     for index in sorted(directory.glob("*.safetensors.index.json")):
         shards |= _shards(index)
-    for name in sorted(shards):
-        check_tensors(directory / name)
+    return [directory / name for name in sorted(shards)]
 
 
 def _shards(index: Path) -> set[str]:
@@ -74,6 +82,9 @@ def _shards(index: Path) -> set[str]:
     names = read_json(index).get("weight_map")
     if not names or not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise UserError(f"{index} has no weight_map from tensors to files: restore the file")
+    for name in names.values():
+        if name in ("", "..") or Path(name).name != name:
+            raise UserError(f"{index} names the file {name!r}, which lies outside its directory: restore the file")
     return set(names.values())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.errors import HFValidationError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -32,6 +32,7 @@ from unmask.denoisers.four_bit import forget_quantization, four_bit_options
 from unmask.denoisers.intact import check_text, read_json
 from unmask.denoisers.layers.fast_layers import fast_layers_or_log
 from unmask.denoisers.probe import check_masks
+from unmask.denoisers.proportion import check_proportion
 from unmask.errors import UserError
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -183,11 +184,14 @@ def _load_network(
     options = {"dtype": dtype, "use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
     options |= four_bit_options() if four_bit else {}
     if checkpoint_format is not None:
-        network, report = checkpoint_format.load(directory, published, **options)
+        own = checkpoint_format not in FORMATS  # what is the user's code shows where it fails
+        with nullcontext() if own else config_errors(directory.name):
+            network, report = checkpoint_format.load(directory, published, **options)
         network.published_files = _published_files(directory)
         network.generation_config = GenerationConfig()  # theirs is for their sampler: kept as a file, never read
     elif published.get("is_causal") is False or published.get("model_type") == _MASKED:
-        network, report = _load_plain(directory, published, **options)
+        with config_errors(directory.name):
+            network, report = _load_plain(directory, published, **options)
     else:
         raise UserError(
             f"model {directory.name!r} attends causally: make a masked diffusion model of it with unmask convert, or "
@@ -211,11 +215,13 @@ def refuse_misfits(model: str, report: dict[str, Any], kinds: Iterable[str]) -> 
 
 @contextmanager
 def config_errors(model: str) -> Iterator[None]:
-    """Raise UserError where transformers can make no configuration of the config.json of a model."""
+    """Raise UserError where transformers can make no configuration, or network, of the config.json of a model."""
     try:
         yield
-    except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
-        detail = " ".join(str(error).split())[:200]
+    except UserError:
+        raise
+    except Exception as error:  # whatever a value that is not checked leads to
+        detail = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"model {model!r} has a config.json that cannot be used ({detail}): restore it") from error
 
 
@@ -235,6 +241,7 @@ def _load_plain(directory: Path, published: dict[str, Any], **options: Any) -> A
         )
     config = read_config(directory, directory.name)
     network = AutoModelForMaskedLM if published["model_type"] == _MASKED else AutoModelForCausalLM
+    check_proportion(directory, config, network.from_config)
     return network.from_pretrained(directory, config=config, trust_remote_code=False, **options)
 
 
@@ -274,7 +281,9 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerFast:
     for path in directory.glob("*.jinja"):
         check_text(path)
     try:
-        return PreTrainedTokenizerFast.from_pretrained(directory)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+        tokenizer.batch_decode(tokenizer(["0"], return_special_tokens_mask=True)["input_ids"])  # settings may be odd
+        return tokenizer
     except Exception as error:  # the tokenizers library raises nothing more special
         detail = " ".join(str(error).split())[:200]
         raise UserError(f"the tokenizer of model {model!r} cannot be read ({detail}): copy its files again") from error

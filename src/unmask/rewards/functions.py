@@ -6,18 +6,19 @@ import asyncio
 import inspect
 import logging
 import re
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
 from reprlib import repr as short_repr
 from typing import Any, TypeVar
 
 from unmask.errors import UserError
+from unmask.rewards.calls import Interrupted, bounded_output, heard, interrupted_after, told_while_waiting
+from unmask.rewards.faults import FaultRule, Score, Tries
 
-Score = float | None  # None: the function does not apply
 Arguments = dict[str, list[Any]]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -26,7 +27,7 @@ _LOG = logging.getLogger(__name__)
 _CACHED = "__unmask_cached__"  # attribute of functions that `cached` has marked
 _TEXT_FAULT = re.compile(r"string ind|'str' object")  # what Python says of a text that is used as something else
 RAW = "completions_raw"  # argument of functions that read completions with what stands behind their end
-WAIT = 30.0  # seconds after which a function that has not answered is named
+_LOOP_SECONDS = 1.0  # after the time limit of async functions, until their event loop is interrupted
 _LARGEST = 3.4e38  # rewards become tensors of float32
 
 
@@ -66,6 +67,12 @@ class RewardFunction:
     weight: float = 1.0  # in the sum that is the reward
     cached: bool = False  # scores of a text never change and may be remembered
     ahead: bool = False  # may be called in a thread, for some completions of a batch before the others
+    faults: FaultRule = field(default_factory=FaultRule)
+
+    @property
+    def what(self) -> str:
+        """How errors call it."""
+        return f"reward function {self.spec!r}"
 
     @property
     def is_async(self) -> bool:
@@ -90,72 +97,90 @@ class RewardFunction:
             ) from error
 
     def scores(self, arguments: Arguments) -> list[Score]:
-        """Scores of the completions. Raises UserError where it gives anything but one number or None for each."""
-        count = len(arguments["completions"])  # before the call, which may change the lists
-        with self._named():
-            scores = self.call(**arguments)
-        return self._checked(scores, count)
+        """Scores of the completions. Raises UserError where it gives anything but one number or None for each.
+
+        A call that fails is made again, or its scores are None, as `faults` says.
+        """
+        tries = self._tries(arguments)
+        while tries.scores is None:
+            time.sleep(tries.pause_seconds)
+            with tries.one():
+                with self._named(), interrupted_after(self.faults.timeout_seconds):
+                    scores = self.call(**_copied(arguments))
+                tries.scores = self._checked(scores, tries)
+        return tries.scores
 
     async def awaited_scores(self, arguments: Arguments) -> list[Score]:
         """`scores` of an async function."""
-        count = len(arguments["completions"])
-        with self._named():
-            scores = await self.call(**arguments)
-        return self._checked(scores, count)
+        tries = self._tries(arguments)
+        while tries.scores is None:
+            await asyncio.sleep(tries.pause_seconds)
+            with tries.one():
+                with self._named():
+                    scores = await self._in_time(self.call(**_copied(arguments)))
+                tries.scores = self._checked(scores, tries)
+        return tries.scores
+
+    async def _in_time(self, waiting: Awaitable[Any]) -> Any:
+        limit = asyncio.timeout(self.faults.timeout_seconds or None)
+        try:
+            async with limit:
+                return await waiting
+        except TimeoutError as error:
+            if limit.expired():
+                raise Interrupted from error
+            raise
+
+    def _tries(self, arguments: Arguments) -> Tries:
+        return Tries(rule=self.faults, what=self.what, count=len(arguments["completions"]))
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Errors say which function raised them, and a call that does not end is told of."""
+        """Errors say which function raised them; a call that does not end is told of, what it prints is bounded."""
         try:
-            with _told_while_waiting(f"reward function {self.spec!r}"):
+            with told_while_waiting(self.what), heard(self.what):
                 yield
         except SystemExit as error:
             raise UserError(
-                f"reward function {self.spec!r} called sys.exit, which would end the run unsaved: return numbers, or "
+                f"{self.what} called sys.exit, which would end the run unsaved: return numbers, or "
                 "raise an exception that says what is wrong"
             ) from error
-        except Exception as error:
-            error.add_note(f"raised by the reward function {self.spec!r}")
+        except Interrupted as error:
+            raise timed_out(self.what, self.faults.timeout_seconds) from error
+        except BaseException as error:
+            error.add_note(f"raised by the {self.what}")
             if _TEXT_FAULT.search(str(error)):
                 error.add_note('completions and prompts are texts, no lists of messages: write c, not c[0]["content"]')
             raise
 
-    def _checked(self, scores: Any, count: int) -> list[Score]:
+    def _checked(self, scores: Any, tries: Tries) -> list[Score]:
         if hasattr(scores, "tolist"):
             scores = scores.tolist()
         if not isinstance(scores, list | tuple):
-            raise UserError(f"reward function {self.spec!r} gave {short_repr(scores)}: return a list of numbers")
-        if len(scores) != count:
-            raise UserError(
-                f"reward function {self.spec!r} gave {len(scores)} scores of {count} completions: return one for each"
-            )
+            raise UserError(f"{self.what} gave {short_repr(scores)}: return a list of numbers")
+        if len(scores) != tries.count:
+            raise UserError(f"{self.what} gave {len(scores)} scores of {tries.count} completions: return one for each")
         scores = [_plain(score) for score in scores]
-        for score in scores:
-            if not _usable(score):
-                kind = NotFiniteError if isinstance(score, float) else UserError
-                raise kind(
-                    f"reward function {self.spec!r} gave {short_repr(score)}: return finite numbers, "
-                    "or None where it does not apply"
-                )
-        return [None if score is None else float(score) for score in scores]
+        odd = [score for score in scores if not _usable(score)]
+        if odd and not tries.takes_none:
+            kind = NotFiniteError if isinstance(odd[0], float) else UserError
+            raise kind(f"{self.what} gave {short_repr(odd[0])}: return finite numbers, or None where it does not apply")
+        if odd:
+            _LOG.warning("%s gave %s: None for %d of %d", self.what, short_repr(odd[0]), len(odd), tries.count)
+        return [float(score) if score is not None and _usable(score) else None for score in scores]
 
 
-@contextmanager
-def _told_while_waiting(what: str) -> Iterator[None]:
-    """Log, from another thread, that `what` has not ended after `WAIT` seconds, and after twice as long again."""
-    ended = threading.Event()
+def timed_out(what: str, limit_seconds: float) -> UserError:
+    """What to say of a call that has reached its time limit."""
+    return UserError(
+        f"{what} has not answered for {limit_seconds:g} s: raise reward.timeout_seconds if it needs longer, or have "
+        "reward.on_fault none leave it out where it fails"
+    )
 
-    def watch() -> None:
-        waited = WAIT
-        while not ended.wait(waited if waited == WAIT else waited / 2):
-            _LOG.warning("%s has not answered for %.0f s: the run waits for it (Ctrl-C ends the run)", what, waited)
-            waited *= 2
 
-    threading.Thread(target=watch, daemon=True, name="unmask-waiting").start()
-    try:
-        yield
-    finally:
-        ended.set()
+def _copied(arguments: Arguments) -> Arguments:
+    """Lists of its own for each try of a function, which may change them."""
+    return {name: list(values) for name, values in arguments.items()}
 
 
 def _plain(score: Any) -> Any:
@@ -170,15 +195,32 @@ def _usable(score: Any) -> bool:
 
 def call_all(functions: Sequence[RewardFunction], arguments: Sequence[Arguments]) -> list[list[Score]]:
     """Each function's scores of its own arguments; async functions run together, after the others."""
-    scores = [
-        [] if function.is_async else function.scores(own) for function, own in zip(functions, arguments, strict=True)
-    ]
-    waiting = [place for place, function in enumerate(functions) if function.is_async]
+    with bounded_output():
+        scores = [
+            [] if function.is_async else function.scores(own)
+            for function, own in zip(functions, arguments, strict=True)
+        ]
+        waiting = [place for place, function in enumerate(functions) if function.is_async]
+        awaited = _awaited([functions[place] for place in waiting], [arguments[place] for place in waiting])
+    for place, found in zip(waiting, awaited, strict=True):
+        scores[place] = found
+    return scores
+
+
+def _awaited(functions: Sequence[RewardFunction], arguments: Sequence[Arguments]) -> list[list[Score]]:
+    """Scores of async functions, which run together in one event loop."""
+    if not functions:
+        return []
 
     async def together() -> list[list[Score]]:
-        return await asyncio.gather(*(functions[place].awaited_scores(arguments[place]) for place in waiting))
+        pairs = zip(functions, arguments, strict=True)
+        return await asyncio.gather(*(function.awaited_scores(own) for function, own in pairs))
 
-    if waiting:
-        for place, awaited in zip(waiting, asyncio.run(together()), strict=True):
-            scores[place] = awaited
-    return scores
+    # The loop keeps their time limits. This one is for a function that blocks it, or that cannot be cancelled.
+    limits = [function.faults.longest_seconds for function in functions]
+    longest_seconds = max(limits) + _LOOP_SECONDS if all(limits) else 0.0
+    try:
+        with interrupted_after(longest_seconds):
+            return asyncio.run(together())
+    except Interrupted as error:
+        raise timed_out(" and ".join(function.what for function in functions), longest_seconds) from error

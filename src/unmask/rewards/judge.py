@@ -8,21 +8,18 @@ import logging
 import math
 import os
 import re
-import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from http.client import HTTPException
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 from unmask.errors import UserError
+from unmask.rewards.endpoint import Endpoint, Failed
 from unmask.settings.reader import build
 from unmask.validation import setting
+from unmask.validation.user_files import refuse_special
 
-_REPLY_BYTES = 2**20
 _REFUSALS = (401, 403, 404)  # wrong key, no access, no such model: trying again does not help
 _LOG = logging.getLogger(__name__)
 
@@ -37,10 +34,11 @@ class JudgeSettings:
     score: str = setting("", "regular expression whose one group is the score; its last match in the reply counts")
     api_key_variable: str = setting("", "environment variable that holds the API key; empty: none is sent")
     temperature: float = setting(0.0, "of the judge's sampling")
-    timeout_seconds: float = setting(60.0, "of a call, each time that it waits")
-    retries: int = setting(2, "further tries after a call that failed")
+    timeout_seconds: float = setting(60.0, "of a call, from its beginning to the end of the reply")
+    retries: int = setting(2, "further tries after a call that failed", high=20)
     retry_seconds: float = setting(1.0, "pause before the first of them; twice as long before each next one")
-    concurrency: int = setting(8, "calls at a time on each rank")
+    longest_pause_seconds: float = setting(60.0, "that the endpoint may ask for (Retry-After), else the call fails")
+    concurrency: int = setting(8, "calls at a time on each rank", high=1000)
 
     def __post_init__(self) -> None:
         for name in ("url", "model", "template", "score"):
@@ -52,8 +50,12 @@ class JudgeSettings:
             raise UserError("template does not show {completion}: write it where the completion belongs")
         if self.pattern.groups != 1:
             raise UserError(f"score {self.score!r} has {self.pattern.groups} groups: give one, such as 'Score: (\\d+)'")
-        if self.timeout_seconds <= 0 or self.concurrency < 1 or min(self.retries, self.retry_seconds) < 0:
-            raise UserError("timeout_seconds and concurrency must be positive, retries and retry_seconds 0 or more")
+        if (
+            self.timeout_seconds <= 0
+            or self.concurrency < 1
+            or min(self.retries, self.retry_seconds, self.longest_pause_seconds) < 0
+        ):
+            raise UserError("timeout_seconds and concurrency must be positive, retries and pauses 0 or more")
 
     @property
     def pattern(self) -> re.Pattern[str]:
@@ -82,78 +84,78 @@ class Judge:
 
     async def __call__(self, prompts: list[str], completions: list[str], **columns: list[Any]) -> list[float | None]:
         """Scores of the completions. Raises UserError where the endpoint refuses a call, or all of them fail."""
-        loop = asyncio.get_running_loop()
+        loop, endpoint = asyncio.get_running_loop(), self._endpoint()
         pool = ThreadPoolExecutor(self.settings.concurrency)
         pairs = zip(prompts, completions, strict=True)
         try:
-            outcomes = await asyncio.gather(*(loop.run_in_executor(pool, self._score, *pair) for pair in pairs))
+            calls = (loop.run_in_executor(pool, self._score, endpoint, *pair) for pair in pairs)
+            outcomes = await asyncio.gather(*calls)
         finally:
+            endpoint.close()
             pool.shutdown(cancel_futures=True)
-        faults = [outcome for outcome in outcomes if isinstance(outcome, str)]
+        faults = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
         if len(faults) == len(outcomes):
-            raise UserError(f"judge at {self.settings.url!r} failed in all of {len(faults)} calls: {faults[-1]}")
+            raise UserError(f"judge at {self.settings.url!r} failed in all of {len(faults)} calls: {faults[-1].why}")
         if faults:
-            _LOG.warning("judge failed in %d of %d calls, the last: %s", len(faults), len(outcomes), faults[-1])
-        return [None if isinstance(outcome, str) else outcome for outcome in outcomes]
+            _LOG.warning("judge failed in %d of %d calls, the last: %s", len(faults), len(outcomes), faults[-1].why)
+        return [None if isinstance(outcome, Failed) else outcome for outcome in outcomes]
 
-    def _score(self, prompt: str, completion: str) -> float | str:
-        """The score, or why there is none."""
-        message = self.settings.message(prompt, completion)
-        outcome = self._try(message)
-        for number in range(self.settings.retries):
-            if isinstance(outcome, float):
+    def _endpoint(self) -> Endpoint:
+        return Endpoint(
+            url=self.settings.url.rstrip("/") + "/chat/completions",
+            headers={"Content-Type": "application/json"},
+            secret_headers={"Authorization": f"Bearer {self.api_key}"} if self.api_key else {},
+            timeout_seconds=self.settings.timeout_seconds,
+        )
+
+    def _score(self, endpoint: Endpoint, prompt: str, completion: str) -> float | Failed:
+        """The score, or why there is none. Raises UserError where the endpoint refuses the call."""
+        settings = self.settings
+        messages = [{"role": "user", "content": settings.message(prompt, completion)}]
+        body = {"model": settings.model, "messages": messages, "temperature": settings.temperature}
+        encoded = json.dumps(body).encode()
+        pause_seconds = 0.0
+        for number in range(settings.retries + 1):
+            endpoint.wait(pause_seconds)
+            outcome = self._try(endpoint, encoded)
+            if isinstance(outcome, float) or outcome.retry_after_seconds > settings.longest_pause_seconds:
                 break
-            time.sleep(self.settings.retry_seconds * 2**number)
-            outcome = self._try(message)
+            endpoint.hold(outcome.retry_after_seconds)
+            pause_seconds = settings.retry_seconds * 2**number
         return outcome
 
-    def _try(self, message: str) -> float | str:
-        try:
-            return self._read(self._reply(message))
-        except UserError:
-            raise
-        except (OSError, HTTPException, ValueError) as error:
-            return f"{type(error).__name__}: {error}"
+    def _try(self, endpoint: Endpoint, body: bytes) -> float | Failed:
+        reply = endpoint.post(body)
+        if not isinstance(reply, Failed):
+            return self._read(reply)
+        why = reply.why.replace(self.api_key, "***") if self.api_key else reply.why  # some endpoints repeat it
+        if reply.status in _REFUSALS:
+            raise UserError(f"judge at {self.settings.url!r} answers {why}: check url, model and API key")
+        if reply.retry_after_seconds > self.settings.longest_pause_seconds:
+            why += f" (it asks for a pause of {reply.retry_after_seconds:.0f} s: see longest_pause_seconds)"
+        return replace(reply, why=why)
 
-    def _reply(self, message: str) -> bytes:
-        """The endpoint's reply. Raises UserError for a refusal, OSError for another error status."""
-        settings = self.settings
-        url = settings.url.rstrip("/") + "/chat/completions"
-        messages = [{"role": "user", "content": message}]
-        body = {"model": settings.model, "messages": messages, "temperature": settings.temperature}
-        headers = {"Content-Type": "application/json"}
-        request = Request(url, json.dumps(body).encode(), headers)  # noqa: S310 - settings allow http(s) alone
-        if self.api_key:
-            request.add_unredirected_header("Authorization", f"Bearer {self.api_key}")
+    def _read(self, reply: bytes) -> float | Failed:
         try:
-            with urlopen(request, timeout=settings.timeout_seconds) as response:  # noqa: S310 - as above
-                return bytes(response.read(_REPLY_BYTES))
-        except HTTPError as error:
-            with error:
-                said = " ".join(error.read(300).decode(errors="replace").split())
-            fault = f"{error.code} {error.reason}: {said}"
-            if self.api_key:
-                fault = fault.replace(self.api_key, "***")  # some endpoints repeat it
-            if error.code in _REFUSALS:
-                raise UserError(f"judge at {settings.url!r} answers {fault}: check url, model and API key") from None
-            raise OSError(fault) from None
-
-    def _read(self, reply: bytes) -> float:
-        match json.loads(reply):
-            case {"choices": [{"message": {"content": str(text)}}, *_]}:
-                found = [*self.settings.pattern.finditer(text)]
-            case _:
-                raise ValueError("the reply is not a chat completion")
+            match json.loads(reply):
+                case {"choices": [{"message": {"content": str(text)}}, *_]}:
+                    found = [*self.settings.pattern.finditer(text)]
+                case _:
+                    return Failed("the reply is not a chat completion")
+        except (ValueError, RecursionError) as error:
+            return Failed(f"{type(error).__name__}: {error}")
         # The reply may quote the completion, which may state a score of its own: a judge ends with its verdict.
-        score = float(found[-1][1]) if found and found[-1][1] is not None else math.nan
-        if not math.isfinite(score):
-            raise ValueError(f"the reply has no score: it ends in {text[-60:]!r}")
-        return score
+        try:
+            score = float(found[-1][1]) if found and found[-1][1] is not None else math.nan
+        except ValueError:
+            score = math.nan
+        return score if math.isfinite(score) else Failed(f"the reply has no score: it ends in {text[-60:]!r}")
 
 
 def load_judge(path: str) -> Judge:
     """The judge of a TOML file of `JudgeSettings`. Raises UserError for a file or a key that cannot be used."""
     try:
+        refuse_special(Path(path).expanduser())
         document = tomllib.loads(Path(path).expanduser().read_text())
         settings = build(JudgeSettings, document)
     except OSError as error:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from unmask.rewards.faults import FaultRule
 from unmask.rewards.functions import RewardFunction, is_cached, reads_raw
-from unmask.tasks import Task
+from unmask.tasks import TASKS, Task
 from unmask.validation import load_named
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ def load_functions(settings: RewardSettings, task: Task, device: Any) -> tuple[R
     specs = settings.specs
     names = [_name(spec) for spec in specs]
     calls = [_find(spec, settings, task, device) for spec in specs]
+    faults = FaultRule(
+        timeout_seconds=settings.timeout_seconds, retries=settings.retries, gives_none=settings.on_fault == "none"
+    )
+    # What is the user's may use signals, and may have to be interrupted: only the main thread can do both.
+    shipped = type(task) in TASKS.values()
     return tuple(
         RewardFunction(
             spec=spec,
@@ -31,7 +37,8 @@ def load_functions(settings: RewardSettings, task: Task, device: Any) -> tuple[R
             call=call,
             weight=weight,
             cached=spec == TASK or is_cached(call),
-            ahead=spec == TASK and not reads_raw(call),  # a user's own may use signals, which only the main thread can
+            ahead=spec == TASK and shipped and not reads_raw(call),
+            faults=faults,
         )
         for spec, name, call, weight in zip(specs, names, calls, settings.function_weights, strict=True)
     )

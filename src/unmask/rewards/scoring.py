@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 
 import torch
 from jaxtyping import Float
@@ -14,7 +15,8 @@ from torch import Tensor
 from unmask.data.examples import Examples
 from unmask.distributed import World
 from unmask.errors import UserError
-from unmask.rewards.functions import RAW, Arguments, RewardFunction, Score, call_all
+from unmask.rewards.faults import Score
+from unmask.rewards.functions import RAW, Arguments, RewardFunction, call_all
 from unmask.rewards.load import TASK
 
 # What a score belongs to: index of the example, text of the completion, and its raw text ("" where it is not read).
@@ -22,24 +24,39 @@ TextKey = tuple[int, str, str]
 
 
 class ScoreCache:
-    """Least-recently-used cache of `size` scores by example and text."""
+    """Least-recently-used cache of `size` scores by example and text, of which it keeps a digest of 16 bytes."""
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._scores: OrderedDict[TextKey, Score] = OrderedDict()
+        self._scores: OrderedDict[bytes, Score] = OrderedDict()
 
     def known(self, keys: Iterable[TextKey]) -> dict[TextKey, Score]:
         """Scores of those of the keys that are in the cache."""
-        scores = {key: self._scores[key] for key in keys if key in self._scores}
+        if not self._scores:
+            return {}
+        digests = {key: _digest(key) for key in keys}
+        scores = {key: self._scores[digest] for key, digest in digests.items() if digest in self._scores}
         for key in scores:
-            self._scores.move_to_end(key)
+            self._scores.move_to_end(digests[key])
         return scores
 
     def add(self, scores: dict[TextKey, Score]) -> None:
         """Put in scores of keys that were not known, and forget the least recently used beyond `size`."""
-        self._scores |= scores
+        if not self._size:
+            return
+        self._scores |= {_digest(key): score for key, score in scores.items()}
         while len(self._scores) > self._size:
             self._scores.popitem(last=False)
+
+
+def _digest(key: TextKey) -> bytes:
+    """16 bytes for a key, however long its texts are: equal for equal keys alone, as far as anybody will see."""
+    index, *texts = key
+    digest = blake2b(str(index).encode(), digest_size=16)
+    for text in texts:
+        encoded = text.encode("utf-8", "surrogatepass")
+        digest.update(b"%d:" % len(encoded) + encoded)
+    return digest.digest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +100,16 @@ class Rewards:
         rewards = {key: self._weighted(key[0], row) for key, row in rows.items()}
         rewards_N = torch.tensor([rewards[key] for key in keys])
         return rewards_N, torch.tensor([[math.nan if score is None else score for score in rows[key]] for key in keys])
+
+    def ask_once(self) -> None:
+        """Ask each function for the first example's solution: what cannot answer shows now, whatever `faults` says.
+
+        Nothing is remembered. Raises UserError, and what a function raises.
+        """
+        prefill = self.examples.prefills[0]
+        key = (0, prefill + self.examples.items[0].solution.removeprefix(prefill), "")
+        functions = [replace(each, faults=replace(each.faults, gives_none=False)) for each in self.functions]
+        call_all(functions, [_arguments(self.examples, each, [key]) for each in functions])
 
     def score_ahead(self, indices: Sequence[int], texts: Sequence[str]) -> None:
         """Score these texts by the functions that may be called ahead of time, in any thread, into their caches."""

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from unmask.errors import UserError
 from unmask.settings.users_classes import check_complete
 from unmask.validation import Range, check_number, did_you_mean, load_named, near, place_of
+from unmask.validation.user_files import refuse_special
 
 Document = dict[str, Any]
 Settings = TypeVar("Settings")
@@ -327,6 +328,7 @@ def _read_toml(recipe: str) -> Document:
             mend = near(recipe, known) or "; unmask recipes lists them"
             raise UserError(f"unknown recipe {recipe!r}{mend}, or give a path that ends in .toml")
     try:
+        refuse_special(path)
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"recipe {recipe!r} cannot be read: {error.strerror}") from error

@@ -112,9 +112,14 @@ class RewardSettings:
     )
     weights: str | None = setting(None, "of the functions in the reward, by commas; unset: all 1")
     batch: int = setting(16, "completions at a time in a reward model", low=1)
+    # Ranks that wait for this one give up after ten minutes.
+    timeout_seconds: float = setting(540.0, "that a call of a function may take, then it has failed; 0: no limit")
+    retries: int = setting(0, "further tries of a call that failed, after 1, 2, 4, ... seconds", high=10)
+    on_fault: str = setting("stop", "after them: stop the run, or none, which leaves the function out of those sums")
 
     def __post_init__(self) -> None:
         check_ranges(self, "reward.")
+        one_of("reward.on_fault", self.on_fault, ("stop", "none"))
         specs = self.specs
         if not all(specs) or len(set(specs)) < len(specs):
             raise UserError(f"reward.functions is {self.functions!r}: give different functions with commas between")
@@ -122,6 +127,11 @@ class RewardSettings:
             raise UserError(
                 f"reward.weights {self.weights!r} are {len(self.function_weights)}, "
                 f"reward.functions {self.functions!r} are {len(specs)}: give one weight for each function"
+            )
+        if self.on_fault == "none" and len(specs) == 1:
+            raise UserError(
+                f"reward.on_fault none would leave completions without a reward where {self.functions!r} fails: "
+                "add another function, or set it to stop"
             )
 
     @property

@@ -21,6 +21,9 @@ MAY_CHANGE = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     *("steps", "threads", "checkpoint_every"),  # of pretrain
+    "reward.timeout_seconds",
+    "reward.retries",
+    "reward.on_fault",
 )
 
 

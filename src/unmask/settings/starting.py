@@ -12,6 +12,7 @@ from unmask.errors import UserError
 from unmask.settings.idle import without_idle
 from unmask.settings.reader import Document, Word, chosen, flag_of, leaves, merged
 from unmask.tasks import TASKS
+from unmask.validation.user_files import refuse_special
 
 NAMING = ("model", "task", "method")  # with one of these a command no longer means its default recipe
 
@@ -54,7 +55,9 @@ def _name_of(table: Any) -> str | None:
 def task_of_model(model: str) -> Document | None:
     """The `task` table of the config.json of an embedded model or a directory; None where there is none."""
     try:
-        config = json.loads((local_directory(model) / "config.json").read_text(encoding="utf-8"))
+        path = local_directory(model) / "config.json"
+        refuse_special(path)
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None  # loading it says what is wrong
     task = config.get("task") if isinstance(config, dict) else None

@@ -104,12 +104,14 @@ def _source(recipe: Recipe, examples: Examples, sampler: Sampler, tokenizer: Any
     for record in (objective.record, EveryStep() if recipe.train.over_denoising_filter else None):
         sampler.check(objective.denoiser, record)
     with phase("loading the rewards"):
-        functions = load_functions(recipe.reward, recipe.task, world.device)
+        rewards = Rewards(functions=load_functions(recipe.reward, recipe.task, world.device), examples=examples)
+    with phase("asking the rewards once"):
+        rewards.ask_once()
     return OnPolicySource(
         recipe=recipe,
         examples=examples,
         sampler=sampler,
-        rewards=Rewards(functions=functions, examples=examples),
+        rewards=rewards,
         terms=terms,
         tokenizer=tokenizer,
         world=world,

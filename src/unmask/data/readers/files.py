@@ -10,6 +10,7 @@ from reprlib import repr as short_repr
 
 from unmask.data.example import Example
 from unmask.errors import UserError
+from unmask.validation.user_files import refuse_special
 
 _BEGINNING = 1 << 16  # bytes
 
@@ -68,6 +69,7 @@ def read_lines(path: str) -> list[str]:
 def read_text(path: str) -> str:
     """The content of a non-empty UTF-8 file. Raises UserError where it cannot be read."""
     try:
+        refuse_special(Path(path))
         # Spreadsheet tools put a byte-order mark first.
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -82,6 +84,7 @@ def read_text(path: str) -> str:
 def check_data_file(path: str) -> None:
     """Raise UserError for a file of data that cannot be opened or is empty. Nothing more is read."""
     try:
+        refuse_special(Path(path))
         with Path(path).open("rb") as stream:
             beginning = stream.read(_BEGINNING)
     except OSError as error:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
+from unmask.denoisers.proportion import check_proportion
 from unmask.errors import UserError
 
 Published = Mapping[str, Any]  # a config.json, as published
@@ -69,6 +71,7 @@ class CheckpointFormat:
     def load(self, directory: Any, published: Published, **options: Any) -> Any:
         """What `network.from_pretrained` returns; the network remembers how to write the published tensors back."""
         config = self.network_config(published)
+        check_proportion(Path(directory), config, self.network)
         if self.conversions:
             conversions = [*get_checkpoint_conversion_mapping(self.like), *self.conversions]
             register_checkpoint_conversion_mapping(config.model_type, conversions, overwrite=True)

@@ -43,7 +43,7 @@ def gsm8k_extracted(text: str) -> float | None:
         value = _number(content, which=0)
         if value is not None:
             return value
-    answer = next(_closed_answers(text), None)
+    answer = next(closed_answers(text), None)
     return None if answer is None else _number(answer, which=-1)
 
 
@@ -98,7 +98,7 @@ def gsm8k_rewards(text: str, answer: str) -> dict[str, float]:
 
 def countdown_reward(text: str, numbers: Sequence[int], target: int) -> float:
     """1 if the last closed answer is right, 0.1 if there is one, else 0."""
-    last = deque(_closed_answers(text), maxlen=1)
+    last = deque(closed_answers(text), maxlen=1)
     if not last:
         return 0.0
     return 1.0 if _hits(countdown_value(last[0].strip(), numbers), target) else 0.1
@@ -227,7 +227,7 @@ def _boxes_on_a_line(text: str) -> Iterator[str]:
         start = text.find("\\boxed{", start)
 
 
-def _closed_answers(text: str) -> Iterator[str]:
+def closed_answers(text: str) -> Iterator[str]:
     """What stands between each <answer> and the next </answer>."""
     end = 0
     while True:

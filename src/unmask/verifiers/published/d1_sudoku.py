@@ -8,21 +8,23 @@ have other solutions. `docs/scoring.md` says where they err.
 from __future__ import annotations
 
 import re
+from collections import deque
+
+from unmask.verifiers.published import d1
 
 CELLS = 16
 _END = r"(?:<\|eot_id\|>|<\|endoftext\|>|{})"
-# Where an answer is looked for, in this order: the first place that holds text is read.
+# Where an answer is looked for, in this order: behind the first of a tag, and the first place that holds text is read.
 _PLACES = tuple(
-    re.compile(pattern, re.DOTALL)
-    for pattern in (
-        r"<answer>.*?```\s*([\d\s]+)```",
-        r"<answer>(.*?)" + _END.format("</answer>"),
-        r"</answer>(.*?)" + _END.format("$"),
-        r"([0-9]{16})\s*</answer>",
-        r"\b([0-9]{16})\b",
+    (tag, re.compile(pattern, re.DOTALL))
+    for tag, pattern in (
+        ("<answer>", r".*?```([\d\s]++)```"),
+        ("<answer>", r"(.*?)" + _END.format("</answer>")),
+        ("</answer>", r"(.*?)" + _END.format("$")),
+        ("", r".*?([0-9]{16})\s*</answer>"),
+        ("", r".*?\b([0-9]{16})\b"),
     )
 )
-_CLOSED_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def sudoku_extracted(text: str) -> str:
@@ -30,8 +32,9 @@ def sudoku_extracted(text: str) -> str:
 
     Letters count as characters, and are wrong cells.
     """
-    for place in _PLACES:
-        found = place.search(text)
+    for tag, place in _PLACES:
+        start = text.find(tag)
+        found = place.match(text, start + len(tag)) if start >= 0 else None
         if found is not None and found.group(1).strip():
             return _sixteen("".join(found.group(1).split()))
     return ""
@@ -44,8 +47,8 @@ def sudoku_correct_cells(text: str, puzzle: str, solution: str) -> int:
 
 def sudoku_reward(text: str, puzzle: str, solution: str) -> float:
     """d1's training reward: the share of empty cells filled as on record by the digits of the last closed answer."""
-    answers = _CLOSED_ANSWER.findall(text)
-    digits = _sixteen(re.sub(r"\D", "", answers[-1])) if answers else ""
+    last = deque(d1.closed_answers(text), maxlen=1)
+    digits = _sixteen(re.sub(r"\D", "", last[0])) if last else ""
     return _matches(digits, puzzle, solution) / max(1, puzzle.count("0"))
 
 

@@ -1,0 +1,1 @@
+"""Fuzzing of what comes from outside: flags, recipes, data, model directories, completions, a judge's answers."""
