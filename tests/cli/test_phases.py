@@ -47,7 +47,12 @@ def test_train_tells_of_loading_examples_evaluations_steps_and_saving(phases, tm
     names = [phase.name for phase in phases]
     assert names == [
         *("unmask train: sudoku-dispo", "loading embedded:sudoku", "preparing the train examples"),
-        *("loading the rewards", "preparing the test examples", "preparing the test_unseen_grids examples"),
+        *(
+            "loading the rewards",
+            "asking the rewards once",
+            "preparing the test examples",
+            "preparing the test_unseen_grids examples",
+        ),
         *("base evaluation", "evaluation after step 2:", "saving the checkpoint of step 2"),
         *("saving the checkpoint of step 4", "step", "final evaluation"),
     ]

@@ -281,6 +281,7 @@ def test_flood_is_cut_and_its_length_told(stream, form, capsys, caplog):
     assert rewards_of(form(flooding), form(quiet))(*TWO)[0].tolist() == [2, 2]
     written = getattr(capsys.readouterr(), stream)
     assert written.count("x") == 19_980
+    assert written.count("\n") == 21 + (stream == "out")  # nothing else stands in the last line
     assert ("a word" in written) == (stream == "out")
     assert "my.py:flooding' has printed 80000 characters more" in caplog.text
     assert "quiet" not in caplog.text

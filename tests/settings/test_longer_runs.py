@@ -1,9 +1,12 @@
 """A run that goes on to another number of steps: where its learning rates change, it is said."""
 
+from dataclasses import replace
+
 import pytest
 
-from unmask.settings.recipe import TrainSettings
-from unmask.settings.resume import changed_schedule
+from unmask.errors import UserError
+from unmask.settings.recipe import Recipe, RewardSettings, TrainSettings
+from unmask.settings.resume import changed_schedule, check_unchanged
 
 
 def said(directory, before: int, after: int, **train) -> str | None:
@@ -25,3 +28,11 @@ def test_changed_schedule_tells_of_a_decay_over_other_steps(before, after, which
 )
 def test_changed_schedule_is_silent_where_every_rate_stays(after, train, tmp_path):
     assert said(tmp_path, 40, after, **train) is None
+
+
+def test_check_unchanged_lets_a_run_go_on_with_another_rule_for_rewards_that_fail():
+    stored = replace(Recipe(), reward=RewardSettings(functions="task,a.py:b"))
+    changed = {"timeout_seconds": 9.0, "retries": 2, "on_fault": "none"}
+    check_unchanged(stored, replace(stored, reward=replace(stored.reward, **changed)), "recipe.toml")
+    with pytest.raises(UserError, match=r"reward\.weights"):
+        check_unchanged(stored, replace(stored, reward=replace(stored.reward, weights="1,2")), "recipe.toml")

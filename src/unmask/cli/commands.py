@@ -12,6 +12,7 @@ from unmask.errors import UserError
 from unmask.report.progress import phase
 from unmask.settings.inputs import check_data
 from unmask.settings.resume import check_resumable, new_directory
+from unmask.validation.user_files import user_path
 
 if TYPE_CHECKING:
     from unmask.settings.commands import (
@@ -97,7 +98,7 @@ def convert(settings: object, options: Namespace) -> None:
     """Write a masked diffusion model made of an autoregressive checkpoint."""
     if not options.model or not options.output:
         raise UserError("convert needs --model, the directory of a checkpoint, and --output, that of the new model")
-    directory = Path(options.output).expanduser()
+    directory = user_path(options.output)
     check_new(directory)
     find_model(options.model)
     with phase(f"unmask convert: {options.model}"):
@@ -111,7 +112,7 @@ def convert(settings: object, options: Namespace) -> None:
 
 def evaluate(settings: EvaluateSettings, options: Namespace) -> None:
     """Print a table of solve rates on held-out items; write it as JSON to --output, row by row."""
-    output = Path(options.output).expanduser() if options.output else None
+    output = user_path(options.output) if options.output else None
     if output is not None and not output.parent.is_dir():
         raise UserError(f"output {options.output!r} lies in no directory: make {str(output.parent)!r} first")
     if output is not None and output.is_dir():

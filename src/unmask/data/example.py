@@ -73,7 +73,7 @@ def check_split(task: HasSplits, split: str) -> None:
 
 def digest(text: str) -> int:
     """A 64-bit hash of a text, the same in every process and on every machine."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def in_split(puzzle: str, split: str) -> bool:

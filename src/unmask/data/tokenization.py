@@ -39,6 +39,9 @@ def task_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text, without special tokens. Raises UserError for a text that the tokenizer cannot spell."""
+    for text in texts:
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UserError(f"{text[:60]!r} holds half of a character (a lone surrogate): mend the text")
     encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     for text, ids in zip(texts, encoded, strict=True):
         if not ids or tokenizer.unk_token_id in ids:

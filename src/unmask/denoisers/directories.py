@@ -8,6 +8,7 @@ from pathlib import Path
 
 from unmask.denoisers.intact import check_model_files
 from unmask.errors import UserError
+from unmask.validation.user_files import user_path
 
 EMBEDDED = "embedded:"  # begins the name of a model that ships with the package
 ASSETS = Path(str(files("unmask.denoisers").joinpath("assets")))
@@ -28,7 +29,7 @@ def local_directory(model: str) -> Path:
     """
     if model.startswith(EMBEDDED):
         return ASSETS / model.removeprefix(EMBEDDED)
-    directory = Path(model).expanduser()
+    directory = user_path(model)
     if (directory / "recipe.toml").is_file() and not (directory / "config.json").is_file():
         return newest_checkpoint(directory / "checkpoints") or directory
     return directory

@@ -103,11 +103,12 @@ class _Speaker:
     cut: int = 0
 
     def passed(self, text: str) -> str:
-        """The part of a text that is printed."""
+        """The part of a text that is printed; the last one ends its line."""
         shown = text[: self.left]
+        begins = shown != text and not self.cut
         self.left -= len(shown)
         self.cut += len(text) - len(shown)
-        return shown
+        return shown + "\n" * begins
 
 
 _SPEAKER: ContextVar[_Speaker | None] = ContextVar("speaker", default=None)

@@ -11,14 +11,13 @@ import re
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from unmask.errors import UserError
 from unmask.rewards.endpoint import Endpoint, Failed
 from unmask.settings.reader import build
 from unmask.validation import setting
-from unmask.validation.user_files import refuse_special
+from unmask.validation.user_files import refuse_special, user_path
 
 _REFUSALS = (401, 403, 404)  # wrong key, no access, no such model: trying again does not help
 _LOG = logging.getLogger(__name__)
@@ -155,8 +154,8 @@ class Judge:
 def load_judge(path: str) -> Judge:
     """The judge of a TOML file of `JudgeSettings`. Raises UserError for a file or a key that cannot be used."""
     try:
-        refuse_special(Path(path).expanduser())
-        document = tomllib.loads(Path(path).expanduser().read_text())
+        refuse_special(user_path(path))
+        document = tomllib.loads(user_path(path).read_text())
         settings = build(JudgeSettings, document)
     except OSError as error:
         raise UserError(f"judge settings {path!r} cannot be read: {error.strerror}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, TypeVar
 
 from unmask.data.readers.files import check_data_file
 from unmask.data.readers.tables import is_on_hub
+from unmask.errors import UserError
+from unmask.validation.user_files import user_path
 from unmask.validation.user_modules import files_of, module_of
 
 Settings = TypeVar("Settings")
@@ -64,7 +67,7 @@ def _values(settings: Any) -> Iterator[tuple[str, Any, bool]]:
 def _absolute(text: str) -> str:
     """A path, or specs with commas between (FILE.py:NAME, judge:FILE.toml, reward_model:DIR), with absolute paths."""
     if _exists(text):
-        return str(_path(text).absolute())
+        return str(user_path(text).absolute())
     words = [_absolute_spec(word.strip()) for word in text.split(",")]
     return ",".join(words) if all("," not in word for word in words) else text
 
@@ -72,9 +75,9 @@ def _absolute(text: str) -> str:
 def _absolute_spec(spec: str) -> str:
     before, colon, after = spec.partition(":")
     if before and colon and _exists(after):
-        return f"{before}:{_path(after).absolute()}"
+        return f"{before}:{user_path(after).absolute()}"
     before, colon, after = spec.rpartition(":")
-    return f"{_path(before).absolute()}:{after}" if after and _exists(before) else spec
+    return f"{user_path(before).absolute()}:{after}" if after and _exists(before) else spec
 
 
 def _files(settings: Any) -> set[Path]:
@@ -91,8 +94,8 @@ def _named_files(text: str) -> Iterator[Path]:
         place = word.rpartition(":")[0].strip()
         for part in (word.strip(), word.partition(":")[2].strip(), place):
             if _exists(part):
-                yield _path(part)
-        yield from _source(module_of(_path(place)) if place.endswith(".py") else place)
+                yield user_path(part)
+        yield from _source(module_of(user_path(place)) if place.endswith(".py") else place)
 
 
 def _source(module: str) -> list[Path]:
@@ -100,12 +103,11 @@ def _source(module: str) -> list[Path]:
     return [] if module.partition(".")[0] == "unmask" else files_of(module)
 
 
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
-
-
 def _exists(text: str) -> bool:
-    return bool(text) and _path(text).exists()
+    """Whether a text, which may be anything, names a file that is there."""
+    with suppress(UserError):
+        return bool(text) and user_path(text).exists()
+    return False
 
 
 def _digest(path: Path) -> str:

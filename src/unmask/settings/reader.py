@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from unmask.errors import UserError
 from unmask.settings.users_classes import check_complete
 from unmask.validation import Range, check_number, did_you_mean, load_named, near, place_of
-from unmask.validation.user_files import refuse_special
+from unmask.validation.user_files import refuse_special, user_path
 
 Document = dict[str, Any]
 Settings = TypeVar("Settings")
@@ -320,7 +320,7 @@ def recipe_layers(recipe: str, above: tuple[str, ...] = ()) -> list[Document]:
 
 
 def _read_toml(recipe: str) -> Document:
-    path = Path(recipe).expanduser()
+    path = user_path(recipe)
     if not recipe.endswith(".toml"):
         path = Path(str(files("unmask.settings").joinpath("recipes"))) / f"{recipe}.toml"
         if not path.is_file():

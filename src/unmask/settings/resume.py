@@ -12,6 +12,7 @@ from unmask.denoisers.directories import check_new, checkpoints, holds_something
 from unmask.errors import UserError
 from unmask.settings.reader import build, flag_of, leaves, read_recipe
 from unmask.settings.recipe import TrainSettings
+from unmask.validation.user_files import user_path
 
 # Everything else decides what the run is: with another value it would be neither the old run nor a new one.
 MAY_CHANGE = (
@@ -30,7 +31,7 @@ MAY_CHANGE = (
 def new_directory(output: str | None, name: str) -> Path:
     """`output`, or runs/NAME-NNN with the first free number. Raises UserError where `output` holds something."""
     if output is not None:
-        directory = Path(output).expanduser()
+        directory = user_path(output)
         check_new(directory, _resume_hint(directory))
         return directory
     return next(free_directories(name))
@@ -61,7 +62,7 @@ def locate_run(resume: str) -> tuple[Path, Path | None]:
 
     Raises UserError where there is no run, or its recipe.toml ends within a line.
     """
-    path = Path(resume).expanduser()
+    path = user_path(resume)
     run, checkpoint = path, None
     if not (path / "recipe.toml").is_file() and path.is_dir() and path.absolute().parent.name == "checkpoints":
         run, checkpoint = path.absolute().parent.parent, path

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from unmask.errors import UserError
+from unmask.validation.user_files import user_path
 from unmask.validation.user_modules import PREFIX, current_directory, import_file
 
 Value = TypeVar("Value")
@@ -187,7 +188,7 @@ def place_of(named: type[Any]) -> str:
 
 
 def _import_file(where: str, what: str) -> ModuleType:
-    path = Path(where).expanduser()
+    path = user_path(where)
     if not path.is_file():
         raise UserError(f"{where!r} is not a file: give the path of a Python file with a {what}")
     with _noted(where, what), current_directory(first=False):

@@ -13,6 +13,7 @@ from typing import Any
 
 from unmask.data.readers.files import read_lines, read_text
 from unmask.errors import UserError
+from unmask.validation.user_files import user_path
 
 Row = dict[str, Any]
 Placed = tuple[str, Row]  # "line 3", the row there
@@ -23,7 +24,7 @@ _INSTALL = "run pip install 'unmask[data]'"
 
 def is_on_hub(source: str) -> bool:
     """Whether `read_table` takes this for the name of a data set on the Hub, not for a file."""
-    path = Path(source)
+    path = user_path(source)
     return path.suffix.lower() not in _READERS and not path.exists() and bool(_HUB_NAME.fullmatch(source))
 
 
