@@ -28,10 +28,12 @@ import os, sys, time
 from pathlib import Path
 from unmask.settings.ownership import owned
 with owned(Path(sys.argv[1])):
-    if sys.argv[2] == "fork" and (child := os.fork()):
+    child = os.fork() if sys.argv[2] == "fork" else None
+    if child:
         Path(sys.argv[1], "child").write_text(str(child))
-    Path(sys.argv[1], "holds").touch()
-    time.sleep(60)
+    if child != 0:
+        Path(sys.argv[1], "holds").touch()
+    time.sleep(600)
 """
 
 
@@ -59,7 +61,7 @@ def holder(tmp_path):
         def hold(directory, mode=""):
             process = stack.enter_context(subprocess.Popen([sys.executable, "-c", HOLD, str(directory), mode]))
             stack.callback(process.kill)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 120
             while not (directory / "holds").exists():
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
