@@ -143,6 +143,16 @@ def test_new_directories_keep_what_is_somebody_s(tmp_path):
             assert (place / name).read_text() == "mine"
 
 
+def test_a_directory_that_cannot_be_written_is_said_in_one_line(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "open", refuse)
+    told = r"run cannot be written \(Read-only file system\): make it so"
+    with pytest.raises(UserError, match=told), owned(tmp_path / "run"):
+        pass
+
+
 def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, caplog):
     def none(*_):
         raise OSError(errno.ENOLCK, "No locks available")
