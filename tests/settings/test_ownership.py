@@ -17,6 +17,7 @@ from unmask.cli.main import main
 from unmask.denoisers.directories import LOCK
 from unmask.errors import UserError
 from unmask.settings.ownership import InUseError, owned, owned_new
+from unmask.training import run
 
 FLAGS = [
     *("--recipe", "sudoku-diffu-grpo", "--train.threads", "1", "--train.examples", "8", "--train.steps", "1"),
@@ -130,6 +131,30 @@ def test_a_start_that_fails_or_was_killed_leaves_its_directory_to_the_next(tmp_p
         with owned_new("mine" if directory == "mine" else None, "name") as found:
             assert found == Path(directory)
             assert [path.name for path in found.iterdir()] == [LOCK]
+
+
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_a_run_killed_while_it_is_described_goes_on_by_the_same_command_or_by_resume(place, tmp_path, monkeypatch):
+    (tmp_path / "reward.py").write_text(
+        "def score(completions, **columns):\n    return [len(c) for c in completions]\n"
+    )
+    command = ["train", *FLAGS, "--reward.functions", f"{tmp_path / 'reward.py'}:score", "--output", "run"]
+    write, calls = run.write_durably, []
+
+    def killed(*arguments):
+        calls.append(arguments)
+        if len(calls) == place:
+            raise SystemError
+        write(*arguments)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "write_durably", killed)
+    with pytest.raises(SystemError):
+        main(command)
+    monkeypatch.setattr(run, "write_durably", write)
+    assert main(command if place == 1 else ["train", "--resume", "run"]) == 0
+    described = {"recipe.toml", "README.txt", "inputs.json"}
+    assert described <= {path.name for path in (tmp_path / "run").iterdir()}
 
 
 def test_new_directories_keep_what_is_somebody_s(tmp_path):
