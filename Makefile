@@ -53,7 +53,7 @@ rehearse: $(VENV)/.installed
 	$(BIN)/python tools/rehearse.py --stand-ins runs/stand-ins
 
 faults: $(VENV)/.installed
-	PYTHONPATH=tools $(BIN)/python -m faults
+	PYTHONPATH=tools $(BIN)/python -m faults $(FAULTS)
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)

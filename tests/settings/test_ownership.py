@@ -17,6 +17,7 @@ from unmask.cli.main import main
 from unmask.denoisers.directories import LOCK
 from unmask.errors import UserError
 from unmask.settings.ownership import InUseError, owned, owned_new
+from unmask.training import run
 
 FLAGS = [
     *("--recipe", "sudoku-diffu-grpo", "--train.threads", "1", "--train.examples", "8", "--train.steps", "1"),
@@ -28,10 +29,12 @@ import os, sys, time
 from pathlib import Path
 from unmask.settings.ownership import owned
 with owned(Path(sys.argv[1])):
-    if sys.argv[2] == "fork" and (child := os.fork()):
+    child = os.fork() if sys.argv[2] == "fork" else None
+    if child:
         Path(sys.argv[1], "child").write_text(str(child))
-    Path(sys.argv[1], "holds").touch()
-    time.sleep(60)
+    if child != 0:
+        Path(sys.argv[1], "holds").touch()
+    time.sleep(600)
 """
 
 
@@ -59,7 +62,7 @@ def holder(tmp_path):
         def hold(directory, mode=""):
             process = stack.enter_context(subprocess.Popen([sys.executable, "-c", HOLD, str(directory), mode]))
             stack.callback(process.kill)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 120
             while not (directory / "holds").exists():
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
@@ -130,6 +133,30 @@ def test_a_start_that_fails_or_was_killed_leaves_its_directory_to_the_next(tmp_p
             assert [path.name for path in found.iterdir()] == [LOCK]
 
 
+@pytest.mark.parametrize("place", [1, 2, 3])
+def test_a_run_killed_while_it_is_described_goes_on_by_the_same_command_or_by_resume(place, tmp_path, monkeypatch):
+    (tmp_path / "reward.py").write_text(
+        "def score(completions, **columns):\n    return [len(c) for c in completions]\n"
+    )
+    command = ["train", *FLAGS, "--reward.functions", f"{tmp_path / 'reward.py'}:score", "--output", "run"]
+    write, calls = run.write_durably, []
+
+    def killed(*arguments):
+        calls.append(arguments)
+        if len(calls) == place:
+            raise SystemError
+        write(*arguments)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "write_durably", killed)
+    with pytest.raises(SystemError):
+        main(command)
+    monkeypatch.setattr(run, "write_durably", write)
+    assert main(command if place == 1 else ["train", "--resume", "run"]) == 0
+    described = {"recipe.toml", "README.txt", "inputs.json"}
+    assert described <= {path.name for path in (tmp_path / "run").iterdir()}
+
+
 def test_new_directories_keep_what_is_somebody_s(tmp_path):
     for name in (".movie.mp4.partial", ".hidden", "file"):
         place = tmp_path / name.strip(".")
@@ -139,6 +166,16 @@ def test_new_directories_keep_what_is_somebody_s(tmp_path):
             pass
         with owned(place):
             assert (place / name).read_text() == "mine"
+
+
+def test_a_directory_that_cannot_be_written_is_said_in_one_line(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "open", refuse)
+    told = r"run cannot be written \(Read-only file system\): make it so"
+    with pytest.raises(UserError, match=told), owned(tmp_path / "run"):
+        pass
 
 
 def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, caplog):

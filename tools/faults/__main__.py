@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from faults.disks import full_disk, gone_directory, refused_writes, slow_disk
+from faults.disks import REFUSED, full_disk, gone_directory, refused_writes, slow_disk
 from faults.kills import OF_EVALUATION, OF_PRETRAINING, OF_TRAINING, aimed_kills, random_kills
-from faults.others import bad_numbers, owners, signals
+from faults.others import SIGNALS, bad_numbers, owners, signals
 from faults.runs import (
     EVALUATE,
     PRETRAIN,
@@ -42,25 +42,28 @@ def try_all(folder: Path, *, short: bool, seed: int) -> list[Row]:
     pretrain = Small(directory=folder / "pretrain", command=PRETRAIN, left=left_by_pretraining)
     evaluate = Small(directory=folder / "table.json", command=EVALUATE, left=left_by_evaluation)
     whole = undisturbed(replace(train, directory=folder / "whole"))
+    left = undisturbed(pretrain)
     parts: list[Callable[[], list[Row]]] = [
-        lambda: random_kills(train, OF_TRAINING, 4 if short else 50, seed),
-        lambda: aimed_kills(replace(train, directory=folder / "aimed"), 2 if short else None, seed),
-        lambda: random_kills(pretrain, OF_PRETRAINING, 1 if short else 10, seed),
+        lambda: random_kills(train, whole, OF_TRAINING, 3 if short else 50, seed),
+        lambda: aimed_kills(replace(train, directory=folder / "aimed"), 1 if short else None, seed),
+        lambda: random_kills(pretrain, left, OF_PRETRAINING, 1 if short else 10, seed),
         lambda: aimed_kills(replace(pretrain, directory=folder / "aimed-pretrain"), 1 if short else None, seed),
-        lambda: random_kills(evaluate, OF_EVALUATION, 1 if short else 6, seed),
-        lambda: signals(folder, whole, 1 if short else 6, seed),
+        lambda: signals(folder, whole, SIGNALS[:1] if short else SIGNALS, 1 if short else 6, seed),
         lambda: owners(folder, whole, 2 if short else 4),
         lambda: full_disk(folder, whole, 1 if short else 6, seed),
-        lambda: refused_writes(folder, whole, 1 if short else 3),
+        lambda: refused_writes(folder, whole, REFUSED[:1] if short else REFUSED, 1 if short else 3),
         lambda: gone_directory(folder, whole),
-        lambda: slow_disk(folder, whole),
-        lambda: bad_numbers(folder),
+        lambda: bad_numbers(folder, 1 if short else 3),
     ]
+    if not short:
+        parts.append(lambda: random_kills(evaluate, undisturbed(evaluate), OF_EVALUATION, 6, seed))
+        parts.append(lambda: slow_disk(folder, whole))
     rows: list[Row] = []
     for part in parts:
         started = time.monotonic()
-        rows += part()
-        print(f"{rows[-1].fault}: {time.monotonic() - started:.0f} s", flush=True)
+        found = part()
+        print(f"{shown(found)}\nin {time.monotonic() - started:.0f} s\n", flush=True)
+        rows += found
     return rows
 
 

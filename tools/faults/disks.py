@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from faults.runs import Small
 from faults.table import Row
 
 _DISK_BYTES = 32 << 20
-_REFUSED = {"full": errno.ENOSPC, "read-only": errno.EROFS, "broken": errno.EIO}
+REFUSED = (("read-only", errno.EROFS), ("full", errno.ENOSPC), ("broken", errno.EIO))
 _AT = ("opens checkpoints/.step.partial/state.json", "mkdirs checkpoints/.step.partial", "opens .curve.png.partial")
 
 
@@ -65,10 +65,10 @@ def full_disk(folder: Path, whole: dict[str, Any], count: int, seed: int) -> lis
         return [row]
 
 
-def refused_writes(folder: Path, whole: dict[str, Any], count: int) -> list[Row]:
+def refused_writes(folder: Path, whole: dict[str, Any], errors: Sequence[tuple[str, int]], count: int) -> list[Row]:
     """Writes that the system refuses from some moment on, by an error that is raised in its place."""
     rows = []
-    for name, number in _REFUSED.items():
+    for name, number in errors:
         row = Row(fault=f"{name} disk (error raised at a write)")
         for place, what in enumerate(_AT[:count]):
             small = Small(directory=folder / f"{name}-{place}")

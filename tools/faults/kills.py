@@ -20,10 +20,12 @@ OF_EVALUATION = {"start": 0.3, "row": 0.1}
 _RUNS = 6  # at most so many kills are of one run
 
 
-def random_kills(small: Small, phases: dict[str, float], count: int, seed: int) -> list[Row]:
-    """So many kills in the phases of a command, run again after each and driven to its end: a row for each phase."""
+def random_kills(small: Small, whole: dict[str, Any], phases: dict[str, float], count: int, seed: int) -> list[Row]:
+    """So many kills in the phases of a command, run again after each and driven to its end: a row for each phase.
+
+    `whole`: what it leaves when nothing happens to it.
+    """
     draw = random.Random(seed)
-    whole = undisturbed(small)
     command = small.command[0]
     rows = {name: Row(fault=f"{command}: kill -9 within {name}") for name in phases}
     if "checkpoint" in phases:
@@ -32,7 +34,7 @@ def random_kills(small: Small, phases: dict[str, float], count: int, seed: int) 
     for number, first in enumerate(range(0, count, _RUNS)):
         killed = replace(small, directory=small.directory.with_name(f"{small.directory.name}-{number}"))
         _drive(killed, faults[first : first + _RUNS], rows, whole)
-    return list(rows.values())
+    return [row for row in rows.values() if row.tried or row.lost]
 
 
 def _faults(names: list[str], phases: dict[str, float], draw: random.Random, count: int) -> list[tuple[str, Fault]]:
@@ -60,7 +62,7 @@ def _drive(small: Small, faults: list[tuple[str, Fault]], rows: dict[str, Row], 
         wrong += small.torn()
     end = small.go()
     wrong += [f"exit {end.code}: {end.last_error}"] if end.code != 0 else small.lost(whole)
-    for name, kills in met.items():
+    for name, kills in (met or {faults[0][0]: 0}).items():
         rows[name].add(kills, wrong)
 
 

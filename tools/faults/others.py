@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from faults.injected import BadNumbers, InPhase
 from faults.runs import TRAIN, Small
 from faults.table import Row
 
-_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
+SIGNALS = ((signal.SIGTERM, 143), (signal.SIGINT, 130))  # with the exit codes of commands that they end
 
 
-def signals(folder: Path, whole: dict[str, Any], count: int, seed: int) -> list[Row]:
+def signals(
+    folder: Path, whole: dict[str, Any], tried: Sequence[tuple[signal.Signals, int]], count: int, seed: int
+) -> list[Row]:
     """SIGTERM and SIGINT at random moments: saved, said where to go on, and resumed by what was said."""
     draw, rows = random.Random(seed), []
-    for number, code in _CODES.items():
+    for number, code in tried:
         row = Row(fault=f"{number.name} at a random moment")
         for place in range(count):
             small = Small(directory=folder / f"{number.name}-{place}")
@@ -54,22 +57,33 @@ def owners(folder: Path, whole: dict[str, Any], processes: int) -> list[Row]:
     return rows
 
 
-def bad_numbers(folder: Path) -> list[Row]:
-    """A loss that is NaN once, and from some step on; memory that is out in an update."""
-    once, always, memory = (Row(fault=f) for f in ("NaN loss in a step", "NaN loss from a step on", "memory out"))
-    small = Small(directory=folder / "once")
+def bad_numbers(folder: Path, most: int) -> list[Row]:
+    """A loss that is NaN from some step on, or once; memory that is out in an update: at most so many of them."""
+    return [kind(folder) for kind in (_always, _once, _memory_out)[:most]]
+
+
+def _once(folder: Path) -> Row:
+    once, small = Row(fault="NaN loss in a step"), Small(directory=folder / "once")
     end = small.go(BadNumbers(steps=frozenset({3})))
     once.add(1, [] if end.code == 0 and _skipped(small) == [3] else [f"{end}, skipped {_skipped(small)}"])
-    small = Small(directory=folder / "always")
+    return once
+
+
+def _always(folder: Path) -> Row:
+    always, small = Row(fault="NaN loss from a step on"), Small(directory=folder / "always")
     end = small.go(BadNumbers(steps=frozenset(range(4, 99))))
     wrong = told_in_one_line(end, "steps 4 to 6 were skipped, one after another: ")
     always.add(1, wrong + ([] if "the last good checkpoint is step_000002" in end.last_error else [end.last_error]))
-    small = Small(directory=folder / "memory")
+    return always
+
+
+def _memory_out(folder: Path) -> Row:
+    memory, small = Row(fault="memory out in an update"), Small(directory=folder / "memory")
     end = small.go(BadNumbers(steps=frozenset({2}), memory=True))
     said = (small.folder / "output").read_text()
     good = end.code == 0 and "out of memory in an update: 1 forwards at a time" in said and _skipped(small) == []
     memory.add(1, [] if good else [f"{end}"])
-    return [once, always, memory]
+    return memory
 
 
 def _skipped(small: Small) -> list[int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from faults.children import Ended, Fault, run
-from unmask.denoisers.directories import LOCK, checkpoints
+from unmask.denoisers.directories import LOCK, checkpoints, newest_checkpoint
 from unmask.errors import UserError
 from unmask.settings.recipe import TrainSettings
 from unmask.training.checkpoint import check_whole
@@ -36,8 +36,9 @@ EVALUATE = [
 
 
 def left_by_training(directory: Path) -> dict[str, Any]:
-    """All that a finished run leaves, but for times."""
-    files = sorted(path for path in (directory / "checkpoints").rglob("*") if path.is_file())
+    """All that a finished run leaves, but for times and checkpoints before the last: a signal saves one more."""
+    last = newest_checkpoint(directory / "checkpoints") or directory / "none"
+    files = sorted(path for path in last.rglob("*") if path.is_file())
     found: dict[str, Any] = {
         str(path.relative_to(directory)): path.read_bytes() for path in files if path.name != "state.json"
     }

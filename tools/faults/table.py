@@ -23,7 +23,6 @@ class Row:
 
 def shown(rows: list[Row]) -> str:
     """The table as text, with a line for everything that was lost below it."""
-    rows = [row for row in rows if row.tried or row.lost]
     width = max(len(row.fault) for row in rows)
     lines = [f"{'fault':{width}}  tried  survived  lost"]
     lines += [f"{row.fault:{width}}  {row.tried:5}  {row.survived:8}  {len(row.lost) or 'nothing'}" for row in rows]

@@ -39,10 +39,14 @@ os.register_at_fork(after_in_child=_forget_in_child)
 def owned(directory: Path) -> Iterator[None]:
     """Own `directory`, made where it is missing, and remove what a killed owner was writing; then give it back.
 
-    What was made for it and is empty in the end goes again. Raises InUseError where another process owns it.
+    What was made for it and is empty in the end goes again. Raises InUseError where another process owns it,
+    UserError where it cannot be written.
     """
     made = [path for path in (directory, *directory.parents) if not path.exists()]
-    descriptor = _lock(directory)
+    try:
+        descriptor = _lock(directory)
+    except OSError as error:
+        raise UserError(f"{directory} cannot be written ({error.strerror}): make it so, or give another") from error
     _HELD.add(descriptor)
     try:
         for path in leftovers(directory):

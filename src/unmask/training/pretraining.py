@@ -45,10 +45,15 @@ def start_pretraining(recipe: PretrainRecipe, output: str) -> PretrainingRun:
     with ExitStack() as stack:
         directory = stack.enter_context(owned_new(output, ""))
         training = Pretraining.of(recipe, _tokenizer(recipe))
-        if digests := input_digests(recipe):
-            write_durably(directory / "inputs.json", json.dumps(digests, indent=1))
-        write_durably(directory / "recipe.toml", tomli_w.dumps(document_of(recipe)))
+        _describe(directory, recipe)
         return PretrainingRun(directory=directory, training=training, ownership=stack.pop_all())
+
+
+def _describe(directory: Path, recipe: PretrainRecipe) -> None:
+    """Write what there is before the first update; first recipe.toml, by which one that is killed here goes on."""
+    write_durably(directory / "recipe.toml", tomli_w.dumps(document_of(recipe)))
+    if digests := input_digests(recipe):
+        write_durably(directory / "inputs.json", json.dumps(digests, indent=1))
 
 
 def resume_pretraining(recipe: PretrainRecipe, resume: str) -> PretrainingRun:
@@ -72,7 +77,9 @@ def resume_pretraining(recipe: PretrainRecipe, resume: str) -> PretrainingRun:
         if (directory / "inputs.json").is_file():
             tell_changed_inputs(read_json(directory / "inputs.json"))
         training = Pretraining.of(recipe, _tokenizer(recipe), checkpoint)
-        if checkpoint is not None:
+        if checkpoint is None:
+            _describe(directory, recipe)
+        else:
             load_optimizer(checkpoint, training.denoiser, training.optimizer)
             if "best_loss" in state:
                 training.best.load(state["best_loss"], load_file(checkpoint / f"{_BEST}.safetensors"))

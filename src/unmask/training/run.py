@@ -70,11 +70,11 @@ def start_run(recipe: Recipe, output: str | None, name: str) -> Run:
 
 
 def _describe(directory: Path, recipe: Recipe) -> None:
-    """Write what there is of a run before it begins; recipe.toml, which makes the directory that of a run, the last."""
+    """Write what there is of a run before it begins; first recipe.toml, by which one that is killed here goes on."""
+    write_durably(directory / "recipe.toml", tomli_w.dumps(document_of(recipe)))
     write_durably(directory / "README.txt", _ABOUT)
     if digests := input_digests(recipe):
         write_durably(directory / "inputs.json", json.dumps(digests, indent=1))
-    write_durably(directory / "recipe.toml", tomli_w.dumps(document_of(recipe)))
 
 
 def resume_run(recipe: Recipe, resume: str, output: str | None = None) -> Run:
@@ -95,7 +95,10 @@ def resume_run(recipe: Recipe, resume: str, output: str | None = None) -> Run:
             if state.get("step", 0) and (changed := changed_schedule(source, recipe.train)) is not None:
                 message(changed)
             _take_over(source, directory, checkpoint)
-            write_durably(directory / "recipe.toml", tomli_w.dumps(document_of(recipe)))
+            if checkpoint is None:
+                _describe(directory, recipe)
+            else:
+                write_durably(directory / "recipe.toml", tomli_w.dumps(document_of(recipe)))
 
         world.first(take_over)
         return Run(directory=directory, trainer=trainer, state=state, ownership=stack.pop_all())
