@@ -15,6 +15,8 @@ from unmask.settings.recipe import TrainSettings
 MAY_CHANGE = (
     "train.steps",
     "train.threads",
+    "train.shard",
+    "train.nodes_replicate",
     "train.evaluate_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",

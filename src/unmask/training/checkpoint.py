@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -12,7 +13,7 @@ from shlex import quote
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, load_model, save_file
 from torch import nn
 
 from unmask.denoisers.adapters import has_adapters, save_adapters
@@ -20,6 +21,7 @@ from unmask.denoisers.base import Denoiser
 from unmask.denoisers.directories import checkpoint_name, checkpoints, step_of
 from unmask.denoisers.intact import check_model_files, check_tensors, read_json
 from unmask.denoisers.loading import save_denoiser
+from unmask.distributed.sharding import as_sharded, is_sharded, whole
 from unmask.errors import UserError
 from unmask.settings.recipe import TrainSettings
 
@@ -34,21 +36,29 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
     reference: nn.Module | None = None,
+    writes: bool = True,
 ) -> Path:
     """Write `folder`/step_NNNNNN and return it: model (Hugging Face layout), optimizer moments, random and run state.
+
+    All ranks call it where the weights are sharded, and the one that `writes` gets them whole in its own memory.
 
     `state` becomes state.json, with `step` and the digests by which resuming notices damage within tensors.
     `reference`: frozen weights that have moved since the start.
     """
+    weights = _whole_state(denoiser.model, keep=writes) if is_sharded(denoiser) else None
+    moments = _moments(denoiser, optimizer, keep=writes)
+    moved = None if reference is None else _distinct(_whole_state(reference, keep=writes))
     final, partial = folder / checkpoint_name(step), folder / f".{checkpoint_name(step)}.partial"
+    if not writes:
+        return final
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_denoiser(denoiser, tokenizer, partial)
+    save_denoiser(denoiser, tokenizer, partial, weights=weights)
     if has_adapters(denoiser):
         save_adapters(denoiser, partial)
-    save_file(_moments(denoiser, optimizer), partial / "optimizer.safetensors")
-    if reference is not None:
-        save_model(reference, str(partial / "reference.safetensors"))
+    save_file(moments, partial / "optimizer.safetensors")
+    if moved is not None:
+        save_file(moved, partial / "reference.safetensors")
     save_file({"cpu": torch.get_rng_state()}, partial / "random_state.safetensors")
     (partial / "state.json").write_text(json.dumps(_with_digests(partial, state | {"step": step}), indent=1))
     for path in partial.iterdir():
@@ -98,14 +108,38 @@ def _sync(path: Path) -> None:
     os.close(descriptor)
 
 
-def _moments(denoiser: Denoiser, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _moments(denoiser: Denoiser, optimizer: torch.optim.Optimizer, *, keep: bool) -> dict[str, torch.Tensor]:
     state = optimizer.state
-    return {
-        f"{name}/{moment}": state[parameter][moment].contiguous()
+    named = {
+        f"{name}/{moment}": state[parameter][moment]
         for name, parameter in denoiser.named_parameters()
         if parameter in state
         for moment in _MOMENTS
     }
+    return _whole(named, keep=keep)
+
+
+def _whole_state(module: nn.Module, *, keep: bool) -> dict[str, torch.Tensor]:
+    """Weights and buffers of a module that may be sharded."""
+    return _whole(module.state_dict(keep_vars=True), keep=keep)
+
+
+def _whole(named: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
+    """Tensors with all their shards, one at a time to the CPU, for those who `keep` them; the same one once."""
+    found: dict[int, torch.Tensor] = {}
+    for tensor in named.values():
+        if id(tensor) not in found:
+            everything = whole(tensor)
+            found[id(tensor)] = everything.cpu().contiguous() if keep else everything.new_empty(0)
+    return {name: found[id(tensor)] for name, tensor in named.items()} if keep else {}
+
+
+def _distinct(named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors, tied ones by their first name alone."""
+    first: dict[int, str] = {}
+    for name, tensor in named.items():
+        first.setdefault(id(tensor), name)
+    return {name: named[name] for name in first.values()}
 
 
 def load_optimizer(directory: Path, denoiser: Denoiser, optimizer: torch.optim.Optimizer) -> None:
@@ -114,8 +148,9 @@ def load_optimizer(directory: Path, denoiser: Denoiser, optimizer: torch.optim.O
     for name, parameter in denoiser.named_parameters():
         if f"{name}/step" in moments:
             optimizer.state[parameter] = {
-                moment: moments[f"{name}/{moment}"].to("cpu" if moment == "step" else parameter.device)
+                moment: moment_of if moment == "step" else as_sharded(moment_of, parameter)
                 for moment in _MOMENTS
+                for moment_of in (moments[f"{name}/{moment}"],)
             }
     torch.set_rng_state(load_file(directory / "random_state.safetensors")["cpu"])
 

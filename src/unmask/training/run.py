@@ -15,6 +15,7 @@ import tomli_w
 from unmask.denoisers.directories import checkpoints, newest_checkpoint
 from unmask.denoisers.intact import read_json
 from unmask.distributed import World
+from unmask.distributed.sharding import is_sharded, placement
 from unmask.errors import UserError
 from unmask.evaluation.statistics import paired_interval, solved_summary
 from unmask.report.curve import draw_curve
@@ -50,15 +51,15 @@ summary.json        solve rates before and after, with 95 % intervals
 """
 
 
-def start_run(recipe: Recipe, output: str | None, name: str) -> Run:
+def start_run(recipe: Recipe, output: str | None, name: str, shard_size: int | None = None) -> Run:
     """A new run in a new directory, which the first rank chooses and writes for all.
 
-    Raises UserError, with nothing written, for what cannot work.
+    `shard_size`: see `build_trainer`. Raises UserError, with nothing written, for what cannot work.
     """
     world = World.start(recipe.train.precision)
     world.first(lambda: str(new_directory(output, name)))  # what is taken is said before anything is loaded
     recipe = with_absolute_paths(recipe)
-    trainer = build_trainer(recipe)
+    trainer = build_trainer(recipe, shard_size=shard_size)
     return Run(directory=Path(world.first(lambda: _begin(recipe, output, name))), trainer=trainer)
 
 
@@ -73,7 +74,7 @@ def _begin(recipe: Recipe, output: str | None, name: str) -> str:
     return str(directory)
 
 
-def resume_run(recipe: Recipe, resume: str, output: str | None = None) -> Run:
+def resume_run(recipe: Recipe, resume: str, output: str | None = None, shard_size: int | None = None) -> Run:
     """The run that `resume` (a run's directory, or a checkpoint's) names, to go on at its newest or that checkpoint.
 
     `recipe` is the run's own, but for settings that may change. With `output` the run goes on in a copy there, else
@@ -84,7 +85,7 @@ def resume_run(recipe: Recipe, resume: str, output: str | None = None) -> Run:
     found = world.first(lambda: _look(recipe, resume, output))
     source, directory = Path(found["source"]), Path(found["directory"])
     checkpoint, state = found["checkpoint"] and Path(found["checkpoint"]), found["state"]
-    trainer = build_trainer(recipe, checkpoint)
+    trainer = build_trainer(recipe, checkpoint, shard_size)
 
     def take_over() -> None:
         if state.get("step", 0) and (changed := changed_schedule(source, recipe.train)) is not None:
@@ -169,7 +170,7 @@ class Run:
             self.trainer.order = state.get("order") or filtered_order(self.trainer)
         first = state.get("step", 0)
         self._tell_ranks(first)
-        # Every rank computes the same evaluations; one of them writes.
+        # Ranks share evaluations, and each knows all figures; the first writes.
         metrics, completions = (self._log(name, state) for name in ("metrics", "completions"))
         with metrics, completions:
             if first == 0:
@@ -183,7 +184,8 @@ class Run:
 
     def _tell_ranks(self, first_step: int) -> None:
         """Say what is truly active, and keep it in the run: a run may go on with other ranks."""
-        active = self.trainer.objective.world.active
+        objective = self.trainer.objective
+        active = objective.world.active | placement(objective.denoiser)
         if self.is_main:
             message(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in active.items()))
             with MetricsLog(self.directory / "ranks.jsonl") as log:
@@ -214,13 +216,19 @@ class Run:
         if done % settings.evaluate_every == 0 and done < settings.steps:
             count = self.trainer.recipe.evaluation.examples_during
             self._evaluate(f"evaluation after step {done}:", done, count, metrics)
-        if (done % settings.checkpoint_every == 0 or done == settings.steps) and self.is_main:
+        if done % settings.checkpoint_every == 0 or done == settings.steps:
             with phase(f"saving the checkpoint of step {done}"):
                 self._checkpoint(done, metrics, completions, monitor)
-                self._draw()
 
     def _checkpoint(self, done: int, metrics: MetricsLog, completions: MetricsLog, monitor: CollapseMonitor) -> None:
         trainer, folder = self.trainer, self.directory / "checkpoints"
+        objective, optimizer = trainer.objective, trainer.updater.optimizer
+        moved = objective.reference if trainer.recipe.train.reference_sync_steps else None
+        saved = (objective.denoiser, trainer.tokenizer, optimizer)
+        if not self.is_main:
+            if is_sharded(objective.denoiser):  # it has a part of what the first writes
+                save_checkpoint(folder, done, *saved, {}, moved, writes=False)
+            return
         state: dict[str, Any] = {
             "metrics_bytes": metrics.position(),
             "completions_bytes": completions.position(),
@@ -228,10 +236,9 @@ class Run:
         }
         if trainer.recipe.train.over_denoising_filter:
             state["order"] = trainer.order
-        objective, optimizer = trainer.objective, trainer.updater.optimizer
-        moved = objective.reference if trainer.recipe.train.reference_sync_steps else None
-        save_checkpoint(folder, done, objective.denoiser, trainer.tokenizer, optimizer, state, moved)
+        save_checkpoint(folder, done, *saved, state, moved)
         drop_old(folder, trainer.recipe.train.keep_checkpoints)
+        self._draw()
 
     def _evaluate(self, title: str, step: int, count: int, metrics: MetricsLog, name: str | None = None) -> None:
         size = self.trainer.evaluation_size(count, further=name is not None)
