@@ -201,10 +201,20 @@ class ScoringBatch:
             old_RL=None if self.old_RL is None else self.old_RL[keep_R],
         )
 
+    def count_micro_batches(self, forwards: int) -> int:
+        """How many batches `micro_batches` makes; 1 of all where `forwards` is 0."""
+        if not 0 < forwards < len(self.inputs_FL):
+            return 1
+        return len(set((self._first_forward_U // forwards).tolist()))
+
+    @property
+    def _first_forward_U(self) -> Int[Tensor, "U"]:
+        first_forward_U = torch.full_like(self.advantage_U, len(self.inputs_FL), dtype=torch.long)
+        return first_forward_U.scatter_reduce(0, self.unit_R, self.forward_R, "amin")
+
     def micro_batches(self, forwards: int) -> Iterator[tuple[ScoringBatch, Bool[Tensor, "U"]]]:
         """Batches of about `forwards` forwards each (units stay whole), with the units [U] that each holds."""
-        first_forward_U = torch.full_like(self.advantage_U, len(self.inputs_FL), dtype=torch.long)
-        first_forward_U = first_forward_U.scatter_reduce(0, self.unit_R, self.forward_R, "amin")
+        first_forward_U = self._first_forward_U
         for start in range(0, len(self.inputs_FL), forwards):
             keep_U = (first_forward_U >= start) & (first_forward_U < start + forwards)
             if bool(keep_U.any()):

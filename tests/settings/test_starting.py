@@ -150,7 +150,7 @@ def test_parse_completes_a_recipe_that_names_model_or_task_alone(text, model, ta
 def test_train_names_its_run_after_what_it_does(words, name, monkeypatch):
     names = []
 
-    def start(recipe, output, name):
+    def start(recipe, output, name, shard_size):
         names.append(name)
         raise UserError("enough")
 

@@ -19,6 +19,7 @@ FLAGS = [
     *("--evaluation.examples", "9", "--evaluation.examples-during", "5", "--evaluation.greedy-steps", "8"),
 ]
 REFUSED = 2
+WHOLE, SHARDED = "whole on every rank", "a copy on every 2 ranks"
 
 
 def launch(commands: list[tuple[int, list[str]]], place: Path) -> int:
@@ -47,8 +48,9 @@ def wait_for(path: Path, ranks: list) -> None:
 def place(tmp_path_factory):
     """Runs on one rank and on two, and what went on from their checkpoints on as many ranks and on others."""
     place = tmp_path_factory.mktemp("ranks")
-    # The first without --output; the second loses a rank after its first checkpoint.
-    both = on_ranks(2, [(0, FLAGS), (0, [*FLAGS, "--output", "killed"])], place)
+    # Weights are sharded. The first without --output; the second loses a rank after its first checkpoint.
+    sharded = [*FLAGS, "--train.shard", "2"]
+    both = on_ranks(2, [(0, sharded), (0, [*sharded, "--output", "killed"])], place)
     wait_for(place / "killed" / "checkpoints" / "step_000002", both)
     both[1].kill()
     assert main([*FLAGS, "--output", str(place / "one")]) == 0
@@ -64,7 +66,7 @@ def place(tmp_path_factory):
     ]
     both = on_ranks(2, commands, place)
     earlier = place / "runs" / "sudoku-dispo-001" / "checkpoints" / "step_000002"
-    assert main([*resume, str(earlier), "--output", str(place / "two then one")]) == 0
+    assert main([*resume, str(earlier), "--output", str(place / "two then one"), "--train.shard", "0"]) == 0
     for rank in both:
         finish(rank, place / "log")
     return place
@@ -75,18 +77,21 @@ def test_metrics_say_how_long_ranks_wait_for_one_another(place):
     waits = [{key for key in json.loads(line) if key.startswith("wait_seconds")} for line in lines]
     named = {f"wait_seconds/{where}_{what}" for where in ("rollout", "update") for what in ("mean", "max")}
     assert [wait for wait in waits if wait] == [named] * 4
+    assert all(json.loads(line)["idle_forwards"] >= 0 for line, wait in zip(lines, waits, strict=True) if wait)
     assert "wait_seconds" not in (place / "one" / "metrics.jsonl").read_text()
 
 
 def metrics(directory: Path) -> list[dict]:
     lines = (directory / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    return [{key: value for key, value in row.items() if "_seconds" not in key} for row in rows]
+    return [
+        {key: value for key, value in row.items() if "_seconds" not in key and key != "idle_forwards"} for row in rows
+    ]
 
 
-def ranks(directory: Path) -> list[tuple[int, int, str | None]]:
+def ranks(directory: Path) -> list[tuple[int, int, str]]:
     rows = [json.loads(line) for line in (directory / "ranks.jsonl").read_text().splitlines()]
-    return [(row["first_step"], row["ranks"], row["device"]) for row in rows]
+    return [(row["first_step"], row["ranks"], row["weights"]) for row in rows]
 
 
 def tensors(directory: Path) -> dict[str, torch.Tensor]:
@@ -107,8 +112,8 @@ def test_two_ranks_write_one_directory_as_one_rank_does(place):
     two = place / "runs" / "sudoku-dispo-001"
     assert {path.name for path in two.iterdir()} == {path.name for path in (place / "one").iterdir()}
     assert_alike(two, place / "one")
-    assert ranks(two) == [(0, 2, "cpu")]
-    assert ranks(place / "one") == [(0, 1, "cpu")]
+    assert ranks(two) == [(0, 2, SHARDED)]
+    assert ranks(place / "one") == [(0, 1, WHOLE)]
 
 
 def test_run_that_lost_a_rank_goes_on_bit_for_bit_on_as_many(place):
@@ -117,13 +122,16 @@ def test_run_that_lost_a_rank_goes_on_bit_for_bit_on_as_many(place):
         assert (whole / name).read_bytes() == (resumed / name).read_bytes()
     assert metrics(whole) == metrics(resumed)
     torch.testing.assert_close(tensors(whole), tensors(resumed), rtol=0, atol=0)
-    assert ranks(resumed) == [(0, 2, "cpu"), (2, 2, "cpu")]
+    assert ranks(resumed) == [(0, 2, SHARDED), (2, 2, SHARDED)]
 
 
-@pytest.mark.parametrize(("name", "counts"), [("one then two", [1, 2]), ("two then one", [2, 1])])
-def test_run_goes_on_on_another_number_of_ranks(name, counts, place):
+@pytest.mark.parametrize(
+    ("name", "starts"),
+    [("one then two", [(0, 1, WHOLE), (2, 2, WHOLE)]), ("two then one", [(0, 2, SHARDED), (2, 1, WHOLE)])],
+)
+def test_run_goes_on_on_another_number_of_ranks(name, starts, place):
     assert_alike(place / name, place / "one")
-    assert [count for _, count, _ in ranks(place / name)] == counts
+    assert ranks(place / name) == starts
 
 
 def test_what_the_first_rank_refuses_all_refuse(place):

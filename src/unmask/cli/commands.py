@@ -39,13 +39,15 @@ def train(recipe: Recipe, options: Namespace) -> None:
     _check_inputs(recipe.model, recipe.task)
     with phase(f"unmask train: {f'{options.resume} goes on' if options.resume else name}"):
         from unmask.cli.environment import prepare
+        from unmask.cli.sharding import shard_size
         from unmask.training.run import resume_run, start_run
 
         prepare(recipe.train.threads)
+    shard = shard_size(recipe)
     if options.resume:
-        run = resume_run(recipe, options.resume, options.output)
+        run = resume_run(recipe, options.resume, options.output, shard)
     else:
-        run = start_run(recipe, options.output, name)
+        run = start_run(recipe, options.output, name, shard)
     _say(run.is_main, f"run directory: {run.directory}")
     try:
         summary = run.finish()

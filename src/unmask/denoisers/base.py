@@ -137,7 +137,7 @@ class Denoiser(nn.Module):
         head = self._head()
         if guidance is None and other_model is None and is_plain(head):
             reduced = reducer.from_head(hidden_QD, head, self.workspace)
-            return tuple(torch.unflatten(each, 0, shape) for each in reduced)
+            return tuple(_shaped(each, shape) for each in reduced)
         blank_QD = other_QD = None
         if other_model is not None and other_model is not self:
             with torch.no_grad():
@@ -148,7 +148,7 @@ class Denoiser(nn.Module):
         scale = 0.0 if guidance is None else guidance.scale
         reduce = partial(self._reduce, reducer, hidden_QD, blank_QD, scale, other_model, other_QD)
         chunks = reduce_chunks(reduce, len(hidden_QD), int(self.model.config.vocab_size))
-        return tuple(torch.unflatten(each, 0, shape) for each in chunks)
+        return tuple(_shaped(each, shape) for each in chunks)
 
     def _reduce(
         self,
@@ -263,6 +263,12 @@ def attention_window(config: Any) -> int | None:
         return None
     narrow = [window for window in windows if isinstance(window, int) and 0 < window < config.max_position_embeddings]
     return min(narrow, default=None)
+
+
+def _shaped(reduced: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """[Q, ...] as [*shape, ...]; where it has a gradient a copy, for a view that is written to loses FSDP's hook."""
+    shaped = torch.unflatten(reduced, 0, shape)
+    return shaped.clone() if shaped.requires_grad else shaped
 
 
 def _at(hidden_QD: Tensor, selected_Q: Tensor | None) -> Tensor:

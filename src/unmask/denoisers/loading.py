@@ -252,14 +252,19 @@ def _published_files(directory: Path) -> dict[str, bytes]:
 
 
 def save_denoiser(
-    denoiser: Denoiser, tokenizer: PreTrainedTokenizerFast, directory: Path, source: Path | None = None
+    denoiser: Denoiser,
+    tokenizer: PreTrainedTokenizerFast,
+    directory: Path,
+    source: Path | None = None,
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write config.json, model.safetensors (adapters merged in) and tokenizer to a directory.
 
     A published format keeps its tensor names and the files it was loaded with, or those of `source`. Its config.json
-    differs only where it names another mask token, or none.
+    differs only where it names another mask token, or none. `weights`: of the network by name, where it has not all of
+    them itself.
     """
-    denoiser.model.save_pretrained(directory, state_dict=merged_state(denoiser))
+    denoiser.model.save_pretrained(directory, state_dict=merged_state(denoiser) if weights is None else weights)
     tokenizer.save_pretrained(directory)
     files = getattr(denoiser.model, "published_files", {})
     if files and source is not None:

@@ -58,13 +58,13 @@ class World:
         launch = Launch.read(os.environ, gpus)
         device = torch.device("cuda", launch.local_rank) if gpus else torch.device("cpu")
         world = cls(device=device, precision=precision, rank=launch.rank, size=launch.size)
+        if gpus:
+            torch.cuda.set_device(device)
         if launch.size > 1 and not torch.distributed.is_initialized():
             on_gpus = {"backend": "cpu:gloo,cuda:nccl", "device_id": device} if gpus else {"backend": "gloo"}
             torch.distributed.init_process_group(timeout=_TIMEOUT, **on_gpus)
             world.barrier()  # none goes on, and writes, while another still looks at what is there
         world._check_group()
-        if gpus:
-            torch.cuda.set_device(device)
         return world
 
     def _check_group(self) -> None:
@@ -89,7 +89,7 @@ class World:
 
     def leave(self) -> None:
         """Leave the other ranks at the good end of the work."""
-        if self.size > 1 and torch.distributed.is_initialized():
+        if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
     @property
@@ -108,6 +108,14 @@ class World:
         summed = value.clone()
         torch.distributed.all_reduce(summed)
         return summed
+
+    def most(self, number: int) -> int:
+        """The largest of the numbers of all ranks."""
+        if self.size == 1:
+            return number
+        largest = torch.tensor(number)
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+        return int(largest)
 
     def gather(self, value: Tensor) -> Tensor:
         """The equally shaped tensors of all ranks, concatenated along dimension 0; the tensor itself on one rank."""

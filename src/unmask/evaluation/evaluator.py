@@ -13,6 +13,7 @@ import torch
 from unmask.data.examples import Examples, guess_texts, rollout_texts
 from unmask.denoisers.base import Denoiser
 from unmask.distributed import World
+from unmask.distributed.sharding import gathered
 from unmask.evaluation.statistics import pass_at, solved_summary
 from unmask.report.progress import advance
 from unmask.sampling.records import EveryStep, Record
@@ -70,12 +71,13 @@ class Evaluator:
         was_training = denoiser.training
         denoiser.eval()
         chosen = list(range(len(self.examples.items)))[:count]
-        for part, done in self.parts(chosen, max(1, self.batch // samples)):
-            prompts = self.examples.prompts(part, samples, self.device)
-            with self.autocast():
-                rollout = sampler(denoiser, prompts, self.uniforms, record=record, group_size=samples)
-            yield [index for index in part for _ in range(samples)], rollout
-            advance(done * samples)
+        with gathered(denoiser):
+            for part, done in self.parts(chosen, max(1, self.batch // samples)):
+                prompts = self.examples.prompts(part, samples, self.device)
+                with self.autocast():
+                    rollout = sampler(denoiser, prompts, self.uniforms, record=record, group_size=samples)
+                yield [index for index in part for _ in range(samples)], rollout
+                advance(done * samples)
         denoiser.train(was_training)
 
     def parts(self, indices: Sequence[int], each: int) -> Iterator[tuple[list[int], int]]:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from unmask.denoisers.adapters import AdaptersOff
 from unmask.denoisers.base import Denoiser
+from unmask.denoisers.head.reducers import TargetLogProb
 from unmask.distributed import World
+from unmask.distributed.sharding import gathered
 from unmask.objective.likelihood import row_logp
 from unmask.objective.term import Term, record_of
 from unmask.sampling.records import Record
@@ -98,12 +100,19 @@ class Objective:
             self._copy_to(self.old)
         drawn = [
             [
-                self._update_batch(term, rollout, reward, uniforms, update, updates)
+                self._draw(term, rollout, reward, uniforms, update, updates)
                 for term, reward in zip(self.terms, rewards, strict=True)
             ]
             for update in range(updates)
         ]
-        return [[batch for batch in batches if batch is not None] for batches in drawn]
+        prepared = [[batch for batch in batches if batch is not None] for batches in drawn]
+        if updates > 1 and any(term.reads("old") for term in self.terms):
+            with gathered(self.denoiser):
+                prepared = [prepared[0], *([self._with_old(batch) for batch in batches] for batches in prepared[1:])]
+        if self.reference is not None:
+            with gathered(self.reference):
+                prepared = [[self._with_reference(batch) for batch in batches] for batches in prepared]
+        return prepared
 
     def losses(
         self, update: Sequence[UpdateBatch], micro_batch: int | None = None, sums: MetricSums | None = None
@@ -114,13 +123,28 @@ class Objective:
         in memory. `sums` takes the metrics. `micro_batch`: another than the objective's, that it was prepared with.
         """
         forwards = self.micro_batch if micro_batch is None else micro_batch
-        for update_batch in self._with_final_advantages(update, forwards):
-            of_term = MetricSums()
-            for loss, values in self._micro_losses(update_batch, forwards):
-                of_term.add(values | {"loss": loss.detach()})
-                yield loss
-            if sums is not None:
-                sums.add(of_term.values)
+        final = self._with_final_advantages(update, forwards)
+        with gathered(self.old):
+            for update_batch in final:
+                of_term = MetricSums()
+                for loss, values in self._micro_losses(update_batch, forwards):
+                    of_term.add(values | {"loss": loss.detach()})
+                    yield loss
+                if sums is not None:
+                    sums.add(of_term.values)
+
+    def passes(self, update: Sequence[UpdateBatch], micro_batch: int | None = None) -> int:
+        """How many micro-losses `losses` gives for one update."""
+        forwards = self.micro_batch if micro_batch is None else micro_batch
+        return sum(update_batch.batch.count_micro_batches(forwards) for update_batch in update)
+
+    def idle_loss(self) -> Tensor:
+        """A loss of zero by one forward, for a rank that keeps others company where weights are sharded."""
+        mask_11 = torch.full((1, 1), self.denoiser.mask_id, device=self.world.device)
+        zero_11 = torch.zeros_like(mask_11)
+        (logp,) = self.denoiser(mask_11, None, zero_11, TargetLogProb(zero_11))
+        loss: Tensor = logp.sum() * 0
+        return loss
 
     def _check(self, updates: int) -> None:
         if self.reference is None and any(term.reads("reference") for term in self.terms):
@@ -134,10 +158,10 @@ class Objective:
             if theirs.requires_grad:
                 ours.copy_(theirs)
 
-    def _update_batch(
+    def _draw(
         self, term: Term, rollout: Rollout, rewards: Tensor, uniforms: Uniforms, update: int, updates: int
     ) -> UpdateBatch | None:
-        """None where no unit has a gradient, or this rank has no group."""
+        """What is scored of one term; None where no unit has a gradient, or this rank has no group."""
         if not len(rollout.tokens_NL):
             self.world.sum(torch.zeros((), dtype=torch.float64, device=self.world.device))  # no share of the normalizer
             return None
@@ -147,28 +171,32 @@ class Objective:
         trained_U = term.trained(batch)
         if not bool(trained_U.any()):
             return None
-        batch = batch.take_units(trained_U)
-        old_RL = reference_RL = None
-        if update > 0 and term.reads("old"):
-            old_RL = batch.old_RL if batch.old_RL is not None else self._logp(self.denoiser, batch, self.micro_batch)
-        if self.reference is not None and term.reads("reference"):
-            reference_RL = self._logp(self.reference, batch, self.micro_batch)
-        return UpdateBatch(
-            term=term,
-            batch=batch,
-            normalizer=normalizer,
-            old_RL=old_RL,
-            reference_RL=reference_RL,
-            old_model=self.old if update > 0 and term.blend is not None else None,
-        )
+        old_model = self.old if update > 0 and term.blend is not None else None
+        return UpdateBatch(term=term, batch=batch.take_units(trained_U), normalizer=normalizer, old_model=old_model)
+
+    def _with_old(self, update_batch: UpdateBatch) -> UpdateBatch:
+        if not update_batch.term.reads("old"):
+            return update_batch
+        batch = update_batch.batch
+        recorded = batch.old_RL is not None
+        return replace(update_batch, old_RL=batch.old_RL if recorded else self._logp(self.denoiser, batch))
+
+    def _with_reference(self, update_batch: UpdateBatch) -> UpdateBatch:
+        if self.reference is None or not update_batch.term.reads("reference"):
+            return update_batch
+        return replace(update_batch, reference_RL=self._logp(self.reference, update_batch.batch))
 
     @torch.no_grad()
-    def _logp(self, denoiser: Denoiser | AdaptersOff, batch: ScoringBatch, forwards: int) -> Tensor:
+    def _logp(self, denoiser: Denoiser | AdaptersOff, batch: ScoringBatch, micro_batch: int | None = None) -> Tensor:
         """log-probs of the rows' targets [R, L], without gradient."""
-        logp_RL = torch.zeros(batch.targets_RL.shape, device=batch.targets_RL.device)
+        forwards = self.micro_batch if micro_batch is None else micro_batch
+        found: list[tuple[Tensor, Tensor]] = []
         for part, units_U in _parts(batch, forwards):
             with self.world.autocast():
-                logp_RL[units_U[batch.unit_R]] = row_logp(denoiser, part)
+                found.append((units_U[batch.unit_R], row_logp(denoiser, part)))
+        logp_RL = found[0][1].new_zeros(batch.targets_RL.shape)
+        for rows_R, logp in found:
+            logp_RL[rows_R] = logp
         return logp_RL
 
     def _micro_losses(self, update_batch: UpdateBatch, forwards: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
@@ -198,17 +226,22 @@ class Objective:
         """
         if not any(term.advantage_reads_scores for term in self.terms):
             return list(update)
-        final = []
-        for term in self.terms:
-            found = [update_batch for update_batch in update if update_batch.term is term]
-            if term.advantage_reads_scores and not found:
-                self._mean(torch.zeros(0, device=self.world.device))
-            for update_batch in found:
-                if term.advantage_reads_scores and self._scores_first(update_batch.batch, forwards):
-                    now_RL = self._logp(self.denoiser, update_batch.batch, forwards)
-                    update_batch = self._finished(term, update_batch, now_RL)
-                final.append(update_batch)
-        return final
+        with gathered(self.denoiser):
+            return [batch for term in self.terms for batch in self._finished_of(term, update, forwards)]
+
+    def _finished_of(self, term: Term, update: Sequence[UpdateBatch], forwards: int) -> list[UpdateBatch]:
+        """A term's batch, or none, finished where a pass of its own finishes it."""
+        found = [update_batch for update_batch in update if update_batch.term is term]
+        if not term.advantage_reads_scores:
+            return found
+        if not found:
+            self._mean(torch.zeros(0, device=self.world.device))
+        return [
+            self._finished(term, each, self._logp(self.denoiser, each.batch, forwards))
+            if self._scores_first(each.batch, forwards)
+            else each
+            for each in found
+        ]
 
     def _finished(self, term: Term, update_batch: UpdateBatch, now_RL: Tensor) -> UpdateBatch:
         batch = term.with_final_advantages(update_batch.batch, now_RL, update_batch.reference_RL, self._mean)

@@ -35,6 +35,10 @@ def gpus_of(settings: PlanSettings) -> GPUs:
         raise UserError(
             "train.four_bit cannot be planned: set it to false and train.param_dtype to bf16, which needs more"
         )
+    if settings.train.shard_size:
+        raise UserError(
+            f"train.shard {settings.train.shard} is not planned, GPUs that hold all weights are: set it to auto or 0"
+        )
     gpus = parse_gpus(settings.gpus, settings.gpu, settings.train.precision)
     if (completions := settings.rollout.prompts * settings.rollout.group_size) < gpus.count:
         raise UserError(f"{gpus.count} GPUs sample {completions} completions a step: raise rollout.prompts")

@@ -183,6 +183,14 @@ class TrainSettings:
         0.6, "share of the policy in such a mix", high=1, idle=where("reference_sync_steps", 0)
     )
     threads: int | None = setting(None, THREADS_HELP, low=1, high=MOST_THREADS)
+    shard: str = setting(
+        "auto", "ranks that hold the weights together; 0: each holds all; auto: more only where all do not fit one GPU"
+    )
+    nodes_replicate: bool = setting(
+        True,
+        "where auto shards, each node holds the weights once; false: all nodes together",
+        idle=lambda settings: None if settings.shard == "auto" else f"shard is {settings.shard}",
+    )
     seed: int = setting(0, "of every random draw", high=LARGEST_SEED)
     examples: int = setting(20_000, "training prompts", low=1)
     over_denoising_filter: bool = setting(False, "keep prompts right at some greedy step and wrong at the end (MDPO)")
@@ -206,6 +214,17 @@ class TrainSettings:
                 "set one of them to 0"
             )
         check_four_bit_has_adapters("train.", self.four_bit, self.lora_rank)
+        if self.shard != "auto" and not self.shard.isdecimal():
+            raise UserError(f"train.shard is {self.shard!r}: give a number of ranks, 0 or auto")
+        if self.lora_rank and self.shard_size:
+            raise UserError(
+                f"train.shard {self.shard} shards what is trained, and with train.lora_rank that is small: set it to 0"
+            )
+
+    @property
+    def shard_size(self) -> int:
+        """Ranks that hold the weights together as far as the settings alone say, 0: each holds all."""
+        return 0 if self.shard == "auto" else int(self.shard)
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a training step, counted from 0: linear warm-up to the peak, then linear decay.

@@ -18,6 +18,8 @@ from unmask.validation.user_files import user_path
 MAY_CHANGE = (
     "train.steps",
     "train.threads",
+    "train.shard",
+    "train.nodes_replicate",
     "train.evaluate_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 
 from unmask.data.examples import Examples
 from unmask.denoisers.adapters import AdaptersOff, add_adapters, load_adapters
@@ -15,6 +16,7 @@ from unmask.denoisers.layers.compiled import compile_layers
 from unmask.denoisers.layers.recompute import recompute_layers
 from unmask.denoisers.loading import load_denoiser, load_tokenizer
 from unmask.distributed import World
+from unmask.distributed.sharding import shard, shard_mesh
 from unmask.errors import UserError
 from unmask.evaluation.evaluator import Evaluator, over_denoised_examples
 from unmask.objective.objective import Objective, frozen_copy
@@ -22,7 +24,7 @@ from unmask.report.progress import phase
 from unmask.rewards import Rewards, load_functions
 from unmask.sampling.records import EveryStep
 from unmask.sampling.sampler import Sampler
-from unmask.settings.recipe import Recipe
+from unmask.settings.recipe import Recipe, TrainSettings
 from unmask.training.checkpoint import load_optimizer, load_reference
 from unmask.training.on_policy import OnPolicySource
 from unmask.training.preferences import PreferenceSource, check_preferences
@@ -32,8 +34,11 @@ from unmask.training.update import Updater
 from unmask.uniforms import Uniforms
 
 
-def build_trainer(recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
-    """The trainer of a recipe, with weights from `checkpoint` where given. Raises UserError for what cannot work."""
+def build_trainer(recipe: Recipe, checkpoint: Path | None = None, shard_size: int | None = None) -> Trainer:
+    """The trainer of a recipe, with weights from `checkpoint` where given. Raises UserError for what cannot work.
+
+    `shard_size`: ranks that hold the weights together, 0 for all on each; None: by train.shard, where auto is 0.
+    """
     settings = recipe.train
     recipe.check_blocks()
     if settings.threads:
@@ -43,9 +48,12 @@ def build_trainer(recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
     world = World.start(settings.precision)
     if (completions := recipe.rollout.prompts * recipe.rollout.group_size) < world.size:
         raise UserError(f"{world.size} ranks sample {completions} completions a step: raise rollout.prompts")
+    place = _placing(settings, world, settings.shard_size if shard_size is None else shard_size)
+    if place.mesh is not None:
+        world = replace(world, precision="fp32")  # the network itself computes in bf16 then, nothing is cast for it
     with phase(f"loading {checkpoint or recipe.model}"):
         tokenizer = load_tokenizer(recipe.model)
-        updater = _load_updater(recipe, world, checkpoint)
+        updater = _load_updater(recipe, world, checkpoint, place)
     terms, denoiser = updater.objective.terms, updater.objective.denoiser
     room = denoiser.max_length - sampler.max_new_tokens
 
@@ -74,7 +82,7 @@ def build_trainer(recipe: Recipe, checkpoint: Path | None = None) -> Trainer:
                 uniforms=Uniforms().key("evaluation", held_out.seed),
                 batch=held_out.batch,
                 device=world.device,
-                precision=settings.precision,
+                precision=world.precision,
                 world=world,
             )
             for split in recipe.task.splits
@@ -132,34 +140,70 @@ def _load_trained(recipe: Recipe, checkpoint: Path | None) -> Denoiser:
     return denoiser
 
 
-def _load_reference(recipe: Recipe, denoiser: Denoiser, checkpoint: Path | None) -> Denoiser | AdaptersOff:
+@dataclass(frozen=True, kw_only=True)
+class _Placing:
+    """Where the weights go: whole to the device, or sharded over a mesh of ranks."""
+
+    world: World
+    precision: str
+    mesh: DeviceMesh | None
+
+    def __call__(self, denoiser: Denoiser) -> Denoiser:
+        """The denoiser there. Raises UserError where its network has no layers to shard."""
+        if self.mesh is None:
+            return denoiser.to(self.world.device)
+        layers = getattr(denoiser.model.base_model, "layers", None)
+        if layers is None:
+            raise UserError(
+                f"train.shard shards decoder layers, and {type(denoiser.model).__name__} has none: set it to 0"
+            )
+        shard(denoiser, layers, self.mesh, self.precision)
+        return denoiser
+
+
+def _placing(settings: TrainSettings, world: World, shard_size: int) -> _Placing:
+    if shard_size and world.size % shard_size:
+        raise UserError(f"train.shard {shard_size} does not divide {world.size} ranks: give {world.size}, or 0")
+    mesh = shard_mesh(world, shard_size) if shard_size else None
+    return _Placing(world=world, precision=settings.precision, mesh=mesh)
+
+
+def _frozen(recipe: Recipe, denoiser: Denoiser, place: _Placing, checkpoint: Path | None) -> Denoiser:
+    """A copy of the denoiser that is never trained; loaded again where the denoiser is sharded."""
+    if place.mesh is None:
+        return place(frozen_copy(denoiser))
+    return place(_load_trained(recipe, checkpoint).eval().requires_grad_(False))
+
+
+def _load_reference(
+    recipe: Recipe, denoiser: Denoiser, place: _Placing, checkpoint: Path | None
+) -> Denoiser | AdaptersOff:
     """The reference policy: adapters off, a frozen copy of the base, or what it had become at the checkpoint."""
     if recipe.train.lora_rank:
         return AdaptersOff(denoiser)
     if checkpoint is None:
-        reference = frozen_copy(denoiser)
-    else:
-        reference = load_denoiser(recipe.model, model_format=recipe.model_format)
-    if checkpoint is not None and recipe.train.reference_sync_steps:
+        return _frozen(recipe, denoiser, place, None)
+    reference = load_denoiser(recipe.model, model_format=recipe.model_format)
+    if recipe.train.reference_sync_steps:
         load_reference(checkpoint, reference)
-    return reference.eval().requires_grad_(False)
+    return place(reference.eval().requires_grad_(False))
 
 
-def _load_objective(recipe: Recipe, world: World, checkpoint: Path | None) -> Objective:
+def _load_objective(recipe: Recipe, world: World, checkpoint: Path | None, place: _Placing) -> Objective:
     """The method's terms on the denoiser that is trained, with the frozen weights that they read."""
     settings = recipe.train
-    denoiser = _load_trained(recipe, checkpoint).to(world.device)
+    denoiser = place(_load_trained(recipe, checkpoint))
     terms = recipe.method.terms(denoiser.eos_id)
     reference = old = None
     if any(term.reads("reference") for term in terms):
-        reference = _load_reference(recipe, denoiser, checkpoint).to(world.device)
+        reference = _load_reference(recipe, denoiser, place, checkpoint)
     elif settings.reference_sync_steps:
         raise UserError(
             f"train.reference_sync_steps {settings.reference_sync_steps} moves a reference that method "
             f"{recipe.method.name} with these settings does not read: set it to 0"
         )
     if settings.num_iterations > 1 and any(term.blend is not None for term in terms):
-        old = frozen_copy(denoiser)
+        old = _frozen(recipe, denoiser, place, checkpoint)
     return Objective(
         terms=terms,
         denoiser=denoiser,
@@ -170,10 +214,10 @@ def _load_objective(recipe: Recipe, world: World, checkpoint: Path | None) -> Ob
     )
 
 
-def _load_updater(recipe: Recipe, world: World, checkpoint: Path | None) -> Updater:
+def _load_updater(recipe: Recipe, world: World, checkpoint: Path | None, place: _Placing) -> Updater:
     """The objective with its optimizer, moments from the checkpoint."""
     settings = recipe.train
-    objective = _load_objective(recipe, world, checkpoint)
+    objective = _load_objective(recipe, world, checkpoint, place)
     denoiser = objective.denoiser
     optimizer = torch.optim.AdamW(
         [weight for weight in denoiser.parameters() if weight.requires_grad],

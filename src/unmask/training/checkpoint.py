@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, load_model, save_file
 from torch import nn
 
 from unmask.denoisers.adapters import has_adapters, save_adapters
@@ -24,6 +24,7 @@ from unmask.denoisers.base import Denoiser
 from unmask.denoisers.directories import checkpoint_name, checkpoints, partial, step_of
 from unmask.denoisers.intact import check_model_files, check_tensors, read_json
 from unmask.denoisers.loading import save_denoiser
+from unmask.distributed.sharding import as_sharded, is_sharded, whole
 from unmask.errors import UserError
 from unmask.report.durable import sync, writing
 from unmask.settings.recipe import TrainSettings
@@ -40,26 +41,34 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
     reference: nn.Module | None = None,
+    writes: bool = True,
     further: Mapping[str, dict[str, torch.Tensor]] | None = None,
 ) -> Path:
     """Write `folder`/step_NNNNNN and return it: model (Hugging Face layout), optimizer moments, random and run state.
 
+    All ranks call it where the weights are sharded, and the one that `writes` gets them whole in its own memory.
+
     `state` becomes state.json, with `step` and the digests by which resuming notices damage within tensors.
     `reference`: frozen weights that have moved since the start. `further`: more files of tensors, by their names.
     """
+    weights = _whole_state(denoiser.model, keep=writes) if is_sharded(denoiser) else None
+    moments = _moments(denoiser, optimizer, keep=writes)
+    moved = None if reference is None else _distinct(_whole_state(reference, keep=writes))
     final = folder / checkpoint_name(step)
+    if not writes:
+        return final
     written = partial(final)
     shutil.rmtree(written, ignore_errors=True)
     with writing(final), _tensor_errors():
         folder.mkdir(exist_ok=True)  # where the run's own directory is gone, nothing would find the checkpoint
         written.mkdir()
         try:
-            save_denoiser(denoiser, tokenizer, written)
+            save_denoiser(denoiser, tokenizer, written, weights=weights)
             if has_adapters(denoiser):
                 save_adapters(denoiser, written)
-            save_file(_moments(denoiser, optimizer), written / "optimizer.safetensors")
-            if reference is not None:
-                save_model(reference, str(written / "reference.safetensors"))
+            save_file(moments, written / "optimizer.safetensors")
+            if moved is not None:
+                save_file(moved, written / "reference.safetensors")
             for name, tensors in (further or {}).items():
                 save_file(tensors, written / f"{name}.safetensors")
             save_file({"cpu": torch.get_rng_state()}, written / "random_state.safetensors")
@@ -120,14 +129,38 @@ def _digest_of_state(state: dict[str, Any]) -> str:
     return sha256(json.dumps(state).encode()).hexdigest()
 
 
-def _moments(denoiser: Denoiser, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _moments(denoiser: Denoiser, optimizer: torch.optim.Optimizer, *, keep: bool) -> dict[str, torch.Tensor]:
     state = optimizer.state
-    return {
-        f"{name}/{moment}": state[parameter][moment].contiguous()
+    named = {
+        f"{name}/{moment}": state[parameter][moment]
         for name, parameter in denoiser.named_parameters()
         if parameter in state
         for moment in _MOMENTS
     }
+    return _whole(named, keep=keep)
+
+
+def _whole_state(module: nn.Module, *, keep: bool) -> dict[str, torch.Tensor]:
+    """Weights and buffers of a module that may be sharded."""
+    return _whole(module.state_dict(keep_vars=True), keep=keep)
+
+
+def _whole(named: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
+    """Tensors with all their shards, one at a time to the CPU, for those who `keep` them; the same one once."""
+    found: dict[int, torch.Tensor] = {}
+    for tensor in named.values():
+        if id(tensor) not in found:
+            everything = whole(tensor)
+            found[id(tensor)] = everything.cpu().contiguous() if keep else everything.new_empty(0)
+    return {name: found[id(tensor)] for name, tensor in named.items()} if keep else {}
+
+
+def _distinct(named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors, tied ones by their first name alone."""
+    first: dict[int, str] = {}
+    for name, tensor in named.items():
+        first.setdefault(id(tensor), name)
+    return {name: named[name] for name in first.values()}
 
 
 def load_optimizer(directory: Path, denoiser: Denoiser, optimizer: torch.optim.Optimizer) -> None:
@@ -136,8 +169,9 @@ def load_optimizer(directory: Path, denoiser: Denoiser, optimizer: torch.optim.O
     for name, parameter in denoiser.named_parameters():
         if f"{name}/step" in moments:
             optimizer.state[parameter] = {
-                moment: moments[f"{name}/{moment}"].to("cpu" if moment == "step" else parameter.device)
+                moment: moment_of if moment == "step" else as_sharded(moment_of, parameter)
                 for moment in _MOMENTS
+                for moment_of in (moments[f"{name}/{moment}"],)
             }
     torch.set_rng_state(load_file(directory / "random_state.safetensors")["cpu"])
 

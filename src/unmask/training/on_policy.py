@@ -14,6 +14,7 @@ from torch import Tensor
 from unmask.data.examples import Examples
 from unmask.denoisers.base import Denoiser
 from unmask.distributed import World
+from unmask.distributed.sharding import gathered
 from unmask.evaluation.evaluator import Evaluator
 from unmask.objective.term import Term, record_of
 from unmask.report.progress import doing
@@ -114,7 +115,7 @@ class OnPolicySource:
         texts = self._final_texts(rollout, scoring.texts)
         metrics = self._metrics(rollout, reward_PG, texts) | metrics
         if self.sampler.caching is not None:
-            with self.world.autocast():
+            with gathered(denoiser), self.world.autocast():
                 metrics |= sampling_mismatch(denoiser, rollout, uniforms, self.world)
         return Experience(
             rollout=rollout,
@@ -151,7 +152,7 @@ class OnPolicySource:
         dealing = Dealing(world=self.world, groups=len(numbers), group_size=self.recipe.rollout.group_size)
         prompts = self.examples.prompts(numbers, dealing.group_size, self.world.device)
         denoiser.eval()
-        with self.world.autocast():
+        with gathered(denoiser), self.world.autocast():
             return self.sampler(
                 denoiser,
                 dealing.prompts(prompts),

@@ -12,6 +12,7 @@ from torch import Tensor
 from unmask.data.examples import Examples, completed, rollout_texts
 from unmask.denoisers.base import Denoiser
 from unmask.distributed import World
+from unmask.distributed.sharding import gathered
 from unmask.errors import UserError
 from unmask.evaluation.evaluator import Evaluator
 from unmask.objective.likelihood import row_logp
@@ -128,14 +129,15 @@ def preferred(term: Term, denoiser: Denoiser, held_out: Evaluator, length: int, 
     indices = list(range(len(held_out.examples.items)))[:count]
     each = max(1, held_out.batch // 2)
     found: list[tuple[int, float]] = []
-    for part, done in held_out.parts(indices, each):
-        rollout = preference_rollout(held_out.examples, part, length, denoiser.mask_id, held_out.device)
-        rewards, preferred = preference_rewards(rollout).view(len(part), -1), []
-        for batch, _ in term.scoring_batch(rollout, rewards, held_out.uniforms, 0, 1).micro_batches(held_out.batch):
-            with held_out.autocast():
-                margin_U = term.likelihood(row_logp(denoiser, batch), batch).value_UK[:, 0]
-            preferred += (margin_U > 0).float().tolist()
-        found += zip(part, preferred, strict=True)
-        advance(done)
+    with gathered(denoiser):
+        for part, done in held_out.parts(indices, each):
+            rollout = preference_rollout(held_out.examples, part, length, denoiser.mask_id, held_out.device)
+            rewards, preferred = preference_rewards(rollout).view(len(part), -1), []
+            for batch, _ in term.scoring_batch(rollout, rewards, held_out.uniforms, 0, 1).micro_batches(held_out.batch):
+                with held_out.autocast():
+                    margin_U = term.likelihood(row_logp(denoiser, batch), batch).value_UK[:, 0]
+                preferred += (margin_U > 0).float().tolist()
+            found += zip(part, preferred, strict=True)
+            advance(done)
     denoiser.train(was_training)
     return held_out.in_order(found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -12,72 +11,45 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-import tomli_w
-
-from unmask.denoisers.directories import LOCK, checkpoints, newest_checkpoint, partial
-from unmask.denoisers.intact import read_json
+from unmask.denoisers.directories import newest_checkpoint
 from unmask.distributed import World
+from unmask.distributed.sharding import is_sharded, placement
 from unmask.errors import UserError
 from unmask.evaluation.statistics import paired_interval, solved_summary
 from unmask.report.curve import draw_curve
-from unmask.report.durable import DiskError, write_durably, writing
-from unmask.report.metrics import MetricsLog, check_length, read_metrics
+from unmask.report.durable import DiskError, write_durably
+from unmask.report.metrics import MetricsLog, read_metrics
 from unmask.report.monitor import CollapseMonitor
 from unmask.report.progress import advance, message, phase, telling
-from unmask.settings.inputs import input_digests, tell_changed_inputs, with_absolute_paths
-from unmask.settings.ownership import owned, owned_new
-from unmask.settings.reader import document_of
+from unmask.settings.inputs import with_absolute_paths
+from unmask.settings.ownership import owned_new
 from unmask.settings.recipe import Recipe
-from unmask.settings.resume import changed_schedule, check_steps, locate_run, new_directory
 from unmask.training.build import build_trainer, filtered_order
 from unmask.training.checkpoint import (
-    check_whole,
     drop_old,
-    read_state,
     save_checkpoint,
-    set_aside,
 )
+from unmask.training.run_directory import describe, look, take_over
 from unmask.training.skipping import MOST_IN_A_ROW, SkippedSteps, check_finite, ends_for_skipped, lower_rate
 from unmask.training.stopping import Stopping
 from unmask.training.trainer import Trainer, evaluation_row
 
-_ABOUT = """This directory holds one training run of unmask.
 
-recipe.toml         every setting of the run; `unmask train --recipe recipe.toml` repeats it
-inputs.json         digests of your own files that it reads, if any
-metrics.jsonl       one line a training step or evaluation (names as in TRL where TRL has one)
-completions.jsonl   one prompt a step: its completions, their rewards, the step that revealed each token
-before.json         held-out results of the base model, example by example; after.json: of the trained model
-curve.png           reward and solve rates over the run
-ranks.jsonl         one line a start: how many ranks, on what devices, what each of them holds
-checkpoints/        models in the Hugging Face layout, with what `unmask train --resume` needs
-summary.json        solve rates before and after, with 95 % intervals
-"""
-
-
-def start_run(recipe: Recipe, output: str | None, name: str) -> Run:
+def start_run(recipe: Recipe, output: str | None, name: str, shard_size: int | None = None) -> Run:
     """A new run in a new directory, which the first rank chooses, owns and writes for all.
 
-    Raises UserError, with nothing written, for what cannot work.
+    `shard_size`: see `build_trainer`. Raises UserError, with nothing written, for what cannot work.
     """
     world = World.start(recipe.train.precision)
     recipe = with_absolute_paths(recipe)
     with ExitStack() as stack:  # what is taken is said before anything is loaded
         directory = Path(world.first(lambda: str(stack.enter_context(owned_new(output, name)))))
-        trainer = build_trainer(recipe)
-        world.first(lambda: _describe(directory, recipe))
+        trainer = build_trainer(recipe, shard_size=shard_size)
+        world.first(lambda: describe(directory, recipe))
         return Run(directory=directory, trainer=trainer, ownership=stack.pop_all())
 
 
-def _describe(directory: Path, recipe: Recipe) -> None:
-    """Write what there is of a run before it begins; first recipe.toml, by which one that is killed here goes on."""
-    write_durably(directory / "recipe.toml", tomli_w.dumps(document_of(recipe)))
-    write_durably(directory / "README.txt", _ABOUT)
-    if digests := input_digests(recipe):
-        write_durably(directory / "inputs.json", json.dumps(digests, indent=1))
-
-
-def resume_run(recipe: Recipe, resume: str, output: str | None = None) -> Run:
+def resume_run(recipe: Recipe, resume: str, output: str | None = None, shard_size: int | None = None) -> Run:
     """The run that `resume` (a run's directory, or a checkpoint's) names, to go on at its newest or that checkpoint.
 
     `recipe` is the run's own, but for settings that may change. With `output` the run goes on in a copy there, else
@@ -86,73 +58,12 @@ def resume_run(recipe: Recipe, resume: str, output: str | None = None) -> Run:
     """
     world = World.start(recipe.train.precision)
     with ExitStack() as stack:
-        found = world.first(lambda: _look(recipe, resume, output, stack))
+        found = world.first(lambda: look(recipe, resume, output, stack))
         source, directory = Path(found["source"]), Path(found["directory"])
         checkpoint, state = found["checkpoint"] and Path(found["checkpoint"]), found["state"]
-        trainer = build_trainer(recipe, checkpoint)
-
-        def take_over() -> None:
-            if state.get("step", 0) and (changed := changed_schedule(source, recipe.train)) is not None:
-                message(changed)
-            _take_over(source, directory, checkpoint)
-            if checkpoint is None:
-                _describe(directory, recipe)
-            else:
-                write_durably(directory / "recipe.toml", tomli_w.dumps(document_of(recipe)))
-
-        world.first(take_over)
+        trainer = build_trainer(recipe, checkpoint, shard_size)
+        world.first(lambda: take_over(recipe, source, directory, checkpoint, state.get("step", 0)))
         return Run(directory=directory, trainer=trainer, state=state, ownership=stack.pop_all())
-
-
-def _look(recipe: Recipe, resume: str, output: str | None, ownership: ExitStack) -> dict[str, Any]:
-    """What a run that goes on is found to be: its source, checkpoint and state, and the directory where it goes on.
-
-    That directory is owned from here on.
-    """
-    source, checkpoint = locate_run(resume)
-    ownership.enter_context(owned(source) if output is None else owned_new(output, ""))
-    checkpoint = checkpoint or newest_checkpoint(source / "checkpoints")
-    directory = source if output is None else new_directory(output, "")
-    places = {"source": source, "directory": directory, "checkpoint": checkpoint}
-    return {name: path and str(path) for name, path in places.items()} | {"state": _state(source, checkpoint, recipe)}
-
-
-def _state(source: Path, checkpoint: Path | None, recipe: Recipe) -> dict[str, Any]:
-    """The state of a run at a checkpoint, empty where there is none. Raises UserError where it cannot go on there."""
-    state: dict[str, Any] = {}
-    if checkpoint is not None:
-        check_whole(checkpoint, recipe.train)
-        state = read_state(checkpoint)
-        _check_written(source, state)
-    check_steps(source, state.get("step", 0), recipe.train.steps)
-    if (source / "inputs.json").is_file():
-        tell_changed_inputs(read_json(source / "inputs.json"))
-    return state
-
-
-def _check_written(source: Path, state: dict[str, Any]) -> None:
-    """Raise UserError where a file that the run had written by its checkpoint, and needs to go on, is damaged."""
-    read_json(source / "before.json")
-    for log in ("metrics", "completions"):
-        check_length(source / f"{log}.jsonl", state.get(f"{log}_bytes", 0))
-
-
-def _take_over(source: Path, directory: Path, checkpoint: Path | None) -> None:
-    """Make `directory` that of a run whose newest checkpoint is this one: a copy, or with later ones set aside."""
-    if directory != source:
-        kept = None if checkpoint is None else checkpoint.name
-        others = [path.name for path in checkpoints(source / "checkpoints") if path.name != kept]
-        ended = ("after.json", "summary.json", "curve.png", "*.partial", "*.aside*", LOCK)
-        copy = partial(directory / "copy")
-        with writing(directory):
-            shutil.copytree(source, copy, ignore=shutil.ignore_patterns(*others, *ended))
-        for path in sorted(copy.iterdir(), key=lambda path: path.name == "recipe.toml"):  # which makes it a run's
-            path.rename(directory / path.name)
-        copy.rmdir()
-    elif checkpoint is not None:
-        places = [path.name for path in checkpoints(source / "checkpoints")]
-        for name in places[places.index(checkpoint.name) + 1 :]:
-            set_aside(source / "checkpoints" / name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +125,7 @@ class Run:
         if "monitor" in state:
             monitor.load(state["monitor"])
         self._tell_ranks(first)
+        # Ranks share evaluations, and each knows all figures; the first writes.
         metrics, completions = (self._log(name, state) for name in ("metrics", "completions"))
         with metrics, completions:
             course = _Course(metrics=metrics, completions=completions, monitor=monitor, stopping=stopping)
@@ -234,7 +146,8 @@ class Run:
 
     def _tell_ranks(self, first_step: int) -> None:
         """Say what is truly active, and keep it in the run: a run may go on with other ranks."""
-        active = self.trainer.objective.world.active
+        objective = self.trainer.objective
+        active = objective.world.active | placement(objective.denoiser)
         if self.is_main:
             message(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in active.items()))
             with MetricsLog(self.directory / "ranks.jsonl") as log:
@@ -281,15 +194,21 @@ class Run:
 
     def _save(self, done: int, course: _Course, evaluation_due: bool) -> None:
         """Write a checkpoint, but for steps that were skipped: the newest is one from which training went on."""
-        if not self.is_main or (course.skipped.in_a_row and done < self.trainer.recipe.train.steps):
+        if course.skipped.in_a_row and done < self.trainer.recipe.train.steps:
             return
         check_finite(self.trainer.objective.denoiser.parameters(), done, self.how_to_mend({}, done))
         with phase(f"saving the checkpoint of step {done}"):
             self._checkpoint(done, course, {"evaluation_due": True} if evaluation_due else {})
-            self._draw()
 
     def _checkpoint(self, done: int, course: _Course, further: dict[str, Any]) -> None:
         trainer, folder = self.trainer, self.directory / "checkpoints"
+        objective, optimizer = trainer.objective, trainer.updater.optimizer
+        moved = objective.reference if trainer.recipe.train.reference_sync_steps else None
+        saved = (objective.denoiser, trainer.tokenizer, optimizer)
+        if not self.is_main:
+            if is_sharded(objective.denoiser):  # it has a part of what the first writes
+                save_checkpoint(folder, done, *saved, {}, moved, writes=False)
+            return
         state: dict[str, Any] = further | {
             "metrics_bytes": course.metrics.position(),
             "completions_bytes": course.completions.position(),
@@ -297,10 +216,9 @@ class Run:
         }
         if trainer.recipe.train.over_denoising_filter:
             state["order"] = trainer.order
-        objective, optimizer = trainer.objective, trainer.updater.optimizer
-        moved = objective.reference if trainer.recipe.train.reference_sync_steps else None
-        save_checkpoint(folder, done, objective.denoiser, trainer.tokenizer, optimizer, state, moved)
+        save_checkpoint(folder, done, *saved, state, moved)
         drop_old(folder, trainer.recipe.train.keep_checkpoints)
+        self._draw()
 
     def _evaluate_during(self, done: int, metrics: MetricsLog) -> None:
         count = self.trainer.recipe.evaluation.examples_during

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
+from unmask.distributed.sharding import is_sharded, reduce_over_copies, whole
 from unmask.errors import UserError
 from unmask.objective.objective import MetricSums, Objective, UpdateBatch
 from unmask.report.progress import message
@@ -37,8 +39,9 @@ class Updater:
         sums, waited = self._backward(update_batches)
         if sums is None:
             return dict.fromkeys(_NOTHING_TRAINED, 0.0) | waited
-        self.objective.world.sum_gradients(parameters())
-        norm = torch.nn.utils.clip_grad_norm_(parameters(), self.max_grad_norm)
+        if not is_sharded(self.objective.denoiser):
+            self.objective.world.sum_gradients(parameters())
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters(), self.max_grad_norm))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         metrics = self._metrics(sums, norm)
@@ -50,31 +53,48 @@ class Updater:
     def _backward(self, update_batches: Sequence[UpdateBatch]) -> tuple[MetricSums | None, dict[str, float]]:
         """Accumulate the gradients, in smaller micro-batches where memory is out; None where no rank has a batch.
 
-        Beside it the seconds that ranks have waited.
+        Beside it metrics of what ranks have done for one another: seconds waited, forwards without work.
         """
         world = self.objective.world
         while True:
             sums = MetricSums()
-            full = self._is_memory_out(update_batches, sums)
-            waited = world.waiting("update")
-            counts = torch.tensor([float(full), float(len(update_batches))], device=world.device)
+            idle = self._tried(update_batches, sums)
+            shared = (idle or {}) | world.waiting("update")
+            counts = torch.tensor([float(idle is None), float(len(update_batches))], device=world.device)
             ranks_full, batches = world.sum(counts).tolist()
             if not ranks_full:
-                return (sums if batches else None), waited
+                return (sums if batches else None), shared
             self._halve(update_batches)
 
-    def _is_memory_out(self, update_batches: Sequence[UpdateBatch], sums: MetricSums) -> bool:
-        """Try to accumulate gradients and metrics. A function of its own: the graph that was too large ends with it."""
+    def _tried(self, update_batches: Sequence[UpdateBatch], sums: MetricSums) -> dict[str, float] | None:
+        """Accumulate gradients and metrics; None where memory is out: the graph, too large, ends with this call."""
         self.optimizer.zero_grad()
         try:
-            for loss in self.objective.losses(update_batches, self.micro_batch, sums):
-                loss.backward()  # type: ignore[no-untyped-call]
+            return self._passes(update_batches, sums)
         except torch.OutOfMemoryError:
-            # A term that sums over ranks within its loss cannot be begun anew by one rank alone.
-            if self.objective.world.size > 1 and any(term.advantage_reads_scores for term in self.objective.terms):
+            # A rank alone cannot begin anew what others sum over ranks meanwhile.
+            together = is_sharded(self.objective.denoiser) or any(
+                term.advantage_reads_scores for term in self.objective.terms
+            )
+            if self.objective.world.size > 1 and together:
                 raise
-            return True
-        return False
+            return None
+
+    def _passes(self, update_batches: Sequence[UpdateBatch], sums: MetricSums) -> dict[str, float]:
+        """Gradients of the losses; where weights are sharded, in as many passes on every rank: metrics of those."""
+        objective, denoiser = self.objective, self.objective.denoiser
+        own = objective.passes(update_batches, self.micro_batch) if is_sharded(denoiser) else 0
+        most = objective.world.most(own) if is_sharded(denoiser) else 0
+        for number, loss in enumerate(objective.losses(update_batches, self.micro_batch, sums), start=1):
+            reduce_over_copies(denoiser, now=number == most)
+            loss.backward()  # type: ignore[no-untyped-call]
+        for number in range(own + 1, most + 1):
+            loss = objective.idle_loss()
+            reduce_over_copies(denoiser, now=number == most)
+            loss.backward()  # type: ignore[no-untyped-call]
+        if not most or objective.world.size == 1:
+            return {}
+        return {"idle_forwards": fmean(objective.world.everyone(most - own))}
 
     def _halve(self, update_batches: Sequence[UpdateBatch]) -> None:
         self.optimizer.zero_grad()
@@ -94,9 +114,10 @@ class Updater:
         world, found = self.objective.world, sums.values
         reported = dict.fromkeys(name for term in self.objective.terms for name in term.metric_names)
         further = [name for name in reported if name not in _ALWAYS]
-        zero = torch.zeros((), device=world.device)
+        zero = torch.zeros((), dtype=torch.float64, device=world.device)
         there = [zero + (name in found) for name in further]  # on any rank
-        stacked = world.sum(torch.stack([*(found.get(name, zero) for name in (*_ALWAYS, *further)), *there]))
+        values = [found.get(name, zero).double() for name in (*_ALWAYS, *further)]
+        stacked = world.sum(torch.stack([*values, *there]))
         loss, count, clipped, approximate_kl, *rest = stacked.tolist()
         means, known = rest[: len(further)], rest[len(further) :]
         count = max(count, 1)

@@ -137,8 +137,10 @@ class _Gradients:
             self._add_weight(gradient_CV, self.hidden_QD[chunk])
 
     def _add_weight(self, gradient_CV: Tensor, hidden_CD: Tensor) -> None:
+        low = torch.finfo(self.weight_VD.dtype).bits < 32
         if self.of_weight is None:
-            self.of_weight = (gradient_CV.t() @ hidden_CD).to(self.weight_VD.dtype)
+            kind = torch.float32 if low else self.weight_VD.dtype  # sums over chunks are not rounded
+            self.of_weight = (gradient_CV.t() @ hidden_CD).to(kind)
         elif self.of_weight.dtype == hidden_CD.dtype == gradient_CV.dtype and not is_mixed(hidden_CD):
             self.of_weight.addmm_(gradient_CV.t(), hidden_CD)
         else:  # mixed precision: the product is rounded, its sum over chunks is not

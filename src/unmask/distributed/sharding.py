@@ -1,0 +1,116 @@
+"""Weights sharded over ranks by FSDP2 (torch.distributed.fsdp.fully_shard): whole only while they compute.
+
+With gradient, every forward and backward is a collective: all ranks make equally many. Without gradient they work on
+`gathered` weights, in which nothing crosses, so that each rank makes as many forwards as it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from unmask.distributed.world import World
+
+
+def shard_mesh(world: World, size: int) -> DeviceMesh:
+    """The ranks as copies of `size` neighbours each, who hold the weights together; ranks are a multiple of `size`."""
+    if not torch.distributed.is_initialized():  # a mesh of one
+        backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    copies = world.size // size
+    mesh = init_device_mesh(world.device.type, (copies, size), mesh_dim_names=("replicate", "shard"))
+    return mesh if copies > 1 else mesh["shard"]
+
+
+def shard(root: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh, precision: str) -> None:
+    """Shard each of the layers, and what else is in `root`, whose call alone may reach the weights from then on.
+
+    Moves the weights to the mesh's device, a layer at a time. Gradients are sums over ranks, sharded and in the
+    precision of the weights; with precision "bf16" the network computes in it.
+    """
+    policy = MixedPrecisionPolicy()
+    if precision == "bf16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    # At the root it would reach into dataclasses, and round the sampler's uniforms.
+    fully_shard(root, mesh=mesh, mp_policy=replace(policy, cast_forward_inputs=False))
+    for module in _sharded(root):  # neither call is recursive
+        module.set_gradient_divide_factor(1.0)
+        # gloo has no scaled sum, and NCCL's loses small gradients in bf16.
+        module.set_force_sum_reduction_for_comms(True)
+
+
+def placement(root: nn.Module) -> dict[str, Any]:
+    """What a rank holds of the weights, as it stands in ranks.jsonl."""
+    weight = next(root.parameters())
+    if not isinstance(weight, DTensor):
+        return {"weights": "whole on every rank"}
+    sizes = dict(zip(weight.device_mesh.mesh_dim_names or (), weight.device_mesh.shape, strict=True))
+    return {"weights": f"a copy on every {sizes['shard']} ranks", "copies": sizes.get("replicate", 1)}
+
+
+def reduce_over_copies(root: nn.Module, now: bool) -> None:
+    """Whether the next backward sums gradients over the copies of the weights too; needed in the last of an update."""
+    if isinstance(root, FSDPModule):
+        root.set_requires_all_reduce(now)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether its weights are sharded."""
+    return isinstance(module, FSDPModule)
+
+
+def _sharded(root: nn.Module) -> list[Any]:
+    return [module for module in root.modules() if isinstance(module, FSDPModule)]
+
+
+@contextmanager
+def gathered(root: nn.Module | None) -> Iterator[None]:
+    """Whole weights for forwards without gradient, in which nothing crosses between ranks; all ranks enter together.
+
+    Parameters are plain tensors within: no optimizer, copy or state_dict there. Weights that are not sharded stay.
+    """
+    if root is None or not isinstance(root, FSDPModule):
+        yield
+        return
+    modules = _sharded(root)
+    guard = root.register_state_dict_pre_hook(_refuse_state_dict)  # type: ignore[no-untyped-call]
+    for module in modules:
+        module.unshard()
+    root.set_reshard_after_forward(False)
+    try:
+        yield
+    finally:
+        guard.remove()
+        for module in modules:
+            module.reshard()
+        for module in modules[1:]:  # the root stays whole from a forward to its backward
+            module.set_reshard_after_forward(True, recurse=False)
+
+
+def _refuse_state_dict(*_: object) -> None:
+    raise RuntimeError("the weights are gathered: a state_dict would shard them again on this rank alone")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor or parameter with all its shards, on every rank: a collective where it is sharded."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def as_sharded(tensor: Tensor, like: Tensor) -> Tensor:
+    """This rank's shard of a tensor that every rank has whole, placed as `like`, or the tensor on its device."""
+    tensor = tensor.to(like.device)
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
