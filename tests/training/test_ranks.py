@@ -2,15 +2,21 @@
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint import HuggingFaceStorageReader
 
 from helpers.processes import finish, start, torchrun_environment
 from unmask.cli.main import main
+from unmask.distributed.sharding import load_shards
+from unmask.errors import UserError
+from unmask.settings.recipe import TrainSettings
+from unmask.training.checkpoint import check_whole
 
 FLAGS = [
     *("train", "--recipe", "sudoku-dispo", "--train.threads", "1", "--train.steps", "4", "--train.num-iterations", "2"),
@@ -22,22 +28,28 @@ REFUSED = 2
 WHOLE, SHARDED = "whole on every rank", "a copy on every 2 ranks"
 
 
-def launch(commands: list[tuple[int, list[str]]], place: Path) -> int:
-    """What a rank does: one command after another, each of which ranks join and leave, with its exit code."""
+def launch(commands: list[tuple[int, list[str]]], ports: list[str], place: Path) -> int:
+    """What a rank does: one command after another, each of which ranks join and leave, with its exit code.
+
+    Each at a port of its own: a quick rank would else join the store that a slow one is about to leave.
+    """
     torch.set_num_threads(1)
     os.chdir(place)
-    for expected, words in commands:
+    for (expected, words), port in zip(commands, ports, strict=True):
+        os.environ["MASTER_PORT"] = port
         assert main(words) == expected
     return 0
 
 
 def on_ranks(count: int, commands: list[tuple[int, list[str]]], place: Path) -> list:
     log = place / "log"
-    return [start(launch, commands, place, log=log, environment=each) for each in torchrun_environment(count)]
+    ports = [torchrun_environment(count)[0]["MASTER_PORT"] for _ in commands]
+    environments = torchrun_environment(count)
+    return [start(launch, commands, ports, place, log=log, environment=each) for each in environments]
 
 
 def wait_for(path: Path, ranks: list) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not path.exists():
         assert all(rank.is_alive() for rank in ranks)
         assert time.monotonic() < deadline
@@ -67,7 +79,8 @@ def place(tmp_path_factory):
     both = on_ranks(2, commands, place)
     earlier = place / "runs" / "sudoku-dispo-001" / "checkpoints" / "step_000002"
     assert main([*resume, str(earlier), "--output", str(place / "two then one"), "--train.shard", "0"]) == 0
-    for rank in both:
+    four = on_ranks(4, [(0, [*resume, str(earlier), "--output", "two then four", "--train.shard", "4"])], place)
+    for rank in (*both, *four):
         finish(rank, place / "log")
     return place
 
@@ -95,8 +108,15 @@ def ranks(directory: Path) -> list[tuple[int, int, str]]:
 
 
 def tensors(directory: Path) -> dict[str, torch.Tensor]:
-    files = [directory / f"checkpoints/step_000004/{name}.safetensors" for name in ("model", "optimizer")]
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+    """Weights and moments of the last step, whether ranks wrote the moments in shards or one wrote them whole."""
+    checkpoint = directory / "checkpoints" / "step_000004"
+    shards = checkpoint / "optimizer"
+    if not shards.is_dir():
+        return load_file(checkpoint / "model.safetensors") | load_file(checkpoint / "optimizer.safetensors")
+    saved = HuggingFaceStorageReader(str(shards)).read_metadata().state_dict_metadata
+    moments = {name: torch.full(found.size, torch.nan) for name, found in saved.items()}
+    load_shards(moments, shards)
+    return load_file(checkpoint / "model.safetensors") | moments
 
 
 def assert_alike(first: Path, second: Path) -> None:
@@ -127,11 +147,40 @@ def test_run_that_lost_a_rank_goes_on_bit_for_bit_on_as_many(place):
 
 @pytest.mark.parametrize(
     ("name", "starts"),
-    [("one then two", [(0, 1, WHOLE), (2, 2, WHOLE)]), ("two then one", [(0, 2, SHARDED), (2, 1, WHOLE)])],
+    [
+        ("one then two", [(0, 1, WHOLE), (2, 2, WHOLE)]),
+        ("two then one", [(0, 2, SHARDED), (2, 1, WHOLE)]),
+        ("two then four", [(0, 2, SHARDED), (2, 4, "a copy on every 4 ranks")]),
+    ],
 )
 def test_run_goes_on_on_another_number_of_ranks(name, starts, place):
     assert_alike(place / name, place / "one")
     assert ranks(place / name) == starts
+
+
+def test_every_rank_writes_its_shards_which_no_reader_unpickles(place):
+    checkpoint = place / "two then four" / "checkpoints" / "step_000004"
+    shards = sorted(path.name for path in (checkpoint / "optimizer").iterdir())
+    assert shards == [f"shard-{rank:05d}-model-00001-of-00001.safetensors" for rank in (1, 2, 3, 4)]
+    kinds = {path.suffix for path in checkpoint.rglob("*") if path.is_file()}
+    assert kinds == {".safetensors", ".json"}
+    digests = json.loads((checkpoint / "state.json").read_text())["sha256"]
+    assert {f"optimizer/{name}" for name in shards} < digests.keys()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing"])
+def test_check_whole_names_a_damaged_shard(damage, place, tmp_path):
+    checkpoint = tmp_path / "checkpoints" / "step_000004"
+    shutil.copytree(place / "killed" / "checkpoints" / "step_000004", checkpoint)
+    check_whole(checkpoint, TrainSettings())
+    shard = checkpoint / "optimizer" / "shard-00002-model-00001-of-00001.safetensors"
+    content = bytearray(shard.read_bytes())
+    shard.unlink()
+    content[-3] ^= 1
+    if damage != "missing":
+        shard.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
+    with pytest.raises(UserError, match=f"step_000004 is damaged: .*{shard.name}"):
+        check_whole(checkpoint, TrainSettings())
 
 
 def test_what_the_first_rank_refuses_all_refuse(place):

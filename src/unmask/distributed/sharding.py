@@ -6,14 +6,19 @@ With gradient, every forward and backward is a collective: all ranks make equall
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -108,8 +113,35 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def save_shards(tensors: dict[str, Tensor], directory: Path) -> None:
+    """Write tensors to safetensors files in a directory, each rank its own shards; all ranks call it, and wait."""
+    save(tensors, storage_writer=HuggingFaceStorageWriter(str(directory), save_distributed=True))
+
+
+def load_shards(tensors: dict[str, Tensor], directory: Path) -> None:
+    """Fill tensors, sharded in any way or not at all, from what `save_shards` wrote on any number of ranks.
+
+    Each rank reads what it holds.
+    """
+    reader = HuggingFaceStorageReader(str(directory))
+    alone = not torch.distributed.is_initialized()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is meant
+        load(tensors, storage_reader=reader, no_dist=alone)
+
+
+def names_in_shards(directory: Path) -> set[str]:
+    """Names of the tensors that `save_shards` wrote."""
+    return set(HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata)
+
+
 def as_sharded(tensor: Tensor, like: Tensor) -> Tensor:
-    """This rank's shard of a tensor that every rank has whole, placed as `like`, or the tensor on its device."""
+    """This rank's shard of a tensor that every rank has whole, placed as `like`, or the tensor on its device.
+
+    What is a shard already stays.
+    """
+    if isinstance(tensor, DTensor):
+        return tensor
     tensor = tensor.to(like.device)
     if not isinstance(like, DTensor):
         return tensor

@@ -24,13 +24,14 @@ from unmask.denoisers.base import Denoiser
 from unmask.denoisers.directories import checkpoint_name, checkpoints, partial, step_of
 from unmask.denoisers.intact import check_model_files, check_tensors, read_json
 from unmask.denoisers.loading import save_denoiser
-from unmask.distributed.sharding import as_sharded, is_sharded, whole
+from unmask.distributed.sharding import as_sharded, is_sharded, load_shards, names_in_shards, save_shards, whole
 from unmask.errors import UserError
 from unmask.report.durable import sync, writing
 from unmask.settings.recipe import TrainSettings
 
 _SYSTEM_ERROR = re.compile(r"(?:os error|code:) (\d+)")  # in an error of safetensors
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_SHARDS = "optimizer"  # folder of the moments where the weights are sharded
 
 
 def save_checkpoint(
@@ -46,37 +47,42 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder`/step_NNNNNN and return it: model (Hugging Face layout), optimizer moments, random and run state.
 
-    All ranks call it where the weights are sharded, and the one that `writes` gets them whole in its own memory.
+    All ranks call it where the weights are sharded: each writes its shards of the moments to a folder of them, and the
+    one that `writes` gets the weights whole in its own memory, for the model.
 
     `state` becomes state.json, with `step` and the digests by which resuming notices damage within tensors.
     `reference`: frozen weights that have moved since the start. `further`: more files of tensors, by their names.
     """
-    weights = _whole_state(denoiser.model, keep=writes) if is_sharded(denoiser) else None
-    moments = _moments(denoiser, optimizer, keep=writes)
-    moved = None if reference is None else _distinct(_whole_state(reference, keep=writes))
     final = folder / checkpoint_name(step)
-    if not writes:
-        return final
     written = partial(final)
-    shutil.rmtree(written, ignore_errors=True)
     with writing(final), _tensor_errors():
-        folder.mkdir(exist_ok=True)  # where the run's own directory is gone, nothing would find the checkpoint
-        written.mkdir()
+        if writes:
+            shutil.rmtree(written, ignore_errors=True)
+            folder.mkdir(exist_ok=True)  # where the run's own directory is gone, nothing would find the checkpoint
+            written.mkdir()
         try:
+            weights = None
+            if is_sharded(denoiser):
+                torch.distributed.barrier()  # the first has made the folder
+                weights = _whole_state(denoiser.model, keep=writes)
+                save_shards(_moments(denoiser, optimizer), written / _SHARDS)
+            moved = None if reference is None else _distinct(_whole_state(reference, keep=writes))
+            if not writes:
+                return final
             save_denoiser(denoiser, tokenizer, written, weights=weights)
             if has_adapters(denoiser):
                 save_adapters(denoiser, written)
-            save_file(moments, written / "optimizer.safetensors")
-            if moved is not None:
-                save_file(moved, written / "reference.safetensors")
-            for name, tensors in (further or {}).items():
-                save_file(tensors, written / f"{name}.safetensors")
-            save_file({"cpu": torch.get_rng_state()}, written / "random_state.safetensors")
+            tensors = {"random_state": {"cpu": torch.get_rng_state()}, **(further or {})}
+            tensors |= {"optimizer": _moments(denoiser, optimizer)} if weights is None else {}
+            tensors |= {} if moved is None else {"reference": moved}
+            for name, named in tensors.items():
+                save_file(named, written / f"{name}.safetensors")
             (written / "state.json").write_text(json.dumps(_with_digests(written, state | {"step": step}), indent=1))
-            for path in (*written.iterdir(), written):
+            for path in (*written.rglob("*"), written):
                 sync(path)
         except BaseException:
-            shutil.rmtree(written)  # on a full disk the room that it takes may be all that others need
+            if writes:
+                shutil.rmtree(written)  # on a full disk the room that it takes may be all that others need
             raise
         set_aside(final)
         written.rename(final)
@@ -129,15 +135,14 @@ def _digest_of_state(state: dict[str, Any]) -> str:
     return sha256(json.dumps(state).encode()).hexdigest()
 
 
-def _moments(denoiser: Denoiser, optimizer: torch.optim.Optimizer, *, keep: bool) -> dict[str, torch.Tensor]:
+def _moments(denoiser: Denoiser, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     state = optimizer.state
-    named = {
-        f"{name}/{moment}": state[parameter][moment]
+    return {
+        f"{name}/{moment}": state[parameter][moment].contiguous()
         for name, parameter in denoiser.named_parameters()
         if parameter in state
         for moment in _MOMENTS
     }
-    return _whole(named, keep=keep)
 
 
 def _whole_state(module: nn.Module, *, keep: bool) -> dict[str, torch.Tensor]:
@@ -165,15 +170,28 @@ def _distinct(named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def load_optimizer(directory: Path, denoiser: Denoiser, optimizer: torch.optim.Optimizer) -> None:
     """Load AdamW's moments into `optimizer`, and the global random state (dropout alone draws from it)."""
-    moments = load_file(directory / "optimizer.safetensors")
+    shards = directory / _SHARDS
+    moments = _from_shards(shards, denoiser) if shards.is_dir() else load_file(directory / "optimizer.safetensors")
     for name, parameter in denoiser.named_parameters():
         if f"{name}/step" in moments:
+            found = {moment: moments[f"{name}/{moment}"] for moment in _MOMENTS}
             optimizer.state[parameter] = {
-                moment: moment_of if moment == "step" else as_sharded(moment_of, parameter)
-                for moment in _MOMENTS
-                for moment_of in (moments[f"{name}/{moment}"],)
+                moment: tensor if moment == "step" else as_sharded(tensor, parameter)
+                for moment, tensor in found.items()
             }
     torch.set_rng_state(load_file(directory / "random_state.safetensors")["cpu"])
+
+
+def _from_shards(shards: Path, denoiser: Denoiser) -> dict[str, torch.Tensor]:
+    saved = names_in_shards(shards)
+    moments = {
+        f"{name}/{moment}": torch.zeros(()) if moment == "step" else torch.zeros_like(parameter)
+        for name, parameter in denoiser.named_parameters()
+        for moment in _MOMENTS
+        if f"{name}/{moment}" in saved
+    }
+    load_shards(moments, shards)
+    return moments
 
 
 def load_reference(directory: Path, reference: Denoiser) -> None:
@@ -194,7 +212,8 @@ def check_whole(directory: Path, settings: TrainSettings) -> None:
 
 def _fault(directory: Path, settings: TrainSettings) -> str | None:
     """What is wrong with the files of a checkpoint."""
-    names = ["optimizer.safetensors", "random_state.safetensors"]
+    shards = [f"{_SHARDS}/{path.name}" for path in (directory / _SHARDS).glob("*.safetensors")]
+    names = [*(shards or ["optimizer.safetensors"]), "random_state.safetensors"]
     names += ["adapters.safetensors"] if settings.lora_rank else []
     names += ["reference.safetensors"] if settings.reference_sync_steps else []
     names += [] if any(directory.glob("model*.safetensors*")) or settings.lora_rank else ["model.safetensors"]
