@@ -110,7 +110,6 @@ DATASET = ("--task", "dataset", "--model", "embedded:sudoku")
         (["plan", "--model", "nowhere"], "'nowhere'", "give one of"),
         (["plan", "--gpus", "8"], "'8'", "8x80GB"),
         (["plan", "--gpu", "h10"], "'h10'", "'h100'"),
-        (["plan", "--gpus", "3x80GB"], "3 GPUs", "multiple"),
         (["plan", "--rollout.block-length", "5"], "rollout.block_length 5", "divisor"),
         (["train", *DATASET, "--task.data", "nowhere.jsonl"], "nowhere.jsonl", "path of a data file"),
         (["train", *DATASET, "--task.data", "empty.jsonl"], "empty.jsonl is empty", "rows"),

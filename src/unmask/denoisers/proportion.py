@@ -16,7 +16,7 @@ from torch import nn
 from unmask.denoisers.intact import tensor_files
 from unmask.errors import UserError
 
-_REPEATED = re.compile(r"layer|expert|block|depth")  # settings that say how often a part is built
+_REPEATED = re.compile(r"^(num|n)_(.*_)?(layers|experts|blocks)$")  # settings that say how often a part is built
 _MOST_TIMES = 4  # tied weights are described twice, packed ones stored as half
 _SPARE = 1_000_000  # weights
 
