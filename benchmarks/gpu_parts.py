@@ -27,6 +27,7 @@ from toy import PeerView
 from unmask.denoisers.adapters import add_adapters
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.formats import format_of
+from unmask.denoisers.head.workspace import Workspace
 from unmask.denoisers.layers.compiled import compile_layers
 from unmask.denoisers.layers.fast_layers import fast_layers
 from unmask.distributed import World
@@ -255,6 +256,8 @@ class Bench:
     ) -> dict[str, Any]:
         """Wall seconds of a call after a warm-up, and the most memory above what was there before."""
         (warm_up or work)()
+        self.denoiser.zero_grad(set_to_none=True)  # what a call makes is counted, as the plan counts it
+        self.denoiser.workspace = Workspace()
         gc.collect()
         on_gpu = self.device.type == "cuda"
         before = torch.cuda.memory_allocated() if on_gpu else 0

@@ -35,7 +35,7 @@ SHAPE = {
 }
 
 
-def settings_of(directory, method, *, shape=None, rollout=None, train=None) -> PlanSettings:
+def settings_of(directory, method, *, shape=None, rollout=None, train=None, prompt=PROMPT) -> PlanSettings:
     """Settings whose model is a config.json in the directory."""
     (directory / "config.json").write_text(json.dumps(SHAPE | (shape or {})))
     steps = COMPLETION if method["name"] == "just-grpo" else 4
@@ -48,7 +48,7 @@ def settings_of(directory, method, *, shape=None, rollout=None, train=None) -> P
             "method": method,
             "rollout": sizes | {"unmasking": {"name": rule}} | (rollout or {}),
             "train": train or {},
-            "prompt_tokens": PROMPT,
+            "prompt_tokens": prompt,
         },
     )
 
@@ -93,12 +93,12 @@ class SmallRun:
 
     def sample(self):
         """The rollout."""
-        rollout = self.settings.rollout
+        rollout, width = self.settings.rollout, self.settings.prompt_tokens
         count = rollout.prompts * rollout.group_size
         index = torch.arange(count)
         prompts = Prompts(
-            tokens_NP=torch.arange(count * PROMPT).view(count, PROMPT) % 500 + 10,
-            attention_NP=torch.arange(PROMPT) >= (index // rollout.group_size % 2)[:, None],  # some are padded
+            tokens_NP=torch.arange(count * width).view(count, width) % 500 + 10,
+            attention_NP=torch.arange(width) >= (index // rollout.group_size % 2)[:, None],  # some are padded
             prompt_N=index // rollout.group_size,
             sample_N=index % rollout.group_size,
         )

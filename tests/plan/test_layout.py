@@ -66,11 +66,11 @@ def test_plan_of_llada_8b_on_eight_gpus_is_as_reckoned_by_hand(mdpo):
     assert moments["optimizer step"] - reference == pytest.approx(18.6, rel=0.01)
 
 
-def test_layer_by_layer_a_step_moves_the_weights_twice_and_the_gradients_once_a_micro_batch(mdpo):
+def test_a_micro_batch_moves_each_layer_twice_the_root_and_the_gradients_once(mdpo):
     whole, layers, gradients = mdpo.transfers
-    passes, weights = -(-mdpo.work.terms[0].forwards // 6), 8_015_581_184
+    passes, weights, root = -(-mdpo.work.terms[0].forwards // 6), 8_015_581_184, 2 * 126464 * 4096 + 4096
     assert whole.size == 2 * 2 * weights  # for the rollout, and of the reference
-    assert (layers.size, gradients.size) == (passes * 2 * 2 * weights, passes * 4 * weights)
+    assert (layers.size, gradients.size) == (passes * 2 * (2 * weights - root), passes * 4 * weights)
     assert gradients.messages == passes * 33
 
 

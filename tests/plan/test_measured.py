@@ -129,6 +129,14 @@ def test_plan_peak_of_rollout_and_update_is_that_measured(method, train, shape, 
     assert planned == pytest.approx(peak(backward), rel=0.05)
 
 
+def test_plan_peak_of_a_rollout_leaves_out_what_is_scored_later(tmp_path):
+    """Batches of long prompts, whose tokens are repeated for every mask and update, are made after it."""
+    train, shape = {"num_iterations": 8}, {"num_hidden_layers": 2, "hidden_size": 32}
+    run = SmallRun(settings_of(tmp_path, METHODS["spg"], train=train, shape=shape, prompt=200))
+    assert run.plan.memory.batches > 0.05 * run.plan.memory.rollout
+    assert run.plan.memory.rollout + run.plan.memory.records == pytest.approx(peak(run.sample), rel=0.05)
+
+
 def test_plan_peak_of_a_rollout_at_another_temperature(tmp_path):
     """Scaled logits are a copy."""
     rollout, shape = {"temperature": 0.9}, {"hidden_size": 96, "num_key_value_heads": 4, "vocab_size": 1280}

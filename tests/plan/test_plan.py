@@ -166,7 +166,7 @@ def test_plan_command_flags_override_the_recipe():
         (["sudoku-dispo", "--shard", "half"], "shard is 'half'"),
         (["sudoku-dispo", "--gpus", "4x24GB", "--shard", "3"], "groups of 3"),
         (["llada8b-spg", "--gpus", "8x80GB", "--shard", "8"], "train.lora_rank 128"),
-        (["sudoku-dispo", "--gpus", "5x80GB"], "cannot be shared by 5"),
+        (["sudoku-dispo", "--gpus", "129x80GB"], "129 GPUs sample 128"),
         (["sudoku-dispo", "--utilisation", "1.5"], "utilisation"),
         (["sudoku-dispo", "--prompt-tokens", "100"], "prompt_tokens"),
         (["sudoku-dispo", "--model", "GSAI-ML/LLaDA-8B"], "GSAI-ML/LLaDA-8B-"),

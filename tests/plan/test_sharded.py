@@ -48,7 +48,8 @@ def gathered(denoiser, work):
     work()
     for module in modules:
         module.reshard()
-    denoiser.set_reshard_after_forward(True)
+    for module in modules[1:]:  # the root stays whole from a forward to its backward
+        module.set_reshard_after_forward(True, recurse=False)
 
 
 def counted(sizes):
@@ -91,6 +92,8 @@ def measure(directory, train, sizes):
         "answers": lambda: gathered(reference, run.prepare),
         "update": backward,
     }
+    gathered(denoiser, lambda: None)  # updates come after a rollout
+    sizes.update(gathered=0, summed=0)
     for moment in moments.values():
         moment()
     found, kept = dict(sizes), run.prepared

@@ -292,7 +292,7 @@ def _run(denoiser: Denoiser, work: Pass, autocast: Any, cache: KeyValues) -> Non
     other_model = denoiser if work.blended else None
     run = slice(work.length - work.cached, work.length)
     part = CacheWindow(cache=cache, columns=run, end=work.length) if work.cached else None
-    attention = None if work.cached else attention_FL
+    attention = attention_FL[:, None, None, :] if work.samples else attention_FL  # as the sampler's `mask_of` has it
     selected_Q = torch.arange(work.scored) if work.scored < query_FA.numel() else None
     with autocast:
         (result, *_) = denoiser(tokens_FL, attention, query_FA, _reducer(work), guidance, other_model, part, selected_Q)

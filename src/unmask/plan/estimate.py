@@ -68,7 +68,7 @@ def make_plan(settings: PlanSettings) -> Plan:
     gpus = gpus_of(settings)
     train = settings.train
     size = size_of(settings.model, train.param_dtype, train.lora_rank, settings.model_format, four_bit=train.four_bit)
-    prompt, work = _work(settings, settings.method, gpus, size)
+    prompt, work = work_on(settings, settings.method, gpus, size)
     flops, seconds = costs(settings, work, size, gpus)
     layout = _layout(settings, work, size, gpus)
     return Plan(
@@ -110,11 +110,12 @@ def _layout(settings: PlanSettings, work: Work, size: Size, gpus: GPUs) -> Layou
 
 def method_costs(plan: Plan, method: Method) -> tuple[Work, Seconds, Seconds]:
     """Another method's (work, FLOPs, seconds) with the settings of a plan."""
-    _, work = _work(plan.settings, method, plan.gpus, plan.size)
+    _, work = work_on(plan.settings, method, plan.gpus, plan.size)
     return work, *costs(plan.settings, work, plan.size, plan.gpus)
 
 
-def _work(settings: PlanSettings, method: Method, gpus: GPUs, size: Size) -> tuple[int, Work]:
+def work_on(settings: PlanSettings, method: Method, gpus: GPUs, size: Size) -> tuple[int, Work]:
+    """Prompt tokens, and the Work of a GPU of a method with a recipe's settings. Raises UserError for wrong lengths."""
     sampler = settings.rollout.sampler(settings.task)
     length, max_length = sampler.max_new_tokens, size.max_length
     prompt = settings.prompt_tokens or min(_PROMPT, max_length - length)
@@ -154,7 +155,7 @@ def costs(settings: PlanSettings, work: Work, size: Size, gpus: GPUs) -> tuple[S
 def advice(plan: Plan) -> list[str]:
     """What to change where the recipe does not fit, the most effective first."""
     train, memory, usable = plan.settings.train, plan.memory, plan.usable
-    state = memory.held + memory.gradients + memory.optimizer + memory.records
+    state = memory.held + memory.gradients + memory.optimizer + memory.records + memory.batches
     if state > usable and not train.lora_rank:
         return [_on_state(plan, state)]
     if memory.gathered > usable:
@@ -168,7 +169,7 @@ def advice(plan: Plan) -> list[str]:
     batch = max(term.batch for term in plan.work.terms)
     if moments["update"] > usable and batch > 1:
         before = memory.gradients + memory.blended
-        left = max(0.0, usable - memory.held - before - memory.records)
+        left = max(0.0, usable - memory.held - before - memory.records - memory.batches)
         fewer = max(1, int(0.9 * batch * left / memory.update))
         said.append(f"fewer forwards at a time: train.micro_batch {fewer} (now {batch})")
     if moments["rollout"] > usable:

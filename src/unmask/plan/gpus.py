@@ -48,10 +48,8 @@ def gpus_of(settings: PlanSettings) -> GPUs:
         node=settings.node_gpus,
         network=Network(link=link * 1e9, between=settings.network * 1e9),
     )
-    if settings.rollout.prompts % gpus.count:
-        raise UserError(
-            f"rollout.prompts {settings.rollout.prompts} cannot be shared by {gpus.count} GPUs: give a multiple"
-        )
+    if (completions := settings.rollout.prompts * settings.rollout.group_size) < gpus.count:
+        raise UserError(f"{gpus.count} GPUs sample {completions} completions a step: raise rollout.prompts")
     return gpus
 
 

@@ -33,7 +33,8 @@ class Memory:
     old: int
     moments: int
     gradients: int
-    records: int  # rollout, recorded states, scoring batches
+    records: int  # rollout, recorded states
+    batches: int  # what is scored in the updates
     rollout: int
     update: int  # gradients are part of it where the first backward pass makes them
     optimizer: int
@@ -52,12 +53,13 @@ class Memory:
     def bytes_by_moment(self) -> dict[str, int]:
         """Bytes in all at each moment."""
         before = self.gradients if self.accumulates else 0
-        state = self.held + self.records
+        sampled = self.held + self.records
+        made = sampled + self.batches
         return {
-            "rollout": state + self.gradients + self.gathered + self.rollout,
-            "frozen answers": state + self.gradients + self.gathered + self.answers if self.answers else 0,
-            "update": state + before + self.blended + self.update,
-            "optimizer step": state + self.gradients + self.optimizer,
+            "rollout": sampled + self.gradients + self.gathered + self.rollout,
+            "frozen answers": made + self.gradients + self.gathered + self.answers if self.answers else 0,
+            "update": made + before + self.blended + self.update,
+            "optimizer step": made + self.gradients + self.optimizer,
         }
 
     @property
@@ -71,9 +73,9 @@ def memory_of(settings: PlanSettings, work: Work, size: Size, layout: Layout) ->
     accumulates = any(term.batch < term.forwards for term in work.terms) or len(work.terms) > 1
     scratch = size.dequantized * torch.bfloat16.itemsize
     passes = [_update_pass(term, work, layout, accumulates=accumulates) for term in work.terms]
-    batches = sum(term.batch_bytes for term in work.terms) * work.updates
     shared: dict[str, Any] = {
-        "records": work.record_bytes + batches,
+        "records": work.record_bytes,
+        "batches": sum(term.batch_bytes for term in work.terms) * work.updates,
         "rollout": max(_bytes(settings, each) for each in _denoising_passes(settings, work, layout)) + scratch,
         "update": max(
             _bytes(settings, each) + _kept_logits(term, size) for each, term in zip(passes, work.terms, strict=True)

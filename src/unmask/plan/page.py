@@ -73,7 +73,7 @@ def _memory_rows(plan: Plan) -> list[list[str]]:
         "old policy": memory.old,
         "optimizer moments": memory.moments,
         "gradients": memory.gradients,
-        "rollout and scoring batches": memory.records,
+        "rollout and scoring batches": memory.records + memory.batches,
         "weights gathered for rollout and answers": memory.gathered,
         "weights gathered in an update": memory.working,
         "weights of the old policy, gathered in an update": memory.blended,

@@ -52,8 +52,8 @@ def transfers_of(layout: Layout, size: Size, work: Work, dtype: torch.dtype) -> 
     """All messages of a training step; `dtype`: what gathered weights are. Metrics and prompts are too small to count.
 
     Replicated: gradients, once an update. Sharded: all weights before the rollout, before each policy that answers
-    without gradient, and before an update that blends the old policy's logits; in each micro-batch the weights twice,
-    layer by layer, forwards and backwards, and the gradients once.
+    without gradient, and before an update that blends the old policy's logits; in each micro-batch a layer's weights
+    twice, forwards and backwards, the others' and all gradients once.
     """
     if layout.ranks == 1:
         return ()
@@ -68,14 +68,17 @@ def transfers_of(layout: Layout, size: Size, work: Work, dtype: torch.dtype) -> 
                 rounds=2,
             ),
         )
-    groups, total = len(size.groups.layers) + 1, size.groups.total
+    groups, total, layers = len(size.groups.layers) + 1, size.groups.total, sum(size.groups.layers)
     within = {"ranks": layout.shard, "members": min(layout.shard, layout.node)}
     whole, passes = _gatherings(work), work.updates * sum(map(_micro_batches, work.terms))
     summed = total * torch.float32.itemsize
     moved = (
         Transfer(name="weights, whole", messages=groups * whole, size=whole * total * dtype.itemsize, **within),
         Transfer(
-            name="weights, by layer", messages=2 * groups * passes, size=2 * passes * total * dtype.itemsize, **within
+            name="weights, by layer",
+            messages=(2 * groups - 1) * passes,
+            size=(layers + total) * passes * dtype.itemsize,
+            **within,
         ),
         Transfer(name="gradients, by layer", messages=groups * passes, size=passes * summed, **within),
     )

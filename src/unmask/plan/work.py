@@ -179,7 +179,7 @@ def work_of(
     length = canvas.completion
     blocks = length // canvas.block_length
     steps = blocks * len(_step_counts(rollout, length))
-    prompts = rollout.prompts // ranks
+    prompts = -(-rollout.prompts // ranks)  # of the rank with the most
     shape = DryShape(prompt=canvas.start, length=length, blocks=blocks, steps=steps, group=rollout.group_size)
 
     def dry(count: int) -> Rollout:
