@@ -77,10 +77,15 @@ def test_plan_flops_of_a_rollout_with_a_cache_are_those_measured(caching, tmp_pa
     assert run.plan.flops.rollout < 0.9 * exact.plan.flops.rollout
 
 
-def test_plan_peak_of_a_rollout_with_a_cache_is_that_measured(tmp_path):
+def test_plan_peak_of_a_rollout_with_a_cache_is_an_upper_bound(tmp_path):
+    """By less than the keys and values of a layer, of which a small network has few."""
     shape = {"hidden_size": 96, "num_key_value_heads": 4}
     run = SmallRun(settings_of(tmp_path, METHODS["diffu-grpo"], rollout={"caching": "dual"}, shape=shape))
-    assert run.plan.memory.rollout + run.plan.memory.records == pytest.approx(peak(run.sample), rel=0.05)
+    measured, planned = peak(run.sample), run.plan.memory.rollout + run.plan.memory.records
+    layer = 2 * run.plan.work.samples * run.plan.work.length * shape["hidden_size"] * 4
+    assert measured <= planned < measured + layer
+    plain = SmallRun(settings_of(tmp_path, METHODS["diffu-grpo"], shape=shape))
+    assert run.plan.memory.rollout > plain.plan.memory.rollout + 3 * layer
 
 
 @pytest.mark.parametrize(("batch", "group_size"), [(5, 4), (8, 4), (37, 4), (37, 5)])
