@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from unmask.plan.estimate import advice, make_plan
+from unmask.plan.gpus import Network
 from unmask.plan.layout import (
     Layout,
     choose_layout,
@@ -18,7 +19,7 @@ from unmask.plan.layout import (
     working_bytes,
 )
 from unmask.plan.networks import four_bit_bytes, size_of
-from unmask.plan.traffic import Network, Transfer
+from unmask.plan.traffic import Transfer
 from unmask.settings.commands import PlanSettings
 from unmask.settings.reader import build, read_recipe
 

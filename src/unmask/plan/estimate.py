@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from unmask.errors import UserError
 from unmask.methods.base import Method
 from unmask.plan.gpus import GIBIBYTE, GPUs, gpus_of
-from unmask.plan.layout import Layout, choose_layout, gathered_bytes, given_layout, layouts
+from unmask.plan.layout import Layout, choose_layout, gathered_bytes, layouts
 from unmask.plan.memory import Memory, computing_dtype, memory_of
 from unmask.plan.networks import Size, size_of
 from unmask.plan.traffic import Transfer, transfers_of
@@ -90,15 +90,10 @@ def _usable(settings: PlanSettings, gpus: GPUs) -> float:
 
 
 def _layout(settings: PlanSettings, work: Work, size: Size, gpus: GPUs) -> Layout:
-    """The layout that train.shard names, or the first that fits; adapters and their base are whole on every GPU.
-
-    Raises UserError for a number that does not divide the GPUs.
-    """
+    """The layout that train.shard names, or the first that fits; adapters and their base are whole on every GPU."""
     train = settings.train
-    if train.shard != "auto":
-        return given_layout(train.shard_size, gpus.count, gpus.node)
-    if train.lora_rank:
-        return Layout(ranks=gpus.count, node=gpus.node)
+    if train.shard != "auto" or train.lora_rank:
+        return Layout(ranks=gpus.count, shard=train.shard_size or 1, node=gpus.node)
 
     def peak(layout: Layout) -> float:
         return memory_of(settings, work, size, layout).peak

@@ -1,4 +1,4 @@
-"""GPUs of a plan: how many, how large, how fast."""
+"""GPUs of a plan: how many, how large, how fast. Torch-free."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 
 from unmask.errors import UserError
-from unmask.plan.traffic import Network
 from unmask.settings.commands import PlanSettings
 from unmask.validation import did_you_mean
 
@@ -24,6 +23,14 @@ PEAKS = {
 # GB/s that a GPU sends to others of its machine, as collectives reach it: NVLink, else PCIe 4. Assumptions.
 LINKS = {"a100": 230.0, "h100": 350.0, "h200": 350.0}
 _PCIE = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """Bytes a second that a GPU sends: to others of its machine, and to those of other machines."""
+
+    link: float
+    between: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +57,15 @@ def gpus_of(settings: PlanSettings) -> GPUs:
     )
     if (completions := settings.rollout.prompts * settings.rollout.group_size) < gpus.count:
         raise UserError(f"{gpus.count} GPUs sample {completions} completions a step: raise rollout.prompts")
+    _check_shard(settings.train.shard_size, count)
     return gpus
+
+
+def _check_shard(size: int, count: int) -> None:
+    if size == 1:
+        raise UserError("train.shard 1, groups of one GPU that hold all weights, is not planned: set it to 0")
+    if size and count % size:
+        raise UserError(f"{count} GPUs cannot be split into groups of {size}: give a train.shard that divides them")
 
 
 def parse_gpus(gpus: str) -> tuple[int, int]:

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import torch
 
-from unmask.errors import UserError
-
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
@@ -110,18 +108,6 @@ def optimizer_bytes(weights: WeightGroups, layout: Layout) -> int:
 
 
 # ---- which layout ----
-
-
-def given_layout(shard: int, ranks: int, node: int) -> Layout:
-    """The layout of train.shard: 0 for replicas, or the GPUs that hold the weights together.
-
-    Raises UserError for a number that does not divide the GPUs, and for groups of one.
-    """
-    if shard == 1:
-        raise UserError("train.shard 1, groups of one GPU that hold all weights, is not planned: set it to 0")
-    if shard and ranks % shard:
-        raise UserError(f"{ranks} GPUs cannot be split into groups of {shard}: give a train.shard that divides them")
-    return Layout(ranks=ranks, shard=shard or 1, node=node)
 
 
 def layouts(ranks: int, node: int, *, nodes_replicate: bool = True) -> tuple[Layout, ...]:

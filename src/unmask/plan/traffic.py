@@ -11,19 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
+from unmask.plan.gpus import Network
 from unmask.plan.layout import Layout
 from unmask.plan.networks import Size
 from unmask.plan.work import TermWork, Work
 
 LATENCY = 50e-6  # seconds of a message beside its bytes: an assumption
-
-
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """Bytes a second that a GPU sends: to others of its machine, and to those of other machines."""
-
-    link: float
-    between: float
 
 
 @dataclass(frozen=True, kw_only=True)
