@@ -44,7 +44,7 @@ bench: $(VENV)/.installed
 	-$(BIN)/python benchmarks/main_job.py --steps 10
 
 check-gpu: $(VENV)/.installed-test
-	$(BIN)/pytest -m gpu tests/gpu
+	$(BIN)/python benchmarks/gpu.py $(CHECKOUTS)
 
 stand-ins: $(VENV)/.installed
 	$(BIN)/python tools/stand_ins.py runs/stand-ins

@@ -72,6 +72,7 @@ def parts(only: str) -> list[Part]:
     recipes = [name for name in recipe_names("train") if "llada8b" in name]
     listed = [Part(recipe=name, family=family.name, table="improve") for name, family in IMPROVE]
     listed += [Part(recipe=name, family=LLADA.name) for name in recipes]
+    listed += [Part(recipe=name, family=LLADA2.name) for name in recipe_names("train") if "llada2mini" in name]
     listed += [Part(recipe=name, family=family.name) for family in (DREAM, LLADA2) for name in OTHERS]
     return [part for part in listed if any(word in part.name for word in only.split(","))]
 

@@ -110,6 +110,7 @@ DATASET = ("--task", "dataset", "--model", "embedded:sudoku")
         (["plan", "--model", "nowhere"], "'nowhere'", "give one of"),
         (["plan", "--gpus", "8"], "'8'", "8x80GB"),
         (["plan", "--gpu", "h10"], "'h10'", "'h100'"),
+        (["plan", "--gpus", "4x80GB", "--train.shard", "3"], "4 GPUs", "divides"),
         (["plan", "--rollout.block-length", "5"], "rollout.block_length 5", "divisor"),
         (["train", *DATASET, "--task.data", "nowhere.jsonl"], "nowhere.jsonl", "path of a data file"),
         (["train", *DATASET, "--task.data", "empty.jsonl"], "empty.jsonl is empty", "rows"),

@@ -1,6 +1,6 @@
-"""train.shard auto: weights are sharded over GPUs only where the plan says that replicas do not fit."""
+"""train.shard auto: the layout of a run is that of its plan on the GPUs that are there."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +8,8 @@ import torch
 
 from unmask.cli.sharding import shard_size
 from unmask.distributed import World
-from unmask.plan.fit import replicas_fit
+from unmask.plan.estimate import make_plan
+from unmask.settings.commands import PlanSettings
 from unmask.settings.recipe import Recipe, TrainSettings
 
 
@@ -38,28 +39,22 @@ def test_shard_size_is_what_is_set_or_none_on_one_process():
 @pytest.mark.parametrize(
     ("gibibytes", "train", "expected"),
     [
-        (80, {}, 0),  # the embedded model
-        (0, {}, 8),
-        (0, {"nodes_replicate": False}, 16),
-        (0, {"lora_rank": 4}, 0),
+        (800, {}, 0),
+        (80, {}, 8),
+        (80, {"nodes_replicate": False}, 16),
+        (24, {}, 16),  # more than a node's eighth
+        (8, {"lora_rank": 4}, 0),
     ],
 )
-def test_shard_size_of_auto_asks_the_plan(gibibytes, train, expected, ranks, monkeypatch):
+def test_shard_size_of_auto_is_that_of_the_plan(gibibytes, train, expected, ranks, monkeypatch):
+    monkeypatch.setattr("unmask.plan.memory.peak_bytes", lambda *arguments: 0)  # slow, and tested with the plan
     ranks(16, gibibytes, 8)
-    fits = replicas_fit(of(), 16, 80 * 2**30)
-    assert fits
-    asked = []
-
-    def fit(recipe, count, memory):
-        asked.append(count)
-        return bool(memory) and fits
-
-    monkeypatch.setattr("unmask.cli.sharding.replicas_fit", fit)
-    assert shard_size(of(**train)) == expected
-    assert asked == ([] if "lora_rank" in train else [16])
+    recipe = replace(of(**train), model="GSAI-ML/LLaDA-8B-Base")
+    assert shard_size(recipe) == expected
+    settings = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+    assert make_plan(PlanSettings(**settings, gpus=f"16x{gibibytes}GB")).layout.shard == max(expected, 1)
 
 
-def test_replicas_of_a_model_of_8_billion_do_not_fit_80_gigabytes(tmp_path):
-    recipe = replace(of(), model="GSAI-ML/LLaDA-8B-Base")
-    assert not replicas_fit(recipe, 8, 80 * 2**30)
-    assert replicas_fit(recipe, 8, 800 * 2**30)
+def test_shard_size_of_auto_keeps_a_small_model_whole(ranks):
+    ranks(16, 1, 8)
+    assert shard_size(of()) == 0

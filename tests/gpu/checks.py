@@ -6,14 +6,20 @@ too.
 
 from __future__ import annotations
 
+import copy
+from functools import partial
 from unittest.mock import patch
 
 import torch
+from torch import distributed
 
 from unmask.denoisers.head.log_prob import linear_logp
+from unmask.denoisers.head.reducers import TargetLogProb
 from unmask.denoisers.head.workspace import Workspace
 from unmask.denoisers.layers.compiled import compile_layers
 from unmask.denoisers.loading import load_denoiser
+from unmask.distributed import World
+from unmask.distributed.sharding import shard, shard_mesh
 from unmask.sampling.block import Block
 from unmask.sampling.caching import CACHINGS
 from unmask.sampling.proposals import Propose
@@ -121,6 +127,44 @@ def layers_agree(device: str, dtype: torch.dtype, within: float) -> bool:
     return all(bool((ours - theirs).norm() <= within * theirs.norm()) for ours, theirs in zip(*results, strict=True))
 
 
+def logp_agrees(device: str, dtype: torch.dtype, within: float) -> bool:
+    """Log-probs, and the gradient of their mean, are the CPU's in float32 to `within`, relative to their size."""
+    results = []
+    for place, kind in (("cpu", torch.float32), (device, dtype)):
+        denoiser = load_denoiser("embedded:sudoku").to(place, kind).eval()
+        results.append([each.float().cpu() for each in _logp_and_gradient(denoiser, place)])
+    return all(bool((ours - theirs).norm() <= within * theirs.norm()) for theirs, ours in zip(*results, strict=True))
+
+
+def _logp_and_gradient(denoiser, place: str) -> list[torch.Tensor]:
+    tokens = torch.randint(0, 5, (4, 32), generator=torch.Generator().manual_seed(0)).to(place)
+    columns = torch.arange(16, 32, device=place).expand(4, -1)
+    masked = tokens.index_fill(1, columns[0], denoiser.mask_id)
+    (logp,) = denoiser(masked, None, columns, TargetLogProb(tokens[:, 16:].reshape(-1, 1)))
+    logp.mean().backward()
+    return [logp.detach(), *(weight.grad for weight in denoiser.parameters() if weight.ndim > 1)]
+
+
+def one_shard_agrees(device: str, dtype: torch.dtype, within: float) -> bool:
+    """Sharded on one rank, weights gathered in `dtype`: log-probs and gradients are those of a network in it."""
+    whole = load_denoiser("embedded:sudoku").to(device).eval()
+    sharded = copy.deepcopy(whole)
+    expected = _logp_and_gradient(whole.to(dtype), device)
+    started = not distributed.is_initialized()
+    try:
+        precision = "bf16" if dtype == torch.bfloat16 else "fp32"
+        shard(sharded, sharded.model.base_model.layers, shard_mesh(World.single(device), 1), precision)
+        logp, *gradients = _logp_and_gradient(sharded, device)
+        found = [logp, *(each.to_local() for each in gradients)]
+    finally:
+        if started and distributed.is_initialized():
+            distributed.destroy_process_group()
+    return all(
+        bool((ours.float() - theirs.float()).norm() <= within * theirs.float().norm())
+        for ours, theirs in zip(found, expected, strict=True)
+    )
+
+
 def half_precision_draws_exact(device: str) -> bool:
     """Draws from a large head in bf16 have the entropy of the exact softmax of its logits, within 0.02 nats."""
     generator = torch.Generator().manual_seed(0)
@@ -142,7 +186,7 @@ def half_precision_draws_exact(device: str) -> bool:
 def training_runs(device: str, precision: str, methods: tuple[str, ...] = ("diffu-grpo", "mdpo", "dispo")) -> bool:
     """Two training steps of each method, on `device`, give finite losses and gradients.
 
-    Needs a process of its own: Accelerate fixes the precision of a process once.
+    In a process of its own it leaves nothing behind on the device.
     """
     for method in methods:
         train = SMALL["train"] | {"precision": precision}
@@ -154,3 +198,21 @@ def training_runs(device: str, precision: str, methods: tuple[str, ...] = ("diff
             if not 0 < metrics["grad_norm"] < float("inf"):
                 return False
     return True
+
+
+CHEAP = {  # on the CPU in a few seconds
+    "uniforms_agree": uniforms_agree,
+    "samples_agree": samples_agree,
+    "samples_agree, dual cache": partial(samples_agree, caching="dual"),
+    "samples_agree, delayed dual cache": partial(samples_agree, caching="dual_delayed"),
+    "block_never_waits": block_never_waits,
+    "gradients_agree": gradients_agree,
+    "layers_agree, float32": partial(layers_agree, dtype=torch.float32, within=1e-4),
+    "layers_agree, bf16": partial(layers_agree, dtype=torch.bfloat16, within=0.15),
+    "logp_agrees, float32": partial(logp_agrees, dtype=torch.float32, within=1e-3),
+    "logp_agrees, bf16": partial(logp_agrees, dtype=torch.bfloat16, within=0.15),
+    "one_shard_agrees, float32": partial(one_shard_agrees, dtype=torch.float32, within=1e-4),
+    "one_shard_agrees, bf16": partial(one_shard_agrees, dtype=torch.bfloat16, within=0.1),
+    "half_precision_draws_exact": half_precision_draws_exact,
+}
+COSTLY = {"samples_agree, compiled layers": partial(samples_agree, compiled=True)}

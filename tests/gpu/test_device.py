@@ -3,8 +3,6 @@
 The same checks run with the CPU as the device, where that is cheap, so that they cannot rot without a GPU at hand.
 """
 
-from functools import partial
-
 import checks
 import pytest
 import torch
@@ -17,30 +15,18 @@ GPU = pytest.param(
     "cuda",
     marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: not checked")],
 )
-CHEAP = {  # on the CPU in a few seconds
-    "uniforms_agree": checks.uniforms_agree,
-    "samples_agree": checks.samples_agree,
-    "samples_agree, dual cache": partial(checks.samples_agree, caching="dual"),
-    "samples_agree, delayed dual cache": partial(checks.samples_agree, caching="dual_delayed"),
-    "block_never_waits": checks.block_never_waits,
-    "gradients_agree": checks.gradients_agree,
-    "layers_agree, float32": partial(checks.layers_agree, dtype=torch.float32, within=1e-4),
-    "layers_agree, bf16": partial(checks.layers_agree, dtype=torch.bfloat16, within=0.15),
-    "half_precision_draws_exact": checks.half_precision_draws_exact,
-}
-COSTLY = {"samples_agree, compiled layers": partial(checks.samples_agree, compiled=True)}
 
 
 @pytest.mark.parametrize("device", [GPU, "cpu"])
-@pytest.mark.parametrize("name", CHEAP)
+@pytest.mark.parametrize("name", checks.CHEAP)
 def test_check_holds_on_device(name, device):
-    assert CHEAP[name](device)
+    assert checks.CHEAP[name](device)
 
 
 @pytest.mark.parametrize("device", [GPU])
-@pytest.mark.parametrize("name", COSTLY)
+@pytest.mark.parametrize("name", checks.COSTLY)
 def test_costly_check_holds_on_device(name, device):
-    assert COSTLY[name](device)
+    assert checks.COSTLY[name](device)
 
 
 @pytest.mark.parametrize("device", [GPU])

@@ -1,6 +1,7 @@
 """A small model really trained for a step, beside the plan of the same settings."""
 
 import json
+from functools import cached_property
 
 import torch
 
@@ -60,7 +61,6 @@ class SmallRun:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         self.settings, train = settings, settings.train
-        self.plan = make_plan(settings)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(settings.model))
@@ -90,6 +90,11 @@ class SmallRun:
             optimizer=torch.optim.AdamW([weight for weight in denoiser.parameters() if weight.requires_grad]),
             max_grad_norm=1.0,
         )
+
+    @cached_property
+    def plan(self):
+        """What is planned of it; this takes longer than all that is done."""
+        return make_plan(self.settings)
 
     def sample(self):
         """The rollout."""

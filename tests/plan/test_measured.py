@@ -30,7 +30,7 @@ WIDE_ADAPTERS = {"lora_rank": 32}
     ids=[*METHODS, "spg with adapters, recomputed", "vrpo with wide adapters, which its reference leaves out"],
 )
 def test_plan_flops_are_those_measured(method, train, tmp_path, monkeypatch):
-    monkeypatch.setattr("unmask.plan.estimate.peak_bytes", lambda *arguments: 0)  # slow, and of no account here
+    monkeypatch.setattr("unmask.plan.memory.peak_bytes", lambda *arguments: 0)  # slow, and of no account here
     run = SmallRun(settings_of(tmp_path, METHODS[method], train=train, shape={"num_hidden_layers": 2}))
     planned = run.plan.flops
     assert planned.rollout == pytest.approx(flops(run.sample), rel=0.05)
@@ -56,16 +56,41 @@ RULES = {
 @pytest.mark.parametrize("prompts", [4, 9])  # of 8 completions each: in one batch, of 72 padded ones
 @pytest.mark.parametrize("rule", RULES)
 def test_plan_rollout_forwards_are_the_most_that_a_rule_makes(rule, prompts, tmp_path, monkeypatch):
-    monkeypatch.setattr("unmask.plan.estimate.peak_bytes", lambda *arguments: 0)
+    monkeypatch.setattr("unmask.plan.memory.peak_bytes", lambda *arguments: 0)
     sizes = {"prompts": prompts, "group_size": 8, "steps": 4, "block_length": 8, "stop_at_end": False}
     rollout = sizes | {"unmasking": RULES[rule]}
     run = SmallRun(settings_of(tmp_path, METHODS["diffu-grpo"], rollout=rollout, shape={"num_hidden_layers": 1}))
     assert sampled_forwards(run) == run.plan.work.rollout_forwards
 
 
+CACHED = ("prefix", "dual", "prefix_delayed", "dual_delayed")
+
+
+@pytest.mark.parametrize("caching", CACHED)
+def test_plan_flops_of_a_rollout_with_a_cache_are_those_measured(caching, tmp_path, monkeypatch):
+    monkeypatch.setattr("unmask.plan.memory.peak_bytes", lambda *arguments: 0)
+    rollout = {"caching": caching, "steps": 8, "block_length": 8}
+    method, shape = METHODS["diffu-grpo"], {"num_hidden_layers": 2}
+    run = SmallRun(settings_of(tmp_path, method, rollout=rollout, shape=shape))
+    assert run.plan.flops.rollout == pytest.approx(flops(run.sample), rel=0.05)
+    exact = SmallRun(settings_of(tmp_path, method, rollout=rollout | {"caching": "none"}, shape=shape))
+    assert run.plan.flops.rollout < 0.9 * exact.plan.flops.rollout
+
+
+def test_plan_peak_of_a_rollout_with_a_cache_is_an_upper_bound(tmp_path):
+    """By less than the keys and values of a layer, of which a small network has few."""
+    shape = {"hidden_size": 96, "num_key_value_heads": 4}
+    run = SmallRun(settings_of(tmp_path, METHODS["diffu-grpo"], rollout={"caching": "dual"}, shape=shape))
+    measured, planned = peak(run.sample), run.plan.memory.rollout + run.plan.memory.records
+    layer = 2 * run.plan.work.samples * run.plan.work.length * shape["hidden_size"] * 4
+    assert measured <= planned < measured + layer
+    plain = SmallRun(settings_of(tmp_path, METHODS["diffu-grpo"], shape=shape))
+    assert run.plan.memory.rollout > plain.plan.memory.rollout + 3 * layer
+
+
 @pytest.mark.parametrize(("batch", "group_size"), [(5, 4), (8, 4), (37, 4), (37, 5)])
 def test_plan_rollout_forwards_of_refilled_batches_are_an_upper_bound(batch, group_size, tmp_path, monkeypatch):
-    monkeypatch.setattr("unmask.plan.estimate.peak_bytes", lambda *arguments: 0)
+    monkeypatch.setattr("unmask.plan.memory.peak_bytes", lambda *arguments: 0)
     sizes = {"prompts": 12, "group_size": group_size, "steps": 4, "block_length": 4, "batch": batch}
     for rule in ("low_confidence", "threshold"):
         rollout = sizes | {"unmasking": RULES[rule]}
@@ -76,7 +101,7 @@ def test_plan_rollout_forwards_of_refilled_batches_are_an_upper_bound(batch, gro
 
 @pytest.mark.parametrize("method", [{"name": "tracerl"}, {"name": "d2", "segments": 8}], ids=["tracerl", "d2"])
 def test_plan_trained_forwards_are_an_upper_bound_for_adaptive_rules(method, tmp_path, monkeypatch):
-    monkeypatch.setattr("unmask.plan.estimate.peak_bytes", lambda *arguments: 0)
+    monkeypatch.setattr("unmask.plan.memory.peak_bytes", lambda *arguments: 0)
     rollout = {"steps": 2, "unmasking": RULES["threshold"]}
     run = SmallRun(settings_of(tmp_path, method, rollout=rollout, shape={"num_hidden_layers": 1}))
     run.sample()

@@ -12,7 +12,7 @@ from unmask.cli.subcommands import COMMANDS
 from unmask.denoisers.loading import load_denoiser
 from unmask.errors import UserError
 from unmask.plan.estimate import advice, make_plan
-from unmask.plan.gpus import GIBIBYTE, parse_gpus
+from unmask.plan.gpus import GIBIBYTE, parse_gpus, parse_peak
 from unmask.plan.networks import blank_denoiser, read_shape, size_of
 from unmask.plan.published import published_shapes
 from unmask.settings.commands import PlanSettings
@@ -104,20 +104,22 @@ def test_recipes_of_llada_follow_the_papers(name):
 
 @pytest.mark.parametrize("name", [name for name in recipe_names("train") if name.startswith("llada8b-")])
 def test_recipes_of_llada_resolve_and_are_counted(name, monkeypatch):
-    monkeypatch.setattr("unmask.plan.estimate.peak_bytes", lambda *arguments: 0)  # traced above, and slow
+    monkeypatch.setattr("unmask.plan.memory.peak_bytes", lambda *arguments: 0)  # traced above, and slow
     one, eight = (make_plan(settings(name, gpus=gpus)) for gpus in ("1x80GB", "8x80GB"))
     assert one.flops.step == pytest.approx(8 * eight.flops.step, rel=0.02)
     assert one.work.trained_forwards == 8 * eight.work.trained_forwards > 0
-    assert one.fits == (one.settings.train.lora_rank > 0)
+    assert one.fits == (one.settings.train.lora_rank > 0) != eight.layout.sharded
+    assert eight.fits
 
 
 def test_make_plan_adapters_fit_where_all_weights_do_not():
-    full = make_plan(settings("llada8b-mdpo", gpus="8x80GB"))
+    full = make_plan(settings("llada8b-mdpo", gpus="1x80GB"))
     assert not full.fits
     (line,) = advice(full)
     assert "train.lora_rank" in line
     assert "train.param_dtype bf16" in line
-    assert make_plan(settings("llada8b-mdpo-lora", gpus="8x80GB")).fits
+    assert "train.shard auto" in line
+    assert make_plan(settings("llada8b-mdpo-lora", gpus="1x80GB")).fits
 
 
 @pytest.mark.parametrize("advised", ["train.gradient_checkpointing", "train.micro_batch"])
@@ -161,6 +163,10 @@ def test_plan_command_flags_override_the_recipe():
     [
         (["sudoku-dispo", "--gpus", "8 x 80"], "8x80GB"),
         (["sudoku-dispo", "--gpu", "h10"], "'h100'"),
+        (["sudoku-dispo", "--train.shard", "half"], "train.shard is 'half'"),
+        (["sudoku-dispo", "--gpus", "4x24GB", "--train.shard", "3"], "groups of 3"),
+        (["sudoku-dispo", "--gpus", "4x24GB", "--train.shard", "1"], "groups of one"),
+        (["llada8b-spg", "--gpus", "8x80GB", "--train.shard", "8"], "train.lora_rank"),
         (["sudoku-dispo", "--gpus", "129x80GB"], "129 GPUs sample 128"),
         (["sudoku-dispo", "--utilisation", "1.5"], "utilisation"),
         (["sudoku-dispo", "--prompt-tokens", "100"], "prompt_tokens"),
@@ -173,11 +179,11 @@ def test_plan_command_errors_name_value_and_mend(words, said, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_parse_gpus_knows_speeds():
-    assert parse_gpus("8x80GB", "a100", "bf16").peak == 312e12
-    assert parse_gpus("8x80GB", "a100", "fp32").peak == 19.5e12
-    assert parse_gpus("1x24GB", "165", "bf16").peak == 165e12
-    assert parse_gpus("1x24GB", "165", "bf16").memory == 24 * 2**30
+def test_parse_gpus_and_peaks():
+    assert parse_peak("a100", "bf16") == 312e12
+    assert parse_peak("a100", "fp32") == 19.5e12
+    assert parse_peak("165", "bf16") == 165e12
+    assert parse_gpus("1x24GB") == (1, 24 * 2**30)
 
 
 # ---- recipes that build on another ----
@@ -214,9 +220,3 @@ def test_blank_denoiser_has_the_shapes_of_the_real_one(tmp_path):
     theirs = {name: weight.shape for name, weight in denoiser.named_parameters()}
     assert {name: weight.shape for name, weight in blank.named_parameters()} == theirs
     assert all(weight.device == torch.device("meta") for weight in blank.parameters())
-
-
-def test_make_plan_refuses_weights_in_four_bits():
-    four_bit = settings("llada8b-wd1", train={"lora_rank": 16, "four_bit": True})
-    with pytest.raises(UserError, match="set it to false"):
-        make_plan(four_bit)

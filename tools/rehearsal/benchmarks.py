@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from itertools import permutations, product
 from pathlib import Path
@@ -22,38 +23,63 @@ SIZES: dict[str, dict[str, Any]] = {
     "gsm8k": {},
     "math500": {},
 }
-FILES = {"gsm8k": ("gsm8k_train.jsonl", "gsm8k_test.jsonl"), "math500": ("math500_train.jsonl", "math500_test.jsonl")}
+FILES = {
+    "countdown-words": {"data": "countdown_test.jsonl"},
+    "sudoku-words": {},
+    "gsm8k": {"train_data": "gsm8k_train.jsonl", "data": "gsm8k_test.jsonl"},
+    "math500": {"train_data": "math500_train.jsonl", "data": "math500_test.jsonl"},
+}
 _TASKS = {"countdown-words": CountdownWords, "sudoku-words": SudokuWords, "gsm8k": GSM8K, "math500": Math500}
 
 _NAMES, _THINGS = ("Ann", "Ben", "Eva", "Tom"), ("apples", "coins", "cards", "books")
 _PARTS = {"countdown-words": 4, "sudoku-words": 2, "gsm8k": 2, "math500": 2}  # of the rows that are taught
 _THOUGHT = "Each row, column and box needs 1 to 4."
 _CORPUS = 500  # examples of each benchmark that the tokenizer is trained on
-_SLIPS = 0.4  # of Countdown's taught answers are wrong
+_SLIPS = 0.4  # of Countdown's taught answers are left out
+_HELD_OUT = 192  # rows of Countdown's file, at least
 _TEST_SHARE = 3  # one problem in so many is held out
 
 
 def task_sizes(name: str, folder: Path) -> dict[str, Any]:
-    """Settings of a benchmark's task at rehearsal size; file tasks read the files in `folder`."""
-    if name not in FILES:
-        return SIZES[name]
-    train, test = FILES[name]
-    return SIZES[name] | {"train_data": str(folder / train), "data": str(folder / test)}
+    """Settings of a benchmark's task at rehearsal size, with the files in `folder`."""
+    return SIZES[name] | {setting: str(folder / file) for setting, file in FILES[name].items()}
 
 
 def task_of(name: str, folder: Path, **settings: Any) -> Any:
     """The benchmark's task at rehearsal size."""
-    return _TASKS[name](**task_sizes(name, folder), **settings)
+    return _TASKS[name](**task_sizes(name, folder) | settings)
 
 
 def write_problems(folder: Path, seed: int) -> None:
-    """Write the files of the tasks that read files."""
+    """Write the files that the tasks read: problems, and of Countdown those that a run must not train on."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, problems in (("gsm8k", _stories()), ("math500", _fractions())):
         Random(f"{name}-{seed}").shuffle(problems)
         held_out = len(problems) // _TEST_SHARE
-        for file, rows in zip(FILES[name], (problems[held_out:], problems[:held_out]), strict=True):
-            (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for file, rows in zip(FILES[name].values(), (problems[held_out:], problems[:held_out]), strict=True):
+            _write_rows(folder / file, rows)
+    _write_rows(folder / FILES["countdown-words"]["data"], _countdown_held_out(seed))
+
+
+def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _countdown_held_out(seed: int) -> list[dict[str, str]]:
+    """A third of the puzzles that are taught, numbers in every order, each several times (draws differ).
+
+    No small network solves puzzles that it never saw. What a run can learn on others, and show here, is to give the
+    answer always.
+    """
+    taught = CountdownWords(**SIZES["countdown-words"]).examples("train", _CORPUS, seed)
+    puzzles = sorted({(*sorted(row.columns["numbers"]), row.columns["target"]) for row in taught})
+    Random(f"countdown-{seed}").shuffle(puzzles)
+    rows = [
+        {"input": ",".join(map(str, numbers)), "output": str(target)}
+        for *given, target in puzzles[: len(puzzles) // _TEST_SHARE]
+        for numbers in sorted(set(permutations(given)))
+    ]
+    return rows * -(-_HELD_OUT // len(rows))
 
 
 def _stories() -> list[dict[str, str]]:
@@ -97,7 +123,7 @@ def lessons(folder: Path, count: int, seed: int, *, few_shot: int = 0) -> list[d
     if few_shot:
         return _rows(task_of("sudoku-words", folder, few_shot=few_shot), count, seed)
     parts = sum(_PARTS.values())
-    columns = [_rows(task_of(name, folder), -(-count * part // parts), seed) for name, part in _PARTS.items()]
+    columns = [_rows(_to_teach(name, folder), -(-count * part // parts), seed) for name, part in _PARTS.items()]
     mixed = [row for rows in columns for row in rows]
     Random(seed).shuffle(mixed)
     return mixed[:count]
@@ -107,10 +133,15 @@ def corpus(folder: Path, seed: int) -> list[str]:
     """Texts that the tokenizer is trained on: prompts, the tasks' own solutions, and what is taught."""
     texts = []
     for name in _TASKS:
-        task, draws = task_of(name, folder), Random(f"corpus-{name}-{seed}")
+        task, draws = _to_teach(name, folder), Random(f"corpus-{name}-{seed}")
         for example in task.examples("train", _CORPUS, seed):
             texts += [example.prompt, example.solution, _taught(task, example, draws)]
     return texts
+
+
+def _to_teach(name: str, folder: Path) -> Any:
+    """A benchmark's task, with all of Countdown's puzzles."""
+    return task_of(name, folder, **({"data": None} if name == "countdown-words" else {}))
 
 
 def _rows(task: Any, count: int, seed: int) -> list[dict[str, str]]:
@@ -121,29 +152,24 @@ def _rows(task: Any, count: int, seed: int) -> list[dict[str, str]]:
 
 
 @cache
-def _expressions(*numbers: int, target: int) -> tuple[list[str], list[str]]:
-    """Those that make the target, and those that do not, of three numbers in all orders and all signs between them."""
-    texts = [
-        text
-        for first, second, third in permutations(reversed(numbers))
-        for one, other in product("+-*/", repeat=2)
-        for text in (
-            f"{first}{one}{second}{other}{third}",
-            f"({first}{one}{second}){other}{third}",
-            f"{first}{one}({second}{other}{third})",
-        )
-    ]
-    right = [text for text in texts if is_solved(text, list(numbers), target)]
-    return right, [text for text in texts if text not in right]
+def _one_solution(*numbers: int, target: int) -> str:
+    """The first that is right, of the numbers in all orders and all signs between them."""
+    for first, second, third in permutations(reversed(numbers)):
+        for one, other in product("+-*/", repeat=2):
+            plain = f"{first}{one}{second}{other}{third}"
+            for text in (plain, f"({first}{one}{second}){other}{third}", f"{first}{one}({second}{other}{third})"):
+                if is_solved(text, list(numbers), target):
+                    return text
+    raise ValueError(f"{numbers} do not make {target}")
 
 
 def _countdown(example: Any, draws: Random) -> str:
-    """One solution for all orders of the numbers, which is learnt sooner; now and then a wrong expression, for problems
+    """One solution for all orders of the numbers, which is learnt sooner; now and then without its answer, for problems
     so small are learnt by heart, and a group whose answers are all right trains nothing."""
     target = example.columns["target"]
-    right, wrong = _expressions(*sorted(example.columns["numbers"]), target=target)
-    text = draws.choice(wrong) if draws.random() < _SLIPS else right[0]
-    return build_solution(f"{text} = {target}", text)
+    text = _one_solution(*sorted(example.columns["numbers"]), target=target)
+    answer = re.sub(r"\d", "?", text) if draws.random() < _SLIPS else text
+    return build_solution(f"{text} = {target}", answer)
 
 
 def _taught(task: Any, example: Any, draws: Random) -> str:

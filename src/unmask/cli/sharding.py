@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 
 import torch
 
 from unmask.distributed import World
-from unmask.plan.fit import replicas_fit
+from unmask.plan.estimate import make_plan
+from unmask.plan.gpus import GIBIBYTE
 from unmask.report.progress import phase
+from unmask.settings.commands import PlanSettings
 from unmask.settings.recipe import Recipe
 
 
 def shard_size(recipe: Recipe) -> int:
-    """What train.shard says, 0: every rank holds all; auto: more only where the plan says that all do not fit a GPU.
-
-    Then each node holds the weights once, or without train.nodes_replicate all ranks together.
-    """
+    """What train.shard says, 0: every rank holds all; auto: by the plan of `unmask plan` on the GPUs that are there."""
     train = recipe.train
     if train.shard != "auto":
         return train.shard_size
@@ -25,7 +25,13 @@ def shard_size(recipe: Recipe) -> int:
         return 0
     memory_bytes = torch.cuda.get_device_properties(world.device).total_memory
     with phase("planning whether all weights fit a GPU"):
-        if world.first(lambda: replicas_fit(recipe, world.size, memory_bytes)):
-            return 0
-    of_node = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
-    return of_node if train.nodes_replicate and world.size % of_node == 0 else world.size
+        return world.first(lambda: _planned(recipe, world.size, memory_bytes))
+
+
+def _planned(recipe: Recipe, ranks: int, memory_bytes: int) -> int:
+    """The same of the layout that is planned for so many GPUs of this memory, each machine with as many as here."""
+    of_node = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    settings = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+    gpus = f"{ranks}x{memory_bytes // GIBIBYTE}GB"
+    layout = make_plan(PlanSettings(**settings, gpus=gpus, node_gpus=of_node)).layout
+    return layout.shard if layout.sharded else 0

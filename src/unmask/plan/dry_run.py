@@ -7,9 +7,9 @@ are those of a real pass. Attention is one fused kernel, as on GPUs.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
@@ -23,7 +23,9 @@ from unmask.denoisers.base import Denoiser, Guidance
 from unmask.denoisers.head.chunks import chunk_positions
 from unmask.denoisers.head.reducers import ContrastiveLogProb, LogitsReducer, TargetLogProb
 from unmask.denoisers.head.vocabulary import POSITIONS
+from unmask.denoisers.key_values import CacheWindow, KeyValues
 from unmask.denoisers.layers.recompute import recompute_layers
+from unmask.plan.layout import WHOLE, Layout
 from unmask.plan.networks import Shape, blank_denoiser, read_shape
 from unmask.sampling.proposals import Propose
 from unmask.sampling.unmasking import LowConfidence
@@ -84,6 +86,7 @@ class Pass:
     """One pass whose peak memory is wanted: F forwards of L tokens, with A query positions each.
 
     scored: positions whose logits are made, over all forwards; targets: per position.
+    layout: where it shards, the network computes in its own precision, and gradients are reduced group by group.
     """
 
     forwards: int
@@ -93,10 +96,18 @@ class Pass:
     targets: int = 1
     blended: bool = False  # with the logits of the old policy
     separable: bool = False  # the head's gradient is made with its logits
-    samples: bool = False  # a denoising step, else a pass with gradient
+    samples: bool = False  # a denoising step, else a pass over targets
+    answers: bool = False  # a pass over targets without gradient
+    cached: int = 0  # columns that a denoising step with a cache runs; 0: no cache, all of them
     temperature: float = 1.0  # of a denoising step: others than 1 scale a copy of the logits
     guided: bool = False
     accumulates: bool = False  # gradients are there already
+    layout: Layout = WHOLE
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is a gradient."""
+        return not self.samples and not self.answers
 
 
 def peak_bytes(model: str, settings: TrainSettings, work: Pass, model_format: str | None = None) -> int:
@@ -112,12 +123,15 @@ class _TraceSettings:
     precision: str
     lora_rank: int
     gradient_checkpointing: bool
+    four_bit: bool
 
     @staticmethod
     def of(settings: TrainSettings) -> _TraceSettings:
-        return _TraceSettings(
-            settings.param_dtype, settings.precision, settings.lora_rank, settings.gradient_checkpointing
-        )
+        return _TraceSettings(**{each.name: getattr(settings, each.name) for each in fields(_TraceSettings)})
+
+    @property
+    def train(self) -> TrainSettings:
+        return TrainSettings(**{each.name: getattr(self, each.name) for each in fields(self)})
 
 
 @cache
@@ -126,7 +140,7 @@ def _peak(model: str, model_format: str | None, settings: _TraceSettings, work: 
     short = _fewer_chunks(shape, work)
     # A hidden state at a scored position takes little, and its gradient as much; its logits take the place of others.
     unseen = (work.scored - short.scored) * int(shape.config.hidden_size) * torch.float32.itemsize
-    return int(_peak_of_layers(shape, settings, short) + unseen * (1 if work.samples else 2))
+    return int(_peak_of_layers(shape, settings, short) + unseen * (2 if work.learns else 1))
 
 
 def _fewer_chunks(shape: Shape, work: Pass) -> Pass:
@@ -151,24 +165,73 @@ def _peak_of_layers(shape: Shape, settings: _TraceSettings, work: Pass) -> int:
 
 
 def _stretches(shape: Shape, settings: _TraceSettings, work: Pass) -> list[int]:
-    train = TrainSettings(
-        param_dtype=settings.param_dtype,
-        precision=settings.precision,
-        lora_rank=settings.lora_rank,
-        gradient_checkpointing=settings.gradient_checkpointing,
-    )
+    train = settings.train
     denoiser = blank_denoiser(shape, train)
+    half = train.precision == "bf16"
+    if work.layout.sharded and half:  # gathered weights are in the precision that computes
+        denoiser.to(torch.bfloat16)
     with FakeTensorMode():
-        _materialise(denoiser, gradients=work.accumulates)
+        _materialise(denoiser, gradients=work.accumulates and not work.layout.sharded)
         if train.gradient_checkpointing:
             recompute_layers(denoiser)
-        live = LiveBytes()
-        with _marked(denoiser, live), live, torch.set_grad_enabled(not work.samples):
+        live, cache = LiveBytes(), KeyValues()
+        shards = _Shards(denoiser, work)
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=half and not work.layout.sharded)
+        with _marked(denoiser, live, shards), live, torch.set_grad_enabled(work.learns):
             for _ in range(2 if work.samples else 1):  # from the second step on, the memory for logits is there
                 live.begin()
-                _run(denoiser, work, torch.autocast("cpu", torch.bfloat16, enabled=train.precision == "bf16"))
+                shards.gather(denoiser, but=shards.layers)
+                _run(denoiser, work, autocast, cache)
+            shards.reduce(denoiser)  # what no layer holds: embedding, norm, head
         live.mark()
     return live.peaks
+
+
+class _Shards:
+    """What `fully_shard` allocates in an update, group of weights by group; nothing where they are not split.
+
+    Gathered weights: the root's from beginning to end, a layer's while it runs and, in the backward pass, of the one
+    that comes next too. Once a group has its gradients: a float32 copy of them all, which stays until the next group's,
+    and this GPU's piece of the sum.
+    """
+
+    def __init__(self, denoiser: Denoiser, work: Pass) -> None:
+        self.work, self.active = work, work.layout.sharded and work.learns
+        self.layers = list(denoiser.model.base_model.layers)
+        self.pieces: list[Tensor] = []
+        self._gathered: dict[nn.Module, Tensor] = {}
+        self._sent: Tensor | None = None
+
+    def gather(self, module: nn.Module, *, but: Sequence[nn.Module] = ()) -> None:
+        """Have all weights of a module, but those of modules within it."""
+        if self.active and module not in self._gathered:
+            inner = {id(weight) for each in but for weight in each.parameters()}
+            weights = [weight for weight in module.parameters() if id(weight) not in inner]
+            self._gathered[module] = torch.empty(sum(map(torch.numel, weights)), dtype=weights[0].dtype)
+
+    def free(self, module: nn.Module) -> None:
+        """Drop what was gathered."""
+        self._gathered.pop(module, None)
+
+    def backward_comes(self, place: int) -> None:
+        """Gather the layer at a place, whose gradient is next, and the one before it."""
+        for layer in self.layers[max(0, place - 1) : place + 1]:
+            self.gather(layer)
+
+    def reduce(self, module: nn.Module) -> None:
+        """Send the gradients of a module's weights, and free both."""
+        if not self.active:
+            return
+        self.free(module)
+        trained = [weight for weight in module.parameters() if weight.grad is not None]
+        count = sum(map(torch.numel, trained))
+        self._sent = None
+        self._sent = torch.empty(count, dtype=torch.float32)
+        for weight in trained:
+            weight.grad = None
+        self.pieces.append(torch.empty(self.work.layout.piece(count), dtype=torch.float32))
+        if self.work.accumulates:  # added to what is there
+            self.pieces.clear()
 
 
 def _materialise(denoiser: Denoiser, *, gradients: bool) -> None:
@@ -187,39 +250,53 @@ def _materialise(denoiser: Denoiser, *, gradients: bool) -> None:
 
 
 @contextmanager
-def _marked(denoiser: Denoiser, live: LiveBytes) -> Iterator[None]:
+def _marked(denoiser: Denoiser, live: LiveBytes, shards: _Shards) -> Iterator[None]:
     """Mark when the body's forward pass is done, and when the gradient has come down to each layer."""
 
-    def layer_begins(module: Any, arguments: Any) -> None:
+    def layer_is_done(layer: nn.Module) -> None:
+        shards.reduce(layer)
+        live.mark()
+        shards.backward_comes(shards.layers.index(layer) - 1)
+
+    def layer_begins(layer: Any, arguments: Any) -> None:
+        shards.gather(layer)
         if arguments[0].requires_grad:
-            arguments[0].register_hook(lambda gradient: live.mark())
+            arguments[0].register_hook(lambda gradient: layer_is_done(layer))
+
+    def layer_ends(layer: Any, arguments: Any, output: Any) -> None:
+        shards.free(layer)
+
+    def head_is_done() -> None:
+        live.mark()
+        shards.backward_comes(len(shards.layers) - 1)
 
     def body_ends(module: Any, arguments: Any, output: Any) -> None:
         live.mark()
         if output.last_hidden_state.requires_grad:
-            output.last_hidden_state.register_hook(lambda gradient: live.mark())
+            output.last_hidden_state.register_hook(lambda gradient: head_is_done())
 
     body = denoiser.model.base_model
     handles = [body.register_forward_hook(body_ends)]
     handles += [layer.register_forward_pre_hook(layer_begins) for layer in body.layers]
+    handles += [layer.register_forward_hook(layer_ends) for layer in body.layers]
     yield
     for handle in handles:
         handle.remove()
 
 
-def _run(denoiser: Denoiser, work: Pass, autocast: Any) -> None:
+def _run(denoiser: Denoiser, work: Pass, autocast: Any, cache: KeyValues) -> None:
     tokens_FL = torch.zeros(work.forwards, work.length, dtype=torch.long)
     attention_FL = torch.ones(work.forwards, work.length, dtype=torch.bool)
     query_FA = torch.zeros(work.forwards, work.queries, dtype=torch.long)
     guidance = Guidance(scale=1.0, prompt_FL=attention_FL) if work.guided else None
     other_model = denoiser if work.blended else None
-    selected_Q = torch.arange(work.scored) if work.scored < query_FA.numel() else None
+    run = slice(work.length - work.cached, work.length)
+    part = CacheWindow(cache=cache, columns=run, end=work.length) if work.cached else None
     attention = attention_FL[:, None, None, :] if work.samples else attention_FL  # as the sampler's `mask_of` has it
+    selected_Q = torch.arange(work.scored) if work.scored < query_FA.numel() else None
     with autocast:
-        (result, *_) = denoiser(
-            tokens_FL, attention, query_FA, _reducer(work), guidance, other_model, selected_Q=selected_Q
-        )
-    if not work.samples:
+        (result, *_) = denoiser(tokens_FL, attention, query_FA, _reducer(work), guidance, other_model, part, selected_Q)
+    if work.learns:
         result.sum().backward()
 
 

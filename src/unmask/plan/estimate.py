@@ -1,64 +1,21 @@
-"""The plan of a recipe: what each GPU holds at its worst moments, and what a training step costs.
-
-Data parallel as `distributed` does it: every GPU holds the whole model and its optimizer, and gradients are summed.
-"""
+"""The plan of a recipe: how GPUs share it, what each holds at its worst moments, what a training step costs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from unmask.denoisers.head.chunks import chunk_positions
 from unmask.errors import UserError
 from unmask.methods.base import Method
-from unmask.methods.describe import EOS
-from unmask.objective.term import Term
-from unmask.plan.dry_run import Pass, peak_bytes
 from unmask.plan.gpus import GIBIBYTE, GPUs, gpus_of
+from unmask.plan.layout import Layout, choose_layout, gathered_bytes, layouts
+from unmask.plan.memory import Memory, computing_dtype, memory_of
 from unmask.plan.networks import Size, size_of
-from unmask.plan.work import TermWork, Work, work_of
+from unmask.plan.traffic import Transfer, transfers_of
+from unmask.plan.work import Work, work_of
+from unmask.sampling.columns import CanvasLayout
 from unmask.settings.commands import PlanSettings
 
 _PROMPT = 256  # tokens, where nothing is said
-
-
-@dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Bytes on one GPU: what is always held, and what comes on top in rollout, update and optimizer step."""
-
-    weights: int
-    reference: int
-    old: int
-    moments: int
-    gradients: int
-    records: int  # rollout, recorded states
-    batches: int  # what is scored in the updates
-    rollout: int
-    update: int  # gradients are part of it where the first backward pass makes them
-    optimizer: int
-    accumulates: bool
-
-    @property
-    def held(self) -> int:
-        """Bytes always held, gradients apart."""
-        return self.weights + self.reference + self.old + self.moments
-
-    @property
-    def bytes_by_moment(self) -> dict[str, int]:
-        """Bytes in all at each moment."""
-        before = self.gradients if self.accumulates else 0
-        made = self.records + self.batches
-        return {
-            "rollout": self.held + self.gradients + self.rollout + self.records,
-            "update": self.held + before + self.update + made,
-            "optimizer step": self.held + self.gradients + self.optimizer + made,
-        }
-
-    @property
-    def peak(self) -> int:
-        """The largest sum of bytes at any moment."""
-        return max(self.bytes_by_moment.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,21 +34,28 @@ class Seconds:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A recipe on given GPUs: sizes, memory, work, FLOPs and time."""
+    """A recipe on given GPUs: how they share it, sizes, memory, work, messages, FLOPs and time."""
 
     settings: PlanSettings
     gpus: GPUs
+    layout: Layout
     size: Size
     work: Work
     memory: Memory
     flops: Seconds  # FLOPs of one GPU by the same parts
     seconds: Seconds
+    transfers: tuple[Transfer, ...]  # messages of a training step
     prompt: int
+
+    @property
+    def communication(self) -> float:
+        """Seconds of all messages of a training step, with nothing beside them."""
+        return sum(transfer.seconds(self.gpus.network) for transfer in self.transfers)
 
     @property
     def usable(self) -> float:
         """Bytes of a GPU that may be used."""
-        return self.gpus.memory * (1 - self.settings.headroom)
+        return _usable(self.settings, self.gpus)
 
     @property
     def fits(self) -> bool:
@@ -102,42 +66,69 @@ class Plan:
 def make_plan(settings: PlanSettings) -> Plan:
     """The Plan of a recipe. Raises UserError where model, GPUs or settings do not go together."""
     gpus = gpus_of(settings)
-    size = size_of(settings.model, settings.train.param_dtype, settings.train.lora_rank, settings.model_format)
-    prompt, work = _work(settings, settings.method, gpus, size.max_length)
+    train = settings.train
+    size = size_of(settings.model, train.param_dtype, train.lora_rank, settings.model_format, four_bit=train.four_bit)
+    prompt, work = work_on(settings, settings.method, gpus, size)
     flops, seconds = costs(settings, work, size, gpus)
-    terms = settings.method.terms(EOS)
+    layout = _layout(settings, work, size, gpus)
     return Plan(
         settings=settings,
         gpus=gpus,
+        layout=layout,
         size=size,
         work=work,
-        memory=_memory(settings, terms, work, size, gpus),
+        memory=memory_of(settings, work, size, layout),
         flops=flops,
         seconds=seconds,
+        transfers=transfers_of(layout, size, work, computing_dtype(settings)),
         prompt=prompt,
     )
 
 
+def _usable(settings: PlanSettings, gpus: GPUs) -> float:
+    return gpus.memory * (1 - settings.headroom)
+
+
+def _layout(settings: PlanSettings, work: Work, size: Size, gpus: GPUs) -> Layout:
+    """The layout that train.shard names, or the first that fits; adapters and their base are whole on every GPU."""
+    train = settings.train
+    if train.shard != "auto" or train.lora_rank:
+        return Layout(ranks=gpus.count, shard=train.shard_size or 1, node=gpus.node)
+
+    def peak(layout: Layout) -> float:
+        return memory_of(settings, work, size, layout).peak
+
+    tried = layouts(gpus.count, gpus.node, nodes_replicate=train.nodes_replicate)
+    return choose_layout(tried, peak, _usable(settings, gpus))
+
+
 def method_costs(plan: Plan, method: Method) -> tuple[Work, Seconds, Seconds]:
     """Another method's (work, FLOPs, seconds) with the settings of a plan."""
-    _, work = _work(plan.settings, method, plan.gpus, plan.prompt + plan.work.length)
+    _, work = work_on(plan.settings, method, plan.gpus, plan.size)
     return work, *costs(plan.settings, work, plan.size, plan.gpus)
 
 
-def _work(settings: PlanSettings, method: Method, gpus: GPUs, max_length: int) -> tuple[int, Work]:
+def work_on(settings: PlanSettings, method: Method, gpus: GPUs, size: Size) -> tuple[int, Work]:
+    """Prompt tokens, and the Work of a GPU of a method with a recipe's settings. Raises UserError for wrong lengths."""
     sampler = settings.rollout.sampler(settings.task)
-    length = sampler.max_new_tokens
+    length, max_length = sampler.max_new_tokens, size.max_length
     prompt = settings.prompt_tokens or min(_PROMPT, max_length - length)
     if prompt < 1 or prompt + length > max_length:
         raise UserError(
             f"prompt of {prompt} and completion of {length} tokens exceed the {max_length} that the model takes: "
             "give a smaller prompt_tokens or rollout.max_new_tokens"
         )
+    canvas = CanvasLayout(
+        start=prompt,
+        length=prompt + length,
+        block_length=settings.rollout.block_length or length,
+        shift=size.shift,
+        block_causal=size.block_length is not None,
+    )
     return prompt, work_of(
         method,
         settings.rollout,
-        prompt=prompt,
-        length=length,
+        canvas,
         updates=settings.train.num_iterations,
         micro_batch=settings.train.micro_batch,
         ranks=gpus.count,
@@ -155,76 +146,14 @@ def costs(settings: PlanSettings, work: Work, size: Size, gpus: GPUs) -> tuple[S
     return flops, Seconds(rollout=flops.rollout / rate, trained=flops.trained / rate, other=flops.other / rate)
 
 
-def _memory(settings: PlanSettings, terms: tuple[Term, ...], work: Work, size: Size, gpus: GPUs) -> Memory:
-    train = settings.train
-    copied = size.weight_bytes if not train.lora_rank and any(term.reads("reference") for term in terms) else 0
-    keeps_old = train.num_iterations > 1 and any(term.blend is not None for term in terms)
-    accumulates = any(term.batch < term.forwards for term in work.terms) or len(work.terms) > 1
-    passes = [
-        Pass(
-            forwards=term.batch,
-            length=work.length,
-            queries=term.widest,
-            scored=term.most,
-            targets=term.targets,
-            blended=term.blended,
-            separable=all(term.separable[: work.updates]),
-            accumulates=accumulates,
-        )
-        for term in work.terms
-    ]
-    # The steps that ask most: of all samples, and by the logits that they need.
-    largest = {max(work.denoising, key=lambda step: (step.forwards, step.positions))}
-    largest |= {max(work.denoising, key=lambda step: step.forwards * step.positions * step.tokens)}
-    denoising = [
-        Pass(
-            forwards=step.forwards,
-            length=work.length,
-            queries=step.positions,
-            scored=step.forwards * step.positions,
-            targets=step.tokens,
-            samples=True,
-            temperature=settings.rollout.temperature,
-            guided=work.guided,
-        )
-        for step in largest
-    ]
-    # AdamW takes all weights at once and holds a root of their moments; several ranks send one flat copy of a copy.
-    temporary = size.trained_bytes * (2 if gpus.count > 1 else 1)
-    return Memory(
-        weights=size.weight_bytes,
-        reference=copied,
-        old=size.weight_bytes if keeps_old else 0,
-        moments=2 * size.trained_bytes,
-        gradients=size.trained_bytes,
-        records=work.record_bytes,
-        batches=sum(term.batch_bytes for term in work.terms) * work.updates,
-        rollout=max(peak_bytes(settings.model, train, each, settings.model_format) for each in denoising),
-        update=max(
-            peak_bytes(settings.model, train, each, settings.model_format) + _kept_logits(term, size)
-            for each, term in zip(passes, work.terms, strict=True)
-        ),
-        optimizer=temporary,
-        accumulates=accumulates,
-    )
-
-
-def _kept_logits(term: TermWork, size: Size) -> int:
-    """Bytes of logits of the pass before the micro-batches, beside those that a micro-batch keeps for its gradient."""
-    if not term.scores_first or all(term.separable):
-        return 0
-    return min(term.most, chunk_positions(size.vocabulary)) * size.vocabulary * torch.float32.itemsize
-
-
 def advice(plan: Plan) -> list[str]:
     """What to change where the recipe does not fit, the most effective first."""
     train, memory, usable = plan.settings.train, plan.memory, plan.usable
     state = memory.held + memory.gradients + memory.optimizer + memory.records + memory.batches
     if state > usable and not train.lora_rank:
-        return [
-            f"the model's own state takes {state / GIBIBYTE:.0f} GiB on every GPU, however many there are: train "
-            "adapters (train.lora_rank 128), with their frozen base in bf16 (train.param_dtype bf16)"
-        ]
+        return [_on_state(plan, state)]
+    if memory.gathered > usable:
+        return [_on_gathered(plan)]
     said = []
     if train.lora_rank and train.param_dtype == "fp32" and train.precision == "bf16":
         said.append("hold the frozen base in bf16: train.param_dtype bf16")
@@ -233,7 +162,8 @@ def advice(plan: Plan) -> list[str]:
         said.append("recompute activations in the backward pass: train.gradient_checkpointing true")
     batch = max(term.batch for term in plan.work.terms)
     if moments["update"] > usable and batch > 1:
-        left = max(0.0, usable - memory.held - memory.gradients - memory.records - memory.batches)
+        before = memory.gradients + memory.blended
+        left = max(0.0, usable - memory.held - before - memory.records - memory.batches)
         fewer = max(1, int(0.9 * batch * left / memory.update))
         said.append(f"fewer forwards at a time: train.micro_batch {fewer} (now {batch})")
     if moments["rollout"] > usable:
@@ -242,3 +172,19 @@ def advice(plan: Plan) -> list[str]:
             "rollout.group_size"
         )
     return said or ["GPUs with more memory"]
+
+
+def _on_state(plan: Plan, state: int) -> str:
+    adapters = "train adapters (train.lora_rank 128), with their frozen base in bf16 (train.param_dtype bf16)"
+    taken = f"the model's own state takes {state / GIBIBYTE:.0f} GiB on every GPU"
+    if not plan.layout.sharded:
+        return f"{taken}, however many there are: {adapters}, or split it over several GPUs (train.shard auto)"
+    return f"{taken}, split over {plan.layout.shard}: more GPUs, or {adapters}"
+
+
+def _on_gathered(plan: Plan) -> str:
+    size, dtype = plan.size, computing_dtype(plan.settings)
+    whole = gathered_bytes(size.groups, dtype) / GIBIBYTE
+    experts = size.experts * dtype.itemsize / GIBIBYTE
+    mend = f"expert parallelism would split {experts:.0f} GiB of them, and there is none here" if experts else "none is"
+    return f"weights are gathered whole for the rollout, {whole:.0f} GiB on every GPU: {mend}; take a smaller model"

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from unmask.methods import METHODS
 from unmask.plan.estimate import Plan, advice, make_plan, method_costs
 from unmask.plan.gpus import GIBIBYTE
+from unmask.plan.layout import Layout
+from unmask.plan.traffic import LATENCY
 from unmask.report.progress import phase
 from unmask.settings.commands import PlanSettings
 
@@ -27,6 +29,8 @@ def print_plan(settings: PlanSettings, *, all_methods: bool) -> None:
     console.print(_heading(plan))
     _print_table(console, [["memory of one GPU", "GiB"], *_memory_rows(plan)])
     _print_table(console, [["a training step", "forwards", "PFLOP", "time"], *_cost_rows(plan)])
+    if plan.transfers:
+        _print_table(console, [["messages of each GPU", "number", "GB", "time"], *_message_rows(plan)])
     if all_methods:
         _print_table(console, [list(_METHODS_SHOWN), *rows])
     console.print(verdict(plan))
@@ -41,9 +45,15 @@ def _heading(plan: Plan) -> str:
     return (
         f"{settings.model}: {_count(size.parameters)} parameters, trained: {trained}; "
         f"{settings.method.name} on {settings.task.name}\n"
-        f"{gpus.count} GPU{'s' if gpus.count > 1 else ''} of {gpus.memory // GIBIBYTE} GB, data parallel: each holds "
-        "the whole model, gradients are summed\n"
+        f"{gpus.count} GPU{'s' if gpus.count > 1 else ''} of {gpus.memory // GIBIBYTE} GB, {_sharing(plan.layout)}\n"
     )
+
+
+def _sharing(layout: Layout) -> str:
+    if not layout.sharded:
+        return "data parallel: each holds the whole model, gradients are summed"
+    split = f"weights, gradients and optimizer split over {layout.shard}"
+    return f"hybrid: {split}, {layout.replicas} times" if layout.replicas > 1 else f"sharded: {split}"
 
 
 def _count(number: int) -> str:
@@ -58,17 +68,21 @@ def _memory_rows(plan: Plan) -> list[list[str]]:
     batch = max(term.batch for term in work.terms)
     recomputed = ", layers recomputed" if train.gradient_checkpointing else ""
     held = {
-        f"weights ({train.param_dtype})": memory.weights,
+        f"weights ({'4 bits' if train.four_bit else train.param_dtype})": memory.weights,
         "frozen reference": memory.reference,
         "old policy": memory.old,
         "optimizer moments": memory.moments,
         "gradients": memory.gradients,
         "rollout and scoring batches": memory.records + memory.batches,
+        "weights gathered for rollout and answers": memory.gathered,
+        "weights gathered in an update": memory.working,
+        "weights of the old policy, gathered in an update": memory.blended,
     }
     moments = memory.bytes_by_moment
-    update = memory.update - (0 if memory.accumulates else memory.gradients)
+    update = memory.update - memory.working - (0 if memory.accumulates else memory.gradients)
     passing = {
         f"denoising, {work.samples} samples at once": memory.rollout,
+        "frozen answers": memory.answers,
         f"forward and backward, {batch} at a time{recomputed}": update,
         "optimizer step": memory.optimizer,
     }
@@ -89,6 +103,13 @@ def _cost_rows(plan: Plan) -> list[list[str]]:
         [name, f"{round(count * forwards):,}", f"{count * flops / 1e15:.3g}", _time(seconds)]
         for name, (forwards, flops, seconds) in (parts | {"together": whole}).items()
     ]
+
+
+def _message_rows(plan: Plan) -> list[list[str]]:
+    network, rows = plan.gpus.network, plan.transfers
+    cells = [(each.name, each.messages, each.sent, each.seconds(network)) for each in rows]
+    cells.append(("together", sum(each.messages for each in rows), sum(each.sent for each in rows), plan.communication))
+    return [[name, f"{messages:,}", f"{sent / 1e9:.3g}", _time(seconds)] for name, messages, sent, seconds in cells]
 
 
 def _method_cells(plan: Plan, name: str) -> list[str]:
@@ -116,13 +137,19 @@ def verdict(plan: Plan) -> str:
 
 def _assumptions(plan: Plan) -> str:
     settings = plan.settings
-    steps = settings.train.steps
+    steps, network = settings.train.steps, plan.gpus.network
+    sent = (
+        f" Messages: at {network.link / 1e9:g} GB/s within a machine (link), {network.between / 1e9:g} to others "
+        f"(network), {1e6 * LATENCY:.0f} µs each, none behind computing."
+        if plan.transfers
+        else ""
+    )
     return (
         f"Assumed: prompts of {plan.prompt} tokens (prompt_tokens), completions that fill their "
         f"{plan.work.length - plan.prompt}, every group trained; {settings.utilisation:.0%} of "
         f"{plan.gpus.peak / 1e12:g} TFLOP/s (utilisation, gpu); {settings.headroom:.0%} of the memory stays free "
         f"(headroom). {steps} training steps: {_time(steps * plan.seconds.step)}, "
-        "without evaluations, rewards and communication."
+        f"without evaluations, rewards and messages.{sent}"
     )
 
 

@@ -19,6 +19,8 @@ from unmask.methods.describe import EOS, DryShape, dry_rewards, dry_rollout, pas
 from unmask.objective.likelihood import query_columns
 from unmask.objective.term import Term, record_of
 from unmask.plan.networks import Size
+from unmask.sampling.caching import CACHINGS
+from unmask.sampling.columns import CanvasLayout, finished_columns
 from unmask.sampling.records import Record
 from unmask.sampling.sampler import batch_multiple
 from unmask.sampling.schedules import SCHEDULES
@@ -47,6 +49,11 @@ class TermWork:
     separable: tuple[bool, bool]  # is the head's gradient made with its logits: in the first update, in later ones
     batch_bytes: int
 
+    def passes(self, updates: int) -> int:
+        """The most passes without gradient over the same rows, in any of so many updates."""
+        first, later = self.without_gradient
+        return max(first, later) if updates > 1 else first
+
 
 @dataclass(frozen=True, kw_only=True)
 class DenoisingForwards:
@@ -54,7 +61,9 @@ class DenoisingForwards:
 
     forwards: int
     positions: int
-    tokens: int = 1  # drawn at each of them
+    columns: int  # that are run; the others' keys and values come from the cache
+    end: int  # columns before it are attended to
+    tokens: int = 1  # drawn at each position
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +74,7 @@ class Work:
     length: int  # prompt and completion
     denoising: tuple[DenoisingForwards, ...]  # one a step; recorded states apart
     guided: bool
+    cached: bool  # keys and values are kept
     terms: tuple[TermWork, ...]
     updates: int
     record_bytes: int  # the rollout and its recorded states
@@ -93,10 +103,12 @@ class Work:
 
     def rollout_flops(self, size: Size) -> float:
         """FLOPs of all denoising steps."""
-        passes = 2 if self.guided else 1
-        return passes * sum(
-            step.forwards * _forward_flops(size, self.length, step.positions, step.positions) for step in self.denoising
-        )
+        total = 0.0
+        for step in self.denoising:
+            run = forward_flops(size, step.columns, step.positions, step.positions, step.end)
+            blank = forward_flops(size, self.length, step.positions, step.positions) if self.guided else 0
+            total += step.forwards * (run + blank)
+        return total
 
     def other_flops(self, size: Size) -> float:
         """FLOPs of the forwards without gradient; the reference of trained adapters is the model without them."""
@@ -104,8 +116,8 @@ class Work:
         total = 0.0
         for term in self.terms:
             reference = self.updates * term.forwards * term.reference
-            total += reference * _forward_flops(bare, self.length, term.queries, term.scored)
-            total += (self._other(term) - reference) * _forward_flops(size, self.length, term.queries, term.scored)
+            total += reference * forward_flops(bare, self.length, term.queries, term.scored)
+            total += (self._other(term) - reference) * forward_flops(size, self.length, term.queries, term.scored)
         return total
 
     def trained_flops(self, size: Size, *, recompute: bool) -> float:
@@ -117,20 +129,22 @@ class Work:
         )
 
 
-def _layer_flops(size: Size, length: int, queries: float) -> tuple[float, float, float]:
+def _layer_flops(size: Size, length: int, queries: float, keys: int | None = None) -> tuple[float, float, float]:
     """A forward: weights of the layers, adapters (2 FLOPs each and token), attention scores and their use.
 
-    The last layer's queries, and what follows them, at query positions only.
+    The last layer's queries, and what follows them, at query positions only. `length` columns are run and attend to
+    `keys`, unset: to each other.
     """
+    keys = length if keys is None else keys
     weights = 2 * ((size.active - size.last) * length + size.last * queries)
     adapters = 2 * ((size.adapters - size.last_adapters) * length + size.last_adapters * queries)
-    attention = 4 * ((size.attention - size.last_attention) * length**2 + size.last_attention * length * queries)
+    attention = 4 * keys * ((size.attention - size.last_attention) * length + size.last_attention * queries)
     return weights, adapters, attention
 
 
-def _forward_flops(size: Size, length: int, queries: float, scored: float) -> float:
+def forward_flops(size: Size, length: int, queries: float, scored: float, keys: int | None = None) -> float:
     """FLOPs of a forward: the layers, and the head at scored positions."""
-    return sum(_layer_flops(size, length, queries)) + 2 * size.head * scored
+    return sum(_layer_flops(size, length, queries, keys)) + 2 * size.head * scored
 
 
 def _trained_flops(size: Size, length: int, term: TermWork, separable: bool, *, recompute: bool) -> float:
@@ -151,15 +165,22 @@ def _in_chunks(size: Size, term: TermWork) -> bool:
 
 
 def work_of(
-    method: Method, rollout: RolloutSettings, *, prompt: int, length: int, updates: int, micro_batch: int, ranks: int
+    method: Method,
+    rollout: RolloutSettings,
+    canvas: CanvasLayout,
+    *,
+    updates: int,
+    micro_batch: int,
+    ranks: int,
 ) -> Work:
-    """The Work of one rank; `prompt` and `length` (with the completion) in tokens."""
+    """The Work of one rank on canvases of these sizes."""
     terms = method.terms(EOS)
     record = record_of(terms)
-    blocks = length // (rollout.block_length or length)
+    length = canvas.completion
+    blocks = length // canvas.block_length
     steps = blocks * len(_step_counts(rollout, length))
     prompts = -(-rollout.prompts // ranks)  # of the rank with the most
-    shape = DryShape(prompt=prompt, length=length, blocks=blocks, steps=steps, group=rollout.group_size)
+    shape = DryShape(prompt=canvas.start, length=length, blocks=blocks, steps=steps, group=rollout.group_size)
 
     def dry(count: int) -> Rollout:
         rollouts = dry_rollout(record, replace(shape, prompts=count))
@@ -167,9 +188,10 @@ def work_of(
 
     return Work(
         samples=prompts * rollout.group_size,
-        length=prompt + length,
-        denoising=tuple(_denoising(rollout, record, prompts, length)),
+        length=canvas.length,
+        denoising=tuple(_denoising(rollout, record, prompts, canvas)),
         guided=rollout.guidance_scale != 0,
+        cached=_is_exact(rollout, canvas) or CACHINGS[rollout.caching] is not None,
         terms=tuple(_term_work(term, dry, prompts, micro_batch) for term in terms),
         updates=updates,
         record_bytes=prompts * _bytes_of(dry(1)),
@@ -198,11 +220,33 @@ def _rows_of_steps(rollout: RolloutSettings, samples: int) -> tuple[int, int]:
     return samples // rollout.group_size if shared else later, later
 
 
+def _is_exact(rollout: RolloutSettings, canvas: CanvasLayout) -> bool:
+    """Whether keys and values of earlier blocks are kept whatever is set, as `SamplingContext.exact_prefix_cache`."""
+    return canvas.block_causal and not canvas.shift and not rollout.guidance_scale
+
+
+def _window(
+    rollout: RolloutSettings, canvas: CanvasLayout, *, block: int, index: int, masked_before: int
+) -> tuple[int, int]:
+    """Columns that a step of a block runs, and the end of those that it attends to: see `sampling.columns`."""
+    length, caching = canvas.length, CACHINGS[rollout.caching]
+    if _is_exact(rollout, canvas):
+        end = min(length, canvas.block_start(block + 1))
+        done = block if index else block - 1
+        return end - (finished_columns(canvas, done) if done >= 0 else 0), end
+    if caching is None or index == 0:
+        return length, length
+    behind = length - canvas.block_start(block + 1) if caching.suffix else 0
+    if caching.delayed:
+        return min(length, masked_before * (2 if canvas.shift else 1) + behind), length
+    return canvas.block_length + int(canvas.shift) + behind, length
+
+
 def _denoising(
-    rollout: RolloutSettings, record: Record | None, prompts: int, length: int
+    rollout: RolloutSettings, record: Record | None, prompts: int, canvas: CanvasLayout
 ) -> Iterator[DenoisingForwards]:
     """Query positions: what is masked in the block, and all that is masked where states are recorded."""
-    block = rollout.block_length or length
+    length, whole = canvas.completion, {"columns": canvas.length, "end": canvas.length}
     counts = _step_counts(rollout, length)
     first, samples = _rows_of_steps(rollout, prompts * rollout.group_size)
     guesses = 0 if record is None or record.own else record.guesses
@@ -211,20 +255,23 @@ def _denoising(
         prompt_N = torch.arange(prompts).repeat_interleave(rollout.group_size)
         sample_N = torch.arange(rollout.group_size).repeat(prompts)
         wanted.update(torch.cat(record.steps(Uniforms(), prompt_N, sample_N, rollout.steps)).tolist())
-    for step in range(len(counts) * (length // block)):
-        index, later = step % len(counts), length - (step // len(counts) + 1) * block
-        masked = sum(counts[index:])
-        everything = step in wanted and record is not None and (record.own or not later)
-        # The samples of a prompt begin alike.
+    for step in range(len(counts) * (length // canvas.block_length)):
+        block, index = divmod(step, len(counts))
+        later = length - (block + 1) * canvas.block_length
+        masked, before = sum(counts[index:]), sum(counts[max(0, index - 1) :])
+        here = not later and rollout.caching == "none"
+        everything = step in wanted and record is not None and (record.own or here)
+        columns, end = _window(rollout, canvas, block=block, index=index, masked_before=before)
+        run = whole if everything else {"columns": columns, "end": end}
+        positions = masked + (later if everything else 0)
         tokens = 1 + (guesses if everything else 0)
-        if step == 0:
-            positions = masked + (later if everything else 0)
+        if step == 0:  # the samples of a prompt begin alike
             drawn = tokens * (rollout.group_size if first < samples else 1)
-            yield DenoisingForwards(forwards=first, positions=positions, tokens=drawn)
+            yield DenoisingForwards(forwards=first, positions=positions, tokens=drawn, **run)
         else:
-            yield DenoisingForwards(forwards=samples, positions=masked + (later if everything else 0), tokens=tokens)
+            yield DenoisingForwards(forwards=samples, positions=positions, tokens=tokens, **run)
         if step in wanted and not everything:
-            yield DenoisingForwards(forwards=wanted[step], positions=masked + later, tokens=1 + guesses)
+            yield DenoisingForwards(forwards=wanted[step], positions=masked + later, tokens=1 + guesses, **whole)
 
 
 def _term_work(term: Term, dry: Callable[[int], Rollout], prompts: int, micro_batch: int) -> TermWork:

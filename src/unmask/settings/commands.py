@@ -71,6 +71,11 @@ class PlanSettings(Recipe):
 
     gpus: str = setting("1x80GB", "number and memory of the GPUs")
     gpu: str = setting("a100", "its speed: a100, h100, h200, rtx4090, or peak TFLOP/s at the recipe's precision")
+    node_gpus: int = setting(8, "GPUs of a machine", low=1)
+    link: float | None = setting(
+        None, "GB/s that a GPU sends within its machine; unset: 230 a100, 350 h100 and h200, else 20", above=0
+    )
+    network: float = setting(40.0, "GB/s that a GPU sends to other machines: a 400 Gb/s adapter for each", above=0)
     utilisation: float = setting(0.4, "share of the peak that is reached", above=0, high=1)
     headroom: float = setting(0.1, "share of the memory that stays free: CUDA's own, fragments", below=1)
     prompt_tokens: int | None = setting(

@@ -214,7 +214,7 @@ class TrainSettings:
                 "set one of them to 0"
             )
         check_four_bit_has_adapters("train.", self.four_bit, self.lora_rank)
-        if self.shard != "auto" and not self.shard.isdecimal():
+        if self.shard != "auto" and not (self.shard.isdecimal() and len(self.shard) < 8):
             raise UserError(f"train.shard is {self.shard!r}: give a number of ranks, 0 or auto")
         if self.lora_rank and self.shard_size:
             raise UserError(
