@@ -10,10 +10,10 @@ train: $(VENV)/.installed
 	$(BIN)/unmask train
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 coverage: $(VENV)/.installed-test
-	$(BIN)/pytest -n 2 --cov --cov-fail-under=90
+	$(BIN)/pytest -n 2 --dist loadgroup --cov --cov-fail-under=90
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ from unmask.cli.main import main
 from unmask.denoisers.directories import LOCK
 from unmask.errors import UserError
 from unmask.settings.ownership import InUseError, owned, owned_new
-from unmask.training import run
+from unmask.training import run_directory
 
 FLAGS = [
     *("--recipe", "sudoku-diffu-grpo", "--train.threads", "1", "--train.examples", "8", "--train.steps", "1"),
@@ -139,7 +139,7 @@ def test_a_run_killed_while_it_is_described_goes_on_by_the_same_command_or_by_re
         "def score(completions, **columns):\n    return [len(c) for c in completions]\n"
     )
     command = ["train", *FLAGS, "--reward.functions", f"{tmp_path / 'reward.py'}:score", "--output", "run"]
-    write, calls = run.write_durably, []
+    write, calls = run_directory.write_durably, []
 
     def killed(*arguments):
         calls.append(arguments)
@@ -148,10 +148,10 @@ def test_a_run_killed_while_it_is_described_goes_on_by_the_same_command_or_by_re
         write(*arguments)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "write_durably", killed)
+    monkeypatch.setattr(run_directory, "write_durably", killed)
     with pytest.raises(SystemError):
         main(command)
-    monkeypatch.setattr(run, "write_durably", write)
+    monkeypatch.setattr(run_directory, "write_durably", write)
     assert main(command if place == 1 else ["train", "--resume", "run"]) == 0
     described = {"recipe.toml", "README.txt", "inputs.json"}
     assert described <= {path.name for path in (tmp_path / "run").iterdir()}

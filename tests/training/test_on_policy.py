@@ -74,8 +74,9 @@ def test_on_policy_source_with_the_task_alone_reports_no_parts():
 def test_score_rewards_guesses_by_the_same_functions_once(spec):
     trainer, metrics, _ = trained(method={"name": "mdpo"}, reward={"functions": spec})
     calls = trainer.source.rewards.functions[1].call.__globals__["CALLS"]
-    assert len(calls) == 1
-    assert calls[0] > 8  # the eight completions, and distinct guesses on the way to them
+    asked_before, of_rollout = calls
+    assert asked_before == 1  # completion, before the run begins
+    assert of_rollout > 8  # the eight completions, and distinct guesses on the way to them
     assert metrics["rewards/ones/mean"] > 0
     indices = trainer._prompts_of(0)
     uniforms = trainer.uniforms.key("iteration", 1)
@@ -83,7 +84,7 @@ def test_score_rewards_guesses_by_the_same_functions_once(spec):
     owners = [index for index in indices for _ in range(4)]
     first = trainer.source.score(rollout, owners)
     again = trainer.source.score(rollout, owners)
-    assert len(calls) == 2
+    assert len(calls) == 3
     assert first.reward_NE.equal(again.reward_NE)
     assert first.reward_NE.shape == (8, 1 + rollout.steps)
 

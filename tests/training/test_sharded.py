@@ -10,6 +10,8 @@ from helpers.processes import finish, start, torchrun_environment
 from helpers.steps import Case, run_cases, step_of
 from unmask.methods import METHODS
 
+pytestmark = pytest.mark.xdist_group("sharded")  # what its tests share is made once
+
 PLAIN = {"method": {"name": "dispo", "base": {"name": "diffu-grpo", "beta": 0.0}}}  # pays no divergence
 IN_PARTS = {"train": {"micro_batch": 5}}
 EXACT = {

@@ -35,7 +35,7 @@ _NAMES, _THINGS = ("Ann", "Ben", "Eva", "Tom"), ("apples", "coins", "cards", "bo
 _PARTS = {"countdown-words": 4, "sudoku-words": 2, "gsm8k": 2, "math500": 2}  # of the rows that are taught
 _THOUGHT = "Each row, column and box needs 1 to 4."
 _CORPUS = 500  # examples of each benchmark that the tokenizer is trained on
-_SLIPS = 0.4  # of Countdown's taught answers are left out
+_SLIPS = 0.35  # of the taught completions leave the answer out
 _HELD_OUT = 192  # rows of Countdown's file, at least
 _TEST_SHARE = 3  # one problem in so many is held out
 
@@ -163,19 +163,22 @@ def _one_solution(*numbers: int, target: int) -> str:
     raise ValueError(f"{numbers} do not make {target}")
 
 
-def _countdown(example: Any, draws: Random) -> str:
-    """One solution for all orders of the numbers, which is learnt sooner; now and then without its answer, for problems
-    so small are learnt by heart, and a group whose answers are all right trains nothing."""
-    target = example.columns["target"]
-    text = _one_solution(*sorted(example.columns["numbers"]), target=target)
-    answer = re.sub(r"\d", "?", text) if draws.random() < _SLIPS else text
-    return build_solution(f"{text} = {target}", answer)
-
-
 def _taught(task: Any, example: Any, draws: Random) -> str:
-    """The task's own solution, but what a small network learns sooner: Sudoku's with short reasoning."""
+    """A right completion, now and then without its answer.
+
+    Problems so small are learnt by heart: without such slips groups would be all right or all wrong, and train nothing.
+    """
+    thought, tag, answer = _right(task, example).partition("<answer>")
+    return thought + tag + (re.sub(r"\d", "?", answer) if draws.random() < _SLIPS else answer)
+
+
+def _right(task: Any, example: Any) -> str:
+    """The task's own solution, but what a small network learns sooner: one for all orders of Countdown's numbers, and
+    Sudoku's with short reasoning."""
     if task.name == "countdown-words":
-        return _countdown(example, draws)
+        target = example.columns["target"]
+        text = _one_solution(*sorted(example.columns["numbers"]), target=target)
+        return build_solution(f"{text} = {target}", text)
     if task.name != "sudoku-words":
         return str(example.solution)
     return f"<reasoning>\n{_THOUGHT}\n</reasoning>\n<answer>\n{example.columns['solution']}\n</answer>"
