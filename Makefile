@@ -4,16 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test coverage lint docs mutants bench check-gpu stand-ins rehearse faults fuzz soak audit clean
+.PHONY: train test long coverage lint docs mutants bench check-gpu stand-ins rehearse faults fuzz soak audit clean
 
 train: $(VENV)/.installed
 	$(BIN)/unmask train
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist loadfile
+
+long: $(VENV)/.installed-test
+	$(BIN)/pytest -n 2 --dist loadfile -m long
 
 coverage: $(VENV)/.installed-test
-	$(BIN)/pytest -n 2 --dist loadgroup --cov --cov-fail-under=90
+	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-fail-under=90
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -11,8 +11,6 @@ import torch
 
 from helpers import processes
 
-pytestmark = pytest.mark.xdist_group("gpu_command")  # what its tests share is made once
-
 ROOT = Path(__file__).parents[2]
 
 # Stand-ins for the checkouts: functions of the names and arguments that the command calls.

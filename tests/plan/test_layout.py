@@ -23,8 +23,6 @@ from unmask.plan.traffic import Transfer
 from unmask.settings.commands import PlanSettings
 from unmask.settings.reader import build, read_recipe
 
-pytestmark = pytest.mark.xdist_group("layout")  # what its tests share is made once
-
 GIB = 2**30
 LLADA = "GSAI-ML/LLaDA-8B-Instruct"
 ONE, EIGHT, HYBRID, FLAT = Layout(), *(Layout(ranks=ranks, shard=shard) for ranks, shard in ((8, 8), (64, 8), (64, 64)))

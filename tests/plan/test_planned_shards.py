@@ -19,8 +19,6 @@ from unmask.plan.estimate import make_plan
 from unmask.settings.commands import PlanSettings
 from unmask.settings.reader import build, document_of
 
-pytestmark = pytest.mark.xdist_group("planned_shards")  # what its tests share is made once
-
 SHAPE = {"hidden_size": 128, "intermediate_size": 352, "vocab_size": 1200}
 CASES = {
     "float32, all at once": {},

@@ -18,8 +18,6 @@ from unmask.errors import UserError
 from unmask.settings.recipe import TrainSettings
 from unmask.training.checkpoint import check_whole
 
-pytestmark = pytest.mark.xdist_group("ranks")  # what its tests share is made once
-
 FLAGS = [
     *("train", "--recipe", "sudoku-dispo", "--train.threads", "1", "--train.steps", "4", "--train.num-iterations", "2"),
     *("--train.checkpoint-every", "2", "--train.evaluate-every", "3", "--train.examples", "40"),

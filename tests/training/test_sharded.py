@@ -10,8 +10,6 @@ from helpers.processes import finish, start, torchrun_environment
 from helpers.steps import Case, run_cases, step_of
 from unmask.methods import METHODS
 
-pytestmark = pytest.mark.xdist_group("sharded")  # what its tests share is made once
-
 PLAIN = {"method": {"name": "dispo", "base": {"name": "diffu-grpo", "beta": 0.0}}}  # pays no divergence
 IN_PARTS = {"train": {"micro_batch": 5}}
 EXACT = {
@@ -52,14 +50,18 @@ WHOLE = {
     2: ("diffu-grpo", "lfpo", "in parts", "shuffled", "different lengths", "adapters"),
     4: ("in parts", "one prompt"),
 }
+SHORT = {"diffu-grpo", "mdpo", "rspo", "lfpo", "vrpo"}  # methods of the default suite; `make long` runs the others
+LONG = sorted(set(METHODS) - SHORT)
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory):
+def seen(tmp_path_factory, request):
     """By number of ranks and name of the case, what the ranks saw; one launch for each number."""
+    wanted = {item.callspec.id for item in request.session.items if hasattr(item, "callspec")}
     found = {}
     for count, sizes in SHARDED.items():
-        cases = [(name, (EXACT | ROUNDED)[name], size) for name, size in sizes.items()]
+        chosen = {name: size for name, size in sizes.items() if name not in LONG or name in wanted}
+        cases = [(name, (EXACT | ROUNDED)[name], size) for name, size in chosen.items()]
         cases += [(f"{name}, whole", (EXACT | ROUNDED)[name], 0) for name in WHOLE[count]]
         place = tmp_path_factory.mktemp(f"ranks_{count}")
         log = place / "log"
@@ -85,7 +87,7 @@ def alone():
     return step
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] if n in LONG else []) for n in EXACT])
 def test_step_on_ranks_equals_one_process(name, seen, alone):
     one = alone(name)
     for count, held in [(2, name), (4, name), (2, f"{name}, whole"), (4, f"{name}, whole")]:
