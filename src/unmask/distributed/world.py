@@ -180,7 +180,7 @@ class World:
             torch.cuda.synchronize(self.device)
         begin_seconds = time.monotonic()
         self.barrier()
-        seconds = self.everyone(time.monotonic() - begin_seconds)
+        seconds = self.gather(torch.tensor([time.monotonic() - begin_seconds], dtype=torch.float64)).tolist()
         return {f"wait_seconds/{where}_mean": fmean(seconds), f"wait_seconds/{where}_max": max(seconds)}
 
     def barrier(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -109,7 +109,7 @@ def _sharded_state(settings: PlanSettings, work: Work, size: Size, layout: Layou
     """Every GPU has a piece of all, and gathers what it computes with."""
     weights, dtype = size.groups, computing_dtype(settings)
     answered = [term for term in work.terms if term.passes(work.updates)]
-    answers = (_answer_pass(term, work, layout) for term in answered)
+    answers = (replace(_scoring_pass(term, work, layout), answers=True) for term in answered)
     return {
         "weights": masters_bytes(weights, layout),
         "reference": frozen_bytes(weights, layout) if any(term.reference for term in work.terms) else 0,
@@ -133,29 +133,24 @@ def _keeps_old(work: Work) -> bool:
     return work.updates > 1 and any(term.blended for term in work.terms)
 
 
-def _update_pass(term: TermWork, work: Work, layout: Layout, *, accumulates: bool) -> Pass:
+def _scoring_pass(term: TermWork, work: Work, layout: Layout) -> Pass:
+    """The rows of a term that are scored at a time."""
     return Pass(
         forwards=term.batch,
         length=work.length,
         queries=term.widest,
         scored=term.most,
         targets=term.targets,
-        blended=term.blended,
-        separable=all(term.separable[: work.updates]),
-        accumulates=accumulates,
         layout=layout,
     )
 
 
-def _answer_pass(term: TermWork, work: Work, layout: Layout) -> Pass:
-    return Pass(
-        forwards=term.batch,
-        length=work.length,
-        queries=term.widest,
-        scored=term.most,
-        targets=term.targets,
-        answers=True,
-        layout=layout,
+def _update_pass(term: TermWork, work: Work, layout: Layout, *, accumulates: bool) -> Pass:
+    return replace(
+        _scoring_pass(term, work, layout),
+        blended=term.blended,
+        separable=all(term.separable[: work.updates]),
+        accumulates=accumulates,
     )
 
 

@@ -59,6 +59,15 @@ def _resume_hint(directory: Path) -> str:
     return f", or --resume {quote(str(directory))} to {what}"
 
 
+def how_to_go_on(command: str, directory: Path) -> str:
+    """What to say of a run that is interrupted: the `unmask` command line that goes on with it, or starts it again."""
+    newest = newest_checkpoint(directory / "checkpoints")
+    line = f"`unmask {command} --resume {quote(str(directory))}`"
+    if newest is None:
+        return f"{directory} has no checkpoint yet: {line} starts it again"
+    return f"{line} goes on from its newest checkpoint, {newest.name}"
+
+
 def locate_run(resume: str) -> tuple[Path, Path | None]:
     """Directory of the run that `--resume` names, and its checkpoint where it names one (None: the newest).
 

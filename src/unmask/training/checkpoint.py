@@ -105,7 +105,7 @@ def _tensor_errors() -> Iterator[None]:
 def _with_digests(directory: Path, state: dict[str, Any]) -> dict[str, Any]:
     """The run state with the SHA-256 of every file in the directory, and of the state itself, by their names."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    digests = {path.relative_to(directory).as_posix(): _digest(path) for path in paths}
+    digests = {path.relative_to(directory).as_posix(): sha256_of(path) for path in paths}
     return state | {"sha256": digests | {"state.json": _digest_of_state(state)}}
 
 
@@ -119,14 +119,15 @@ def _check_digests(directory: Path, unread: str) -> None:
         if fnmatch(name, unread):
             continue
         try:
-            found = _digest_of_state(state) if name == "state.json" else _digest(directory / name)
+            found = _digest_of_state(state) if name == "state.json" else sha256_of(directory / name)
         except OSError as error:
             raise UserError(f"{directory / name} cannot be read ({error.strerror}): restore the file") from None
         if found != digest:
             raise UserError(f"{directory / name} is not what was written (its SHA-256 differs): restore the file")
 
 
-def _digest(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, read in parts."""
     with path.open("rb") as stream:
         return file_digest(stream, "sha256").hexdigest()
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import tomli_w
@@ -28,8 +26,8 @@ from unmask.settings.inputs import input_digests, tell_changed_inputs, with_abso
 from unmask.settings.ownership import owned, owned_new
 from unmask.settings.reader import document_of
 from unmask.settings.recipe import TrainSettings
-from unmask.settings.resume import check_steps, locate_run
-from unmask.training.checkpoint import check_whole, drop_old, load_optimizer, read_state, save_checkpoint
+from unmask.settings.resume import check_steps, how_to_go_on, locate_run
+from unmask.training.checkpoint import check_whole, drop_old, load_optimizer, read_state, save_checkpoint, sha256_of
 from unmask.training.skipping import MOST_IN_A_ROW, SkippedSteps, ends_for_skipped
 from unmask.training.stopping import Stopping
 from unmask.training.supervised import Pretraining
@@ -103,11 +101,7 @@ class PretrainingRun:
     @property
     def how_to_go_on(self) -> str:
         """What to say when it is interrupted now: the command that goes on with it, or starts it again."""
-        newest = newest_checkpoint(self.directory / "checkpoints")
-        command = f"`unmask pretrain --resume {quote(str(self.directory))}`"
-        if newest is None:
-            return f"{self.directory} has no checkpoint yet: {command} starts it again"
-        return f"{command} goes on from its newest checkpoint, {newest.name}"
+        return how_to_go_on("pretrain", self.directory)
 
     def finish(self) -> str:
         """Train, and write the model; the SHA-256 of its weights.
@@ -167,7 +161,7 @@ class PretrainingRun:
             shutil.rmtree(written, ignore_errors=True)
             written.mkdir()
             save_denoiser(self.training.denoiser, self.training.tokenizer, written)
-            digest = hashlib.sha256((written / "model.safetensors").read_bytes()).hexdigest()
+            digest = sha256_of(written / "model.safetensors")
             for path in sorted(written.iterdir(), key=lambda path: path.name == "config.json"):
                 sync(path)
                 path.rename(directory / path.name)

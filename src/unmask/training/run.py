@@ -8,10 +8,8 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
-from unmask.denoisers.directories import newest_checkpoint
 from unmask.distributed import World
 from unmask.distributed.sharding import is_sharded, placement
 from unmask.errors import UserError
@@ -24,6 +22,7 @@ from unmask.report.progress import advance, message, phase, telling
 from unmask.settings.inputs import with_absolute_paths
 from unmask.settings.ownership import owned_new
 from unmask.settings.recipe import Recipe
+from unmask.settings.resume import how_to_go_on
 from unmask.training.build import build_trainer, filtered_order
 from unmask.training.checkpoint import (
     drop_old,
@@ -94,11 +93,7 @@ class Run:
     @property
     def how_to_go_on(self) -> str:
         """What to say when the run is interrupted now: the command that goes on with it, or starts it again."""
-        newest = newest_checkpoint(self.directory / "checkpoints")
-        command = f"`unmask train --resume {quote(str(self.directory))}`"
-        if newest is None:
-            return f"{self.directory} has no checkpoint yet: {command} starts it again"
-        return f"{command} goes on from its newest checkpoint, {newest.name}"
+        return how_to_go_on("train", self.directory)
 
     def how_to_mend(self, metrics: dict[str, float], last: int) -> str:
         """What to say where numbers are no longer finite, with these metrics; `last`: the last step that was good."""
