@@ -2,6 +2,7 @@
 
 import json
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
@@ -33,6 +34,7 @@ SHAPE = {
     "pad_token_id": 0,
     "eos_token_id": 1,
     "bos_token_id": None,
+    "block_length": None,
 }
 
 
@@ -66,7 +68,8 @@ class SmallRun:
             network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(settings.model))
             network = network.to(torch.bfloat16 if train.param_dtype == "bf16" else torch.float32)
             fast_layers(network)
-            denoiser = Denoiser(network, mask_id=2, eos_id=1).eval()
+            block_length = json.loads((Path(settings.model) / "config.json").read_text())["block_length"]
+            denoiser = Denoiser(network, mask_id=2, eos_id=1, block_length=block_length).eval()
             if train.lora_rank:
                 add_adapters(denoiser, train.lora_rank, train.lora_alpha)
         terms = settings.method.terms(1)

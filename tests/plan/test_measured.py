@@ -38,6 +38,18 @@ def test_plan_flops_are_those_measured(method, train, tmp_path, monkeypatch):
     assert planned.trained + planned.other == pytest.approx(answered + flops(run.update), rel=0.05)
 
 
+@pytest.mark.parametrize("method", ["diffu-grpo", "dispo", "mdpo"])
+def test_plan_flops_of_a_model_with_blocks_of_its_own_are_those_measured(method, tmp_path, monkeypatch):
+    """Prompts end within a block, so completions take one block more."""
+    monkeypatch.setattr("unmask.plan.memory.peak_bytes", lambda *arguments: 0)
+    shape, rollout = {"num_hidden_layers": 2, "block_length": 8}, {"prompts": 8, "steps": 8}
+    run = SmallRun(settings_of(tmp_path, METHODS[method], rollout=rollout, shape=shape))
+    planned = run.plan.flops
+    assert planned.rollout == pytest.approx(flops(run.sample), rel=0.05)
+    answered = flops(run.prepare)
+    assert planned.trained + planned.other == pytest.approx(answered + flops(run.update), rel=0.05)
+
+
 def sampled_forwards(run) -> int:
     """Rows of all forwards that the network makes while it samples."""
     with count_forwards(run.objective.denoiser) as shapes:

@@ -16,6 +16,7 @@ from unmask.sampling.columns import (
     finished_columns,
     prefix_window,
     recompute_window,
+    steps_with_masks,
     suffix_positions,
 )
 
@@ -210,3 +211,18 @@ def test_candidates_equal_loops(scope, blocks, data):
 def test_all_columns_are_the_canvas():
     layout = layout_of()
     assert all_columns(layout) == (slice(0, 17), 17)
+
+
+@pytest.mark.parametrize("remasks", [False, True])
+@pytest.mark.parametrize("counts", [(2, 1, 1), (1, 1, 1, 1, 0, 0), (0, 1, 3), (4,)], ids=str)
+def test_steps_with_masks_equal_loops(counts, remasks):
+    layout, offsets = layout_of(block_causal=True), range(BLOCK)
+    found_NS = steps_with_masks(block_table(layout, offsets), BLOCKS + 1, counts, remasks=remasks)
+    for offset, found in zip(offsets, found_NS.tolist(), strict=True):
+        expected = []
+        for block in range(BLOCKS + 1):
+            masked = BLOCK if remasks else len(real_columns(layout, offset, block))
+            for count in counts:
+                expected.append(masked > 0)
+                masked -= count
+        assert found == expected

@@ -7,6 +7,7 @@ from torch.utils._pytree import tree_leaves
 
 from helpers.small import surprise
 from unmask.denoisers.head import vocabulary as slices
+from unmask.denoisers.head import workspace
 from unmask.denoisers.head.vocabulary import GivenLogits, HeadLogits
 from unmask.denoisers.head.workspace import Workspace
 from unmask.sampling.proposals import Propose, draw, greedy
@@ -112,7 +113,7 @@ def drawn_at_once(logits_CV, uniform_CZ, temperature, mask_id):
 @pytest.mark.parametrize(("vocabulary", "mask_id"), [(7, 3), (640, 0), (641, 640), (1000, 130), (1000, 999)])
 def test_draw_and_greedy_by_slices_equal_the_whole_row(vocabulary, mask_id, width, monkeypatch):
     """Whatever the slices, whether they divide the vocabulary, wherever the mask token is: alone in one (641) too."""
-    monkeypatch.setattr(slices, "_CACHED_WIDTH", width)
+    monkeypatch.setattr(workspace, "_CACHED_WIDTH", width)
     monkeypatch.setattr(slices, "_LONG", width // 2)
     hidden_CD, weight_VD = head_of(vocabulary, positions=5, dtype=torch.float32)
     logits_CV = hidden_CD @ weight_VD.t()
@@ -139,7 +140,7 @@ def test_draw_and_greedy_by_slices_equal_the_whole_row(vocabulary, mask_id, widt
 
 @pytest.mark.parametrize("width", [64, 4096])
 def test_greedy_takes_the_first_of_equals_and_draw_reaches_both_ends(width, monkeypatch):
-    monkeypatch.setattr(slices, "_CACHED_WIDTH", width)
+    monkeypatch.setattr(workspace, "_CACHED_WIDTH", width)
     logits_CV = (torch.rand((5, 1200), generator=torch.Generator().manual_seed(0)) * 4).floor()
     logits_CV[:, ::3] = -float("inf")
     mask_id = 1199

@@ -197,6 +197,16 @@ def test_exact_prefix_cache_changes_nothing(llada2_tiny, monkeypatch, temperatur
     torch.testing.assert_close(cached.sampled_logp_NL, plain.sampled_logp_NL, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("degree", [0.0, 4.0])
+def test_recorded_states_have_masks_wherever_a_prompt_ends_in_a_block(llada2_tiny, degree):
+    width, samples = 24, 16
+    attention = torch.arange(width) >= torch.arange(samples)[:, None]  # prompts of 9 to 24 tokens, blocks of 8
+    prompts = prompts_of(torch.full((samples, width), 5), attention)
+    sampler = Sampler(max_new_tokens=16, block_length=8, steps=8, temperature=1.0)
+    (snapshot,) = sampler(llada2_tiny, prompts, Uniforms(), OneStep(degree=degree)).snapshots
+    assert bool((snapshot.canvas_NL == llada2_tiny.mask_id).any(1).all())
+
+
 def test_sampler_refuses_other_blocks_than_the_models(llada2_tiny):
     sampler = Sampler(max_new_tokens=16, block_length=16, steps=16)
     with pytest.raises(UserError, match="block_length 16 is not the 8 of the model"):

@@ -313,16 +313,29 @@ def test_recorded_guesses_follow_the_distribution_of_their_state():
 
 @pytest.mark.parametrize("degree", [0.0, 1.0, 4.0])
 def test_the_recorded_step_follows_its_polynomial(degree):
-    samples = torch.arange(20_000)
-    (steps,) = OneStep(degree=degree).steps(Uniforms(), torch.zeros_like(samples), samples, 8)
+    samples, masked_NS = torch.arange(20_000), torch.ones(20_000, 8, dtype=torch.bool)
+    (steps,) = OneStep(degree=degree).steps(Uniforms(), torch.zeros_like(samples), samples, masked_NS)
     weight = torch.arange(8, dtype=torch.float64) ** degree
     assert surprise(steps.bincount(minlength=8), weight / weight.sum()) < 4
-    (only,) = OneStep(degree=degree).steps(Uniforms(), samples, samples, 1)
+    (only,) = OneStep(degree=degree).steps(Uniforms(), samples, samples, masked_NS[:, :1])
     assert bool((only == 0).all())
-    (shared,) = OneStep(degree=degree, shared=True).steps(Uniforms(), samples, samples * 0, 8)
+    (shared,) = OneStep(degree=degree, shared=True).steps(Uniforms(), samples, samples * 0, masked_NS)
     assert surprise(shared.bincount(minlength=8), weight / weight.sum()) < 4
-    (same,) = OneStep(degree=degree, shared=True).steps(Uniforms(), samples * 0, samples, 8)
+    (same,) = OneStep(degree=degree, shared=True).steps(Uniforms(), samples * 0, samples, masked_NS)
     assert len(same.unique()) == 1
+
+
+@pytest.mark.parametrize("degree", [0.0, 4.0])
+def test_the_recorded_step_is_one_that_finds_something_masked(degree):
+    samples = torch.arange(20_000)
+    masked_S = torch.tensor([False, True, True, False, False, True, True, False])
+    (steps,) = OneStep(degree=degree).steps(Uniforms(), samples * 0, samples, masked_S.expand(20_000, -1))
+    weight = torch.zeros(8, dtype=torch.float64)
+    weight[masked_S] = torch.arange(4, dtype=torch.float64) ** degree
+    assert surprise(steps.bincount(minlength=8), weight / weight.sum()) < 4
+    for masked in ([False, True, False], [False, False, True], [False, False, False]):
+        (only,) = OneStep(degree=degree).steps(Uniforms(), samples[:9], samples[:9], torch.tensor([masked] * 9))
+        assert only.tolist() == [masked.index(True) if any(masked) else 0] * 9
 
 
 @pytest.mark.parametrize("record", [EveryStep(), OneStep(), OneStep(guesses=4, shared=True)], ids=repr)

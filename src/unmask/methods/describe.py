@@ -12,7 +12,9 @@ import torch
 from unmask.methods.base import Method
 from unmask.objective.divergences import Penalty
 from unmask.objective.term import Term, record_of
+from unmask.sampling.columns import steps_with_masks
 from unmask.sampling.records import Record
+from unmask.sampling.schedules import uniform_schedule
 from unmask.types import Rollout, ScoringBatch, Snapshot
 from unmask.uniforms import Uniforms
 
@@ -23,7 +25,11 @@ MASK, EOS, FIRST_TOKEN = 0, 1, 2
 
 @dataclass(frozen=True, kw_only=True)
 class DryShape:
-    """Sizes of a dry rollout: tokens, blocks, denoising steps, completions a prompt, prompts."""
+    """Sizes of a dry rollout: tokens, blocks, denoising steps of them all, completions a prompt, prompts.
+
+    offset: positions of the first block that are the prompt's, for a model that attends in blocks of its own; what they
+    take is left to one block more, with the steps of a block.
+    """
 
     prompt: int = PROMPT
     length: int = LENGTH
@@ -31,6 +37,7 @@ class DryShape:
     steps: int = STEPS
     group: int = GROUP
     prompts: int = 1
+    offset: int = 0
 
 
 LEGEND = {
@@ -188,19 +195,26 @@ def dry_rollout(record: Record | None, shape: DryShape | None = None) -> Rollout
     shape = shape or DryShape()
     position_NL = torch.arange(-shape.prompt, shape.length).expand(shape.prompts * shape.group, -1)
     completion_NL = position_NL >= 0
+    block_length, block_steps = shape.length // shape.blocks, shape.steps // shape.blocks
+    block_NL = (position_NL + shape.offset) // block_length
+    place_NL = position_NL - (block_NL * block_length - shape.offset).clamp(min=0)
+    steps = shape.steps + (block_steps if shape.offset else 0)
+    revealed_at_NL = torch.where(completion_NL, block_NL * block_steps + place_NL * block_steps // block_length, -1)
     rollout = Rollout.fake(
         position_NL + shape.prompt + FIRST_TOKEN,
         prompt_length=shape.prompt,
         group_size=shape.group,
         mask_id=MASK,
-        block_NL=torch.where(completion_NL, position_NL * shape.blocks // shape.length, -1),
-        revealed_at_NL=torch.where(completion_NL, position_NL * shape.steps // shape.length, -1),
-        steps=shape.steps,
+        block_NL=torch.where(completion_NL, block_NL, -1),
+        revealed_at_NL=revealed_at_NL,
+        steps=steps,
         exact=True,
     )
     if record is None:
         return rollout
-    recorded = record.steps(Uniforms(), rollout.prompt_N, rollout.sample_N, shape.steps)
+    counts = uniform_schedule(block_length, block_steps)
+    masked_NS = steps_with_masks(block_NL[:, shape.prompt :], steps // block_steps, counts, remasks=False)
+    recorded = record.steps(Uniforms(), rollout.prompt_N, rollout.sample_N, masked_NS)
     return replace(rollout, snapshots=tuple(_snapshot(rollout, step_N, record.guesses) for step_N in recorded))
 
 

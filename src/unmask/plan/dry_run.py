@@ -23,6 +23,7 @@ from unmask.denoisers.base import Denoiser, Guidance
 from unmask.denoisers.head.chunks import chunk_positions
 from unmask.denoisers.head.reducers import ContrastiveLogProb, LogitsReducer, TargetLogProb
 from unmask.denoisers.head.vocabulary import POSITIONS
+from unmask.denoisers.head.workspace import Workspace
 from unmask.denoisers.key_values import CacheWindow, KeyValues
 from unmask.denoisers.layers.recompute import recompute_layers
 from unmask.plan.layout import WHOLE, Layout
@@ -170,6 +171,7 @@ def _stretches(shape: Shape, settings: _TraceSettings, work: Pass) -> list[int]:
     half = train.precision == "bf16"
     if work.layout.sharded and half:  # gathered weights are in the precision that computes
         denoiser.to(torch.bfloat16)
+    denoiser.workspace = _OnGpu()
     with FakeTensorMode():
         _materialise(denoiser, gradients=work.accumulates and not work.layout.sharded)
         if train.gradient_checkpointing:
@@ -185,6 +187,12 @@ def _stretches(shape: Shape, settings: _TraceSettings, work: Pass) -> list[int]:
             shards.reduce(denoiser)  # what no layer holds: embedding, norm, head
         live.mark()
     return live.peaks
+
+
+class _OnGpu(Workspace):
+    """The head's memory as on a GPU, although the dry run's tensors say that they are on a CPU."""
+
+    on_cpu = False
 
 
 class _Shards:

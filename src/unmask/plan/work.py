@@ -20,7 +20,7 @@ from unmask.objective.likelihood import query_columns
 from unmask.objective.term import Term, record_of
 from unmask.plan.networks import Size
 from unmask.sampling.caching import CACHINGS
-from unmask.sampling.columns import CanvasLayout, finished_columns
+from unmask.sampling.columns import CanvasLayout, finished_columns, steps_with_masks, suffix_positions
 from unmask.sampling.records import Record
 from unmask.sampling.sampler import batch_multiple
 from unmask.sampling.schedules import SCHEDULES
@@ -180,7 +180,8 @@ def work_of(
     blocks = length // canvas.block_length
     steps = blocks * len(_step_counts(rollout, length))
     prompts = -(-rollout.prompts // ranks)  # of the rank with the most
-    shape = DryShape(prompt=canvas.start, length=length, blocks=blocks, steps=steps, group=rollout.group_size)
+    group, offset = rollout.group_size, _offset(canvas)
+    shape = DryShape(prompt=canvas.start, length=length, blocks=blocks, steps=steps, group=group, offset=offset)
 
     def dry(count: int) -> Rollout:
         rollouts = dry_rollout(record, replace(shape, prompts=count))
@@ -204,6 +205,16 @@ def _step_counts(rollout: RolloutSettings, length: int) -> tuple[int, ...]:
     if not rollout.unmasking.scheduled:
         return (1,) * block
     return SCHEDULES[rollout.schedule](block, rollout.steps // (length // block))
+
+
+def _offset(canvas: CanvasLayout) -> int:
+    """Positions of the completion's first block that are the prompt's: those of a model's own begin with the prompt."""
+    return canvas.start % canvas.block_length if canvas.block_causal else 0
+
+
+def _most_blocks(canvas: CanvasLayout) -> int:
+    """Blocks of a completion, at most, whatever the lengths of other prompts: as `Sampler` has them."""
+    return canvas.completion // canvas.block_length + int(canvas.block_causal)
 
 
 def _rows_of_steps(rollout: RolloutSettings, samples: int) -> tuple[int, int]:
@@ -247,17 +258,19 @@ def _denoising(
 ) -> Iterator[DenoisingForwards]:
     """Query positions: what is masked in the block, and all that is masked where states are recorded."""
     length, whole = canvas.completion, {"columns": canvas.length, "end": canvas.length}
-    counts = _step_counts(rollout, length)
+    counts, blocks = _step_counts(rollout, length), _most_blocks(canvas)
     first, samples = _rows_of_steps(rollout, prompts * rollout.group_size)
     guesses = 0 if record is None or record.own else record.guesses
     wanted: Counter[int] = Counter()
     if record is not None:
         prompt_N = torch.arange(prompts).repeat_interleave(rollout.group_size)
         sample_N = torch.arange(rollout.group_size).repeat(prompts)
-        wanted.update(torch.cat(record.steps(Uniforms(), prompt_N, sample_N, rollout.steps)).tolist())
-    for step in range(len(counts) * (length // canvas.block_length)):
+        block_NC = ((torch.arange(length) + _offset(canvas)) // canvas.block_length).expand(len(prompt_N), -1)
+        masked_NS = steps_with_masks(block_NC, blocks, counts, remasks=rollout.unmasking.remasks)
+        wanted.update(torch.cat(record.steps(Uniforms(), prompt_N, sample_N, masked_NS)).tolist())
+    for step in range(len(counts) * blocks):
         block, index = divmod(step, len(counts))
-        later = length - (block + 1) * canvas.block_length
+        later = suffix_positions(canvas, block)
         masked, before = sum(counts[index:]), sum(counts[max(0, index - 1) :])
         here = not later and rollout.caching == "none"
         everything = step in wanted and record is not None and (record.own or here)

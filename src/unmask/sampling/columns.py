@@ -6,7 +6,7 @@ follow from numbers known to the host.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -107,6 +107,20 @@ def suffix_positions(layout: CanvasLayout, first_block: int) -> int:
     if layout.block_causal:  # a prompt that ends within a block shifts them all
         suffix = min(layout.completion, suffix + layout.block_length - 1)
     return max(0, suffix)
+
+
+def steps_with_masks(block_NC: Tensor, blocks: int, counts: Sequence[int], *, remasks: bool) -> Tensor:
+    """Which of all steps find something masked in a sample's own block, as the schedule has it: [N, blocks * counts].
+
+    All do where blocks are whole and each step commits something. A block that a prompt shares, or that is cut short,
+    is full before its last step. `remasks`: what is committed may be masked again, so it is not full for good.
+    """
+    device = block_NC.device
+    size_NB = torch.zeros((len(block_NC), blocks), dtype=torch.long, device=device)
+    size_NB = size_NB.scatter_add(1, block_NC, torch.ones_like(block_NC))
+    left_S = torch.tensor([sum(counts[index:]) for index in range(len(counts))], device=device)
+    masked_NBS = (left_S > 0).expand(*size_NB.shape, -1) if remasks else size_NB[..., None] > sum(counts) - left_S
+    return masked_NBS.flatten(1)
 
 
 # ---- what a forward runs ----

@@ -23,10 +23,11 @@ class Record(Protocol):
     def own(self) -> bool:
         """Whether the sampler's own proposals are the guess (one then); else guesses are drawn besides."""
 
-    def steps(self, uniforms: Uniforms, prompt_N: Tensor, sample_N: Tensor, steps: int) -> list[Tensor]:
+    def steps(self, uniforms: Uniforms, prompt_N: Tensor, sample_N: Tensor, masked_NS: Tensor) -> list[Tensor]:
         """For each snapshot the step of every sample before which its canvas is remembered: int64 [N], on the host.
 
-        Known before the rollout, so that no step waits for the device; `steps` are those of a completion.
+        Known before the rollout, so that no step waits for the device. `masked_NS`: which of all steps find something
+        masked in the sample's own block, see `steps_with_masks`.
         """
 
 
@@ -37,16 +38,17 @@ class EveryStep:
     guesses: int = 1
     own: bool = True
 
-    def steps(self, uniforms: Uniforms, prompt_N: Tensor, sample_N: Tensor, steps: int) -> list[Tensor]:
+    def steps(self, uniforms: Uniforms, prompt_N: Tensor, sample_N: Tensor, masked_NS: Tensor) -> list[Tensor]:
         """All steps, a snapshot each."""
-        return [prompt_N.new_full(prompt_N.shape, step) for step in range(steps)]
+        return [prompt_N.new_full(prompt_N.shape, step) for step in range(masked_NS.shape[1])]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneStep:
     """Record of one canvas a trajectory, filled at once `guesses` times (DiSPO).
 
-    Before step t with p(t) = t^degree / sum_s s^degree, t = 0..T-1. `shared`: one draw for all samples of a prompt.
+    Before step t with p(t) = t^degree / sum_s s^degree, t = 0..T-1 counting the steps that find something masked.
+    `shared`: one draw for all samples of a prompt.
     """
 
     guesses: int = 2
@@ -54,12 +56,15 @@ class OneStep:
     degree: float = 4.0
     shared: bool = False
 
-    def steps(self, uniforms: Uniforms, prompt_N: Tensor, sample_N: Tensor, steps: int) -> list[Tensor]:
+    def steps(self, uniforms: Uniforms, prompt_N: Tensor, sample_N: Tensor, masked_NS: Tensor) -> list[Tensor]:
         """One snapshot, its step drawn by prompt and sample."""
         import torch
 
-        power_S = torch.arange(steps, dtype=torch.float64) ** self.degree
-        cdf_S = power_S.cumsum(0) / power_S.sum().clamp(min=1e-300)
+        count_NS = masked_NS.long().cumsum(1)
+        weight_NS = ((count_NS - 1).clamp(min=0).double() ** self.degree) * masked_NS
+        cdf_NS = weight_NS.cumsum(1)
         key = uniforms.key("recorded step", prompt_N.cpu())
-        draw_N = (key if self.shared else key.key(sample_N.cpu())).draw()
-        return [torch.searchsorted(cdf_S, draw_N, right=True).clamp(max=steps - 1)]
+        draw_N1 = (key if self.shared else key.key(sample_N.cpu())).draw()[:, None].contiguous()
+        step_N1 = torch.searchsorted(cdf_NS / cdf_NS[:, -1:].clamp(min=1e-300), draw_N1.double(), right=True)
+        last_N = torch.searchsorted(count_NS, count_NS[:, -1:].contiguous())[:, 0]  # the last of them
+        return [torch.minimum(step_N1[:, 0], last_N)]

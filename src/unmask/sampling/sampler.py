@@ -14,7 +14,7 @@ from unmask.errors import UserError
 from unmask.sampling.batching import Batching
 from unmask.sampling.block import Block
 from unmask.sampling.caching import Caching
-from unmask.sampling.columns import CANDIDATES, CanvasLayout
+from unmask.sampling.columns import CANDIDATES, CanvasLayout, steps_with_masks
 from unmask.sampling.context import SamplingContext
 from unmask.sampling.records import Record
 from unmask.sampling.schedules import Schedule, check_blocks, uniform_schedule
@@ -173,8 +173,9 @@ class Sampler:
         buffers: tuple[SnapshotBuffer, ...] = ()
         counts = self._counts
         if record is not None:
-            step_count = self._most_blocks(denoiser) * len(counts)
-            steps = record.steps(uniforms, prompts.prompt_N, prompts.sample_N, step_count)
+            blocks, remasks = self._most_blocks(denoiser), self.unmasking.remasks
+            masked_NS = steps_with_masks(whole.block_NC.cpu(), blocks, counts, remasks=remasks)
+            steps = record.steps(uniforms, prompts.prompt_N, prompts.sample_N, masked_NS)
             buffers = tuple(SnapshotBuffer(step_N, record, whole.tokens) for step_N in steps)
         context = SamplingContext(
             denoiser=denoiser,

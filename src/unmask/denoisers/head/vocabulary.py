@@ -19,7 +19,6 @@ _LONG = 1024  # tokens; rows of no more are searched token by token
 NEVER = -1e30  # logit of what has no probability; finite, for a slice may hold nothing else
 
 POSITIONS = 2048  # at a time
-_CACHED_WIDTH = 2048  # on a CPU: tokens of a slice whose weights and logits are still in its cache when they are read
 
 
 class Logits(ABC):
@@ -99,7 +98,7 @@ class GivenLogits(Logits):
 
     def __init__(self, logits_CV: Tensor, mask_id: int, workspace: Workspace, unspelt: Sequence[range] = ()) -> None:
         positions, vocabulary = logits_CV.shape
-        width = _width(positions, logits_CV.device)
+        width = workspace.slice_width(positions, logits_CV.device)
         super().__init__((positions, vocabulary), width, mask_id, logits_CV, workspace, unspelt)
         self.logits_CV = logits_CV
 
@@ -118,7 +117,8 @@ class HeadLogits(Logits):
     ) -> None:
         shape_CV = (len(hidden_CD), len(weight_VD))
         # Whole where it is cast: autocast keeps a copy of the weight, of its slices it would make them again.
-        width = len(weight_VD) if _is_cast(weight_VD) else _width(len(hidden_CD), hidden_CD.device)
+        narrow = workspace.slice_width(len(hidden_CD), hidden_CD.device)
+        width = len(weight_VD) if _is_cast(weight_VD) else narrow
         super().__init__(shape_CV, width, mask_id, hidden_CD, workspace, unspelt)
         self.hidden_CD, self.weight_VD = hidden_CD, weight_VD
 
@@ -152,10 +152,6 @@ def reduce_slices(
         for chunk in even_chunks(len(hidden_QD), most)
     ]
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
-
-
-def _width(positions: int, device: torch.device) -> int:
-    return _CACHED_WIDTH if device.type == "cpu" else chunk_positions(max(1, positions))
 
 
 def _is_cast(weight_VD: Tensor) -> bool:

@@ -7,18 +7,31 @@ import math
 import torch
 from torch import Tensor, nn
 
+from unmask.denoisers.head.chunks import chunk_positions
+
+
+_CACHED_WIDTH = 2048  # on a CPU: tokens of a slice whose weights and logits are still in its cache when they are read
+
 
 class Workspace:
     """Buffers that grow and are used again from call to call, so that no step allocates logits anew.
 
     What a buffer holds is overwritten by the next call that names it: for tensors that are used up at once.
+    `on_cpu`: slices of the vocabulary are as narrow as suits its cache.
     """
+
+    on_cpu = True
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.device], Tensor] = {}
 
     def __reduce__(self) -> tuple[type[Workspace], tuple[()]]:
         return Workspace, ()  # copies and pickles begin empty
+
+    def slice_width(self, positions: int, device: torch.device) -> int:
+        """Tokens of a slice of the vocabulary, where logits of so many positions are made slice by slice."""
+        narrow = self.on_cpu and device.type == "cpu"
+        return _CACHED_WIDTH if narrow else chunk_positions(max(1, positions))
 
     def floats(self, name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """The float32 buffer of a name and device, in a shape, with anything in it."""
