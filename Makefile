@@ -10,13 +10,13 @@ train: $(VENV)/.installed
 	$(BIN)/unmask train
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 long: $(VENV)/.installed-test
-	$(BIN)/pytest -n 2 --dist loadfile -m long
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m long
 
 coverage: $(VENV)/.installed-test
-	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-fail-under=90
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-fail-under=90
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

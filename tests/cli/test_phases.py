@@ -61,6 +61,7 @@ def test_train_tells_of_loading_examples_evaluations_steps_and_saving(phases, tm
     assert counted(phases) == totals
 
 
+@pytest.mark.long
 def test_train_that_goes_on_counts_the_steps_that_are_left(phases, tmp_path):
     assert main([*TRAIN, "--output", str(tmp_path / "run")]) == 0
     phases.clear()
@@ -70,6 +71,7 @@ def test_train_that_goes_on_counts_the_steps_that_are_left(phases, tmp_path):
     assert (steps.done_before, steps.figures[:6]) == (2, "reward")
 
 
+@pytest.mark.long
 def test_train_with_a_filter_tells_of_it(phases, tmp_path):
     flags = ("--method", "diffu-grpo", "--train.over-denoising-filter", "true", "--train.examples", "200")
     assert main([*TRAIN, *flags, "--output", str(tmp_path / "run")]) == 0
@@ -125,6 +127,7 @@ def test_sample_tells_of_its_steps(phases, capsys):
     assert counted(phases) == {"sampling": 8}
 
 
+@pytest.mark.long
 def test_oracle_tells_of_every_gradient_and_estimate(phases, monkeypatch, capsys):
     monkeypatch.setattr("unmask.report.oracle_table._BATCHES", 3)
     assert main(["oracle", "--groups", "24", "--group-size", "3", "--masks", "5"]) == 0

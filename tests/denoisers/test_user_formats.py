@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import REFERENCE
+from helpers.long import long_unless
 from unmask.cli.main import main
 from unmask.denoisers.loading import load_denoiser, load_tokenizer, save_denoiser
 from unmask.errors import UserError
@@ -119,7 +120,7 @@ SMALL_RUN = (
 )
 
 
-@pytest.mark.parametrize("lora_rank", [0, 2])
+@pytest.mark.parametrize("lora_rank", long_unless(bool, [0, 2]))
 def test_model_format_is_read_by_every_command(tmp_path, capsys, lora_rank):
     model_format = write_toy(tmp_path / "checkpoint", load_denoiser("embedded:sudoku"))
     load_tokenizer("embedded:sudoku").save_pretrained(tmp_path / "checkpoint")

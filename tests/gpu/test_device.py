@@ -35,6 +35,7 @@ def test_training_runs_on_device(device, precision, tmp_path):
     processes.finish(processes.start(_train, device, precision, log=tmp_path / "log"), tmp_path / "log")
 
 
+@pytest.mark.long
 def test_training_runs_check_works_on_cpu(tmp_path):
     log = tmp_path / "log"
     processes.finish(processes.start(_train, "cpu", "fp32", ("diffu-grpo",), log=log), log)

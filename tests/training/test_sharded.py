@@ -50,7 +50,7 @@ WHOLE = {
     2: ("diffu-grpo", "lfpo", "in parts", "shuffled", "different lengths", "adapters"),
     4: ("in parts", "one prompt"),
 }
-SHORT = {"diffu-grpo", "mdpo", "rspo", "lfpo", "vrpo"}  # methods of the default suite; `make long` runs the others
+SHORT = {"diffu-grpo", "rspo", "lfpo"}  # methods of the default suite; `make long` runs the others
 LONG = sorted(set(METHODS) - SHORT)
 
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.long import long_unless
 from unmask.errors import UserError
 from unmask.verifiers.latex import Checker, same_latex
 
@@ -104,7 +105,9 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+@pytest.mark.parametrize(
+    "text", long_unless(lambda text: HOSTILE.index(text) % 3 == 0, HOSTILE), ids=range(len(HOSTILE))
+)
 def test_same_latex_ends_a_hostile_answer_within_two_seconds(checker: Checker, text: str) -> None:
     started = time.perf_counter()
     assert checker.same([("5", text)]) == [False]

@@ -20,7 +20,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopping:
-    """Notes the signals that ask a run to end, within a `with`; elsewhere than in the main thread it hears none."""
+    """Notes the signals that ask a run to end, within a `with`; elsewhere than in the main thread it hears none.
+
+    A signal that is ignored stays so: shells have their background jobs ignore the Ctrl-C that is meant for others.
+    """
 
     def __init__(self, world: World) -> None:
         self._world, self._process = world, os.getpid()
@@ -30,7 +33,8 @@ class Stopping:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in _SIGNALS}
+            heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._ask) for number in heard}
         return self
 
     def __exit__(

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from unmask.denoisers.head.chunks import chunk_positions
 
-
 _CACHED_WIDTH = 2048  # on a CPU: tokens of a slice whose weights and logits are still in its cache when they are read
 
 

@@ -7,7 +7,8 @@ query columns only.
 A layer's class is swapped for a subclass of it, as FSDP2's `fully_shard` does, rather than `layer.forward` be set: the
 layer stays free of reference cycles, copies and pickles as any other, and runs through `layer(...)`, so that hooks on
 the layer (FSDP2 gathers parameters in one) are called. `fast_layers`, `recompute_layers`, `compile_layers` and
-`fully_shard` may come in any order.
+`fully_shard` may come in any order. Transformers takes seconds to import, and is there once a network is: functions
+that have one import it.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import SiLUActivation
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from unmask.denoisers.layers.elementwise import gated, rms_norm, rotate
 from unmask.denoisers.layers.recompute import runs_class_forward
@@ -196,6 +195,8 @@ def _norm(norm: Any, x: Tensor) -> Tensor:
 
 
 def _mlp(mlp: Any, x: Tensor) -> Tensor:
+    from transformers.activations import SiLUActivation
+
     if isinstance(getattr(mlp, "act_fn", None), (nn.SiLU, SiLUActivation)):
         mixed: Tensor = mlp.down_proj(gated(mlp.gate_proj(x), mlp.up_proj(x)))
     else:  # experts, or another activation
@@ -213,6 +214,8 @@ def _attend(
     options: dict[str, Any],
 ) -> Tensor:
     """Output of the attention at the query columns [F, A, D], or at all [F, L, D]."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     cos, sin = position_embeddings
     cos_query, sin_query, queried = cos, sin, normed_FLD
     if query_FA is not None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 if TYPE_CHECKING:
     from unmask.denoisers.base import Denoiser
@@ -20,6 +19,8 @@ def recompute_layers(denoiser: Denoiser) -> None:
     Same gradients, about one more forward pass, much less memory. Twice changes nothing. Not transformers'
     `gradient_checkpointing_enable`: that one works in training mode only, where dropout would be on.
     """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     for layer in denoiser.model.modules():
         if isinstance(layer, GradientCheckpointingLayer) and _recomputed_forward(layer) is None:
             layer.forward = partial(_recomputed, layer, vars(layer).get("forward"))
