@@ -9,7 +9,10 @@ WHOLE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.
 
 
 def test_read_of_torchrun_and_of_nothing():
-    assert Launch.read(WHOLE, gpus=0) == Launch.read(WHOLE, gpus=2) == Launch(rank=1, size=2, local_rank=1)
+    assert (
+        Launch.read(WHOLE, gpus=0) == Launch.read(WHOLE, gpus=2) == Launch(rank=1, size=2, local_rank=1, local_size=2)
+    )
+    assert Launch.read(WHOLE | {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, gpus=2).local_size == 2
     assert Launch.read({}, gpus=0) == Launch.read({}, gpus=8) == Launch(rank=0, size=1, local_rank=0)
     assert Launch.read({"RANK": "0", "WORLD_SIZE": "1"}, gpus=1) == Launch()
     assert Launch.read(WHOLE | {"SLURM_STEP_NUM_TASKS": "2"}, gpus=2).rank == 1  # torchrun on two machines
@@ -29,6 +32,10 @@ def test_read_names_what_is_missing_of_several_ranks(missing):
         (WHOLE | {"RANK": "2"}, 0, "RANK 2 is none of 2 ranks"),
         (WHOLE | {"WORLD_SIZE": "two"}, 0, "WORLD_SIZE is 'two'"),
         (WHOLE | {"WORLD_SIZE": "0"}, 0, "WORLD_SIZE is '0'"),
+        (WHOLE | {"LOCAL_WORLD_SIZE": "two"}, 0, "LOCAL_WORLD_SIZE is 'two'"),
+        (WHOLE | {"LOCAL_WORLD_SIZE": "0"}, 0, "LOCAL_WORLD_SIZE is '0'"),
+        (WHOLE | {"LOCAL_WORLD_SIZE": "1"}, 0, "LOCAL_RANK 1 of LOCAL_WORLD_SIZE 1"),
+        (WHOLE | {"LOCAL_WORLD_SIZE": "3"}, 0, "LOCAL_WORLD_SIZE 3 of WORLD_SIZE 2"),
         (WHOLE | {"LOCAL_RANK": "-1"}, 0, "LOCAL_RANK is '-1'"),
         ({"ACCELERATE_USE_CPU": "True"}, 0, "accelerate launch, whose settings are not read"),
         (WHOLE | {"ACCELERATE_MIXED_PRECISION": "no"}, 2, "accelerate launch, whose settings are not read"),

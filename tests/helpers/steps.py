@@ -1,6 +1,7 @@
 """A training step of many settings on ranks that share it, to be compared with one process that does all of it."""
 
 import json
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,6 +179,7 @@ def run_cases(cases: list[tuple[str, Case, int]], place: Path) -> int:
     from unmask.distributed import World
 
     torch.set_num_threads(1)
+    warnings.simplefilter("error")  # as in the tests themselves
     weights, seen = {}, {}
     for name, case, shard_size in cases:
         step = step_of(case, shard_size)

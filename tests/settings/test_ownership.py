@@ -97,6 +97,9 @@ def test_resume_of_a_run_that_goes_on_is_refused_with_the_process_that_does(tmp_
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{run} is in use by process {process.pid} on {os.uname().nodename}: wait until that ends" in line
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert main(["train", *FLAGS, "--output", str(run)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{run} is in use by process {process.pid}" in line
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert (run / LOCK).exists()

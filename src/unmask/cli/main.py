@@ -16,6 +16,7 @@ from unmask.cli.first_word import before_torch
 from unmask.cli.pipes import discard_output, output_is_unread
 from unmask.cli.signals import terminated_as_interrupted
 from unmask.cli.subcommands import COMMANDS, Command
+from unmask.cli.users_errors import users_traceback
 from unmask.errors import Terminated, UserError
 from unmask.report.progress import Progress, phase, telling
 from unmask.settings.idle import (
@@ -39,6 +40,7 @@ from unmask.settings.resume import check_unchanged, locate_run
 from unmask.settings.starting import check_agreement, check_one_name, names_the_job, with_model_and_task
 from unmask.validation import did_you_mean, near
 
+_EXIT_USERS_ERROR = 1  # as of a process that an exception ends
 _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130
 _EXIT_TERMINATED = 143  # as of a process that SIGTERM ends
@@ -49,7 +51,7 @@ _HELP = {"-h", "--help"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (default: the process's own); the exit code.
 
-    0; 2 after a UserError; 130 after Ctrl-C; 143 after SIGTERM; 141 where nobody reads the output any more
+    0; 1 after an exception in the user's own code; 2 after a UserError; 130 after Ctrl-C; 143 after SIGTERM; 141 where nobody reads the output any more
     (`unmask methods | head -1`).
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -71,6 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise  # another pipe
         discard_output()
         return _EXIT_BROKEN_PIPE
+    except Exception as error:
+        if (told := users_traceback(error)) is None:
+            raise
+        print(told, end="", file=sys.stderr)  # noqa: T201
+        return _EXIT_USERS_ERROR
 
 
 def _dispatch(words: list[str]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import fields
 import torch
 
 from unmask.distributed import World
+from unmask.distributed.launch import Launch
 from unmask.plan.estimate import make_plan
 from unmask.plan.gpus import GIBIBYTE
 from unmask.report.progress import phase
@@ -30,7 +31,7 @@ def shard_size(recipe: Recipe) -> int:
 
 def _planned(recipe: Recipe, ranks: int, memory_bytes: int) -> int:
     """The same of the layout that is planned for so many GPUs of this memory, each machine with as many as here."""
-    of_node = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    of_node = Launch.read(os.environ, torch.cuda.device_count()).local_size
     settings = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
     gpus = f"{ranks}x{memory_bytes // GIBIBYTE}GB"
     layout = make_plan(PlanSettings(**settings, gpus=gpus, node_gpus=of_node)).layout

@@ -21,11 +21,12 @@ _OF_ACCELERATE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """One process of a launch: its rank of `size`, and its place among those of its machine."""
+    """One process of a launch: its rank of `size`, and its place among the `local_size` of its machine."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1
 
     @classmethod
     def read(cls, environment: Mapping[str, str], gpus: int) -> Launch:
@@ -43,6 +44,11 @@ class Launch:
                 raise UserError(f"the environment has no {name}, which ranks need beside WORLD_SIZE {size}: {_HOW}")
         rank = _number(environment, "RANK")
         local_rank = _number(environment, "LOCAL_RANK") if "LOCAL_RANK" in environment else 0
+        local_size = _number(environment, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in environment else size
+        if not local_rank < local_size <= size:
+            raise UserError(
+                f"LOCAL_RANK {local_rank} of LOCAL_WORLD_SIZE {local_size} of WORLD_SIZE {size} cannot be: {_HOW}"
+            )
         if not rank < size:
             raise UserError(f"RANK {rank} is none of {size} ranks (WORLD_SIZE): ranks are 0 to {size - 1}")
         if size == 1 and gpus > 1:
@@ -55,12 +61,12 @@ class Launch:
                 f"LOCAL_RANK {local_rank} has no GPU of its own, {gpus} are visible: "
                 f"give --nproc-per-node {gpus}, or CUDA_VISIBLE_DEVICES= for ranks on the CPU"
             )
-        return cls(rank=rank, size=size, local_rank=local_rank)
+        return cls(rank=rank, size=size, local_rank=local_rank, local_size=local_size)
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:
     text = environment.get(name, "")
-    if not text.isdecimal() or (name == "WORLD_SIZE" and int(text) == 0):
+    if not text.isdecimal() or (name.endswith("WORLD_SIZE") and int(text) == 0):
         raise UserError(f"the environment's {name} is {text!r}, no number of ranks: {_HOW}")
     return int(text)
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +19,6 @@ from unmask.validation.user_modules import files_of, module_of
 Settings = TypeVar("Settings")
 
 _LOG = logging.getLogger("unmask")
-_CHUNK = 1 << 20
 
 
 def with_absolute_paths(settings: Settings) -> Settings:
@@ -111,8 +110,5 @@ def _exists(text: str) -> bool:
 
 
 def _digest(path: Path) -> str:
-    digest = blake2b(digest_size=16)
     with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return file_digest(stream, lambda: blake2b(digest_size=16)).hexdigest()

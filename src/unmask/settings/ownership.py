@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from unmask.denoisers.directories import LOCK, check_new, holds_something, leftovers
+from unmask.denoisers.directories import LOCK, holds_something, leftovers
 from unmask.errors import UserError
 from unmask.settings.resume import free_directories, new_directory
+from unmask.validation.user_files import user_path
 
 _LOG = logging.getLogger("unmask")
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems that know none
@@ -77,9 +78,11 @@ def owned_new(output: str | None, name: str) -> Iterator[Path]:
     """
     with ExitStack() as stack:
         if output is not None:
-            directory = new_directory(output, name)
+            directory = user_path(output)
+            if not (directory / LOCK).is_file():  # else who is at work there is told before what lies there
+                new_directory(output, name)
             stack.enter_context(owned(directory))
-            check_new(directory)
+            new_directory(output, name)
         else:
             directory = _own_numbered(name, stack)
         yield directory

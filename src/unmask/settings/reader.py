@@ -202,7 +202,8 @@ def _unknown(settings: type[Any], others: Mapping[str, Any], path: str, value: A
     below, word = _last(path, value)
     if not isinstance(word, Word):
         known = [field.name for field in fields(settings) if field.init]
-        return UserError(f"unknown setting {path!r}{did_you_mean(path.removeprefix(where), known)}")
+        few = did_you_mean("", known) if len(known) <= _MOST_SHOWN else "; --help lists all"
+        return UserError(f"unknown setting {path!r}{near(path.removeprefix(where), known) or few}")
     flags = [leaf.flag.removeprefix("--") for leaf in leaves(build(settings, others, where))]
     wrong, prefix = flag_of(below), flag_of(where)
     few = did_you_mean("", flags, prefix) if len(flags) <= _MOST_SHOWN else "; see --help"

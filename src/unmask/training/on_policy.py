@@ -209,10 +209,11 @@ class OnPolicySource:
         completion = rollout.completion_NL
         well_formed = sum(map(self.recipe.task.well_formed, texts))
         equal_P = reward_PG.amax(1) == reward_PG.amin(1)  # a rounded deviation of equal rewards is noise, not 0
+        spread_P = reward_PG.std(1) if len(reward_PG) else reward_PG.sum(1)  # a rank may have no group
         sums = torch.stack(
             [
                 reward_PG.sum(),
-                reward_PG.std(1).masked_fill(equal_P, 0.0).sum(),
+                spread_P.masked_fill(equal_P, 0.0).sum(),
                 equal_P.sum(),
                 (rollout.sampled_logp_NL * completion).sum(),
                 completion.sum(),
