@@ -68,6 +68,7 @@ def test_methods_of_one_writes_each_setting_on_one_line_in_a_pipe():
         assert [line for line in lines if f"--method.{leaf.path.replace('_', '-')} " in line and leaf.help in line]
 
 
+@pytest.mark.long
 def test_plan_of_all_methods_writes_each_on_one_line_in_a_pipe():
     lines = [line.split() for line in piped("plan", "--all-methods").splitlines()]
     for name in METHODS:

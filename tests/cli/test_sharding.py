@@ -26,7 +26,9 @@ def ranks(monkeypatch):
         monkeypatch.setattr(World, "start", lambda precision: world)
         memory = SimpleNamespace(total_memory=int(gibibytes * 2**30))
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(of_node))
+        launch = {"RANK": "0", "WORLD_SIZE": str(size), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": str(of_node)}
+        for name, value in (launch | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}).items():
+            monkeypatch.setenv(name, value)
 
     return start
 

@@ -75,6 +75,7 @@ def _command(words: list[str]) -> int:
     return gpu.main()
 
 
+@pytest.mark.long
 def test_dry_run_does_every_part(report):
     whole = json.loads((report / "gpu.json").read_text())
     parts = whole["parts"]
@@ -87,6 +88,7 @@ def test_dry_run_does_every_part(report):
     assert parts["update"]["planned_GiB"] >= 0
 
 
+@pytest.mark.long
 def test_dry_run_writes_the_table(report):
     page = (report / "gpu.md").read_text()
     assert "checks hold" in page

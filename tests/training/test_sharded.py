@@ -50,8 +50,9 @@ WHOLE = {
     2: ("diffu-grpo", "lfpo", "in parts", "shuffled", "different lengths", "adapters"),
     4: ("in parts", "one prompt"),
 }
-SHORT = {"diffu-grpo", "rspo", "lfpo"}  # methods of the default suite; `make long` runs the others
-LONG = sorted(set(METHODS) - SHORT)
+# Cases of the default suite; `make long` runs the others.
+SHORT = {"diffu-grpo", "rspo", "lfpo"}
+LONG = {*METHODS, "recomputed", "reference moves", "one prompt", "shuffled"} - SHORT
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,8 @@ def seen(tmp_path_factory, request):
     for count, sizes in SHARDED.items():
         chosen = {name: size for name, size in sizes.items() if name not in LONG or name in wanted}
         cases = [(name, (EXACT | ROUNDED)[name], size) for name, size in chosen.items()]
-        cases += [(f"{name}, whole", (EXACT | ROUNDED)[name], 0) for name in WHOLE[count]]
+        whole = [name for name in WHOLE[count] if name in chosen or name in ROUNDED]
+        cases += [(f"{name}, whole", (EXACT | ROUNDED)[name], 0) for name in whole]
         place = tmp_path_factory.mktemp(f"ranks_{count}")
         log = place / "log"
         environments = torchrun_environment(count)

@@ -208,7 +208,7 @@ def test_stated_formula_is_found_behind_any_words(number: int, form: str, words:
     "piece", [*PIECES, "$1$", "$1$ and ", r"\boxed{1} and ", r"\(1", "1 ", "x ", "$x$ ", "1. ", "<|"]
 )
 def test_stated_formula_of_hostile_text_takes_no_time(piece: str) -> None:
-    text = piece * (100_000 // len(piece))
+    text = piece * (50_000 // len(piece))
     for completion in (text, r"\boxed{" + text, "$" + text, text + "$", "<answer>" + text):
         started = time.perf_counter()
         stated_formula(completion)

@@ -51,8 +51,8 @@ _HELP = {"-h", "--help"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (default: the process's own); the exit code.
 
-    0; 1 after an exception in the user's own code; 2 after a UserError; 130 after Ctrl-C; 143 after SIGTERM; 141 where nobody reads the output any more
-    (`unmask methods | head -1`).
+    0; 1 after an exception in the user's own code; 2 after a UserError; 130 after Ctrl-C; 143 after SIGTERM; 141 where
+    nobody reads the output any more (`unmask methods | head -1`).
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:

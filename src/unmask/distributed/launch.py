@@ -44,11 +44,7 @@ class Launch:
                 raise UserError(f"the environment has no {name}, which ranks need beside WORLD_SIZE {size}: {_HOW}")
         rank = _number(environment, "RANK")
         local_rank = _number(environment, "LOCAL_RANK") if "LOCAL_RANK" in environment else 0
-        local_size = _number(environment, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in environment else size
-        if not local_rank < local_size <= size:
-            raise UserError(
-                f"LOCAL_RANK {local_rank} of LOCAL_WORLD_SIZE {local_size} of WORLD_SIZE {size} cannot be: {_HOW}"
-            )
+        local_size = _local_size(environment, local_rank, size)
         if not rank < size:
             raise UserError(f"RANK {rank} is none of {size} ranks (WORLD_SIZE): ranks are 0 to {size - 1}")
         if size == 1 and gpus > 1:
@@ -69,6 +65,18 @@ def _number(environment: Mapping[str, str], name: str) -> int:
     if not text.isdecimal() or (name.endswith("WORLD_SIZE") and int(text) == 0):
         raise UserError(f"the environment's {name} is {text!r}, no number of ranks: {_HOW}")
     return int(text)
+
+
+def _local_size(environment: Mapping[str, str], local_rank: int, size: int) -> int:
+    """Ranks of this machine; all of them where the environment does not say."""
+    if "LOCAL_WORLD_SIZE" not in environment:
+        return size
+    local_size = _number(environment, "LOCAL_WORLD_SIZE")
+    if not local_rank < local_size <= size:
+        raise UserError(
+            f"LOCAL_RANK {local_rank} of LOCAL_WORLD_SIZE {local_size} of WORLD_SIZE {size} cannot be: {_HOW}"
+        )
+    return local_size
 
 
 def _refuse_other_launchers(environment: Mapping[str, str]) -> None:

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from unmask.denoisers.directories import LOCK, holds_something, leftovers
 from unmask.errors import UserError
-from unmask.settings.resume import free_directories, new_directory
-from unmask.validation.user_files import user_path
+from unmask.settings.resume import check_unused, free_directories, new_directory
 
 _LOG = logging.getLogger("unmask")
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of file systems that know none
@@ -78,11 +77,9 @@ def owned_new(output: str | None, name: str) -> Iterator[Path]:
     """
     with ExitStack() as stack:
         if output is not None:
-            directory = user_path(output)
-            if not (directory / LOCK).is_file():  # else who is at work there is told before what lies there
-                new_directory(output, name)
+            directory = new_directory(output, name)
             stack.enter_context(owned(directory))
-            new_directory(output, name)
+            check_unused(directory)
         else:
             directory = _own_numbered(name, stack)
         yield directory

@@ -8,7 +8,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from unmask.denoisers.directories import check_new, checkpoints, holds_something, newest_checkpoint, step_of
+from unmask.denoisers.directories import LOCK, check_new, checkpoints, holds_something, newest_checkpoint, step_of
 from unmask.errors import UserError
 from unmask.settings.reader import build, flag_of, leaves, read_recipe
 from unmask.settings.recipe import TrainSettings
@@ -31,12 +31,21 @@ MAY_CHANGE = (
 
 
 def new_directory(output: str | None, name: str) -> Path:
-    """`output`, or runs/NAME-NNN with the first free number. Raises UserError where `output` holds something."""
+    """`output`, or runs/NAME-NNN with the first free number. Raises UserError where `output` holds something.
+
+    Where a command is, or was, at work there, that is told before what lies there: by those who own it next.
+    """
     if output is not None:
         directory = user_path(output)
-        check_new(directory, _resume_hint(directory))
+        if not (directory / LOCK).is_file():
+            check_unused(directory)
         return directory
     return next(free_directories(name))
+
+
+def check_unused(directory: Path) -> None:
+    """Raise UserError where a directory of a new run holds something; it says how to go on with the run that does."""
+    check_new(directory, _resume_hint(directory))
 
 
 def free_directories(name: str) -> Iterator[Path]:
