@@ -56,6 +56,9 @@ class MeasuredStep:
         self.objective = replace(self.trainer.objective, terms=self.terms)
         self.updater = replace(self.trainer.updater, objective=self.objective)
         self.width = self.trainer.source.examples.longest
+        self.pads = 1  # columns of every other prompt
+        if denoiser.block_length is not None:  # all prompts end at the same place of a block, and not at its end
+            self.pads, self.width = 0, self.width + (self.width % denoiser.block_length == 0)
         settings = build(PlanSettings, document | {"prompt_tokens": self.width})
         self.plan = make_plan(settings)
 
@@ -67,7 +70,7 @@ class MeasuredStep:
         tokens = torch.randint(20, 400, (count, self.width), generator=torch.Generator().manual_seed(0))
         prompts = Prompts(
             tokens_NP=tokens,
-            attention_NP=torch.arange(self.width) >= (index // rollout.group_size % 2)[:, None],
+            attention_NP=torch.arange(self.width) >= self.pads * (index // rollout.group_size % 2)[:, None],
             prompt_N=index // rollout.group_size,
             sample_N=index % rollout.group_size,
         )
@@ -125,9 +128,15 @@ def write_misses(path: str, output: str) -> int:
     return 0
 
 
+def _of_experts(left: tuple[int, ...], right: tuple[int, ...], *_: Any, **__: Any) -> int:
+    """FLOPs of a product of tokens, sorted by their experts, which PyTorch leaves out of its count."""
+    return 2 * left[0] * left[1] * right[-1]
+
+
 def flops(action: Callable[[], object]) -> int:
     """Of matrix products and attention; the fused attention of CPUs is not counted, so it is taken apart."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    experts = {torch.ops.aten._grouped_mm: _of_experts}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=experts) as counter:
         action()
     return int(counter.get_total_flops())
 

@@ -155,13 +155,16 @@ def _update_pass(term: TermWork, work: Work, layout: Layout, *, accumulates: boo
 
 
 def _denoising_passes(settings: PlanSettings, work: Work, layout: Layout) -> list[Pass]:
-    """The steps that ask most: by the columns that they run, and by the logits that they need."""
+    """The steps that ask most: by the columns that they run, the logits that they need, and the tokens that they draw."""
 
     def columns(step: DenoisingForwards) -> tuple[int, int]:
         return step.forwards * step.columns, step.positions
 
     def logits(step: DenoisingForwards) -> int:
-        return step.forwards * step.positions * step.tokens
+        return step.forwards * step.positions
+
+    def draws(step: DenoisingForwards) -> int:
+        return logits(step) * step.tokens
 
     return [
         Pass(
@@ -176,7 +179,7 @@ def _denoising_passes(settings: PlanSettings, work: Work, layout: Layout) -> lis
             cached=step.columns if work.cached else 0,
             layout=layout,
         )
-        for step in {max(work.denoising, key=columns), max(work.denoising, key=logits)}
+        for step in {max(work.denoising, key=key) for key in (columns, logits, draws)}
     ]
 
 

@@ -80,7 +80,8 @@ def blank_denoiser(shape: Shape, settings: TrainSettings) -> Denoiser:
         network = shape.make(copy.deepcopy(shape.config))
         fast_layers_or_log(network)
         dtype = torch.bfloat16 if settings.param_dtype == "bf16" else torch.float32
-        denoiser = Denoiser(network.to(dtype), mask_id=0, eos_id=1, shift=shape.shift).eval()
+        blocks = shape.block_length
+        denoiser = Denoiser(network.to(dtype), mask_id=0, eos_id=1, shift=shape.shift, block_length=blocks).eval()
         if settings.four_bit and settings.precision == "bf16":
             for matrix in _four_bit_matrices(denoiser).values():
                 matrix.to(torch.bfloat16)

@@ -276,7 +276,8 @@ def _denoising(
         everything = step in wanted and record is not None and (record.own or here)
         columns, end = _window(rollout, canvas, block=block, index=index, masked_before=before)
         run = whole if everything else {"columns": columns, "end": end}
-        positions = masked + (later if everything else 0)
+        anywhere = min(length, masked + later)
+        positions = anywhere if everything else masked
         tokens = 1 + (guesses if everything else 0)
         if step == 0:  # the samples of a prompt begin alike
             drawn = tokens * (rollout.group_size if first < samples else 1)
@@ -284,7 +285,7 @@ def _denoising(
         else:
             yield DenoisingForwards(forwards=samples, positions=positions, tokens=tokens, **run)
         if step in wanted and not everything:
-            yield DenoisingForwards(forwards=wanted[step], positions=masked + later, tokens=1 + guesses, **whole)
+            yield DenoisingForwards(forwards=wanted[step], positions=anywhere, tokens=1 + guesses, **whole)
 
 
 def _term_work(term: Term, dry: Callable[[int], Rollout], prompts: int, micro_batch: int) -> TermWork:

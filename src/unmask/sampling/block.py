@@ -131,7 +131,7 @@ class Block:
         context, canvas, column_NC = self.context, self.canvas, self.candidates.column_NC
         suffix = suffix_positions(context.layout, self.active.first)
         group = self.group if plan.index == 0 else 1  # the samples of a prompt begin alike, and share a forward
-        most = plan.most_masked + suffix
+        most = min(context.layout.completion, plan.most_masked + suffix)
         if requests and records_with_step(context, suffix):
             window = self._window(all_columns(context.layout)) if context.exact_prefix_cache else None
             everywhere = propose_and_record(context, canvas, requests, most, group=group, window=window)
