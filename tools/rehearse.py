@@ -11,8 +11,8 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from rehearsal.families import DREAM, FAMILIES, LLADA, LLADA2
 from rehearsal.measured import write_misses
 from rehearsal.references import reference_rewards
 from rehearsal.sizes import write_rehearsal
-from stand_ins import make_stand_ins
+from stand_ins import being_taught
 from unmask.settings.reader import document_of, recipe_names
 from unmask.settings.recipe import Recipe
 
@@ -72,19 +72,21 @@ def parts(only: str) -> list[Part]:
     recipes = [name for name in recipe_names("train") if "llada8b" in name]
     listed = [Part(recipe=name, family=family.name, table="improve") for name, family in IMPROVE]
     listed += [Part(recipe=name, family=LLADA.name) for name in recipes]
-    listed += [Part(recipe=name, family=LLADA2.name) for name in recipe_names("train") if "llada2mini" in name]
     listed += [Part(recipe=name, family=family.name) for family in (DREAM, LLADA2) for name in OTHERS]
+    listed += [Part(recipe=name, family=LLADA2.name) for name in recipe_names("train") if "llada2mini" in name]
     return [part for part in listed if any(word in part.name for word in only.split(","))]
 
 
 class Rehearsal:
     """Runs parts in a folder of its own."""
 
-    def __init__(self, stand_ins: Path, folder: Path) -> None:
-        self.stand_ins, self.folder = stand_ins, folder
+    def __init__(self, stand_ins: Path, folder: Path, taught: Mapping[str, Future[None]]) -> None:
+        self.stand_ins, self.folder, self.taught = stand_ins, folder, taught
 
     def __call__(self, part: Part) -> Outcome:
-        """All checks of a part; a failing command ends it."""
+        """All checks of a part, once its stand-in is taught; a failing command ends it."""
+        if part.family in self.taught:
+            self.taught[part.family].result()
         outcome, started = Outcome(part=part), time.monotonic()
         folder = self.folder / part.name.replace(" ", "_").replace(",", "")
         stand_in, path = self.stand_ins / part.family, folder / "recipe.toml"
@@ -199,9 +201,12 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="folder that keeps the runs")
     options = parser.parse_args()
     started = time.monotonic()
-    make_stand_ins(options.stand_ins, 0, list(FAMILIES), options.jobs)
-    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(options.jobs) as pool:
-        rehearsal = Rehearsal(options.stand_ins.resolve(), options.keep or Path(temporary))
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        ThreadPoolExecutor(options.jobs) as pool,
+        being_taught(options.stand_ins, 0, list(FAMILIES), pool) as taught,
+    ):
+        rehearsal = Rehearsal(options.stand_ins.resolve(), options.keep or Path(temporary), taught)
         outcomes = list(pool.map(rehearsal, parts(options.only)))
     failed = [outcome for outcome in outcomes if outcome.faults]
     print(f"{len(outcomes) - len(failed)} of {len(outcomes)} as they must be, {time.monotonic() - started:.0f} s")

@@ -12,7 +12,9 @@ import json
 import shutil
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,14 +55,23 @@ def main() -> int:
     parser.add_argument("--families", default=",".join(FAMILIES))
     parser.add_argument("--jobs", type=int, default=2, help="families taught at a time, one thread each")
     options = parser.parse_args()
-    make_stand_ins(options.output, options.seed, options.families.split(","), options.jobs)
+    with (
+        ThreadPoolExecutor(options.jobs) as pool,
+        being_taught(options.output, options.seed, options.families.split(","), pool) as taught,
+    ):
+        for family in taught.values():
+            family.result()
     return 0
 
 
-def make_stand_ins(output: Path, seed: int, families: list[str], jobs: int) -> None:
-    """Teach each family that is not there yet."""
+@contextmanager
+def being_taught(
+    output: Path, seed: int, families: list[str], pool: ThreadPoolExecutor
+) -> Iterator[dict[str, Future[None]]]:
+    """Families that are not there yet, each taught in the pool, by name; all are done at the end."""
     wanted = [FAMILIES[name] for name in families if not (output / name / "config.json").is_file()]
     if not wanted:
+        yield {}
         return
     work = output / "work"
     write_problems(output / "data", seed)
@@ -69,9 +80,10 @@ def make_stand_ins(output: Path, seed: int, families: list[str], jobs: int) -> N
     (work / "held_out.jsonl").write_text(json.dumps({"prompt": "held out", "completion": "nothing"}) + "\n")
     for number, course in enumerate(COURSES):
         _write_lessons(output / "data", work / f"lessons_{number}.jsonl", course, seed)
-    with ThreadPoolExecutor(jobs) as pool:
-        for _ in pool.map(lambda family: _teach(family, output, texts, seed), wanted):
-            pass
+    taught = {family.name: pool.submit(_teach, family, output, texts, seed) for family in wanted}
+    yield taught
+    for family in taught.values():
+        family.result()
     shutil.rmtree(work)
 
 

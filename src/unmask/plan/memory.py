@@ -155,7 +155,7 @@ def _update_pass(term: TermWork, work: Work, layout: Layout, *, accumulates: boo
 
 
 def _denoising_passes(settings: PlanSettings, work: Work, layout: Layout) -> list[Pass]:
-    """The steps that ask most: by the columns that they run, the logits that they need, and the tokens that they draw."""
+    """The steps that ask most: by the columns that they run, the logits that they make, the tokens that they draw."""
 
     def columns(step: DenoisingForwards) -> tuple[int, int]:
         return step.forwards * step.columns, step.positions
