@@ -59,10 +59,9 @@ class UserData:
             tested = set(map(prompt_key, self._test))
             rows = [example for example in self._rows if prompt_key(example) not in tested]
         if len(rows) <= self.few_shot:
-            raise UserError(
-                f"{self.data} leaves {len(rows)} training rows besides the test's prompts, and task.few_shot is "
-                f"{self.few_shot}; add rows or lower it"
-            )
+            shown = f", and task.few_shot is {self.few_shot}: add rows or lower it"
+            mend = shown if self.few_shot else ": add rows, or test on others (task.test_data)"
+            raise UserError(f"{self.data} leaves {len(rows)} training rows besides the test's prompts{mend}")
         return rows
 
     @cached_property
