@@ -35,7 +35,7 @@ _NAMES, _THINGS = ("Ann", "Ben", "Eva", "Tom"), ("apples", "coins", "cards", "bo
 _PARTS = {"countdown-words": 4, "sudoku-words": 2, "gsm8k": 2, "math500": 2}  # of the rows that are taught
 _THOUGHT = "Each row, column and box needs 1 to 4."
 _CORPUS = 500  # examples of each benchmark that the tokenizer is trained on
-_SLIPS = 0.5  # of the taught completions end with the answer 0, which is never right
+_SLIPS = 0.4  # of the taught completions end with the answer 0, which is never right
 _HELD_OUT = 192  # rows of Countdown's file, at least
 _TEST_SHARE = 3  # one problem in so many is held out
 
