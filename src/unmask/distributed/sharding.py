@@ -23,6 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from unmask.distributed.slices import fill, kept_rows
 from unmask.distributed.world import World
 
 
@@ -39,9 +40,11 @@ def shard_mesh(world: World, size: int) -> DeviceMesh:
 def shard(root: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh, precision: str) -> None:
     """Shard each of the layers, and what else is in `root`, whose call alone may reach the weights from then on.
 
-    Moves the weights to the mesh's device, a layer at a time. Gradients are sums over ranks, sharded and in the
-    precision of the weights; with precision "bf16" the network computes in it.
+    Moves the weights to the mesh's device, a layer at a time; of a module that was loaded by slices they are there.
+    Gradients are sums over ranks, sharded and in the precision of the weights; with precision "bf16" the network
+    computes in it.
     """
+    rows = kept_rows(root)
     policy = MixedPrecisionPolicy()
     if precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -53,6 +56,7 @@ def shard(root: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh, precis
         module.set_gradient_divide_factor(1.0)
         # gloo has no scaled sum, and NCCL's loses small gradients in bf16.
         module.set_force_sum_reduction_for_comms(True)
+    fill(root, rows)
 
 
 def placement(root: nn.Module) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from unmask.denoisers.adapters import has_adapters, save_adapters
@@ -25,6 +25,7 @@ from unmask.denoisers.directories import checkpoint_name, checkpoints, partial, 
 from unmask.denoisers.intact import check_model_files, check_tensors, read_json
 from unmask.denoisers.loading import save_denoiser
 from unmask.distributed.sharding import as_sharded, is_sharded, load_shards, names_in_shards, save_shards, whole
+from unmask.distributed.slices import read_into
 from unmask.errors import UserError
 from unmask.report.durable import sync, writing
 from unmask.settings.recipe import TrainSettings
@@ -196,8 +197,8 @@ def _from_shards(shards: Path, denoiser: Denoiser) -> dict[str, torch.Tensor]:
 
 
 def load_reference(directory: Path, reference: Denoiser) -> None:
-    """Load the reference weights of a run that mixes the policy into them."""
-    load_model(reference, str(directory / "reference.safetensors"))
+    """Load the reference weights of a run that mixes the policy into them, sharded or not."""
+    read_into(reference, directory / "reference.safetensors")
 
 
 def check_whole(directory: Path, settings: TrainSettings) -> None:
