@@ -1,12 +1,13 @@
-"""Weights that ranks read by slices are those that a rank reads whole and shards."""
+"""Weights that ranks read by slices are those that one reads whole and shards; together they write what one writes."""
 
 import json
 import shutil
 from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, Olmo2Config, Olmo2ForCausalLM
 
@@ -14,9 +15,11 @@ from conftest import REFERENCE
 from helpers.processes import finish, start, torchrun_environment
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.head.reducers import AllLogits
-from unmask.denoisers.loading import load_denoiser
+from unmask.denoisers.loading import load_denoiser, save_denoiser
+from unmask.denoisers.streamed import save_module
 from unmask.distributed import World
 from unmask.distributed.sharding import gathered, shard, shard_mesh
+from unmask.distributed.slices import read_into
 
 PUBLISHED = ("llada-tiny", "dream-tiny", "llada-moe-tiny", "llada2-moe-tiny")
 SIZES = {
@@ -114,25 +117,71 @@ def logits(denoiser: Denoiser) -> torch.Tensor:
         return denoiser(tokens, torch.ones_like(tokens).bool(), asked, AllLogits())[0]
 
 
+class NoTokenizer:
+    def save_pretrained(self, directory: Path) -> None:
+        pass
+
+
+def changed(denoiser: Denoiser) -> Denoiser:
+    """The same everywhere, whatever ranks hold."""
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            local(parameter).mul_(1.5)
+    return denoiser
+
+
 def compare(place: Path) -> int:
-    """What a rank does: each model both ways."""
+    """What a rank does: each model both ways, read, written and filled from a file."""
     torch.set_num_threads(1)
     world = World.start()
     mesh = shard_mesh(world, world.size)
     for name in MODELS:
         ours, theirs = (sharded(place / name, mesh, by_slices) for by_slices in (True, False))
-        assert described(ours) == described(theirs), name
-        for kind in ("named_parameters", "named_buffers"):
-            pairs = zip(getattr(ours, kind)(), getattr(theirs, kind)(), strict=True)
-            assert all(torch.equal(local(mine), local(other)) for (_, mine), (_, other) in pairs), name
+        assert_same(ours, theirs, name)
         assert torch.equal(logits(ours), logits(theirs)), name
+        save_denoiser(changed(ours), NoTokenizer(), place / name / "ours", writes=world.is_main)
+        save_module(ours, place / name / "module.safetensors", writes=world.is_main)
+        if world.is_main:
+            alone = changed(load_denoiser(str(place / name), mask_token_id=36))
+            save_denoiser(alone, NoTokenizer(), place / name / "alone")
+            save_model(alone, str(place / name / "module alone.safetensors"))
+        world.barrier()
+        read_into(theirs, place / name / "module.safetensors")
+        assert_same(ours, theirs, name)
     world.leave()
     return 0
 
 
-def test_weights_read_by_slices_are_those_read_whole_and_sharded(tmp_path):
+def assert_same(ours: Denoiser, theirs: Denoiser, name: str) -> None:
+    assert described(ours) == described(theirs), name
+    for kind in ("named_parameters", "named_buffers"):
+        pairs = zip(getattr(ours, kind)(), getattr(theirs, kind)(), strict=True)
+        assert all(torch.equal(local(mine), local(other)) for (_, mine), (_, other) in pairs), name
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """The models, read and written on two ranks."""
+    place = tmp_path_factory.mktemp("slices")
     for name, write in MODELS.items():
-        write(tmp_path / name)
-    log = tmp_path / "log"
-    for rank in [start(compare, tmp_path, log=log, environment=each) for each in torchrun_environment(2)]:
+        write(place / name)
+    log = place / "log"
+    for rank in [start(compare, place, log=log, environment=each) for each in torchrun_environment(2)]:
         finish(rank, log)
+    return place
+
+
+def test_weights_read_by_slices_are_those_read_whole_and_sharded(place):
+    assert (place / "log").exists()  # the ranks have compared them
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_ranks_write_together_what_one_writes(name, place):
+    ours, alone = (
+        {path.name: path.read_bytes() for path in (place / name / who).iterdir()} for who in ("ours", "alone")
+    )
+    assert ours == alone
+    assert {"config.json", "model.safetensors"} <= ours.keys()
+    together, whole = (load_file(place / name / file) for file in ("module.safetensors", "module alone.safetensors"))
+    assert together.keys() - whole.keys() <= {"model.model.embed_tokens.weight"}  # the other name of a tied one
+    assert len(together) == len(whole)

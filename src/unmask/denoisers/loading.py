@@ -35,6 +35,8 @@ from unmask.denoisers.intact import check_text, read_json
 from unmask.denoisers.layers.fast_layers import fast_layers_or_log
 from unmask.denoisers.probe import check_masks, needs_trial
 from unmask.denoisers.proportion import check_proportion
+from unmask.denoisers.streamed import save_network
+from unmask.distributed.sharding import is_sharded
 from unmask.distributed.slices import slices_kept
 from unmask.errors import UserError
 
@@ -280,16 +282,26 @@ def save_denoiser(
     tokenizer: PreTrainedTokenizerFast,
     directory: Path,
     source: Path | None = None,
-    weights: dict[str, torch.Tensor] | None = None,
+    *,
+    writes: bool = True,
 ) -> None:
     """Write config.json, model.safetensors (adapters merged in) and tokenizer to a directory.
 
     A published format keeps its tensor names and the files it was loaded with, or those of `source`. Its config.json
-    differs only where it names another mask token, or none. `weights`: of the network by name, where it has not all of
-    them itself.
+    differs only where it names another mask token, or none. Where the weights are sharded all ranks call it, and one
+    `writes`, tensor by tensor.
     """
-    denoiser.model.save_pretrained(directory, state_dict=merged_state(denoiser) if weights is None else weights)
-    tokenizer.save_pretrained(directory)
+    sharded = is_sharded(denoiser)
+    if writes:
+        state = {} if sharded else merged_state(denoiser)
+        denoiser.model.save_pretrained(directory, state_dict=state)
+        tokenizer.save_pretrained(directory)
+        _write_published_files(denoiser, directory, source)
+    if sharded:
+        save_network(denoiser.model, directory, writes=writes)
+
+
+def _write_published_files(denoiser: Denoiser, directory: Path, source: Path | None) -> None:
     files = getattr(denoiser.model, "published_files", {})
     if files and source is not None:
         files = _published_files(source)
