@@ -17,11 +17,12 @@ from unmask.denoisers.base import Denoiser
 from unmask.denoisers.head.reducers import AllLogits
 from unmask.denoisers.loading import load_denoiser, save_denoiser
 from unmask.denoisers.streamed import save_module
-from unmask.distributed import World
-from unmask.distributed.sharding import gathered, shard, shard_mesh
+from unmask.distributed import World, sharding
+from unmask.distributed.sharding import gathered, load_shards, save_shards, shard, shard_mesh
 from unmask.distributed.slices import read_into
 
 PUBLISHED = ("llada-tiny", "dream-tiny", "llada-moe-tiny", "llada2-moe-tiny")
+SMALL_FILE = 20_000  # bytes of the shards in a file
 SIZES = {
     "vocab_size": 37,  # which two ranks share unequally
     "hidden_size": 16,
@@ -135,6 +136,7 @@ def compare(place: Path) -> int:
     torch.set_num_threads(1)
     world = World.start()
     mesh = shard_mesh(world, world.size)
+    sharding._FILE_BYTES = SMALL_FILE
     for name in MODELS:
         ours, theirs = (sharded(place / name, mesh, by_slices) for by_slices in (True, False))
         assert_same(ours, theirs, name)
@@ -147,6 +149,9 @@ def compare(place: Path) -> int:
             save_model(alone, str(place / name / "module alone.safetensors"))
         world.barrier()
         read_into(theirs, place / name / "module.safetensors")
+        assert_same(ours, theirs, name)
+        save_shards(dict(ours.named_parameters()), place / name / "shards")
+        load_shards(dict(changed(theirs).named_parameters()), place / name / "shards")
         assert_same(ours, theirs, name)
     world.leave()
     return 0
@@ -185,3 +190,13 @@ def test_ranks_write_together_what_one_writes(name, place):
     together, whole = (load_file(place / name / file) for file in ("module.safetensors", "module alone.safetensors"))
     assert together.keys() - whole.keys() <= {"model.model.embed_tokens.weight"}  # the other name of a tied one
     assert len(together) == len(whole)
+
+
+def test_a_rank_writes_its_shards_to_files_of_bounded_size(place):
+    """A file stands in memory as it is written."""
+    files = list((place / "llada-tiny" / "shards").iterdir())
+    assert len(files) > 2
+    for file in files:
+        shards = load_file(file)
+        assert len(shards) == 1 or sum(shard.nbytes for shard in shards.values()) <= SMALL_FILE
+    assert len({file.name.split("-of-")[1] for file in files}) == 1

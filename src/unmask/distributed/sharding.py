@@ -26,6 +26,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from unmask.distributed.slices import fill, kept_rows
 from unmask.distributed.world import World
 
+_FILE_BYTES = 256 << 20  # of shards: while a file is written, it stands in memory twice more
+
 
 def shard_mesh(world: World, size: int) -> DeviceMesh:
     """The ranks as copies of `size` neighbours each, who hold the weights together; ranks are a multiple of `size`."""
@@ -119,7 +121,22 @@ def whole(tensor: Tensor) -> Tensor:
 
 def save_shards(tensors: dict[str, Tensor], directory: Path) -> None:
     """Write tensors to safetensors files in a directory, each rank its own shards; all ranks call it, and wait."""
-    save(tensors, storage_writer=HuggingFaceStorageWriter(str(directory), save_distributed=True))
+    files = _files(tensors)
+    save(tensors, storage_writer=HuggingFaceStorageWriter(str(directory), files, save_distributed=True))
+
+
+def _files(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """Numbers, from 1, of the files that a rank writes its shards to; the same on every rank."""
+    numbers: dict[str, int] = {}
+    number, filled_bytes = 1, 0.0
+    for name, tensor in tensors.items():
+        holders = tensor.device_mesh.shape[-1] if isinstance(tensor, DTensor) else 1
+        shard_bytes = tensor.numel() * tensor.element_size() / holders
+        if filled_bytes + shard_bytes > _FILE_BYTES and filled_bytes:
+            number, filled_bytes = number + 1, 0.0
+        numbers[name] = number
+        filled_bytes += shard_bytes
+    return numbers
 
 
 def load_shards(tensors: dict[str, Tensor], directory: Path) -> None:
