@@ -13,6 +13,7 @@ from pathlib import Path
 from faults.disks import REFUSED, full_disk, gone_directory, refused_writes, slow_disk
 from faults.kills import OF_EVALUATION, OF_PRETRAINING, OF_TRAINING, aimed_kills, random_kills
 from faults.others import SIGNALS, bad_numbers, owners, signals
+from faults.ranks import starts_and_resumes
 from faults.runs import (
     EVALUATE,
     PRETRAIN,
@@ -54,6 +55,7 @@ def try_all(folder: Path, *, short: bool, seed: int) -> list[Row]:
         lambda: refused_writes(folder, whole, REFUSED[:1] if short else REFUSED, 1 if short else 3),
         lambda: gone_directory(folder, whole),
         lambda: bad_numbers(folder, 1 if short else 3),
+        lambda: starts_and_resumes(folder, 1 if short else 20, seed),
     ]
     if not short:
         parts.append(lambda: random_kills(evaluate, undisturbed(evaluate), OF_EVALUATION, 6, seed))

@@ -122,7 +122,7 @@ class Small:
 
 
 def _timeless(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key != "step_seconds"}
+    return {key: value for key, value in row.items() if "_seconds" not in key}
 
 
 def undisturbed(small: Small, fault: Fault | None = None) -> dict[str, Any]:

@@ -38,12 +38,13 @@ def train(recipe: Recipe, options: Namespace) -> None:
     recipe.check_blocks()
     _check_inputs(recipe.model, recipe.task)
     with phase(f"unmask train: {f'{options.resume} goes on' if options.resume else name}"):
-        from unmask.cli.environment import prepare
+        from unmask.cli.environment import give_back_freed_memory, prepare
         from unmask.cli.sharding import shard_size
         from unmask.training.run import resume_run, start_run
 
         prepare(recipe.train.threads)
-    shard = shard_size(recipe)
+    if shard := shard_size(recipe):
+        give_back_freed_memory()
     if options.resume:
         run = resume_run(recipe, options.resume, options.output, shard)
     else:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -31,14 +33,18 @@ from unmask.denoisers.formats.base import CheckpointFormat
 from unmask.denoisers.four_bit import forget_quantization, four_bit_options
 from unmask.denoisers.intact import check_text, read_json
 from unmask.denoisers.layers.fast_layers import fast_layers_or_log
-from unmask.denoisers.probe import check_masks
+from unmask.denoisers.probe import check_masks, needs_trial
 from unmask.denoisers.proportion import check_proportion
+from unmask.denoisers.streamed import save_network
+from unmask.distributed.sharding import is_sharded
+from unmask.distributed.slices import slices_kept
 from unmask.errors import UserError
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 # What may be wrong with tensors, by transformers' names, and how it is said of a model.
 _MISFITS = {"missing": "lacks", "unexpected": "has no use for", "mismatched": "shapes otherwise"}
 _MASKED = "bert"  # masked language models attend both ways as they are
+_READ_AHEAD_OFF = "HF_DEACTIVATE_ASYNC_LOAD"
 # Of the top folder alone. Code comes along for the original loaders, and is never run here.
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
 
@@ -77,6 +83,7 @@ def load_denoiser(
     mask_token_id: int | None = None,
     four_bit: bool = False,
     model_format: str | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> Denoiser:
     """The denoiser of a checkpoint (see `resolve`), on the CPU; with fast layers, or a log line that says why not.
 
@@ -84,6 +91,8 @@ def load_denoiser(
     `mask_token_id`: where config.json names none, or another one is wanted.
     `four_bit`: linear layers in 4 bits, to be frozen, on the GPU.
     `model_format`: the user's own checkpoint format, FILE.py:NAME or MODULE:NAME (see `format_of`); None: known ones.
+    `mesh`: of ranks that hold the weights together: the denoiser has this rank's slices, for `distributed.sharding`'s
+    `shard`, which must follow. A network that is tried before it is trained (see `needs_trial`) is whole all the same.
 
     Raises UserError for missing files, tensors or special tokens, and for unknown formats.
 
@@ -110,13 +119,16 @@ def load_denoiser(
     block_length, shift = None, False
     if checkpoint_format is not None:
         block_length, shift = checkpoint_format.block_length, checkpoint_format.shift
-    network = _load_network(directory, published, checkpoint_format, dtype, four_bit)
+    load = partial(_load_network, directory, published, checkpoint_format, dtype, four_bit)
+    with slices_kept(mesh), nullcontext() if mesh is None else _one_after_another():
+        network = load()
+    if mesh is not None and needs_trial(network):
+        network = load()
     if not 0 <= mask_id < network.config.vocab_size:
         raise UserError(
             f"mask_token_id {mask_id} of {model!r} lies outside its vocabulary of {network.config.vocab_size}"
         )
     network.config.mask_token_id = mask_id
-    fast_layers_or_log(network)
     spelt, holes = (None, ()) if tokenizer is None else _spelt(tokenizer, eos_id)
     denoiser = Denoiser(
         network,
@@ -200,7 +212,21 @@ def _load_network(
     refuse_misfits(directory.name, report, _MISFITS)
     if four_bit:
         forget_quantization(network)
+    fast_layers_or_log(network)
     return network
+
+
+@contextmanager
+def _one_after_another() -> Iterator[None]:
+    """Have transformers read a tensor when it has placed the one before: its threads read ahead, at worst all."""
+    before = os.environ.get(_READ_AHEAD_OFF)
+    os.environ[_READ_AHEAD_OFF] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_READ_AHEAD_OFF)
+        if before is not None:
+            os.environ[_READ_AHEAD_OFF] = before
 
 
 def refuse_misfits(model: str, report: dict[str, Any], kinds: Iterable[str]) -> None:
@@ -256,16 +282,26 @@ def save_denoiser(
     tokenizer: PreTrainedTokenizerFast,
     directory: Path,
     source: Path | None = None,
-    weights: dict[str, torch.Tensor] | None = None,
+    *,
+    writes: bool = True,
 ) -> None:
     """Write config.json, model.safetensors (adapters merged in) and tokenizer to a directory.
 
     A published format keeps its tensor names and the files it was loaded with, or those of `source`. Its config.json
-    differs only where it names another mask token, or none. `weights`: of the network by name, where it has not all of
-    them itself.
+    differs only where it names another mask token, or none. Where the weights are sharded all ranks call it, and one
+    `writes`, tensor by tensor.
     """
-    denoiser.model.save_pretrained(directory, state_dict=merged_state(denoiser) if weights is None else weights)
-    tokenizer.save_pretrained(directory)
+    sharded = is_sharded(denoiser)
+    if writes:
+        state = {} if sharded else merged_state(denoiser)
+        denoiser.model.save_pretrained(directory, state_dict=state)
+        tokenizer.save_pretrained(directory)
+        _write_published_files(denoiser, directory, source)
+    if sharded:
+        save_network(denoiser.model, directory, writes=writes)
+
+
+def _write_published_files(denoiser: Denoiser, directory: Path, source: Path | None) -> None:
     files = getattr(denoiser.model, "published_files", {})
     if files and source is not None:
         files = _published_files(source)

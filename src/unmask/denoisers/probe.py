@@ -25,14 +25,19 @@ _COARSE = 0.5  # nats, for weights of fewer bits: rounding depends on the mask
 _ROUNDING, _COARSE_ROUNDING = 1e-5, 0.02  # of a layer's outputs, as a share of the largest
 
 
+def needs_trial(network: Any) -> bool:
+    """Whether its forward must be seen before it is trained: networks with fast layers are known."""
+    return not has_fast_layers(network) or attention_window(network.config) is not None
+
+
 def check_masks(denoiser: Denoiser, model: str) -> None:
     """Raise UserError where a network's log-probs depend on how pads are masked, or a part of it stays causal.
 
-    Networks with fast layers are known and pass unseen.
+    Networks that need no trial pass unseen.
     """
-    window = attention_window(denoiser.model.config)
-    if has_fast_layers(denoiser.model) and window is None:
+    if not needs_trial(denoiser.model):
         return
+    window = attention_window(denoiser.model.config)
     if window is not None:
         _LOG.warning("model %r: windows of %d tokens are left out, all layers attend to all positions", model, window)
     try:

@@ -23,7 +23,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from unmask.distributed.slices import fill, kept_rows
 from unmask.distributed.world import World
+
+_FILE_BYTES = 256 << 20  # of shards: while a file is written, it stands in memory twice more
 
 
 def shard_mesh(world: World, size: int) -> DeviceMesh:
@@ -39,9 +42,11 @@ def shard_mesh(world: World, size: int) -> DeviceMesh:
 def shard(root: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh, precision: str) -> None:
     """Shard each of the layers, and what else is in `root`, whose call alone may reach the weights from then on.
 
-    Moves the weights to the mesh's device, a layer at a time. Gradients are sums over ranks, sharded and in the
-    precision of the weights; with precision "bf16" the network computes in it.
+    Moves the weights to the mesh's device, a layer at a time; of a module that was loaded by slices they are there.
+    Gradients are sums over ranks, sharded and in the precision of the weights; with precision "bf16" the network
+    computes in it.
     """
+    rows = kept_rows(root)
     policy = MixedPrecisionPolicy()
     if precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -53,6 +58,7 @@ def shard(root: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh, precis
         module.set_gradient_divide_factor(1.0)
         # gloo has no scaled sum, and NCCL's loses small gradients in bf16.
         module.set_force_sum_reduction_for_comms(True)
+    fill(root, rows)
 
 
 def placement(root: nn.Module) -> dict[str, Any]:
@@ -115,7 +121,22 @@ def whole(tensor: Tensor) -> Tensor:
 
 def save_shards(tensors: dict[str, Tensor], directory: Path) -> None:
     """Write tensors to safetensors files in a directory, each rank its own shards; all ranks call it, and wait."""
-    save(tensors, storage_writer=HuggingFaceStorageWriter(str(directory), save_distributed=True))
+    files = _files(tensors)
+    save(tensors, storage_writer=HuggingFaceStorageWriter(str(directory), files, save_distributed=True))
+
+
+def _files(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """Numbers, from 1, of the files that a rank writes its shards to; the same on every rank."""
+    numbers: dict[str, int] = {}
+    number, filled_bytes = 1, 0.0
+    for name, tensor in tensors.items():
+        holders = tensor.device_mesh.shape[-1] if isinstance(tensor, DTensor) else 1
+        shard_bytes = tensor.numel() * tensor.element_size() / holders
+        if filled_bytes + shard_bytes > _FILE_BYTES and filled_bytes:
+            number, filled_bytes = number + 1, 0.0
+        numbers[name] = number
+        filled_bytes += shard_bytes
+    return numbers
 
 
 def load_shards(tensors: dict[str, Tensor], directory: Path) -> None:

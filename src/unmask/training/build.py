@@ -126,12 +126,12 @@ def _source(recipe: Recipe, examples: Examples, sampler: Sampler, tokenizer: Any
     )
 
 
-def _load_trained(recipe: Recipe, checkpoint: Path | None) -> Denoiser:
-    """The denoiser that is trained, adapters on its base where the recipe wants them."""
+def _load_trained(recipe: Recipe, checkpoint: Path | None, mesh: DeviceMesh | None) -> Denoiser:
+    """The denoiser that is trained, adapters on its base where the recipe wants them; by slices on a mesh."""
     settings = recipe.train
     if not settings.lora_rank:
         model = recipe.model if checkpoint is None else str(checkpoint)
-        return load_denoiser(model, model_format=recipe.model_format)
+        return load_denoiser(model, model_format=recipe.model_format, mesh=mesh)
     dtype = torch.bfloat16 if settings.param_dtype == "bf16" else torch.float32
     denoiser = load_denoiser(recipe.model, dtype, four_bit=settings.four_bit, model_format=recipe.model_format)
     add_adapters(denoiser, settings.lora_rank, settings.lora_alpha)
@@ -172,7 +172,7 @@ def _frozen(recipe: Recipe, denoiser: Denoiser, place: _Placing, checkpoint: Pat
     """A copy of the denoiser that is never trained; loaded again where the denoiser is sharded."""
     if place.mesh is None:
         return place(frozen_copy(denoiser))
-    return place(_load_trained(recipe, checkpoint).eval().requires_grad_(False))
+    return place(_load_trained(recipe, checkpoint, place.mesh).eval().requires_grad_(False))
 
 
 def _load_reference(
@@ -183,16 +183,17 @@ def _load_reference(
         return AdaptersOff(denoiser)
     if checkpoint is None:
         return _frozen(recipe, denoiser, place, None)
-    reference = load_denoiser(recipe.model, model_format=recipe.model_format)
+    reference = load_denoiser(recipe.model, model_format=recipe.model_format, mesh=place.mesh)
+    reference = place(reference.eval().requires_grad_(False))
     if recipe.train.reference_sync_steps:
         load_reference(checkpoint, reference)
-    return place(reference.eval().requires_grad_(False))
+    return reference
 
 
 def _load_objective(recipe: Recipe, world: World, checkpoint: Path | None, place: _Placing) -> Objective:
     """The method's terms on the denoiser that is trained, with the frozen weights that they read."""
     settings = recipe.train
-    denoiser = place(_load_trained(recipe, checkpoint))
+    denoiser = place(_load_trained(recipe, checkpoint, place.mesh))
     terms = recipe.method.terms(denoiser.eos_id)
     reference = old = None
     if any(term.reads("reference") for term in terms):

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from unmask.denoisers.adapters import has_adapters, save_adapters
@@ -24,7 +24,9 @@ from unmask.denoisers.base import Denoiser
 from unmask.denoisers.directories import checkpoint_name, checkpoints, partial, step_of
 from unmask.denoisers.intact import check_model_files, check_tensors, read_json
 from unmask.denoisers.loading import save_denoiser
-from unmask.distributed.sharding import as_sharded, is_sharded, load_shards, names_in_shards, save_shards, whole
+from unmask.denoisers.streamed import save_module
+from unmask.distributed.sharding import as_sharded, is_sharded, load_shards, names_in_shards, save_shards
+from unmask.distributed.slices import read_into
 from unmask.errors import UserError
 from unmask.report.durable import sync, writing
 from unmask.settings.recipe import TrainSettings
@@ -48,7 +50,7 @@ def save_checkpoint(
     """Write `folder`/step_NNNNNN and return it: model (Hugging Face layout), optimizer moments, random and run state.
 
     All ranks call it where the weights are sharded: each writes its shards of the moments to a folder of them, and the
-    one that `writes` gets the weights whole in its own memory, for the model.
+    one that `writes` the model, of which it has a tensor whole at a time.
 
     `state` becomes state.json, with `step` and the digests by which resuming notices damage within tensors.
     `reference`: frozen weights that have moved since the start. `further`: more files of tensors, by their names.
@@ -61,20 +63,18 @@ def save_checkpoint(
             folder.mkdir(exist_ok=True)  # where the run's own directory is gone, nothing would find the checkpoint
             written.mkdir()
         try:
-            weights = None
-            if is_sharded(denoiser):
+            if sharded := is_sharded(denoiser):
                 torch.distributed.barrier()  # the first has made the folder
-                weights = _whole_state(denoiser.model, keep=writes)
                 save_shards(_moments(denoiser, optimizer), written / _SHARDS)
-            moved = None if reference is None else _distinct(_whole_state(reference, keep=writes))
+            save_denoiser(denoiser, tokenizer, written, writes=writes)
+            if reference is not None:
+                save_module(reference, written / "reference.safetensors", writes=writes)
             if not writes:
                 return final
-            save_denoiser(denoiser, tokenizer, written, weights=weights)
             if has_adapters(denoiser):
                 save_adapters(denoiser, written)
             tensors = {"random_state": {"cpu": torch.get_rng_state()}, **(further or {})}
-            tensors |= {"optimizer": _moments(denoiser, optimizer)} if weights is None else {}
-            tensors |= {} if moved is None else {"reference": moved}
+            tensors |= {} if sharded else {"optimizer": _moments(denoiser, optimizer)}
             for name, named in tensors.items():
                 save_file(named, written / f"{name}.safetensors")
             (written / "state.json").write_text(json.dumps(_with_digests(written, state | {"step": step}), indent=1))
@@ -146,29 +146,6 @@ def _moments(denoiser: Denoiser, optimizer: torch.optim.Optimizer) -> dict[str, 
     }
 
 
-def _whole_state(module: nn.Module, *, keep: bool) -> dict[str, torch.Tensor]:
-    """Weights and buffers of a module that may be sharded."""
-    return _whole(module.state_dict(keep_vars=True), keep=keep)
-
-
-def _whole(named: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
-    """Tensors with all their shards, one at a time to the CPU, for those who `keep` them; the same one once."""
-    found: dict[int, torch.Tensor] = {}
-    for tensor in named.values():
-        if id(tensor) not in found:
-            everything = whole(tensor)
-            found[id(tensor)] = everything.cpu().contiguous() if keep else everything.new_empty(0)
-    return {name: found[id(tensor)] for name, tensor in named.items()} if keep else {}
-
-
-def _distinct(named: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors, tied ones by their first name alone."""
-    first: dict[int, str] = {}
-    for name, tensor in named.items():
-        first.setdefault(id(tensor), name)
-    return {name: named[name] for name in first.values()}
-
-
 def load_optimizer(directory: Path, denoiser: Denoiser, optimizer: torch.optim.Optimizer) -> None:
     """Load AdamW's moments into `optimizer`, and the global random state (dropout alone draws from it)."""
     shards = directory / _SHARDS
@@ -196,8 +173,8 @@ def _from_shards(shards: Path, denoiser: Denoiser) -> dict[str, torch.Tensor]:
 
 
 def load_reference(directory: Path, reference: Denoiser) -> None:
-    """Load the reference weights of a run that mixes the policy into them."""
-    load_model(reference, str(directory / "reference.safetensors"))
+    """Load the reference weights of a run that mixes the policy into them, sharded or not."""
+    read_into(reference, directory / "reference.safetensors")
 
 
 def check_whole(directory: Path, settings: TrainSettings) -> None:
