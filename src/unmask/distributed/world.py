@@ -23,7 +23,31 @@ from unmask.errors import UserError
 
 Item = TypeVar("Item")
 
-_TIMEOUT = timedelta(hours=2)  # a rank may wait for another's slow rewards; NCCL's own 10 minutes are too few
+ABSENT_SECONDS = 7200.0  # that ranks wait for one that lives, whose rewards may be slow; NCCL's own 600 are too few
+_TIMEOUT = timedelta(seconds=ABSENT_SECONDS + 300)  # `Watch`, which says who is late, comes first
+
+
+class Crossings:
+    """How often this process has met the other ranks, and how long it has now waited for them: a context manager."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._begin_seconds: float | None = None
+
+    def __enter__(self) -> None:
+        self.count += 1
+        self._begin_seconds = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._begin_seconds = None
+
+    def waiting_seconds(self) -> float:
+        """Seconds since it began to wait; 0 where it does not."""
+        begin_seconds = self._begin_seconds
+        return 0.0 if begin_seconds is None else time.monotonic() - begin_seconds
+
+
+CROSSINGS = Crossings()  # of this process, as torch.distributed's own group is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +130,8 @@ class World:
         if self.size == 1:
             return value
         summed = value.clone()
-        torch.distributed.all_reduce(summed)
+        with CROSSINGS:
+            torch.distributed.all_reduce(summed)
         return summed
 
     def most(self, number: int) -> int:
@@ -114,7 +139,8 @@ class World:
         if self.size == 1:
             return number
         largest = torch.tensor(number)
-        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+        with CROSSINGS:
+            torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
         return int(largest)
 
     def gather(self, value: Tensor) -> Tensor:
@@ -123,7 +149,8 @@ class World:
             return value
         value = value.reshape(-1, *value.shape[1:]).contiguous()
         gathered = [torch.empty_like(value) for _ in range(self.size)]
-        torch.distributed.all_gather(gathered, value)
+        with CROSSINGS:
+            torch.distributed.all_gather(gathered, value)
         return torch.cat(gathered)
 
     def everyone(self, value: Any) -> list[Any]:
@@ -163,10 +190,11 @@ class World:
         """The first rank's value."""
         content = _bytes_of(value)
         length = torch.tensor([len(content)])
-        torch.distributed.broadcast(length, 0)
-        if not self.is_main:
-            content = torch.empty(int(length), dtype=torch.uint8)
-        torch.distributed.broadcast(content, 0)
+        with CROSSINGS:
+            torch.distributed.broadcast(length, 0)
+            if not self.is_main:
+                content = torch.empty(int(length), dtype=torch.uint8)
+            torch.distributed.broadcast(content, 0)
         return _value_of(content)
 
     def waiting(self, where: str) -> dict[str, float]:
@@ -186,7 +214,8 @@ class World:
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.size > 1:
-            torch.distributed.barrier()
+            with CROSSINGS:
+                torch.distributed.barrier()
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace gradients by their sums over ranks, one flat message; a parameter without gradient counts as zero.
