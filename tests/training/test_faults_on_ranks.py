@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers.long import long_unless
 from helpers.processes import finish, start, torchrun_environment
 from unmask.denoisers.loading import load_denoiser
 from unmask.distributed import World
@@ -21,12 +22,13 @@ from unmask.training.build import build_trainer
 from unmask.training.on_policy import OnPolicySource
 
 SMALL = {
-    "rollout": {"prompts": 3, "group_size": 4},
+    "rollout": {"prompts": 2, "group_size": 4},
     "train": {"examples": 8, "threads": 1},
     "evaluation": {"examples": 2, "examples_during": 2},
 }
 NUMBERS = ["reward is nan", "score is nan", "loss is nan", "score is nan and weights sharded"]
 MEMORY = {"memory, parts, rspo": "rspo", "memory for scores, rspo": "rspo", "memory, diffu-grpo": "diffu-grpo"}
+LONG = {"reward is nan", "score is nan and weights sharded", "memory for scores, rspo"}  # of `make long`
 MOST = 2  # forwards for which there is memory
 FUNCTION = """
 import os
@@ -115,10 +117,11 @@ def both_steps(names: list[str], place: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
+def ranks(tmp_path_factory, request):
     """By case, what both ranks saw, and their weights."""
     place = tmp_path_factory.mktemp("ranks")
-    names, log = [*NUMBERS, *MEMORY], place / "log"
+    wanted = {item.callspec.id for item in request.session.items if hasattr(item, "callspec")}
+    names, log = [name for name in (*NUMBERS, *MEMORY) if name in wanted], place / "log"
     for name in names:
         (place / f"{name}.py").write_text(FUNCTION)
     for rank in [start(both_steps, names, place, log=log, environment=each) for each in torchrun_environment(2)]:
@@ -128,7 +131,7 @@ def ranks(tmp_path_factory):
     return {name: (seen[name], [weights[name] for weights in both]) for name in names}
 
 
-@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("name", long_unless(lambda name: name not in LONG, NUMBERS))
 def test_a_number_that_is_not_finite_on_one_rank_skips_the_step_on_all(name, ranks):
     seen, (first, second) = ranks[name]
     assert [each["skipped"] for each in seen] == [[1, 0], [1, 0]]
@@ -136,7 +139,7 @@ def test_a_number_that_is_not_finite_on_one_rank_skips_the_step_on_all(name, ran
     assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("name", MEMORY)
+@pytest.mark.parametrize("name", long_unless(lambda name: name not in LONG, MEMORY))
 def test_memory_that_is_out_on_one_rank_halves_the_micro_batch_of_all_and_keeps_the_gradient(name, ranks, tmp_path):
     seen, (first, second) = ranks[name]
     alone, expected = stepped(name, tmp_path, 0)

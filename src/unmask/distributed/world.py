@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from unmask.distributed.launch import Launch
 from unmask.errors import UserError
@@ -24,6 +25,7 @@ from unmask.errors import UserError
 Item = TypeVar("Item")
 
 ABSENT_SECONDS = 7200.0  # that ranks wait for one that lives, whose rewards may be slow; NCCL's own 600 are too few
+_MEETING = timedelta(minutes=30)  # in which all ranks must have started
 _TIMEOUT = timedelta(seconds=ABSENT_SECONDS + 300)  # `Watch`, which says who is late, comes first
 
 
@@ -75,8 +77,8 @@ class World:
     def start(cls, precision: str = "fp32") -> World:
         """All processes that torchrun started (one without it), each on a device of its own; joins them once.
 
-        Returns when all are there. Raises UserError where the environment contradicts itself, or a process group that
-        is there already.
+        Returns when all are there. Raises UserError where they have not come in half an hour, or the environment
+        contradicts itself, or a process group that is there already.
         """
         gpus = torch.cuda.device_count()
         launch = Launch.read(os.environ, gpus)
@@ -86,7 +88,8 @@ class World:
             torch.cuda.set_device(device)
         if launch.size > 1 and not torch.distributed.is_initialized():
             on_gpus = {"backend": "cpu:gloo,cuda:nccl", "device_id": device} if gpus else {"backend": "gloo"}
-            torch.distributed.init_process_group(timeout=_TIMEOUT, **on_gpus)
+            store, rank, size = _meeting(launch.size)
+            torch.distributed.init_process_group(store=store, rank=rank, world_size=size, timeout=_TIMEOUT, **on_gpus)
             world.barrier()  # none goes on, and writes, while another still looks at what is there
         world._check_group()
         return world
@@ -230,6 +233,20 @@ class World:
         flat = self.sum(flat)
         for parameter, gradient in zip(trained, torch.split(flat, [p.numel() for p in trained]), strict=True):
             parameter.grad = gradient.view_as(parameter)
+
+
+def _meeting(size: int) -> tuple[Any, int, int]:
+    """Where the ranks exchange their addresses, once all are there, with this one's rank and their number."""
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=_MEETING))
+    except torch.distributed.DistError as error:
+        place = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
+        raise UserError(
+            f"not all {size} ranks have met at {place} in {_MEETING.total_seconds():.0f} s: see what the others say, "
+            "and start all again"
+        ) from error
+    store.set_timeout(_TIMEOUT)
+    return store, rank, size
 
 
 def _bytes_of(value: Any) -> Tensor:
