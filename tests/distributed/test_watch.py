@@ -133,10 +133,11 @@ def test_one_process_alone_watches_nobody():
         raise ValueError("mine")
 
 
-def test_the_first_rank_takes_no_connection_of_a_stranger():
+def test_the_first_rank_takes_no_connection_of_a_stranger(monkeypatch):
+    monkeypatch.setattr(watch, "_STRANGER_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         callers = [socket.create_connection(listener.getsockname()[:2]) for _ in range(3)]
-        for caller, line in zip(callers, (b"1 guessed\n", b"\xff\n", b"1 agreed\n"), strict=True):
+        for caller, line in zip(callers, (b"1 guessed\n", b"1 agre", b"1 agreed\n"), strict=True):
             caller.sendall(line)
         met = [watch._accepted(listener, "agreed") for _ in callers]
         assert [list(each) for each in met] == [[], [], [1]]

@@ -29,6 +29,7 @@ SILENT_BEATS = 45  # that a rank may miss: one call in C may keep all threads of
 GRACE_SECONDS = 10.0  # that this process has, once another is lost, to end what it is at, such as a checkpoint
 WAITING_SECONDS = 2.0  # the same where it waits for the others, who will not come
 _MEETING_SECONDS = 60.0
+_STRANGER_SECONDS = 5.0  # for the first line of a connection
 _EXIT_LOST = 2  # as of a command that ends with one line
 _LINKS: set[socket.socket] = set()
 
@@ -207,6 +208,9 @@ class Watch:
             return
         since_seconds = time.monotonic() - self._lost_seconds
         if since_seconds > GRACE_SECONDS or min(since_seconds, CROSSINGS.waiting_seconds()) > WAITING_SECONDS:
+            timer = threading.Timer(WAITING_SECONDS, os._exit, (_EXIT_LOST,))  # a file system may not answer either
+            timer.daemon = True
+            timer.start()
             line = f"unmask: error: {UserError(self._line(self._lost))}\n"
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())
             os._exit(_EXIT_LOST)
@@ -280,9 +284,11 @@ def _accepted(listener: socket.socket, word: str) -> dict[int, socket.socket]:
         link, _ = listener.accept()
     except TimeoutError as error:
         raise UserError(f"a rank has not reached the first one in {_MEETING_SECONDS:.0f} s: start again") from error
-    link.settimeout(_MEETING_SECONDS)
-    with link.makefile("rb") as stream:  # nothing follows that line until all have met
-        rank, _, told = stream.readline(200).decode(errors="replace").strip().partition(" ")
+    link.settimeout(_STRANGER_SECONDS)
+    line = b""
+    with suppress(OSError), link.makefile("rb") as stream:  # nothing follows that line until all have met
+        line = stream.readline(200)
+    rank, _, told = line.decode(errors="replace").strip().partition(" ")
     if not secrets.compare_digest(told.encode(), word.encode()):
         link.close()
         return {}
