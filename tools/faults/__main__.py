@@ -28,7 +28,7 @@ from faults.table import Row, shown
 def main() -> int:
     """1 where anything was lost."""
     parser = argparse.ArgumentParser(prog="faults", description=__doc__)
-    parser.add_argument("--short", action="store_true", help="a few of each, in about two minutes of an idle core")
+    parser.add_argument("--short", action="store_true", help="a few of each, in a few minutes")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
