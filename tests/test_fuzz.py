@@ -6,7 +6,16 @@ from fuzz import TARGETS, fuzz
 from fuzzing.harness import Tally, check
 from unmask.errors import UserError
 
-CASES = {"flags": 40, "recipes": 40, "data": 40, "models": 12, "completions": 20, "latex": 3, "judge": 20}
+CASES = {
+    "flags": 40,
+    "recipes": 40,
+    "data": 40,
+    "templates": 40,
+    "models": 12,
+    "completions": 20,
+    "latex": 3,
+    "judge": 20,
+}
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -25,6 +25,7 @@ from fuzzing.judges import replies, run_reply
 from fuzzing.models import model_directories, run_model
 from fuzzing.scorers import COMPLETIONS, run_completion, run_latex
 from fuzzing.settings import command_lines, recipes, run_command_line, run_recipe
+from fuzzing.templates import run_template, templates
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ _LONGEST_LINE = 300  # characters of a traceback's lines
 TARGETS = {
     "flags": Target(command_lines(), run_command_line, 0.2),
     "recipes": Target(recipes(), run_recipe, 0.15),
-    "data": Target(data_files(), run_data_file, 0.13),
+    "data": Target(data_files(), run_data_file, 0.08),
+    "templates": Target(templates(), run_template, 0.05),
     "models": Target(model_directories(), run_model, 0.03),
     "completions": Target(COMPLETIONS, run_completion, 0.42),
     "latex": Target(COMPLETIONS, run_latex, 0.02),

@@ -1,6 +1,7 @@
 """World: what ranks share, sum and gather; one process alone sends nothing."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,16 @@ def _rank(result: Path) -> None:
     if world.is_main:
         result.write_text(json.dumps(seen | {"size": world.size}))
     torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_world_start_ends_where_a_rank_does_not_come(rank, monkeypatch):
+    monkeypatch.setattr("unmask.distributed.world._MEETING", timedelta(seconds=1))
+    for name, value in torchrun_environment(2)[rank].items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"not all 2 ranks have met at 127\.0\.0\.1, port \d+ in 1 s"):
+        World.start()
+    assert not torch.distributed.is_initialized()
 
 
 def test_world_start_of_two_ranks_sums_and_gathers(tmp_path):

@@ -67,6 +67,12 @@ def test_reward_model_refuses_a_text_that_is_too_long(tmp_path):
         model(prompts=["a" * 16], completions=["b" * 17])
 
 
+def test_reward_model_names_its_chat_template_where_that_refuses(tmp_path):
+    score = loaded(saved(tmp_path, template="{{ raise_exception('no users') }}"))
+    with pytest.raises(UserError, match=rf"refuses messages of user, assistant \(no users\): mend .*'{tmp_path}'"):
+        score(prompts=["ab"], completions=["c"], puzzle=["ab"])
+
+
 def test_load_reward_model_refuses_several_classes(tmp_path):
     with pytest.raises(UserError, match="has 2 outputs"):
         loaded(saved(tmp_path, labels=2))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -68,7 +69,12 @@ def place(tmp_path_factory):
     assert main([*FLAGS, "--output", str(place / "one")]) == 0
     for rank in both:
         rank.join(timeout=60)
-    assert [rank.exitcode in (0, None) for rank in both] == [False, False]  # the other does not wait for the dead one
+    assert [rank.exitcode for rank in both] == [1, -9]  # the other does not wait for the dead one
+    lines = [line for line in (place / "log").read_text().splitlines() if "all ranks end" in line]
+    assert len(lines) == 1
+    assert re.search(
+        r"rank 1 \(process \d+ on .*\) has died, so all ranks end; `unmask train --resume killed`", lines[0]
+    )
     assert not (place / "killed" / "summary.json").exists()
     resume = ["train", "--resume"]
     commands = [
@@ -184,6 +190,6 @@ def test_check_whole_names_a_damaged_shard(damage, place, tmp_path):
 
 
 def test_what_the_first_rank_refuses_all_refuse(place):
-    lines = [line for line in (place / "log").read_text().splitlines() if "unmask: error" in line]
+    lines = [line for line in (place / "log").read_text().splitlines() if "'one' is not empty" in line]
     assert len(lines) == 2
     assert all("--resume one to extend its run" in line for line in lines)

@@ -13,6 +13,7 @@ import pytest
 from unmask.cli.main import main
 from unmask.denoisers.directories import LOCK, checkpoints
 from unmask.distributed import World
+from unmask.training.run import Run
 from unmask.training.stopping import Stopping
 from unmask.training.trainer import Trainer
 
@@ -93,6 +94,21 @@ def test_a_signal_saves_at_the_next_safe_point_and_the_run_goes_on_bit_for_bit(
     assert not (run / LOCK).exists()
     assert main(shlex.split(lines[-1].split("`")[1])[1:]) == 0
     assert outcome(run) == whole
+
+
+def test_ranks_end_once_the_first_has_saved(tmp_path, monkeypatch):
+    """A launcher that sees one rank end signals the others: to the first it would be a second signal."""
+    order, checkpoint = [], Run._checkpoint
+
+    def saving(run, *arguments):
+        checkpoint(run, *arguments)
+        order.append("saved")
+
+    monkeypatch.setattr(Run, "_checkpoint", saving)
+    monkeypatch.setattr(World, "barrier", lambda world: order.append("waited"))
+    signalled(monkeypatch, "step", 1, signal.SIGTERM)
+    assert main(["train", *FLAGS, "--output", str(tmp_path / "run")]) == 143
+    assert order == ["saved", "waited"]
 
 
 @pytest.mark.parametrize("number", CODES)

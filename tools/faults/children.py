@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,9 +33,12 @@ class Ended:
         return self.errors[-1] if self.errors else ""
 
 
-def start(words: Sequence[str], folder: Path, fault: Fault | None = None) -> Process:
+def start(
+    words: Sequence[str], folder: Path, fault: Fault | None = None, environment: Mapping[str, str] | None = None
+) -> Process:
     """`unmask` with these words, on one thread; what it says lies in two files of the folder."""
-    process: Process = _FORKS.Process(target=_child, args=(list(words), folder, fault), daemon=True)
+    arguments = (list(words), folder, fault, dict(environment or {}))
+    process: Process = _FORKS.Process(target=_child, args=arguments, daemon=True)
     process.start()
     return process
 
@@ -55,8 +58,8 @@ def run(words: Sequence[str], folder: Path, fault: Fault | None = None) -> Ended
     return ended(start(words, folder, fault), folder)
 
 
-def _child(words: list[str], folder: Path, fault: Fault | None) -> None:
-    os.environ["HF_HUB_OFFLINE"] = "1"
+def _child(words: list[str], folder: Path, fault: Fault | None, environment: dict[str, str]) -> None:
+    os.environ.update(environment, HF_HUB_OFFLINE="1")
     import torch
 
     from unmask.cli.main import main

@@ -16,6 +16,7 @@ from typing import Any
 # What the phases of a run are called where it tells of its progress.
 PHASES = {
     "start": r"unmask (train|pretrain|evaluate): |loading |preparing ",
+    "loading": r"loading |preparing ",
     "rollout": r"sampling",
     "rewards": r"rewards",
     "update": r"updates",

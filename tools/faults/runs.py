@@ -74,12 +74,16 @@ class Small:
         """Where the words of its commands go."""
         return self.directory.with_name(f"{self.directory.name}-said")
 
+    @property
+    def words(self) -> list[str]:
+        """What starts it, or goes on with it where it has begun."""
+        if (self.directory / "recipe.toml").is_file():
+            return [self.command[0], "--resume", str(self.directory)]
+        return [*self.command, "--output", str(self.directory)]
+
     def go(self, fault: Fault | None = None) -> Ended:
         """Start it, or go on with it where it has begun, with a fault or without."""
-        words = [*self.command, "--output", str(self.directory)]
-        if (self.directory / "recipe.toml").is_file():
-            words = [self.command[0], "--resume", str(self.directory)]
-        return run(words, self.folder, fault)
+        return run(self.words, self.folder, fault)
 
     def remove(self) -> None:
         """Delete what it has written."""

@@ -19,13 +19,16 @@ def render_turns(tokenizer: Any, turns: Sequence[Mapping[str, str]], *, answers:
 
     Raises UserError where the template refuses the messages.
     """
+    return templated(tokenizer, turns, "change them, or set chat.template to never", add_generation_prompt=answers)
+
+
+def templated(tokenizer: Any, turns: Sequence[Mapping[str, str]], mend: str, **options: bool) -> str:
+    """The chat template's text with these options of transformers. Raises UserError, with `mend`, where it refuses."""
     try:
-        text: str = tokenizer.apply_chat_template(turns, add_generation_prompt=answers, tokenize=False)
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False, **options)
     except Exception as error:  # a template is a program: 1 / 0 is no TemplateError
         roles = ", ".join(turn["role"] for turn in turns)
-        raise UserError(
-            f"the chat template refuses messages of {roles} ({error}): change them, or set chat.template to never"
-        ) from error
+        raise UserError(f"the chat template refuses messages of {roles} ({error}): {mend}") from error
     return text
 
 

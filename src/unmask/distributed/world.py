@@ -17,13 +17,39 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from unmask.distributed.launch import Launch
 from unmask.errors import UserError
 
 Item = TypeVar("Item")
 
-_TIMEOUT = timedelta(hours=2)  # a rank may wait for another's slow rewards; NCCL's own 10 minutes are too few
+ABSENT_SECONDS = 7200.0  # that ranks wait for one that lives, whose rewards may be slow; NCCL's own 600 are too few
+_MEETING = timedelta(minutes=30)  # in which all ranks must have started
+_TIMEOUT = timedelta(seconds=ABSENT_SECONDS + 300)  # `Watch`, which says who is late, comes first
+
+
+class Crossings:
+    """How often this process has met the other ranks, and how long it has now waited for them: a context manager."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._begin_seconds: float | None = None
+
+    def __enter__(self) -> None:
+        self.count += 1
+        self._begin_seconds = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._begin_seconds = None
+
+    def waiting_seconds(self) -> float:
+        """Seconds since it began to wait; 0 where it does not."""
+        begin_seconds = self._begin_seconds
+        return 0.0 if begin_seconds is None else time.monotonic() - begin_seconds
+
+
+CROSSINGS = Crossings()  # of this process, as torch.distributed's own group is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +77,8 @@ class World:
     def start(cls, precision: str = "fp32") -> World:
         """All processes that torchrun started (one without it), each on a device of its own; joins them once.
 
-        Returns when all are there. Raises UserError where the environment contradicts itself, or a process group that
-        is there already.
+        Returns when all are there. Raises UserError where they have not come in half an hour, or the environment
+        contradicts itself, or a process group that is there already.
         """
         gpus = torch.cuda.device_count()
         launch = Launch.read(os.environ, gpus)
@@ -62,7 +88,8 @@ class World:
             torch.cuda.set_device(device)
         if launch.size > 1 and not torch.distributed.is_initialized():
             on_gpus = {"backend": "cpu:gloo,cuda:nccl", "device_id": device} if gpus else {"backend": "gloo"}
-            torch.distributed.init_process_group(timeout=_TIMEOUT, **on_gpus)
+            store, rank, size = _meeting(launch.size)
+            torch.distributed.init_process_group(store=store, rank=rank, world_size=size, timeout=_TIMEOUT, **on_gpus)
             world.barrier()  # none goes on, and writes, while another still looks at what is there
         world._check_group()
         return world
@@ -106,7 +133,8 @@ class World:
         if self.size == 1:
             return value
         summed = value.clone()
-        torch.distributed.all_reduce(summed)
+        with CROSSINGS:
+            torch.distributed.all_reduce(summed)
         return summed
 
     def most(self, number: int) -> int:
@@ -114,7 +142,8 @@ class World:
         if self.size == 1:
             return number
         largest = torch.tensor(number)
-        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+        with CROSSINGS:
+            torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
         return int(largest)
 
     def gather(self, value: Tensor) -> Tensor:
@@ -123,7 +152,8 @@ class World:
             return value
         value = value.reshape(-1, *value.shape[1:]).contiguous()
         gathered = [torch.empty_like(value) for _ in range(self.size)]
-        torch.distributed.all_gather(gathered, value)
+        with CROSSINGS:
+            torch.distributed.all_gather(gathered, value)
         return torch.cat(gathered)
 
     def everyone(self, value: Any) -> list[Any]:
@@ -163,10 +193,11 @@ class World:
         """The first rank's value."""
         content = _bytes_of(value)
         length = torch.tensor([len(content)])
-        torch.distributed.broadcast(length, 0)
-        if not self.is_main:
-            content = torch.empty(int(length), dtype=torch.uint8)
-        torch.distributed.broadcast(content, 0)
+        with CROSSINGS:
+            torch.distributed.broadcast(length, 0)
+            if not self.is_main:
+                content = torch.empty(int(length), dtype=torch.uint8)
+            torch.distributed.broadcast(content, 0)
         return _value_of(content)
 
     def waiting(self, where: str) -> dict[str, float]:
@@ -186,7 +217,8 @@ class World:
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.size > 1:
-            torch.distributed.barrier()
+            with CROSSINGS:
+                torch.distributed.barrier()
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace gradients by their sums over ranks, one flat message; a parameter without gradient counts as zero.
@@ -201,6 +233,20 @@ class World:
         flat = self.sum(flat)
         for parameter, gradient in zip(trained, torch.split(flat, [p.numel() for p in trained]), strict=True):
             parameter.grad = gradient.view_as(parameter)
+
+
+def _meeting(size: int) -> tuple[Any, int, int]:
+    """Where the ranks exchange their addresses, once all are there, with this one's rank and their number."""
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=_MEETING))
+    except torch.distributed.DistError as error:
+        place = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
+        raise UserError(
+            f"not all {size} ranks have met at {place} in {_MEETING.total_seconds():.0f} s: see what the others say, "
+            "and start all again"
+        ) from error
+    store.set_timeout(_TIMEOUT)
+    return store, rank, size
 
 
 def _bytes_of(value: Any) -> Tensor:

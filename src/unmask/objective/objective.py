@@ -226,22 +226,37 @@ class Objective:
         """
         if not any(term.advantage_reads_scores for term in self.terms):
             return list(update)
+        final, fault = [], None
         with gathered(self.denoiser):
-            return [batch for term in self.terms for batch in self._finished_of(term, update, forwards)]
+            for term in self.terms:
+                try:
+                    final += self._finished_of(term, update, forwards)
+                except torch.OutOfMemoryError as error:  # the terms after it are collectives too
+                    fault = error.with_traceback(None)
+        if fault is not None:
+            raise fault
+        return final
 
     def _finished_of(self, term: Term, update: Sequence[UpdateBatch], forwards: int) -> list[UpdateBatch]:
-        """A term's batch, or none, finished where a pass of its own finishes it."""
+        """A term's batch, or none, finished where a pass of its own finishes it.
+
+        Where memory is out, the other ranks, who wait for this one's share of the mean, get NaN: all then begin anew.
+        """
         found = [update_batch for update_batch in update if update_batch.term is term]
         if not term.advantage_reads_scores:
             return found
         if not found:
             self._mean(torch.zeros(0, device=self.world.device))
-        return [
-            self._finished(term, each, self._logp(self.denoiser, each.batch, forwards))
-            if self._scores_first(each.batch, forwards)
-            else each
-            for each in found
-        ]
+        try:
+            logps = [
+                self._logp(self.denoiser, each.batch, forwards) if self._scores_first(each.batch, forwards) else None
+                for each in found
+            ]
+        except torch.OutOfMemoryError:
+            self._mean(torch.full((1,), torch.nan, device=self.world.device))
+            raise
+        pairs = zip(found, logps, strict=True)
+        return [each if logp_RL is None else self._finished(term, each, logp_RL) for each, logp_RL in pairs]
 
     def _finished(self, term: Term, update_batch: UpdateBatch, now_RL: Tensor) -> UpdateBatch:
         batch = term.with_final_advantages(update_batch.batch, now_RL, update_batch.reference_RL, self._mean)

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
+from unmask.data.turns import templated
 from unmask.denoisers.loading import load_tokenizer, read_config, refuse_misfits, resolve
 from unmask.errors import UserError
 
@@ -38,7 +39,7 @@ class RewardModel:
         if not self.tokenizer.chat_template:
             return prompt + completion
         messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False))
+        return templated(self.tokenizer, messages, f"mend or remove that of reward model {self.path!r}")
 
     def _scores(self, texts: list[str]) -> list[float]:
         # A chat template writes the special tokens itself.

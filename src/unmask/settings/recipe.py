@@ -112,7 +112,7 @@ class RewardSettings:
     )
     weights: str | None = setting(None, "of the functions in the reward, by commas; unset: all 1")
     batch: int = setting(16, "completions at a time in a reward model", low=1)
-    # Ranks that wait for this one give up after ten minutes.
+    # Ranks that wait for this one give up after two hours.
     timeout_seconds: float = setting(540.0, "that a call of a function may take, then it has failed; 0: no limit")
     retries: int = setting(0, "further tries of a call that failed, after 1, 2, 4, ... seconds", high=10)
     on_fault: str = setting("stop", "after them: stop the run, or none, which leaves the function out of those sums")

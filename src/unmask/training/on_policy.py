@@ -19,6 +19,7 @@ from unmask.evaluation.evaluator import Evaluator
 from unmask.objective.term import Term, record_of
 from unmask.report.progress import doing
 from unmask.rewards import Rewards
+from unmask.rewards.functions import NotFiniteError
 from unmask.sampling.sampler import OnFinished, Sampler
 from unmask.settings.recipe import Recipe
 from unmask.training.dealing import Dealing, dealt_groups
@@ -99,10 +100,17 @@ class OnPolicySource:
         dealing = Dealing(world=self.world, groups=len(numbers), group_size=self.recipe.rollout.group_size)
         indices = self.examples.indices(numbers)
         owners = [indices[row // dealing.group_size] for row in dealing.rows]
-        with BackgroundScoring(self, owners) as scoring:
-            sampled = self.rollout(denoiser, numbers, uniforms, scoring)
-            doing("rewards")
-        scored = self.score(sampled, owners, scoring.texts)
+        fault = None
+        try:
+            with BackgroundScoring(self, owners) as scoring:
+                sampled = self.rollout(denoiser, numbers, uniforms, scoring)
+                doing("rewards")
+            scored = self.score(sampled, owners, scoring.texts)
+        except NotFiniteError as error:
+            fault = str(error)
+        for each in self.world.everyone(fault):  # the step is skipped by all ranks alike
+            if each is not None:
+                raise NotFiniteError(each)
         metrics = self.rewards.metrics(scored.scores_NK, self.world) | self.world.waiting("rollout")
         reward_NE = dealing.gathered(scored.reward_NE)
         learnt_NE = reward_NE

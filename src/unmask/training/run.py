@@ -12,6 +12,7 @@ from typing import Any
 
 from unmask.distributed import World
 from unmask.distributed.sharding import is_sharded, placement
+from unmask.distributed.watch import Watch
 from unmask.errors import UserError
 from unmask.evaluation.statistics import paired_interval, solved_summary
 from unmask.report.curve import draw_curve
@@ -42,7 +43,9 @@ def start_run(recipe: Recipe, output: str | None, name: str, shard_size: int | N
     world = World.start(recipe.train.precision)
     recipe = with_absolute_paths(recipe)
     with ExitStack() as stack:  # what is taken is said before anything is loaded
+        watch = stack.enter_context(Watch.of(world))
         directory = Path(world.first(lambda: str(stack.enter_context(owned_new(output, name)))))
+        watch.how_to_go_on = lambda: how_to_go_on("train", directory)
         trainer = build_trainer(recipe, shard_size=shard_size)
         world.first(lambda: describe(directory, recipe))
         return Run(directory=directory, trainer=trainer, ownership=stack.pop_all())
@@ -57,8 +60,10 @@ def resume_run(recipe: Recipe, resume: str, output: str | None = None, shard_siz
     """
     world = World.start(recipe.train.precision)
     with ExitStack() as stack:
+        watch = stack.enter_context(Watch.of(world))
         found = world.first(lambda: look(recipe, resume, output, stack))
         source, directory = Path(found["source"]), Path(found["directory"])
+        watch.how_to_go_on = lambda: how_to_go_on("train", directory)
         checkpoint, state = found["checkpoint"] and Path(found["checkpoint"]), found["state"]
         trainer = build_trainer(recipe, checkpoint, shard_size)
         world.first(lambda: take_over(recipe, source, directory, checkpoint, state.get("step", 0)))
@@ -83,7 +88,7 @@ class Run:
     directory: Path
     trainer: Trainer
     state: dict[str, Any] | None = None
-    ownership: ExitStack = field(default_factory=ExitStack)  # of the directory, given back in the end
+    ownership: ExitStack = field(default_factory=ExitStack)  # of the directory, and the watch of ranks: until the end
 
     @property
     def is_main(self) -> bool:
@@ -185,6 +190,7 @@ class Run:
         if ends or done % settings.checkpoint_every == 0 or done == settings.steps:
             self._save(done, course, evaluation_due=due)
         if ends:
+            self.trainer.objective.world.barrier()  # torchrun ends all when one rank has: the first may still be saving
             raise stopping.interrupt()
 
     def _save(self, done: int, course: _Course, evaluation_due: bool) -> None:

@@ -53,8 +53,6 @@ class Trainer:
         try:
             experience = self.source(self.objective.denoiser, numbers, uniforms)
         except NotFiniteError as error:
-            if self.objective.world.size > 1:
-                raise  # the other ranks are within the step
             message(f"step {step + 1}: {error}")
             return {"reward": math.nan, "learning_rate": rate, **_SKIPPED}, {}
         doing("updates")

@@ -71,13 +71,13 @@ class Updater:
         self.optimizer.zero_grad()
         try:
             return self._passes(update_batches, sums)
-        except torch.OutOfMemoryError:
-            # A rank alone cannot begin anew what others sum over ranks meanwhile.
-            together = is_sharded(self.objective.denoiser) or any(
-                term.advantage_reads_scores for term in self.objective.terms
-            )
-            if self.objective.world.size > 1 and together:
-                raise
+        except torch.OutOfMemoryError as error:
+            if self.objective.world.size > 1 and is_sharded(self.objective.denoiser):
+                # The other ranks are within a forward or backward, for which all hold the weights together.
+                raise UserError(
+                    "out of memory in an update of sharded weights, which cannot be begun anew: start again with a "
+                    "smaller train.micro_batch, train.gradient_checkpointing true or more ranks (train.shard)"
+                ) from error
             return None
 
     def _passes(self, update_batches: Sequence[UpdateBatch], sums: MetricSums) -> dict[str, float]:
@@ -100,9 +100,10 @@ class Updater:
         self.optimizer.zero_grad()
         if self.objective.world.device.type == "cuda":
             torch.cuda.empty_cache()
-        whole = max((len(each.batch.inputs_FL) for each in update_batches), default=1)
+        own = max((len(each.batch.inputs_FL) for each in update_batches), default=1)
+        whole = self.objective.world.most(own)  # ranks go on alike, also in steps that deal the work otherwise
         tried = min(self.micro_batch or self.objective.micro_batch or whole, whole)
-        if tried == 1 and update_batches:
+        if tried == 1:
             raise UserError(
                 "out of memory in an update with one forward at a time: set train.gradient_checkpointing true, train "
                 "adapters (train.lora_rank), or shorten the completions (rollout.max_new_tokens)"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from unmask.data.tokenization import completion_texts, encode_prompts, leading_ids, left_pad
+from unmask.data.turns import templated
 from unmask.denoisers.loading import load_denoiser, load_tokenizer
 from unmask.distributed import World
 from unmask.errors import UserError
@@ -92,9 +93,10 @@ class UnmaskLM(TemplateLM):
             raise UserError(
                 f"the tokenizer of {self.settings.model!r} has no chat template: drop --apply_chat_template"
             )
-        text: str = self.tokenizer.apply_chat_template(
+        text = templated(
+            self.tokenizer,
             chat_history,
-            tokenize=False,
+            "drop --apply_chat_template",
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )
