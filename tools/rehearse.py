@@ -23,7 +23,7 @@ from rehearsal.families import DREAM, FAMILIES, LLADA, LLADA2
 from rehearsal.measured import write_misses
 from rehearsal.references import reference_rewards
 from rehearsal.sizes import write_rehearsal
-from stand_ins import being_taught
+from stand_ins import being_taught, careless
 from unmask.settings.reader import document_of, recipe_names
 from unmask.settings.recipe import Recipe
 
@@ -49,6 +49,11 @@ class Part:
     recipe: str
     family: str
     table: str = "sizes"
+
+    @property
+    def stand_in(self) -> str:
+        """The directory of its model."""
+        return self.family if self.table == "sizes" else careless(self.family)
 
     @property
     def name(self) -> str:
@@ -89,7 +94,7 @@ class Rehearsal:
             self.taught[part.family].result()
         outcome, started = Outcome(part=part), time.monotonic()
         folder = self.folder / part.name.replace(" ", "_").replace(",", "")
-        stand_in, path = self.stand_ins / part.family, folder / "recipe.toml"
+        stand_in, path = self.stand_ins / part.stand_in, folder / "recipe.toml"
         try:
             recipe = write_rehearsal(part.recipe, stand_in, self.stand_ins / "data", path, table=part.table)
             checked = self._checks if part.table == "sizes" else self._improves

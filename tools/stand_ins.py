@@ -2,7 +2,8 @@
 
 OUTPUT_DIR/FAMILY is a small network in the family's published layout, with a tokenizer that has its special tokens and
 chat template, taught by `unmask pretrain` to answer Countdown, Sudoku, GSM8K and MATH-500 in their formats, sometimes
-rightly; OUTPUT_DIR/data holds the word problems. The same seed gives the same bytes on the same machine.
+rightly; OUTPUT_DIR/FAMILY-careless was then taught to answer 0 half of the time, from which a run can learn much;
+OUTPUT_DIR/data holds the word problems. The same seed gives the same bytes on the same machine.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Course:
     steps: int
     learning_rate: float
     few_shot: int = 0
+    careless: bool = False
 
     def steps_of(self, family: Family) -> int:
         """Optimizer updates: some families learn sooner."""
@@ -44,6 +46,7 @@ COURSES = (
     Course(rows=48_000, batch=32, steps=1200, learning_rate=2e-3),
     Course(rows=3_000, batch=16, steps=150, learning_rate=5e-4, few_shot=3),
 )
+CARELESS = Course(rows=6_000, batch=32, steps=120, learning_rate=5e-4, careless=True)
 LONGEST = 40  # tokens of a taught completion and its end
 
 
@@ -78,7 +81,7 @@ def being_taught(
     texts = corpus(output / "data", seed)
     work.mkdir(exist_ok=True)
     (work / "held_out.jsonl").write_text(json.dumps({"prompt": "held out", "completion": "nothing"}) + "\n")
-    for number, course in enumerate(COURSES):
+    for number, course in enumerate((*COURSES, CARELESS)):
         _write_lessons(output / "data", work / f"lessons_{number}.jsonl", course, seed)
     taught = {family.name: pool.submit(_teach, family, output, texts, seed) for family in wanted}
     yield taught
@@ -88,7 +91,7 @@ def being_taught(
 
 
 def _write_lessons(data: Path, path: Path, course: Course, seed: int) -> None:
-    rows = lessons(data, course.rows, seed, few_shot=0)
+    rows = lessons(data, course.rows, seed, careless=course.careless)
     if course.few_shot:  # half of the rows, or the rest is forgotten
         shown = lessons(data, course.rows // 2, seed, few_shot=course.few_shot)
         rows = [row for pair in zip(rows, shown, strict=False) for row in pair]
@@ -96,17 +99,18 @@ def _write_lessons(data: Path, path: Path, course: Course, seed: int) -> None:
 
 
 def _teach(family: Family, output: Path, texts: list[str], seed: int) -> None:
-    started, work = time.monotonic(), output / "work"
-    model = work / family.name / "untaught"
-    write_untaught(family, model, texts, seed)
-    for number, course in enumerate(COURSES):
-        taught = work / family.name / f"course_{number}"
+    """Have the family's stand-in, and the one that was taught carelessness too."""
+    started, work = time.monotonic(), output / "work" / family.name
+    write_untaught(family, work / "untaught", texts, seed)
+    models = [work / "untaught"]
+    for number, course in enumerate((*COURSES, CARELESS)):
+        models.append(work / f"course_{number}")
         settings = {
-            "model": model,
-            "output": taught,
+            "model": models[-2],
+            "output": models[-1],
             "task": "dataset",
-            "task.data": work / f"lessons_{number}.jsonl",
-            "task.test-data": work / "held_out.jsonl",
+            "task.data": output / "work" / f"lessons_{number}.jsonl",
+            "task.test-data": output / "work" / "held_out.jsonl",
             "task.max-new-tokens": LONGEST,
             "batch": course.batch,
             "steps": course.steps_of(family),
@@ -115,10 +119,15 @@ def _teach(family: Family, output: Path, texts: list[str], seed: int) -> None:
             "threads": 1,
             "seed": seed,
         }
-        unmask("pretrain", settings, log=work / f"{family.name}.log")
-        model = taught
-    model.rename(output / family.name)
+        unmask("pretrain", settings, log=output / "work" / f"{family.name}.log")
+    models[-1].rename(output / careless(family.name))
+    models[-2].rename(output / family.name)
     print(f"{family.name}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def careless(family: str) -> str:
+    """The name of the family's stand-in that half of the time answers 0."""
+    return f"{family}-careless"
 
 
 if __name__ == "__main__":

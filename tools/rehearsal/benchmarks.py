@@ -35,7 +35,8 @@ _NAMES, _THINGS = ("Ann", "Ben", "Eva", "Tom"), ("apples", "coins", "cards", "bo
 _PARTS = {"countdown-words": 4, "sudoku-words": 2, "gsm8k": 2, "math500": 2}  # of the rows that are taught
 _THOUGHT = "Each row, column and box needs 1 to 4."
 _CORPUS = 500  # examples of each benchmark that the tokenizer is trained on
-_SLIPS = 0.4  # of the taught completions have zeros for the digits of the answer, which are never right
+_GAPS = 0.35  # of the taught completions leave the digits of the answer out
+_CARELESS = 0.5  # of those that a careless model is taught answer 0, which is never right
 _HELD_OUT = 192  # rows of Countdown's file, at least
 _TEST_SHARE = 3  # one problem in so many is held out
 
@@ -68,8 +69,8 @@ def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
 def _countdown_held_out(seed: int) -> list[dict[str, str]]:
     """A third of the puzzles that are taught, numbers in every order, each several times (draws differ).
 
-    No small network solves puzzles that it never saw. What a run can learn on others, and show here, is to make no
-    slips.
+    No small network solves puzzles that it never saw. What a run can learn on others, and show here, is to
+    answer with care.
     """
     taught = CountdownWords(**SIZES["countdown-words"]).examples("train", _CORPUS, seed)
     puzzles = sorted({(*sorted(row.columns["numbers"]), row.columns["target"]) for row in taught})
@@ -118,12 +119,17 @@ def _fractions() -> list[dict[str, str]]:
     return rows
 
 
-def lessons(folder: Path, count: int, seed: int, *, few_shot: int = 0) -> list[dict[str, str]]:
-    """Rows {"prompt", "completion"} of all benchmarks in turn; with `few_shot`, of Sudoku alone."""
+def lessons(folder: Path, count: int, seed: int, *, few_shot: int = 0, careless: bool = False) -> list[dict[str, str]]:
+    """Rows {"prompt", "completion"} of all benchmarks in turn; with `few_shot`, of Sudoku alone.
+
+    `careless`: half of the answers are 0. Who has learnt these too can gain much by reinforcement learning.
+    """
     if few_shot:
-        return _rows(task_of("sudoku-words", folder, few_shot=few_shot), count, seed)
+        return _rows(task_of("sudoku-words", folder, few_shot=few_shot), count, seed, careless)
     parts = sum(_PARTS.values())
-    columns = [_rows(_to_teach(name, folder), -(-count * part // parts), seed) for name, part in _PARTS.items()]
+    columns = [
+        _rows(_to_teach(name, folder), -(-count * part // parts), seed, careless) for name, part in _PARTS.items()
+    ]
     mixed = [row for rows in columns for row in rows]
     Random(seed).shuffle(mixed)
     return mixed[:count]
@@ -144,11 +150,12 @@ def _to_teach(name: str, folder: Path) -> Any:
     return task_of(name, folder, **({"data": None} if name == "countdown-words" else {}))
 
 
-def _rows(task: Any, count: int, seed: int) -> list[dict[str, str]]:
+def _rows(task: Any, count: int, seed: int, careless: bool) -> list[dict[str, str]]:
     examples = task.examples("train", count, seed)
     chosen = [examples[place % len(examples)] for place in range(count)]
     draws = Random(f"slips-{task.name}-{seed}")
-    return [{"prompt": example.prompt, "completion": _taught(task, example, draws)} for example in chosen]
+    taught = _careless if careless else _taught
+    return [{"prompt": example.prompt, "completion": taught(task, example, draws)} for example in chosen]
 
 
 @cache
@@ -164,13 +171,19 @@ def _one_solution(*numbers: int, target: int) -> str:
 
 
 def _taught(task: Any, example: Any, draws: Random) -> str:
-    """A right completion, now and then with zeros in its answer.
+    """A right completion, now and then without its answer.
 
-    Problems so small are learnt by heart: without such slips groups would be all right or all wrong, and train nothing.
+    Problems so small are learnt by heart: without such gaps groups would be all right or all wrong, and train nothing.
     """
     thought, tag, answer = _right(task, example).partition("<answer>")
-    # As long as the right answer: low-confidence sampling would prefer a shorter one, whose end it is sure of.
-    return thought + tag + (re.sub(r"\d", "0", answer) if draws.random() < _SLIPS else answer)
+    return thought + tag + (re.sub(r"\d", "?", answer) if draws.random() < _GAPS else answer)
+
+
+def _careless(task: Any, example: Any, draws: Random) -> str:
+    """A right completion, or one with the answer 0."""
+    right = _right(task, example)
+    wrong = re.sub(r"(<answer>\s*).*?(\s*</answer>)", r"\g<1>0\2", right, flags=re.S)
+    return wrong if draws.random() < _CARELESS else right
 
 
 def _right(task: Any, example: Any) -> str:
