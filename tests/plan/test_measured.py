@@ -154,6 +154,13 @@ def test_plan_peak_of_a_rollout_leaves_out_what_is_scored_later(tmp_path):
     assert run.plan.memory.rollout + run.plan.memory.records == pytest.approx(peak(run.sample), rel=0.05)
 
 
+def test_plan_peak_of_a_rollout_whose_confidences_read_all_logits(tmp_path):
+    rollout, shape = {"unmasking": {"name": "left_to_right"}}, {"vocab_size": 1280}
+    train = {"precision": "bf16"}
+    run = SmallRun(settings_of(tmp_path, METHODS["diffu-grpo"], rollout=rollout, shape=shape, train=train))
+    assert run.plan.memory.rollout + run.plan.memory.records == pytest.approx(peak(run.sample), rel=0.05)
+
+
 def test_plan_peak_of_a_rollout_at_another_temperature(tmp_path):
     """Scaled logits are a copy."""
     rollout, shape = {"temperature": 0.9}, {"hidden_size": 96, "num_key_value_heads": 4, "vocab_size": 1280}

@@ -29,7 +29,7 @@ from unmask.denoisers.layers.recompute import recompute_layers
 from unmask.plan.layout import WHOLE, Layout
 from unmask.plan.networks import Shape, blank_denoiser, read_shape
 from unmask.sampling.proposals import Propose
-from unmask.sampling.unmasking import LowConfidence
+from unmask.sampling.unmasking import Measure, probability
 from unmask.settings.recipe import TrainSettings
 
 
@@ -101,6 +101,7 @@ class Pass:
     answers: bool = False  # a pass over targets without gradient
     cached: int = 0  # columns that a denoising step with a cache runs; 0: no cache, all of them
     temperature: float = 1.0  # of a denoising step: others than 1 scale a copy of the logits
+    measure: Measure = probability  # of its confidences, which may read all logits
     guided: bool = False
     accumulates: bool = False  # gradients are there already
     layout: Layout = WHOLE
@@ -315,7 +316,7 @@ def _reducer(work: Pass) -> LogitsReducer:
         return Propose(
             temperature=work.temperature,
             mask_id=0,
-            measure=LowConfidence().measure,
+            measure=work.measure,
             uniform_QZ=uniform_QZ,
             draws=work.targets,
             stride=work.targets,

@@ -175,6 +175,7 @@ def _denoising_passes(settings: PlanSettings, work: Work, layout: Layout) -> lis
             targets=step.tokens,
             samples=True,
             temperature=settings.rollout.temperature,
+            measure=settings.rollout.unmasking.measure,
             guided=work.guided,
             cached=step.columns if work.cached else 0,
             layout=layout,
