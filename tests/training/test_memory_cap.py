@@ -32,6 +32,7 @@ def uneven(completions, **columns):
 
 def load(model: Path, by_slices: bool) -> int:
     """What a rank does, under a cap: it loads the weights and shards them."""
+    torch.set_num_threads(1)  # their stacks count
     resource.setrlimit(resource.RLIMIT_DATA, (LOADING_CAP_BYTES, LOADING_CAP_BYTES))
     give_back_freed_memory()
     world = World.start()
