@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: train test long coverage lint docs mutants bench check-gpu stand-ins rehearse faults fuzz soak audit clean
@@ -10,13 +11,13 @@ train: $(VENV)/.installed
 	$(BIN)/unmask train
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 long: $(VENV)/.installed-test
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m long
+	$(PYTEST) -m long
 
 coverage: $(VENV)/.installed-test
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-fail-under=90
+	$(PYTEST) --cov --cov-fail-under=90
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -58,12 +58,9 @@ def main() -> int:
     parser.add_argument("--families", default=",".join(FAMILIES))
     parser.add_argument("--jobs", type=int, default=2, help="families taught at a time, one thread each")
     options = parser.parse_args()
-    with (
-        ThreadPoolExecutor(options.jobs) as pool,
-        being_taught(options.output, options.seed, options.families.split(","), pool) as taught,
-    ):
-        for family in taught.values():
-            family.result()
+    families = options.families.split(",")
+    with ThreadPoolExecutor(options.jobs) as pool, being_taught(options.output, options.seed, families, pool):
+        pass  # which waits for all
     return 0
 
 

@@ -22,13 +22,11 @@ def ranks(monkeypatch):
     """Makes the process one of several with GPUs of some memory; the first rank's word is its own."""
 
     def start(size, gibibytes, of_node):
-        world = SimpleNamespace(size=size, device=torch.device("cuda", 0), first=lambda work: work())
+        device = torch.device("cuda", 0)
+        world = SimpleNamespace(size=size, local_size=of_node, device=device, first=lambda work: work())
         monkeypatch.setattr(World, "start", lambda precision: world)
         memory = SimpleNamespace(total_memory=int(gibibytes * 2**30))
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
-        launch = {"RANK": "0", "WORLD_SIZE": str(size), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": str(of_node)}
-        for name, value in (launch | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}).items():
-            monkeypatch.setenv(name, value)
 
     return start
 

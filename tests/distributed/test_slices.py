@@ -12,7 +12,8 @@ from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, Olmo2Config, Olmo2ForCausalLM
 
 from conftest import REFERENCE
-from helpers.processes import finish, start, torchrun_environment
+from faults.launch import torchrun_environment
+from helpers.processes import finish, start
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.head.reducers import AllLogits
 from unmask.denoisers.loading import load_denoiser, save_denoiser

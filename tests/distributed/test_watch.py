@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.processes import start, torchrun_environment
+from faults.launch import torchrun_environment
+from helpers.processes import start
 from unmask.distributed import World, watch
 from unmask.distributed.watch import Watch
 from unmask.errors import UserError

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.processes import finish, start, torchrun_environment
+from faults.launch import torchrun_environment
+from helpers.processes import finish, start
 from unmask.distributed import World
 from unmask.errors import UserError
 
@@ -68,6 +69,7 @@ def _rank(result: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORLD_SIZE", "1")
         patch.setenv("RANK", "0")
+        patch.delenv("LOCAL_WORLD_SIZE")
         with pytest.raises(UserError, match="the process group has 2 ranks"):
             World.start()
     world.sum_gradients([trained, idle, frozen])

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import socket
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -26,16 +25,6 @@ def start(work: Callable[..., object], *arguments: object, log: Path, environmen
 def command(*arguments: str, log: Path):
     """`unmask` with these arguments, on one thread."""
     return start(_unmask, arguments, log=log)
-
-
-def torchrun_environment(ranks: int) -> list[dict[str, str]]:
-    """The environment variables that torchrun gives each of so many ranks on the CPU."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))  # a port that nobody listens to
-        port = str(probe.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(ranks)}
-    common |= {"CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
-    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
 def finish(process: Process, log: Path) -> None:

@@ -84,8 +84,8 @@ def rewards_of(term, rollout, examples, tokenizer):
     return rewards.view(*GROUPS) if term.record is None else rewards.view(*GROUPS, -1)
 
 
-@pytest.mark.parametrize("method", long_unless({"dispo", "mdpo", "rspo", "spg", "vrpo"}.__contains__, METHODS))
-@pytest.mark.parametrize("micro_batch", long_unless((3).__eq__, [0, 3]))
+@pytest.mark.parametrize("method", long_unless({"dispo", "mdpo", "rspo", "spg", "vrpo"}, METHODS))
+@pytest.mark.parametrize("micro_batch", long_unless({3}, [0, 3]))
 def test_objective_gradients_are_the_trainers_in_a_loop_of_ones_own(method, micro_batch):
     expected, indices, adam, metrics = trainers_gradients(method, micro_batch)
     tokenizer, denoiser = load_tokenizer(MODEL), load_denoiser(MODEL)

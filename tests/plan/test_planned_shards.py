@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import distributed
 
-from helpers.processes import finish, start, torchrun_environment
+from faults.launch import torchrun_environment
+from helpers.processes import finish, start
 from helpers.small_run import SmallRun, settings_of
 from rehearsal.measured import peak
 from unmask.denoisers.head.workspace import Workspace

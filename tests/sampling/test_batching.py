@@ -37,7 +37,7 @@ def assert_same(ours, theirs):
     assert (ours.steps, ours.exact) == (theirs.steps, theirs.exact)
 
 
-@pytest.mark.parametrize("batch", long_unless((3).__eq__, [1, 3, 5]))
+@pytest.mark.parametrize("batch", long_unless({3}, [1, 3, 5]))
 @pytest.mark.parametrize("blocks_of_the_model", [None, 4])
 @pytest.mark.parametrize(
     "rule", [*(rule() for rule in RULES.values()), Stable(), StableFirst()], ids=lambda rule: rule.name

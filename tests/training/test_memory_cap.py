@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from helpers.processes import start, torchrun_environment
+from faults.launch import torchrun_environment
+from helpers.processes import start
 from unmask.cli.environment import give_back_freed_memory
 from unmask.cli.main import main
 from unmask.denoisers.loading import load_denoiser, load_tokenizer, save_denoiser

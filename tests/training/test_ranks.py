@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 
-from helpers.processes import finish, start, torchrun_environment
+from faults.launch import torchrun_environment
+from helpers.processes import finish, start
 from unmask.cli.main import main
 from unmask.distributed.sharding import load_shards
 from unmask.errors import UserError

@@ -6,7 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.processes import finish, start, torchrun_environment
+from faults.launch import torchrun_environment
+from helpers.long import long_unless
+from helpers.processes import finish, start
 from helpers.steps import Case, run_cases, step_of
 from unmask.methods import METHODS
 
@@ -89,7 +91,7 @@ def alone():
     return step
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] if n in LONG else []) for n in EXACT])
+@pytest.mark.parametrize("name", long_unless({*EXACT} - LONG, EXACT))
 def test_step_on_ranks_equals_one_process(name, seen, alone):
     one = alone(name)
     for count, held in [(2, name), (4, name), (2, f"{name}, whole"), (4, f"{name}, whole")]:

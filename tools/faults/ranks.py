@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import signal
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 from faults.children import LONGEST, Ended, Fault, Process, ended, start
 from faults.injected import HalfALine, InPhase
 from faults.kills import HALF_A_LINE
+from faults.launch import torchrun_environment
 from faults.runs import Small
 from faults.table import Row
 from unmask.denoisers.directories import newest_checkpoint
@@ -31,16 +31,10 @@ _SAID = "so all ranks end; "
 
 def started(small: Small, faults: Mapping[int, Fault]) -> list[tuple[Process, Path]]:
     """The two ranks of a command, with the faults of some, and where the words of each go."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    common |= {"CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
-    ranks, words = [], small.words
-    for rank in (0, 1):
+    ranks = []
+    for rank, environment in enumerate(torchrun_environment(2)):
         folder = small.folder / f"rank-{rank}"
-        environment = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        ranks.append((start(words, folder, faults.get(rank), environment), folder))
+        ranks.append((start(small.words, folder, faults.get(rank), environment), folder))
     return ranks
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import random
-import socket
 import time
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safetensors import deserialize
 
 from faults.children import Ended, ended, start
+from faults.launch import torchrun_environment
 from faults.runs import Small, left_by_training
 from faults.table import Row
 
@@ -25,19 +24,6 @@ _COMMAND = (
 _LATEST_SECONDS = 0.5  # that a rank begins after the others
 
 
-@dataclass(frozen=True, kw_only=True)
-class AsRank:
-    """Makes a process one of the ranks of a launch, some time after it was started."""
-
-    environment: dict[str, str]
-    seconds: float
-
-    def __call__(self) -> None:
-        """Set the variables that torchrun sets."""
-        time.sleep(self.seconds)
-        os.environ.update(self.environment)
-
-
 def starts_and_resumes(folder: Path, count: int, seed: int) -> list[Row]:
     """So many runs of a step, by turns with weights that ranks hold together and whole; each then goes on by a step."""
     draw = random.Random(seed)
@@ -45,7 +31,7 @@ def starts_and_resumes(folder: Path, count: int, seed: int) -> list[Row]:
     first: dict[tuple[str, int], dict[str, Any]] = {}
     for number in range(count):
         shard = 0 if number % 2 else RANKS
-        small = Small(directory=folder / f"ranks-{number}", command=_COMMAND, left=left_by_ranks)
+        small = Small(directory=folder / f"starts-{number}", command=_COMMAND, left=left_by_ranks)
         begins = [*_COMMAND, "--train.shard", str(shard), "--output", str(small.directory)]
         goes_on = ["train", "--resume", str(small.directory), "--train.steps", "2"]
         for row, words in zip(rows, (begins, goes_on), strict=True):
@@ -68,16 +54,8 @@ def left_by_ranks(directory: Path) -> dict[str, Any]:
 def _launch(words: list[str], folder: Path, draw: random.Random) -> list[Ended]:
     """What becomes of the ranks that do a command together."""
     folders = [folder / f"rank-{rank}" for rank in range(RANKS)]
-    ranks = [AsRank(environment=each, seconds=draw.random() * _LATEST_SECONDS) for each in _environments()]
-    processes = [start(words, place, rank) for place, rank in zip(folders, ranks, strict=True)]
+    processes = [
+        start(words, place, partial(time.sleep, draw.random() * _LATEST_SECONDS), environment)
+        for place, environment in zip(folders, torchrun_environment(RANKS), strict=True)
+    ]
     return [ended(process, place) for process, place in zip(processes, folders, strict=True)]
-
-
-def _environments() -> list[dict[str, str]]:
-    """What torchrun tells each rank on the CPU."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))  # a port that nobody listens to
-        port = str(probe.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
-    common |= {"WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS)}
-    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(RANKS)]

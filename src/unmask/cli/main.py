@@ -16,7 +16,6 @@ from unmask.cli.first_word import before_torch
 from unmask.cli.pipes import discard_output, output_is_unread
 from unmask.cli.signals import terminated_as_interrupted
 from unmask.cli.subcommands import COMMANDS, Command
-from unmask.cli.users_errors import users_traceback
 from unmask.errors import Terminated, UserError
 from unmask.report.progress import Progress, phase, telling
 from unmask.settings.idle import (
@@ -74,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         discard_output()
         return _EXIT_BROKEN_PIPE
     except Exception as error:
+        from unmask.cli.users_errors import users_traceback
+
         if (told := users_traceback(error)) is None:
             raise
         print(told, end="", file=sys.stderr)  # noqa: T201

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import fields
 
 import torch
 
 from unmask.distributed import World
-from unmask.distributed.launch import Launch
 from unmask.plan.estimate import make_plan
 from unmask.plan.gpus import GIBIBYTE
 from unmask.report.progress import phase
@@ -26,13 +24,12 @@ def shard_size(recipe: Recipe) -> int:
         return 0
     memory_bytes = torch.cuda.get_device_properties(world.device).total_memory
     with phase("planning whether all weights fit a GPU"):
-        return world.first(lambda: _planned(recipe, world.size, memory_bytes))
+        return world.first(lambda: _planned(recipe, world, memory_bytes))
 
 
-def _planned(recipe: Recipe, ranks: int, memory_bytes: int) -> int:
+def _planned(recipe: Recipe, world: World, memory_bytes: int) -> int:
     """The same of the layout that is planned for so many GPUs of this memory, each machine with as many as here."""
-    of_node = Launch.read(os.environ, torch.cuda.device_count()).local_size
     settings = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
-    gpus = f"{ranks}x{memory_bytes // GIBIBYTE}GB"
-    layout = make_plan(PlanSettings(**settings, gpus=gpus, node_gpus=of_node)).layout
+    gpus = f"{world.size}x{memory_bytes // GIBIBYTE}GB"
+    layout = make_plan(PlanSettings(**settings, gpus=gpus, node_gpus=world.local_size)).layout
     return layout.shard if layout.sharded else 0

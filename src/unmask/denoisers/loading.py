@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from itertools import pairwise
@@ -105,25 +105,12 @@ def load_denoiser(
             f"model {model!r} has no *.safetensors file: convert its weights (pickled weights are not opened)"
         )
     tokenizer = load_tokenizer(model) if (directory / "tokenizer.json").exists() else None
-    mask_id = _token_id(directory, published, tokenizer, "mask") if mask_token_id is None else mask_token_id
-    if mask_id is None:
-        raise UserError(
-            f"model {model!r} names no mask token: add mask_token_id to its config.json, or give mask_token_id"
-        )
-    eos_id = _token_id(directory, published, tokenizer, "eos")
-    if eos_id is None:
-        raise UserError(
-            f"model {model!r} names no end-of-sequence token: add eos_token_id (one integer) to its config.json"
-        )
+    mask_id, eos_id = _mask_and_end(model, directory, published, tokenizer, mask_token_id)
     checkpoint_format = format_of(published, model_format)
     block_length, shift = None, False
     if checkpoint_format is not None:
         block_length, shift = checkpoint_format.block_length, checkpoint_format.shift
-    load = partial(_load_network, directory, published, checkpoint_format, dtype, four_bit)
-    with slices_kept(mesh), nullcontext() if mesh is None else _one_after_another():
-        network = load()
-    if mesh is not None and needs_trial(network):
-        network = load()
+    network = _loaded_on(mesh, partial(_load_network, directory, published, checkpoint_format, dtype, four_bit))
     if not 0 <= mask_id < network.config.vocab_size:
         raise UserError(
             f"mask_token_id {mask_id} of {model!r} lies outside its vocabulary of {network.config.vocab_size}"
@@ -142,6 +129,36 @@ def load_denoiser(
     )
     check_masks(denoiser, model)
     return denoiser
+
+
+def _mask_and_end(
+    model: str,
+    directory: Path,
+    published: dict[str, Any],
+    tokenizer: PreTrainedTokenizerFast | None,
+    mask_token_id: int | None,
+) -> tuple[int, int]:
+    """Ids of the mask token and of the end of a sequence. Raises UserError where the model names none."""
+    mask_id = _token_id(directory, published, tokenizer, "mask") if mask_token_id is None else mask_token_id
+    if mask_id is None:
+        raise UserError(
+            f"model {model!r} names no mask token: add mask_token_id to its config.json, or give mask_token_id"
+        )
+    eos_id = _token_id(directory, published, tokenizer, "eos")
+    if eos_id is None:
+        raise UserError(
+            f"model {model!r} names no end-of-sequence token: add eos_token_id (one integer) to its config.json"
+        )
+    return mask_id, eos_id
+
+
+def _loaded_on(mesh: DeviceMesh | None, load: Callable[[], Any]) -> Any:
+    """What `load` gives; on a mesh this rank's slices of it, or all of a network that is tried first."""
+    if mesh is None:
+        return load()
+    with slices_kept(mesh), _one_after_another():
+        network = load()
+    return load() if needs_trial(network) else network
 
 
 def _other_ends(directory: Path, published: dict[str, Any], known: Collection[int]) -> tuple[int, ...]:

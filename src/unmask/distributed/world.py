@@ -67,6 +67,7 @@ class World:
     precision: str = "fp32"  # of autocast: "fp32" (none) or "bf16"
     rank: int = 0
     size: int = 1
+    local_size: int = 1  # ranks of this machine
 
     @classmethod
     def single(cls, device: torch.device | str = "cpu", precision: str = "fp32") -> World:
@@ -83,7 +84,8 @@ class World:
         gpus = torch.cuda.device_count()
         launch = Launch.read(os.environ, gpus)
         device = torch.device("cuda", launch.local_rank) if gpus else torch.device("cpu")
-        world = cls(device=device, precision=precision, rank=launch.rank, size=launch.size)
+        places = {"rank": launch.rank, "size": launch.size, "local_size": launch.local_size}
+        world = cls(device=device, precision=precision, **places)
         if gpus:
             torch.cuda.set_device(device)
         if launch.size > 1 and not torch.distributed.is_initialized():

@@ -193,7 +193,8 @@ def _stretches(shape: Shape, settings: _TraceSettings, work: Pass) -> list[int]:
 class _OnGpu(Workspace):
     """The head's memory as on a GPU, although the dry run's tensors say that they are on a CPU."""
 
-    on_cpu = False
+    def slice_width(self, positions: int, device: torch.device) -> int:
+        return super().slice_width(positions, torch.device("cuda"))
 
 
 class _Shards:

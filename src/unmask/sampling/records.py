@@ -64,7 +64,6 @@ class OneStep:
         weight_NS = ((count_NS - 1).clamp(min=0).double() ** self.degree) * masked_NS
         cdf_NS = weight_NS.cumsum(1)
         key = uniforms.key("recorded step", prompt_N.cpu())
-        draw_N1 = (key if self.shared else key.key(sample_N.cpu())).draw()[:, None].contiguous()
-        step_N1 = torch.searchsorted(cdf_NS / cdf_NS[:, -1:].clamp(min=1e-300), draw_N1.double(), right=True)
-        last_N = torch.searchsorted(count_NS, count_NS[:, -1:].contiguous())[:, 0]  # the last of them
-        return [torch.minimum(step_N1[:, 0], last_N)]
+        draw_N = (key if self.shared else key.key(sample_N.cpu())).draw()
+        step_N1 = torch.searchsorted(cdf_NS / cdf_NS[:, -1:].clamp(min=1e-300), draw_N[:, None], right=True)
+        return [torch.minimum(step_N1[:, 0], count_NS.argmax(1))]  # at most the last of them

@@ -16,10 +16,7 @@ class Workspace:
     """Buffers that grow and are used again from call to call, so that no step allocates logits anew.
 
     What a buffer holds is overwritten by the next call that names it: for tensors that are used up at once.
-    `on_cpu`: slices of the vocabulary are as narrow as suits its cache.
     """
-
-    on_cpu = True
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.device], Tensor] = {}
@@ -29,8 +26,7 @@ class Workspace:
 
     def slice_width(self, positions: int, device: torch.device) -> int:
         """Tokens of a slice of the vocabulary, where logits of so many positions are made slice by slice."""
-        narrow = self.on_cpu and device.type == "cpu"
-        return _CACHED_WIDTH if narrow else chunk_positions(max(1, positions))
+        return _CACHED_WIDTH if device.type == "cpu" else chunk_positions(max(1, positions))
 
     def floats(self, name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """The float32 buffer of a name and device, in a shape, with anything in it."""
