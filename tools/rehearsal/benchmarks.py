@@ -19,7 +19,7 @@ from unmask.tasks.sudoku_words import SudokuWords
 
 SIZES: dict[str, dict[str, Any]] = {
     "countdown-words": {"count": 3, "max_number": 3, "max_target": 9},
-    "sudoku-words": {"min_empty": 1, "max_empty": 3},
+    "sudoku-words": {"min_empty": 1, "max_empty": 2},
     "gsm8k": {},
     "math500": {},
 }
@@ -32,7 +32,7 @@ FILES = {
 _TASKS = {"countdown-words": CountdownWords, "sudoku-words": SudokuWords, "gsm8k": GSM8K, "math500": Math500}
 
 _NAMES, _THINGS = ("Ann", "Ben", "Eva", "Tom"), ("apples", "coins", "cards", "books")
-_PARTS = {"countdown-words": 4, "sudoku-words": 2, "gsm8k": 2, "math500": 2}  # of the rows that are taught
+_PARTS = {"countdown-words": 4, "sudoku-words": 4, "gsm8k": 2, "math500": 2}  # of the rows that are taught
 _THOUGHT = "Each row, column and box needs 1 to 4."
 _CORPUS = 500  # examples of each benchmark that the tokenizer is trained on
 _GAPS = 0.35  # of the taught completions leave the digits of the answer out
