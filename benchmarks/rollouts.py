@@ -66,7 +66,7 @@ class Bench:
         return lambda: sampler(self.denoiser, self.prompts, _UNIFORMS).tokens_NL
 
     def compiled(self, **options: Any) -> Callable[[], Tensor]:
-        """The same with `train.compile`: a copy of the network whose layers are compiled at the first call."""
+        """The same with `train.torch_compile`: a copy of the network whose layers are compiled at the first call."""
         denoiser = copy.deepcopy(self.denoiser)
         torch._dynamo.reset()  # graphs of other cases are of no use here
         compile_layers(denoiser)

@@ -50,7 +50,7 @@ def settings_of(method: str, learning_rate: float, seed: int, shuffled: bool, ar
     recipe: Recipe = build(Recipe, read_recipe(f"sudoku-{method}"))
     train = replace(
         recipe.train,
-        steps=arguments.steps,
+        max_steps=arguments.steps,
         num_iterations=1,
         learning_rate=learning_rate,
         final_fraction=1.0,
@@ -58,7 +58,7 @@ def settings_of(method: str, learning_rate: float, seed: int, shuffled: bool, ar
         shuffle_rewards=shuffled,
         threads=arguments.threads,
     )
-    return replace(recipe, train=train, rollout=replace(recipe.rollout, prompts=16, group_size=8))
+    return replace(recipe, train=train, rollout=replace(recipe.rollout, prompts=16, num_generations=8))
 
 
 def held_out(trainer: Trainer, seed: int, count: int) -> float:
@@ -82,7 +82,7 @@ def run(recipe: Recipe, held_out_seed: int, count: int, before: float | None) ->
     if before is None:
         before = held_out(trainer, held_out_seed, count)
     started = time.monotonic()
-    rewards = [trainer.step(step)[0]["reward"] for step in range(recipe.train.steps)]
+    rewards = [trainer.step(step)[0]["reward"] for step in range(recipe.train.max_steps)]
     seconds = time.monotonic() - started
     return Outcome(
         method=recipe.method.name,

@@ -56,7 +56,7 @@ def main() -> None:
             rollout = document["rollout"] | {"prompts": prompts}
             settings = build(PlanSettings, document | stated | {"gpus": f"{gpus}x80GB", "rollout": rollout})
             layout, compute, messages = predicted(settings, options.shard)
-            rate = prompts * settings.rollout.group_size / (compute + messages)
+            rate = prompts * settings.rollout.num_generations / (compute + messages)
             first = first or rate / gpus
             cells = (f"{layout.replicas} x {layout.shard}", prompts, f"{compute:.1f}", f"{messages:.1f}")
             figures = (f"{compute + messages:.1f}", f"{rate:.2f}", f"{rate / gpus / first:.0%}")

@@ -77,11 +77,12 @@ def model(tmp_path_factory) -> str:
 
 
 TINY = shlex.split(
-    "--rollout.prompts 1 --rollout.max-new-tokens 96 --task.max-new-tokens 96 --train.steps 1 --train.micro-batch 0 "
-    "--train.num-iterations 1 --train.threads 1"
+    "--rollout.prompts 1 --rollout.max-new-tokens 96 --task.max-new-tokens 96 --train.max-steps 1 "
+    "--train.micro-batch 0 --train.num-iterations 1 --train.threads 1"
 )
 SAMPLED = shlex.split(
-    "--rollout.group-size 2 --rollout.block-length 96 --rollout.steps 2 --train.lora-rank 2 --evaluation.greedy-steps 2"
+    "--rollout.num-generations 2 --rollout.block-length 96 --rollout.steps 2 --train.lora-rank 2 "
+    "--evaluation.greedy-steps 2"
 )
 
 
@@ -102,12 +103,12 @@ def test_pretrain_learns_the_rows_of_data_md_by_its_command(model, tmp_path, mon
     page = ROOT / "docs" / "data.md"
     Path("train.jsonl").write_text(blocks(page, "jsonl")[0])
     (command,) = (command for command in commands(page) if " pretrain " in command)
-    assert main([*words_of(command), "--model", model, "--steps", "1", "--threads", "1"]) == 0
+    assert main([*words_of(command), "--model", model, "--max-steps", "1", "--threads", "1"]) == 0
     assert Path("smollm2-tuned/model.safetensors").is_file()
 
 
 QUICK = shlex.split(
-    "--rollout.prompts 2 --rollout.group-size 2 --train.steps 1 --train.examples 4 --train.threads 1 "
+    "--rollout.prompts 2 --rollout.num-generations 2 --train.max-steps 1 --train.examples 4 --train.threads 1 "
     "--evaluation.examples 4 --evaluation.greedy-steps 4"
 )
 
@@ -126,7 +127,7 @@ def test_train_runs_and_resumes_the_method_and_rule_of_your_own_md_by_its_comman
     pasted = [command for command in commands(ROOT / "docs" / "your-own.md") if "runs/mine" in command]
     train, resume = map(words_of, pasted)
     assert main([*train, *QUICK]) == 0
-    assert main([*resume, "--train.steps", "2"]) == 0
+    assert main([*resume, "--train.max-steps", "2"]) == 0
     assert json.loads(Path("runs/mine/summary.json").read_text())["steps"] == 2
 
 

@@ -8,7 +8,7 @@ from unmask.errors import UserError
 @pytest.mark.parametrize(
     ("message", "shown"),
     [
-        ("train.steps is 0: give more", "train.steps is 0: give more"),
+        ("train.max_steps is 0: give more", "train.max_steps is 0: give more"),
         ("a\nb\r\x1b[2J", r"a\nb\r\x1b[2J"),
         ("lone \ud800 and \u202e", r"lone \ud800 and \u202e"),
         ("größer, 数字", "größer, 数字"),

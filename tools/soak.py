@@ -74,7 +74,7 @@ def soak(seconds: float, directory: Path) -> list[Sample]:
     """Samples of a training run that is interrupted after so long. Raises RuntimeError where it ends by itself."""
     (directory / "soak_rewards.py").write_text(REWARDS)
     functions = ",".join(["task", *(f"{directory / 'soak_rewards.py'}:{name}" for name in ("digits", "slow"))])
-    flags = {"--train.steps": "10000000", "--reward.functions": functions, "--reward.weights": "1,0,0"}
+    flags = {"--train.max-steps": "10000000", "--reward.funcs": functions, "--reward.weights": "1,0,0"}
     flags |= {"--evaluation.examples": "64", "--evaluation.examples-during": "64", "--train.threads": "1"}
     words = [word for flag in flags.items() for word in flag]
     command = [sys.executable, "-m", "unmask", "train", *words, "--output", str(directory / "run")]

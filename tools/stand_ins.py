@@ -110,7 +110,7 @@ def _teach(family: Family, output: Path, texts: list[str], seed: int) -> None:
             "task.test-data": output / "work" / "held_out.jsonl",
             "task.max-new-tokens": LONGEST,
             "batch": course.batch,
-            "steps": course.steps_of(family),
+            "max-steps": course.steps_of(family),
             "examples": course.rows,
             "learning-rate": course.learning_rate,
             "threads": 1,

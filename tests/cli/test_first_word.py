@@ -93,7 +93,7 @@ DATASET = ("--task", "dataset", "--model", "embedded:sudoku")
         (["train", "--output", "mine.py"], "'mine.py' is not empty", "a new directory"),
         (["train", "--resume", "begun", "--output", "used"], "'used' is not empty", "a new directory"),
         (
-            ["train", "--resume", "run", "--train.steps", "3"],
+            ["train", "--resume", "run", "--train.max-steps", "3"],
             "3, and the checkpoint has 4",
             "--resume run/checkpoints/",
         ),

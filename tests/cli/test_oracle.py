@@ -8,7 +8,7 @@ from unmask.oracle.toy import SAMPLERS
 def test_the_tables_fit_a_narrow_terminal(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr("unmask.report.oracle_table._BATCHES", 3)
-    assert main(["oracle", "--groups", "24", "--group-size", "3", "--masks", "5"]) == 0
+    assert main(["oracle", "--groups", "24", "--num-generations", "3", "--masks", "5"]) == 0
     printed = capsys.readouterr().out
     assert "…" not in printed
     lines = [line.strip() for line in printed.splitlines()]
@@ -18,5 +18,5 @@ def test_the_tables_fit_a_narrow_terminal(monkeypatch, capsys):
 
 
 def test_a_group_of_one_is_refused(capsys):
-    assert main(["oracle", "--group-size", "1"]) == 2
+    assert main(["oracle", "--num-generations", "1"]) == 2
     assert "give 2 or more" in capsys.readouterr().err

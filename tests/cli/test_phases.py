@@ -12,8 +12,8 @@ from unmask.report.progress import Progress
 from unmask.tasks import Sudoku
 
 TRAIN = [
-    *("train", "--train.threads", "1", "--train.steps", "4", "--train.evaluate-every", "2", "--train.examples", "40"),
-    *("--train.checkpoint-every", "2", "--rollout.prompts", "2", "--rollout.group-size", "4"),
+    *("train", "--train.threads", "1", "--train.max-steps", "4", "--train.eval-steps", "2", "--train.examples", "40"),
+    *("--train.save-steps", "2", "--rollout.prompts", "2", "--rollout.num-generations", "4"),
     *("--evaluation.examples", "6", "--evaluation.examples-during", "5", "--evaluation.batch", "4"),
 ]
 
@@ -84,7 +84,7 @@ def test_train_on_pairs_counts_them(phases, tmp_path):
     for name, part in (("train", rows[:8]), ("test", rows[8:])):
         (tmp_path / name).with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     flags = ["--model", "embedded:sudoku", "--method", "vrpo", "--task", "pairs", "--task.max-new-tokens", "16"]
-    flags += ["--train.steps", "2"]
+    flags += ["--train.max-steps", "2"]
     flags += ["--task.data", str(tmp_path / "train.jsonl"), "--task.test-data", str(tmp_path / "test.jsonl")]
     assert main(["train", *flags, "--train.threads", "1", "--output", str(tmp_path / "run")]) == 0
     assert counted(phases) == {"base evaluation": 4, "step": 2, "final evaluation": 4}
@@ -98,17 +98,17 @@ def test_train_on_a_task_that_compares_nothing_counts_no_evaluation(phases, tmp_
         "def ones(completions, **rest):\n    return [c.count('1') for c in completions]\n"
     )
     flags = ["--task", "dataset", "--task.data", str(tmp_path / "rows.jsonl"), "--task.max-new-tokens", "16"]
-    flags += ["--task.test-data", str(tmp_path / "test.jsonl"), "--model", "embedded:sudoku", "--train.steps", "4"]
-    flags += ["--reward.functions", f"{tmp_path / 'ones.py'}:ones", "--rollout.steps", "4", "--train.threads", "1"]
+    flags += ["--task.test-data", str(tmp_path / "test.jsonl"), "--model", "embedded:sudoku", "--train.max-steps", "4"]
+    flags += ["--reward.funcs", f"{tmp_path / 'ones.py'}:ones", "--rollout.steps", "4", "--train.threads", "1"]
     assert main(["train", *flags, "--output", str(tmp_path / "run")]) == 0
     assert counted(phases) == {"step": 4}
     assert "base evaluation" in [phase.name for phase in phases]
 
 
 def test_pretrain_tells_of_steps_validation_and_saving(phases, tmp_path):
-    sizes = ("--steps", "4", "--examples", "40", "--batch", "8", "--validation-examples", "10", "--threads", "1")
+    sizes = ("--max-steps", "4", "--examples", "40", "--batch", "8", "--validation-examples", "10", "--threads", "1")
     model = tmp_path / "model"
-    assert main(["pretrain", *sizes, "--validate-every", "2", "--output", str(model)]) == 0
+    assert main(["pretrain", *sizes, "--eval-steps", "2", "--output", str(model)]) == 0
     assert counted(phases) == {"step": 4, "validation after step 2:": 10, "validation after step 4:": 10}
     names = [phase.name for phase in phases]
     assert {"loading a new model", "preparing the examples", f"saving {model}"} <= set(names)
@@ -130,7 +130,7 @@ def test_sample_tells_of_its_steps(phases, capsys):
 @pytest.mark.long
 def test_oracle_tells_of_every_gradient_and_estimate(phases, monkeypatch, capsys):
     monkeypatch.setattr("unmask.report.oracle_table._BATCHES", 3)
-    assert main(["oracle", "--groups", "24", "--group-size", "3", "--masks", "5"]) == 0
+    assert main(["oracle", "--groups", "24", "--num-generations", "3", "--masks", "5"]) == 0
     totals = counted(phases)
     assert totals["gradients of methods under samplers"] % 3 == 0
     assert totals["likelihood estimates"] > 5

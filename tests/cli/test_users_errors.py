@@ -6,13 +6,13 @@ import pytest
 
 from unmask.cli.main import main
 
-SIZES = ["--train.steps", "1", "--train.examples", "16", "--train.threads", "1", "--evaluation.examples", "8"]
+SIZES = ["--train.max-steps", "1", "--train.examples", "16", "--train.threads", "1", "--evaluation.examples", "8"]
 
 
 def test_exception_of_a_reward_function_is_told_from_their_frame_on(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("def f(completions, **columns):\n    return json.loads('{')\n\nimport json\n")
-    words = ["train", "--recipe", "sudoku-diffu-grpo", *SIZES, "--reward.functions", "mine.py:f", "--output", "run"]
+    words = ["train", "--recipe", "sudoku-diffu-grpo", *SIZES, "--reward.funcs", "mine.py:f", "--output", "run"]
     assert main(words) == 1
     told = capsys.readouterr().err
     told = told[told.index("Traceback") :].splitlines()

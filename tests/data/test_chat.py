@@ -201,8 +201,8 @@ def test_examples_texts_begin_with_the_prefill(monkeypatch):
     document = {
         "chat": {"prefill": "12"},
         "method": {"name": "mdpo"},  # scores guesses too
-        "rollout": {"prompts": 2, "group_size": 2, "max_new_tokens": 8},
-        "train": {"steps": 1, "examples": 8, "threads": 1},
+        "rollout": {"prompts": 2, "num_generations": 2, "max_new_tokens": 8},
+        "train": {"max_steps": 1, "examples": 8, "threads": 1},
         "evaluation": {"examples": 4, "greedy_steps": 8, "batch": 4},
     }
     trainer = build_trainer(build(Recipe, document))

@@ -68,7 +68,7 @@ def test_train_refuses_what_is_no_name_of_a_file_in_one_line(flag, text, capsys)
 
 
 def test_reward_functions_that_name_no_file_are_left_as_they_are():
-    settings = RewardSettings(functions="a" * 5000 + ".py:f,b:g")
+    settings = RewardSettings(funcs="a" * 5000 + ".py:f,b:g")
     assert with_absolute_paths(settings) == settings
 
 

@@ -113,9 +113,9 @@ def test_reward_functions_that_name_completions_raw_are_given_them_in_training(t
         "model": "embedded:arithmetic",
         "task": {"name": "arithmetic"},
         "method": {"name": "mdpo"},  # scores guesses too
-        "reward": {"functions": f"{file}:ended"},
-        "rollout": {"prompts": 2, "group_size": 2, "steps": 4, "max_new_tokens": 16},
-        "train": {"steps": 1, "examples": 8, "threads": 1},
+        "reward": {"funcs": f"{file}:ended"},
+        "rollout": {"prompts": 2, "num_generations": 2, "steps": 4, "max_new_tokens": 16},
+        "train": {"max_steps": 1, "examples": 8, "threads": 1},
         "evaluation": {"examples": 2, "greedy_steps": 4, "batch": 4},
     }
     metrics, sample = build_trainer(build(Recipe, document)).step(0)

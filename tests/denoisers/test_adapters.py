@@ -17,8 +17,8 @@ from unmask.training.build import build_trainer
 
 TOKENS = torch.tensor([[1, 2, 3, 4, 5, 6]])
 SMALL = {
-    "rollout": {"prompts": 4, "group_size": 4},
-    "train": {"steps": 4, "examples": 32, "threads": 1, "num_iterations": 2, "lora_rank": 4, "checkpoint_every": 2},
+    "rollout": {"prompts": 4, "num_generations": 4},
+    "train": {"max_steps": 4, "examples": 32, "threads": 1, "num_iterations": 2, "lora_rank": 4, "save_steps": 2},
     "evaluation": {"examples": 8, "examples_during": 4, "greedy_steps": 8},
 }
 
@@ -104,6 +104,6 @@ def test_load_adapters_resumes_a_run(tmp_path):
 
 
 def test_moving_reference_is_refused_with_adapters(capsys, tmp_path):
-    flags = ("--train.lora-rank", "4", "--train.reference-sync-steps", "8")
+    flags = ("--train.lora-rank", "4", "--train.ref-model-sync-steps", "8")
     assert main(["train", *flags, "--output", str(tmp_path / "run")]) == 2
     assert "set one of them to 0" in capsys.readouterr().err

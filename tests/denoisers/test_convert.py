@@ -92,7 +92,7 @@ def test_convert_command_writes_a_model_that_loads_and_trains(tmp_path, capsys):
     denoiser = load_denoiser(str(output))
     assert (denoiser.mask_id, denoiser.shift, denoiser.model.config.is_causal) == (VOCABULARY, True, False)
     assert load_tokenizer(str(output)).mask_token_id == VOCABULARY
-    flags = ("--steps", "3", "--batch", "4", "--examples", "16", "--validation-examples", "4", "--threads", "1")
+    flags = ("--max-steps", "3", "--batch", "4", "--examples", "16", "--validation-examples", "4", "--threads", "1")
     assert main(["pretrain", "--model", str(output), *flags, "--output", str(tmp_path / "tuned")]) == 0
     assert "validation loss" in capsys.readouterr().out
     tuned = load_denoiser(str(tmp_path / "tuned"))

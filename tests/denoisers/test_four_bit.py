@@ -102,7 +102,7 @@ def test_four_bit_step_moves_the_adapters_alone(method, monkeypatch):
     pytest.importorskip("bitsandbytes", reason="needs the extra four-bit")
     monkeypatch.setattr(four_bit, "check_four_bit", lambda: None)
     small = {
-        "rollout": {"prompts": 4, "group_size": 4},
+        "rollout": {"prompts": 4, "num_generations": 4},
         "train": {"examples": 32, "threads": 1, "num_iterations": 2, "lora_rank": 4, "four_bit": True},
         "evaluation": {"examples": 8, "examples_during": 4, "greedy_steps": 8},
     }

@@ -142,9 +142,9 @@ def test_rewards_and_logs_read_text_without_an_end_token_that_generation_config_
         "model": str(model),
         "task": {"name": "arithmetic"},
         "method": {"name": "diffu-grpo"},
-        "reward": {"functions": f"{file}:f"},
-        "rollout": {"prompts": 4, "group_size": 8, "steps": 4, "max_new_tokens": 16, "temperature": 3.0},
-        "train": {"steps": 1, "examples": 8, "threads": 1},
+        "reward": {"funcs": f"{file}:f"},
+        "rollout": {"prompts": 4, "num_generations": 8, "steps": 4, "max_new_tokens": 16, "temperature": 3.0},
+        "train": {"max_steps": 1, "examples": 8, "threads": 1},
         "evaluation": {"examples": 2, "greedy_steps": 4, "batch": 4},
     }
     trainer = build_trainer(build(Recipe, document))

@@ -50,8 +50,8 @@ def test_recompute_layers_gives_the_same_gradients_in_less_memory(adapters):
 
 SMALL = {
     "method": {"name": "diffu-grpo"},
-    "rollout": {"prompts": 4, "group_size": 4, "temperature": 1.4},
-    "train": {"steps": 1, "examples": 16, "threads": 1, "lora_rank": 4, "precision": "bf16"},
+    "rollout": {"prompts": 4, "num_generations": 4, "temperature": 1.4},
+    "train": {"max_steps": 1, "examples": 16, "threads": 1, "lora_rank": 4, "precision": "bf16"},
     "evaluation": {"examples": 4, "examples_during": 4, "greedy_steps": 4},
 }
 

@@ -115,8 +115,8 @@ def test_load_denoiser_refuses_what_is_no_format(toy):
 
 
 SMALL_RUN = (
-    *("--train.steps", "1", "--train.examples", "8", "--train.threads", "1", "--rollout.prompts", "2"),
-    *("--rollout.group-size", "4", "--rollout.block-length", "4", "--evaluation.examples", "4"),
+    *("--train.max-steps", "1", "--train.examples", "8", "--train.threads", "1", "--rollout.prompts", "2"),
+    *("--rollout.num-generations", "4", "--rollout.block-length", "4", "--evaluation.examples", "4"),
 )
 
 

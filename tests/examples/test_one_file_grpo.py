@@ -37,7 +37,7 @@ def trainer():
     """The library's, with a reference that is not the policy."""
     document = {
         "method": METHOD,
-        "rollout": {"prompts": len(PUZZLES), "group_size": GROUP, "steps": 4, "temperature": TEMPERATURE},
+        "rollout": {"prompts": len(PUZZLES), "num_generations": GROUP, "steps": 4, "temperature": TEMPERATURE},
         "train": {"examples": 16, "threads": 1},
         "evaluation": {"examples": 4, "examples_during": 4, "greedy_steps": 8},
     }

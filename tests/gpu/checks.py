@@ -33,8 +33,8 @@ from unmask.types import Prompts
 from unmask.uniforms import Uniforms
 
 SMALL = {
-    "rollout": {"prompts": 8, "group_size": 4, "temperature": 1.4},
-    "train": {"steps": 3, "examples": 64, "num_iterations": 2},
+    "rollout": {"prompts": 8, "num_generations": 4, "temperature": 1.4},
+    "train": {"max_steps": 3, "examples": 64, "num_iterations": 2},
     "evaluation": {"examples": 16, "examples_during": 8},
 }
 

@@ -43,7 +43,7 @@ def settings_of(directory, method, *, shape=None, rollout=None, train=None, prom
     (directory / "config.json").write_text(json.dumps(SHAPE | (shape or {})))
     steps = COMPLETION if method["name"] == "just-grpo" else 4
     rule = "left_to_right" if method["name"] == "just-grpo" else "low_confidence"
-    sizes = {"prompts": 2, "group_size": 4, "max_new_tokens": COMPLETION, "block_length": 8, "steps": steps}
+    sizes = {"prompts": 2, "num_generations": 4, "max_new_tokens": COMPLETION, "block_length": 8, "steps": steps}
     return build(
         PlanSettings,
         {
@@ -102,22 +102,22 @@ class SmallRun:
     def sample(self):
         """The rollout."""
         rollout, width = self.settings.rollout, self.settings.prompt_tokens
-        count = rollout.prompts * rollout.group_size
+        count = rollout.prompts * rollout.num_generations
         index = torch.arange(count)
         prompts = Prompts(
             tokens_NP=torch.arange(count * width).view(count, width) % 500 + 10,
-            attention_NP=torch.arange(width) >= (index // rollout.group_size % 2)[:, None],  # some are padded
-            prompt_N=index // rollout.group_size,
-            sample_N=index % rollout.group_size,
+            attention_NP=torch.arange(width) >= (index // rollout.num_generations % 2)[:, None],  # some are padded
+            prompt_N=index // rollout.num_generations,
+            sample_N=index % rollout.num_generations,
         )
         with self.objective.world.autocast():
             self.rollout = rollout.sampler(self.settings.task)(
-                self.objective.denoiser, prompts, Uniforms(), self.objective.record, group_size=rollout.group_size
+                self.objective.denoiser, prompts, Uniforms(), self.objective.record, group_size=rollout.num_generations
             )
 
     def prepare(self):
         """The update batches of all updates."""
-        shape = (self.settings.rollout.prompts, self.settings.rollout.group_size)
+        shape = (self.settings.rollout.prompts, self.settings.rollout.num_generations)
         rewards = []
         for term in self.objective.terms:
             extra = () if term.record is None else (len(self.rollout.snapshots) * term.record.guesses,)

@@ -39,7 +39,7 @@ class Case:
         steps = {"steps": 16, "unmasking": {"name": "left_to_right"}} if method == "just-grpo" else {}
         document = {
             "method": {"name": method},
-            "rollout": {"prompts": 3, "group_size": 4} | steps,
+            "rollout": {"prompts": 3, "num_generations": 4} | steps,
             "train": {"examples": 32, "threads": 1, "num_iterations": 2},
             "evaluation": {"examples": 7, "greedy_steps": 4, "batch": 2},
         }
@@ -81,7 +81,7 @@ def step_of(case: Case, shard_size: int) -> Step:
             target.append(trainer.source.examples.items[trainer._prompts_of(0)[0]].prompt)
         trainer.objective.denoiser.register_forward_hook(lambda *_: calls.append("forward"))
         metrics, _ = trainer.step(0)
-        if recipe.train.reference_sync_steps:
+        if recipe.train.ref_model_sync_steps:
             metrics["reference"] = _checksum(trainer.objective.reference)
         evaluation = trainer.evaluation(7) if case.evaluated else {}
         rollouts = [rollout for rollout in kept for rollout in _rows(rollout)]

@@ -47,7 +47,7 @@ def trainers_gradients(method, micro_batch):
         "method": {"name": method},
         "rollout": {
             "prompts": GROUPS[0],
-            "group_size": GROUPS[1],
+            "num_generations": GROUPS[1],
             "steps": sampler["steps"],
             "temperature": 1.0,
             "unmasking": {"name": sampler["unmasking"].name},

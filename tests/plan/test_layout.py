@@ -77,7 +77,7 @@ def test_a_micro_batch_moves_each_layer_twice_the_root_and_the_gradients_once(md
 
 def test_hybrid_plan_adds_the_sum_between_groups(monkeypatch):
     monkeypatch.setattr("unmask.plan.memory.peak_bytes", lambda *arguments: 0)
-    plan = make_plan(settings("llada8b-mdpo", gpus="64x80GB", rollout={"prompts": 64, "group_size": 2}))
+    plan = make_plan(settings("llada8b-mdpo", gpus="64x80GB", rollout={"prompts": 64, "num_generations": 2}))
     *within, among = plan.transfers
     assert {transfer.ranks for transfer in within} == {8}
     assert (among.ranks, among.members, among.size) == (8, 1, 4 * 8_015_581_184 // 8)
@@ -139,7 +139,7 @@ def test_plan_of_experts_that_cannot_be_gathered_says_how_much_they_take(tmp_pat
         )
     )
     plan = make_plan(
-        settings("llada8b-tracerl", model=str(tmp_path), gpus="64x80GB", rollout={"prompts": 64, "group_size": 8})
+        settings("llada8b-tracerl", model=str(tmp_path), gpus="64x80GB", rollout={"prompts": 64, "num_generations": 8})
     )
     assert not plan.fits
     (line,) = advice(plan)

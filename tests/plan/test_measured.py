@@ -69,7 +69,7 @@ RULES = {
 @pytest.mark.parametrize("rule", RULES)
 def test_plan_rollout_forwards_are_the_most_that_a_rule_makes(rule, prompts, tmp_path, monkeypatch):
     monkeypatch.setattr("unmask.plan.memory.peak_bytes", lambda *arguments: 0)
-    sizes = {"prompts": prompts, "group_size": 8, "steps": 4, "block_length": 8, "stop_at_end": False}
+    sizes = {"prompts": prompts, "num_generations": 8, "steps": 4, "block_length": 8, "stop_at_end": False}
     rollout = sizes | {"unmasking": RULES[rule]}
     run = SmallRun(settings_of(tmp_path, METHODS["diffu-grpo"], rollout=rollout, shape={"num_hidden_layers": 1}))
     assert sampled_forwards(run) == run.plan.work.rollout_forwards
@@ -103,7 +103,7 @@ def test_plan_peak_of_a_rollout_with_a_cache_is_an_upper_bound(tmp_path):
 @pytest.mark.parametrize(("batch", "group_size"), [(5, 4), (8, 4), (37, 4), (37, 5)])
 def test_plan_rollout_forwards_of_refilled_batches_are_an_upper_bound(batch, group_size, tmp_path, monkeypatch):
     monkeypatch.setattr("unmask.plan.memory.peak_bytes", lambda *arguments: 0)
-    sizes = {"prompts": 12, "group_size": group_size, "steps": 4, "block_length": 4, "batch": batch}
+    sizes = {"prompts": 12, "num_generations": group_size, "steps": 4, "block_length": 4, "batch": batch}
     for rule in ("low_confidence", "threshold"):
         rollout = sizes | {"unmasking": RULES[rule]}
         run = SmallRun(settings_of(tmp_path, METHODS["diffu-grpo"], rollout=rollout, shape={"num_hidden_layers": 1}))

@@ -197,9 +197,9 @@ def test_parse_gpus_and_peaks():
 
 
 def test_read_recipe_changes_its_base_where_it_says(tmp_path):
-    (tmp_path / "a.toml").write_text('base = "sudoku-dispo"\n[train]\nsteps = 7\n[method]\nalpha = 0.5\n')
+    (tmp_path / "a.toml").write_text('base = "sudoku-dispo"\n[train]\nmax_steps = 7\n[method]\nalpha = 0.5\n')
     recipe = read_recipe(str(tmp_path / "a.toml"))
-    assert (recipe["train"]["steps"], recipe["train"]["learning_rate"]) == (7, 1e-4)
+    assert (recipe["train"]["max_steps"], recipe["train"]["learning_rate"]) == (7, 1e-4)
     assert (recipe["method"]["alpha"], recipe["method"]["branches"], "base" in recipe) == (0.5, 32, False)
 
 

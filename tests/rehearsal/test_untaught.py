@@ -16,8 +16,8 @@ RECIPES = {"llada": "llada8b-diffu-grpo", "dream": "sudoku-llada8b-spg", "llada2
 # Random networks solve nothing: completions are rewarded for what tells them apart.
 REWARD = "def letters(completions, **_):\n    return [float(len(set(text))) for text in completions]\n"
 SIZES = {
-    "rollout": {"prompts": 2, "group_size": 2, "max_new_tokens": 32, "steps": 4},
-    "train": {"steps": 2, "examples": 4, "num_iterations": 2, "learning_rate": 1e-3},
+    "rollout": {"prompts": 2, "num_generations": 2, "max_new_tokens": 32, "steps": 4},
+    "train": {"max_steps": 2, "examples": 4, "num_iterations": 2, "learning_rate": 1e-3},
     "evaluation": {"examples": 2, "examples_during": 2, "greedy_steps": 4},
 }
 
@@ -31,7 +31,7 @@ def test_recipe_trains_an_untaught_stand_in(family, tmp_path):
     document = rehearsal_document(RECIPES[family], stand_in, data)
     for section, sizes in SIZES.items():
         document[section] |= sizes
-    document["reward"] = {"functions": f"{tmp_path / 'letters.py'}:letters"}
+    document["reward"] = {"funcs": f"{tmp_path / 'letters.py'}:letters"}
     (tmp_path / "recipe.toml").write_text(tomli_w.dumps(document))
     run = tmp_path / "run"
     finish(command("train", "--recipe", str(tmp_path / "recipe.toml"), "--output", str(run), log=log), log)

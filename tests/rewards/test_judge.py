@@ -364,7 +364,7 @@ def test_load_judge_does_not_repeat_a_key_that_no_header_can_carry(judge, key, m
 
 def test_load_functions_takes_a_judge(judge, tmp_path):
     judge("http://127.0.0.1:1")
-    functions = load_functions(RewardSettings(functions=f"task,judge:{tmp_path}/judge.toml"), Sudoku(), "cpu")
+    functions = load_functions(RewardSettings(funcs=f"task,judge:{tmp_path}/judge.toml"), Sudoku(), "cpu")
     assert [(function.name, function.is_async, function.cached) for function in functions] == [
         ("task", False, True),
         ("judge", True, False),

@@ -29,7 +29,7 @@ def test_docs_example_file_gives_what_it_says(tmp_path):
     path = tmp_path / "my_rewards.py"
     path.write_text(shown("python"))
     specs = ",".join(f"{path}:{name}" for name in ("brevity", "near", "politeness"))
-    brevity, near, politeness = load_functions(RewardSettings(functions=specs), Sudoku(), "cpu")
+    brevity, near, politeness = load_functions(RewardSettings(funcs=specs), Sudoku(), "cpu")
     assert (brevity.cached, near.cached, politeness.cached, politeness.is_async) == (True, True, False, True)
     texts = {
         "prompts": ["?"] * 4,

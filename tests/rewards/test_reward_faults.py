@@ -307,7 +307,7 @@ def test_flood_does_not_silence_other_threads(capsys):
 def test_load_functions_takes_the_rule_of_the_settings():
     settings = build(
         RewardSettings,
-        {"functions": "task,builtins:len", "timeout_seconds": 7.0, "retries": 2, "on_fault": "none"},
+        {"funcs": "task,builtins:len", "timeout_seconds": 7.0, "retries": 2, "on_fault": "none"},
     )
     for function in load_functions(settings, Sudoku(), "cpu"):
         assert function.faults == FaultRule(timeout_seconds=7.0, retries=2, gives_none=True)
@@ -324,7 +324,7 @@ def test_load_functions_asks_a_task_of_the_users_in_the_main_thread():
 @pytest.mark.parametrize(
     ("settings", "value"),
     [
-        ({"on_fault": "zero", "functions": "task,a.py:b"}, "'zero'"),
+        ({"on_fault": "zero", "funcs": "task,a.py:b"}, "'zero'"),
         ({"on_fault": "none"}, "without a reward"),
         ({"retries": 11}, "11"),
         ({"timeout_seconds": -1.0}, "-1"),
@@ -338,7 +338,7 @@ def test_reward_settings_refuse_rules_that_cannot_work(settings, value):
 
 # ---- once before the run ----
 
-SMALL = ("--train.examples=4", "--evaluation.examples=4", "--train.steps=1", "--train.threads=1", "--output=run")
+SMALL = ("--train.examples=4", "--evaluation.examples=4", "--train.max-steps=1", "--train.threads=1", "--output=run")
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ SMALL = ("--train.examples=4", "--evaluation.examples=4", "--train.steps=1", "--
 def test_train_asks_once_before_anything_is_written(body, told, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.py").write_text(f"def odd(completions, **columns):\n    {body}\n")
-    flags = ("--reward.functions=task,my.py:odd", "--reward.timeout-seconds=0.2", "--reward.on-fault=none")
+    flags = ("--reward.funcs=task,my.py:odd", "--reward.timeout-seconds=0.2", "--reward.on-fault=none")
     began = time.monotonic()
     assert main(["train", *SMALL, *flags]) == 2
     assert time.monotonic() - began < 30

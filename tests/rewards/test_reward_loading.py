@@ -51,7 +51,7 @@ def here(tmp_path, monkeypatch):
 
 
 def load(functions, weights=None):
-    return load_functions(RewardSettings(functions=functions, weights=weights), Sudoku(), "cpu")
+    return load_functions(RewardSettings(funcs=functions, weights=weights), Sudoku(), "cpu")
 
 
 def test_load_functions_from_the_task_a_file_and_a_module(here):
@@ -79,36 +79,36 @@ def test_load_functions_tells_functions_of_one_name_apart(here):
 
 
 def test_reward_settings_weights_are_one_unless_given():
-    assert RewardSettings(functions="task,a.py:b").function_weights == [1.0, 1.0]
-    assert build(RewardSettings, {"functions": "task,a.py:b", "weights": "0,1e-3"}).function_weights == [0.0, 1e-3]
+    assert RewardSettings(funcs="task,a.py:b").function_weights == [1.0, 1.0]
+    assert build(RewardSettings, {"funcs": "task,a.py:b", "weights": "0,1e-3"}).function_weights == [0.0, 1e-3]
 
 
 @pytest.mark.parametrize(
     ("flags", "value", "mend"),
     [
-        (["functions=taks"], "'taks'", "FILE.py:NAME"),
-        (["functions=task,"], "'task,'", "commas"),
-        (["functions=task,task"], "'task,task'", "different"),
-        (["functions=nowhere.py:style"], "'nowhere.py'", "path"),
-        (["functions=mine:"], "'mine:'", "MODULE:NAME"),
-        (["functions=mine.py:style"], "'mine.py'", "path"),
-        (["functions=nowhere.rewards:style"], "'nowhere.rewards'", "PYTHONPATH"),
-        (["functions=mine.nowhere:style"], "'mine.nowhere'", "PYTHONPATH"),
-        (["functions=..mine:style"], "'..mine'", "MODULE:NAME"),
-        (["functions=./mine/style:style"], "'./mine/style'", "FILE.py:NAME"),
-        (["functions=my_rewards.py:brevty"], "'brevty'", "'brevity'"),
-        (["functions=mine.style:stile"], "'stile'", "'style'"),
-        (["functions=my_rewards.py:LIMIT"], "int", "brevity"),
-        (["functions=my_rewards.py:no_columns"], "'puzzle'", "**columns"),
-        (["functions=task,my_rewards.py:style", "weights=1"], "'1'", "one weight for each"),
+        (["funcs=taks"], "'taks'", "FILE.py:NAME"),
+        (["funcs=task,"], "'task,'", "commas"),
+        (["funcs=task,task"], "'task,task'", "different"),
+        (["funcs=nowhere.py:style"], "'nowhere.py'", "path"),
+        (["funcs=mine:"], "'mine:'", "MODULE:NAME"),
+        (["funcs=mine.py:style"], "'mine.py'", "path"),
+        (["funcs=nowhere.rewards:style"], "'nowhere.rewards'", "PYTHONPATH"),
+        (["funcs=mine.nowhere:style"], "'mine.nowhere'", "PYTHONPATH"),
+        (["funcs=..mine:style"], "'..mine'", "MODULE:NAME"),
+        (["funcs=./mine/style:style"], "'./mine/style'", "FILE.py:NAME"),
+        (["funcs=my_rewards.py:brevty"], "'brevty'", "'brevity'"),
+        (["funcs=mine.style:stile"], "'stile'", "'style'"),
+        (["funcs=my_rewards.py:LIMIT"], "int", "brevity"),
+        (["funcs=my_rewards.py:no_columns"], "'puzzle'", "**columns"),
+        (["funcs=task,my_rewards.py:style", "weights=1"], "'1'", "one weight for each"),
         (["weights=1,2"], "'1,2'", "one weight for each"),
         (["weights=heavy"], "'heavy'", "1,0.2"),
         (["weights="], "''", "1,0.2"),
         (["weights=nan"], "'nan'", "1,0.2"),
         (["weights=1,,2"], "'1,,2'", "1,0.2"),
         (["batch=0"], "0", "an integer from 1 to"),
-        (["functions=reward_model:nowhere"], "'nowhere'", "there is no such directory"),
-        (["functions=judge:nowhere.toml"], "'nowhere.toml'", "No such file"),
+        (["funcs=reward_model:nowhere"], "'nowhere'", "there is no such directory"),
+        (["funcs=judge:nowhere.toml"], "'nowhere.toml'", "No such file"),
     ],
     ids=" ".join,
 )

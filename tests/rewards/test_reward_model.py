@@ -35,7 +35,7 @@ def saved(directory: Path, kind: str = "llama", template: str | None = None, lab
 
 
 def loaded(path: str, batch: int = 2):
-    (function,) = load_functions(RewardSettings(functions=f"reward_model:{path}", batch=batch), Sudoku(), "cpu")
+    (function,) = load_functions(RewardSettings(funcs=f"reward_model:{path}", batch=batch), Sudoku(), "cpu")
     assert (function.name, function.cached) == ("reward_model", False)
     return function.call
 

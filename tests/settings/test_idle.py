@@ -26,23 +26,23 @@ def parsed(command, *words):
 @pytest.mark.parametrize(
     ("command", "words", "flag"),
     [
-        ("train", [*PAIRS, "--reward.functions", "task"], "--reward.functions"),
+        ("train", [*PAIRS, "--reward.funcs", "task"], "--reward.funcs"),
         ("train", [*PAIRS, "--reward.weights", "2"], "--reward.weights"),
         ("train", [*PAIRS, "--rollout.temperature", "0.5"], "--rollout.temperature"),
         ("train", [*PAIRS, "--rollout.unmasking", "threshold"], "--rollout.unmasking"),
         ("train", [*PAIRS, "--train.shuffle-rewards", "true"], "--train.shuffle-rewards"),
         ("train", ["--train.lora-alpha", "8"], "--train.lora-alpha"),
-        ("train", ["--train.reference-mixup", "0.5"], "--train.reference-mixup"),
+        ("train", ["--train.ref-model-mixup-alpha", "0.5"], "--train.ref-model-mixup-alpha"),
         ("train", ["--reward.batch", "4"], "--reward.batch"),
         ("pretrain", ["--model", "somewhere", "--hidden", "512"], "--hidden"),
         ("pretrain", ["--model", "somewhere", "--max-length=64"], "--max-length"),
         ("pretrain", ["--lora-alpha", "8"], "--lora-alpha"),
-        ("pretrain", ["--validate-every", "8"], "--validate-every"),
+        ("pretrain", ["--eval-steps", "8"], "--eval-steps"),
         ("plan", ["--train.lora-alpha", "8"], "--train.lora-alpha"),
         ("train", [*ADAPTIVE, "--rollout.steps", "8"], "--rollout.steps"),
         ("train", [*ADAPTIVE, "--rollout.schedule", "cosine"], "--rollout.schedule"),
         ("train", [*ADAPTIVE, "--evaluation.greedy-steps", "8"], "--evaluation.greedy-steps"),
-        ("train", [*ROWS, "--train.evaluate-every", "8"], "--train.evaluate-every"),
+        ("train", [*ROWS, "--train.eval-steps", "8"], "--train.eval-steps"),
         ("train", [*ROWS, "--evaluation.examples-during", "8"], "--evaluation.examples-during"),
         ("train", [*ROWS, "--evaluation.greedy-steps", "8"], "--evaluation.greedy-steps"),
         ("train", [*ROWS, "--evaluation.batch", "8"], "--evaluation.batch"),
@@ -69,14 +69,14 @@ def test_parse_refuses_flags_that_nothing_reads(command, words, flag):
     [
         ("train", [*PAIRS, "--rollout.prompts", "4", "--rollout.max-new-tokens", "64"]),
         ("train", ["--train.lora-alpha", "8", "--train.lora-rank", "4"]),
-        ("train", ["--reward.batch", "4", "--reward.functions", "reward_model:somewhere"]),
+        ("train", ["--reward.batch", "4", "--reward.funcs", "reward_model:somewhere"]),
         ("pretrain", ["--hidden", "512"]),
         ("pretrain", ["--model", "somewhere", "--lora-rank", "4", "--lora-alpha", "8"]),
         ("train", [*MODEL, "--task", "dataset", "--task.data", "org/rows", "--task.hub-split", "validation"]),
         ("train", [*ROWS, "--task.test-data", "org/rows", "--task.hub-config", "main", "--task.hub-test-split", "dev"]),
         (
             "train",
-            [*ROWS, "--task.answer-kind", "text", "--task.answer-column", "label", "--train.evaluate-every", "8"],
+            [*ROWS, "--task.answer-kind", "text", "--task.answer-column", "label", "--train.eval-steps", "8"],
         ),
         ("train", ["--method", "diffu-grpo", "--rollout.unmasking", "scheduled_threshold", "--rollout.steps", "8"]),
         ("evaluate", ["--unmasking", "low_confidence,threshold", "--steps", "8"]),
@@ -95,17 +95,17 @@ ADAPTERS = "[train]\nlora_alpha = 8"
     [
         ("train", ADAPTERS, "train.lora_alpha"),
         ("plan", ADAPTERS, "train.lora_alpha"),
-        ("train", "[train]\nreference_mixup = 0.5", "train.reference_mixup"),
+        ("train", "[train]\nref_model_mixup_alpha = 0.5", "train.ref_model_mixup_alpha"),
         ("train", "[reward]\nbatch = 4", "reward.batch"),
         ("train", "[method]\nname = 'tracerl'\nbeta = 0.0\nestimate = 'k1'", "method.estimate"),
         ("train", "[rollout]\nschedule = 'cosine'\nunmasking = 'threshold'", "rollout.schedule"),
         ("train", "[rollout]\nsteps = 8\n[rollout.unmasking]\nname = 'factor'", "rollout.steps"),
         ("train", "model = 'm'\n[task]\nname = 'pairs'\n[rollout]\ntemperature = 0.5", "rollout.temperature"),
         ("train", "model = 'm'\n[task]\nname = 'pairs'\n[rollout]\nunmasking = 'random'", "rollout.unmasking"),
-        ("train", "model = 'm'\n[task]\nname = 'dataset'\n[train]\nevaluate_every = 8", "train.evaluate_every"),
+        ("train", "model = 'm'\n[task]\nname = 'dataset'\n[train]\neval_steps = 8", "train.eval_steps"),
         ("train", "model = 'm'\n[task]\nname = 'dataset'\nanswer_column = 'x'", "task.answer_column"),
         ("pretrain", "model = 'm'\nhidden = 512", "hidden"),
-        ("pretrain", "validate_every = 8", "validate_every"),
+        ("pretrain", "eval_steps = 8", "eval_steps"),
     ],
 )
 def test_parse_refuses_values_of_a_recipe_that_nothing_reads(command, text, path, tmp_path):
@@ -141,9 +141,9 @@ def test_parse_leaves_out_values_of_a_base_that_the_recipe_on_it_makes_idle(tmp_
 
 def test_parse_resumes_a_run_whose_recipe_has_values_that_nothing_reads(tmp_path):
     (tmp_path / "recipe.toml").write_text(ADAPTERS + "\n")
-    assert parsed("train", "--resume", str(tmp_path), "--train.steps", "999").train.lora_alpha == 8
-    with pytest.raises(UserError, match=r"--train.reference-mixup would not be read"):
-        parsed("train", "--resume", str(tmp_path), "--train.reference-mixup", "0.6")
+    assert parsed("train", "--resume", str(tmp_path), "--train.max-steps", "999").train.lora_alpha == 8
+    with pytest.raises(UserError, match=r"--train.ref-model-mixup-alpha would not be read"):
+        parsed("train", "--resume", str(tmp_path), "--train.ref-model-mixup-alpha", "0.6")
 
 
 def test_parse_refuses_a_filter_by_answers_where_none_are_compared():

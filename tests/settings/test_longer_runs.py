@@ -13,7 +13,7 @@ def said(directory, before: int, after: int, **train) -> str | None:
     values = {"warmup_steps": 5} | train
     lines = [f"{name} = {value}" for name, value in {"steps": before, **values}.items()]
     (directory / "recipe.toml").write_text("\n".join(["[train]", *lines, ""]))
-    return changed_schedule(directory, TrainSettings(steps=after, **values))
+    return changed_schedule(directory, TrainSettings(max_steps=after, **values))
 
 
 @pytest.mark.parametrize(("before", "after", "which"), [(40, 44, "longer"), (40, 30, "shorter"), (3, 44, "longer")])
@@ -31,7 +31,7 @@ def test_changed_schedule_is_silent_where_every_rate_stays(after, train, tmp_pat
 
 
 def test_check_unchanged_lets_a_run_go_on_with_another_rule_for_rewards_that_fail():
-    stored = replace(Recipe(), reward=RewardSettings(functions="task,a.py:b"))
+    stored = replace(Recipe(), reward=RewardSettings(funcs="task,a.py:b"))
     changed = {"timeout_seconds": 9.0, "retries": 2, "on_fault": "none"}
     check_unchanged(stored, replace(stored, reward=replace(stored.reward, **changed)), "recipe.toml")
     with pytest.raises(UserError, match=r"reward\.weights"):

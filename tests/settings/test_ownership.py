@@ -20,8 +20,8 @@ from unmask.settings.ownership import InUseError, owned, owned_new
 from unmask.training import run_directory
 
 FLAGS = [
-    *("--recipe", "sudoku-diffu-grpo", "--train.threads", "1", "--train.examples", "8", "--train.steps", "1"),
-    *("--rollout.prompts", "1", "--rollout.group-size", "2", "--evaluation.examples", "2"),
+    *("--recipe", "sudoku-diffu-grpo", "--train.threads", "1", "--train.examples", "8", "--train.max-steps", "1"),
+    *("--rollout.prompts", "1", "--rollout.num-generations", "2", "--evaluation.examples", "2"),
     *("--evaluation.examples-during", "2", "--train.num-iterations", "1"),
 ]
 HOLD = """
@@ -93,7 +93,7 @@ def test_resume_of_a_run_that_goes_on_is_refused_with_the_process_that_does(tmp_
     process = holder(run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     capsys.readouterr()
-    assert main(["train", "--resume", str(run), "--train.steps", "2"]) == 2
+    assert main(["train", "--resume", str(run), "--train.max-steps", "2"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{run} is in use by process {process.pid} on {os.uname().nodename}: wait until that ends" in line
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
@@ -103,7 +103,7 @@ def test_resume_of_a_run_that_goes_on_is_refused_with_the_process_that_does(tmp_
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert (run / LOCK).exists()
-    assert main(["train", "--resume", str(run), "--train.steps", "2"]) == 0
+    assert main(["train", "--resume", str(run), "--train.max-steps", "2"]) == 0
     assert not (run / LOCK).exists()
 
 
@@ -141,7 +141,7 @@ def test_a_run_killed_while_it_is_described_goes_on_by_the_same_command_or_by_re
     (tmp_path / "reward.py").write_text(
         "def score(completions, **columns):\n    return [len(c) for c in completions]\n"
     )
-    command = ["train", *FLAGS, "--reward.functions", f"{tmp_path / 'reward.py'}:score", "--output", "run"]
+    command = ["train", *FLAGS, "--reward.funcs", f"{tmp_path / 'reward.py'}:score", "--output", "run"]
     write, calls = run_directory.write_durably, []
 
     def killed(*arguments):

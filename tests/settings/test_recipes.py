@@ -44,7 +44,7 @@ def test_read_recipe_has_one_of_every_method_for_llada_with_its_paper_s_settings
     assert recipe.model == "GSAI-ML/LLaDA-8B-Instruct"
     assert recipe.rollout.sampler(recipe.task).max_new_tokens in (256, 512)
     rollout, train = recipe.rollout, recipe.train
-    settings = (rollout.group_size, rollout.temperature, train.learning_rate, train.num_iterations)
+    settings = (rollout.num_generations, rollout.temperature, train.learning_rate, train.num_iterations)
     assert settings == PUBLISHED.get(name, settings)
     if name != "espo":  # its Countdown recipe clips at 0
         assert asdict(recipe.method) == asdict(METHODS[name]())

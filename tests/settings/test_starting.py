@@ -127,7 +127,7 @@ def test_help_shows_the_settings_of_a_task_that_no_embedded_model_knows(capsys):
         ("task = 'countdown'", "embedded:countdown", Countdown(max_number=9, max_target=40)),
         ("[task]\nname = 'countdown'\nmax_number = 7", "embedded:countdown", Countdown(max_number=7, max_target=40)),
         ("model = 'embedded:arithmetic'", "embedded:arithmetic", Arithmetic(terms=3, max_number=5)),
-        ("[train]\nsteps = 3", "embedded:sudoku", Sudoku()),
+        ("[train]\nmax_steps = 3", "embedded:sudoku", Sudoku()),
     ],
 )
 def test_parse_completes_a_recipe_that_names_model_or_task_alone(text, model, task, tmp_path):
@@ -166,6 +166,41 @@ def test_parse_refuses_two_lengths_that_contradict_each_other(command):
         parsed(*DATA, *both, command=command)
     assert parsed(*DATA, *both[:2], "--rollout.max-new-tokens", "64", command=command).rollout.max_new_tokens == 64
     assert parsed(*DATA, *both[2:], command=command).rollout.max_new_tokens == 128
+
+
+def test_parse_reads_trl_s_other_word_for_a_length_without_a_notice(caplog):
+    assert parsed("--rollout.max-completion-length", "8").rollout.max_new_tokens == 8
+    assert not caplog.messages
+    with pytest.raises(UserError, match=r"^rollout.max_completion_length 8 contradicts rollout.max_new_tokens 16"):
+        parsed("--rollout.max-completion-length", "8", "--rollout.max-new-tokens", "16")
+
+
+def test_parse_takes_a_hyphen_for_the_point_behind_a_table_s_name():
+    recipe = parsed("--reward-funcs", "task,a.py:b", "--reward-weights=1,2", "--train-max-steps", "7")
+    assert (recipe.reward.funcs, recipe.reward.weights, recipe.train.max_steps) == ("task,a.py:b", "1,2", 7)
+    with pytest.raises(UserError, match=r"^unknown argument '--train.max-step': perhaps you meant '--train.max-steps'"):
+        parsed("--train-max-step", "7")
+    assert parsed("--model-format", "my.py:format").model_format == "my.py:format"
+
+
+def test_parse_refuses_an_idle_setting_by_its_old_name_too(tmp_path):
+    with pytest.raises(UserError, match=r"ref-model-mixup-alpha would not be read"):
+        parsed("--train.reference-mixup", "0.5")
+    (tmp_path / "own.toml").write_text("[train]\nreference_mixup = 0.5")
+    with pytest.raises(UserError, match=r"ref_model_mixup_alpha 0.5 would not be read"):
+        parsed("--recipe", str(tmp_path / "own.toml"))
+
+
+def test_parse_reads_every_name_of_the_version_before(tmp_path):
+    (tmp_path / "old.toml").write_text(
+        "[rollout]\ngroup_size = 6\n[reward]\nfunctions = 'task,a.py:b'\n[train]\nsteps = 9\nevaluate_every = 3\n"
+        "checkpoint_every = 4\nkeep_checkpoints = 5\ncompile = true\nreference_sync_steps = 2\nreference_mixup = 0.5\n"
+    )
+    recipe = parsed("--recipe", str(tmp_path / "old.toml"))
+    train = recipe.train
+    assert (recipe.rollout.num_generations, recipe.reward.specs) == (6, ["task", "a.py:b"])
+    assert (train.max_steps, train.eval_steps, train.save_steps, train.save_total_limit) == (9, 3, 4, 5)
+    assert (train.torch_compile, train.ref_model_sync_steps, train.ref_model_mixup_alpha) == (True, 2, 0.5)
 
 
 def test_parse_refuses_two_values_under_the_two_names_of_a_setting(tmp_path):

@@ -124,7 +124,7 @@ def made():
 Hidden = made()
 '''
 SMALL = (
-    *("--rollout.prompts", "4", "--rollout.group-size", "4", "--train.steps", "1", "--train.examples", "16"),
+    *("--rollout.prompts", "4", "--rollout.num-generations", "4", "--train.max-steps", "1", "--train.examples", "16"),
     *("--train.threads", "1", "--evaluation.examples", "4", "--evaluation.greedy-steps", "8"),
 )
 

@@ -48,9 +48,9 @@ def test_build_refuses_numbers_out_of_range_in_every_choice(kind, value):
         ("train.adam_beta2", "1"),
         ("train.threads", "0"),
         ("train.threads", "100000"),
-        ("train.steps", "1000000000"),
+        ("train.max_steps", "1000000000"),
         ("train.examples", str(2**63 - 1)),
-        ("train.reference_mixup", "1.5"),
+        ("train.ref_model_mixup_alpha", "1.5"),
         ("rollout.block_length", "0"),
         ("rollout.max_new_tokens", "0"),
         ("evaluation.seed", str(2**64)),
@@ -88,7 +88,7 @@ def test_train_refuses_text_that_is_not_unicode(words, capsys, tmp_path, monkeyp
         (b"model = '\xff'", "UTF-8"),
         (b'model = "a\\u0000b"', "model"),
         (b"[train]\nlearning_rate = nan", "train.learning_rate"),
-        (b"[train]\nsteps = 1" + b"0" * 5000, "recipe"),
+        (b"[train]\nmax_steps = 1" + b"0" * 5000, "recipe"),
         (b"[train]\nlearning_rate = 1" + b"0" * 400, "train.learning_rate"),
         (b"a = " + b"[" * 5000, "recipe"),
     ],
@@ -105,7 +105,7 @@ def test_train_refuses_values_in_a_recipe(content, value, capsys, tmp_path, monk
 @pytest.mark.parametrize(
     ("make", "line"),
     [
-        (lambda: TrainSettings(steps=0), "train.steps is 0: give an integer from 1 to 10000000"),
+        (lambda: TrainSettings(max_steps=0), "train.max_steps is 0: give an integer from 1 to 10000000"),
         (
             lambda: TrainSettings(learning_rate=0.0),
             "train.learning_rate is 0.0: give a number from above 0 to 10000000",

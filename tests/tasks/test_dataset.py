@@ -178,7 +178,7 @@ def test_dataset_well_formed():
 def test_dataset_without_answers_rewards_come_from_elsewhere():
     assert not Dataset().verifies
     assert Dataset().metrics([""], ["x"], answer=["x"]) == {}
-    with pytest.raises(UserError, match=r"answer_kind is none.*give reward.functions"):
+    with pytest.raises(UserError, match=r"answer_kind is none.*give reward.funcs"):
         Dataset().rewards([""], ["x"], answer=["x"])
 
 
@@ -306,8 +306,8 @@ def test_train_command_learns_from_rows_of_the_user_s(tmp_path):
     task |= {"test_data": written(tmp_path / "test.jsonl", rows[:4]), "answer_column": "grid", "answer_kind": "text"}
     document = {
         "task": task | {"max_new_tokens": Sudoku().max_new_tokens},
-        "rollout": {"prompts": 4, "group_size": 4},
-        "train": {"steps": 1, "threads": 1},
+        "rollout": {"prompts": 4, "num_generations": 4},
+        "train": {"max_steps": 1, "threads": 1},
         "evaluation": {"batch": 4, "greedy_steps": 8},
     }
     trainer = build_trainer(build(Recipe, document))

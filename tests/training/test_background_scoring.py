@@ -14,7 +14,7 @@ from unmask.training.build import build_trainer
 SMALL = {
     "task": {"name": "arithmetic", "terms": 3, "max_number": 5},
     "model": "embedded:arithmetic",
-    "rollout": {"prompts": 2, "group_size": 4, "steps": 8, "block_length": 8},
+    "rollout": {"prompts": 2, "num_generations": 4, "steps": 8, "block_length": 8},
     "train": {"examples": 8, "threads": 1, "learning_rate": 1e-4},
     "evaluation": {"examples": 4, "examples_during": 4, "greedy_steps": 8},
 }
@@ -67,7 +67,7 @@ def test_background_scoring_scores_each_text_once_before_the_rollout_is_over(met
 def test_background_scoring_leaves_users_functions_to_the_main_thread(tmp_path):
     path = tmp_path / "lengths.py"
     path.write_text(USER)
-    trainer = trainer_of(method={"name": "diffu-grpo"}, reward={"functions": f"task,{path}:length"})
+    trainer = trainer_of(method={"name": "diffu-grpo"}, reward={"funcs": f"task,{path}:length"})
     trainer.step(0)
     threads = trainer.source.rewards.functions[1].call.__globals__["THREADS"]
     assert threads

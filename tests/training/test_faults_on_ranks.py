@@ -23,7 +23,7 @@ from unmask.training.build import build_trainer
 from unmask.training.on_policy import OnPolicySource
 
 SMALL = {
-    "rollout": {"prompts": 2, "group_size": 4},
+    "rollout": {"prompts": 2, "num_generations": 4},
     "train": {"examples": 8, "threads": 1},
     "evaluation": {"examples": 2, "examples_during": 2},
 }
@@ -47,7 +47,7 @@ def trainer_of(name: str, place: Path):
     if "parts" in name:
         document["train"]["micro_batch"] = 5
     if name.startswith("score"):
-        document["reward"] = {"functions": f"{place / name}.py:score"}
+        document["reward"] = {"funcs": f"{place / name}.py:score"}
     return build_trainer(build(Recipe, document), shard_size=2 if "sharded" in name else 0)
 
 

@@ -15,9 +15,9 @@ from unmask.settings.reader import build
 from unmask.settings.recipe import Recipe
 
 FLAGS = [
-    *("--recipe", "sudoku-diffu-grpo", "--train.threads", "1", "--train.examples", "8", "--train.steps", "1"),
-    *("--rollout.prompts", "2", "--rollout.group-size", "4", "--evaluation.examples", "4"),
-    *("--evaluation.greedy-steps", "4", "--task.data", "data/rows.csv", "--reward.functions", "task,rewards.py:good"),
+    *("--recipe", "sudoku-diffu-grpo", "--train.threads", "1", "--train.examples", "8", "--train.max-steps", "1"),
+    *("--rollout.prompts", "2", "--rollout.num-generations", "4", "--evaluation.examples", "4"),
+    *("--evaluation.greedy-steps", "4", "--task.data", "data/rows.csv", "--reward.funcs", "task,rewards.py:good"),
 ]
 ROWS = "Puzzle,Solution\n0034341221434321,1234341221434321\n1234341221434300,1234341221434321\n"
 REWARD = "def good(prompts, completions, **columns):\n    return [{}] * len(completions)\n"
@@ -41,9 +41,9 @@ def test_resume_elsewhere_reads_the_same_files(run, tmp_path, monkeypatch, caplo
     monkeypatch.chdir(files_in(tmp_path / "elsewhere", -7.0, "broken"))
     recipe = tomllib.loads((run / "recipe.toml").read_text())
     assert recipe["task"]["data"] == str(run.parent / "data" / "rows.csv")
-    assert recipe["reward"]["functions"] == f"task,{run.parent / 'rewards.py'}:good"
+    assert recipe["reward"]["funcs"] == f"task,{run.parent / 'rewards.py'}:good"
     with caplog.at_level(logging.WARNING, logger="unmask"):
-        assert main(["train", "--resume", str(run), "--train.steps", "2"]) == 0
+        assert main(["train", "--resume", str(run), "--train.max-steps", "2"]) == 0
     assert caplog.messages == []
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["rewards/good/mean"] for row in rows if "rewards/good/mean" in row] == [1.0, 1.0]
@@ -53,20 +53,20 @@ def test_resume_tells_of_changed_files(run, caplog):
     (run.parent / "data" / "rows.csv").write_text(ROWS.replace("0034", "0234"))
     (run.parent / "rewards.py").write_text(REWARD.format(2.0))
     with caplog.at_level(logging.WARNING, logger="unmask"):
-        assert main(["train", "--resume", str(run), "--train.steps", "2"]) == 0
+        assert main(["train", "--resume", str(run), "--train.max-steps", "2"]) == 0
     assert any("rows.csv has changed" in message for message in caplog.messages)
     assert any("rewards.py has changed" in message for message in caplog.messages)
 
 
 def test_resume_without_its_data_is_one_line(run, capsys):
     (run.parent / "data" / "rows.csv").unlink()
-    assert main(["train", "--resume", str(run), "--train.steps", "2"]) == 2
+    assert main(["train", "--resume", str(run), "--train.max-steps", "2"]) == 2
     assert "rows.csv" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_resume_with_other_held_out_rows_ends_in_one_line(run, capsys):
     (run.parent / "data" / "rows.csv").write_text("\n".join(ROWS.splitlines()[:2]) + "\n")
-    assert main(["train", "--resume", str(run), "--train.steps", "2"]) == 2
+    assert main(["train", "--resume", str(run), "--train.max-steps", "2"]) == 2
     assert "held-out data changed" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -94,7 +94,7 @@ def test_digests_cover_the_users_classes_and_functions(table, place, tmp_path, m
     document = {
         "method": {"method": {"name": f"{place}Mine"}},
         "task": {"task": {"name": f"{place}Boards"}},
-        "reward": {"reward": {"functions": f"{place}good"}},
+        "reward": {"reward": {"funcs": f"{place}good"}},
     }[table]
     recipe = build(Recipe, document)
     load_functions(recipe.reward, recipe.task, "cpu")  # as a run does before it digests

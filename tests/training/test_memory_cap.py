@@ -55,9 +55,9 @@ def on_two_ranks(place: Path, shard: int) -> tuple[list[int | None], str]:
     """Exit codes, and what they said, of a step and its checkpoint in the directory `shard`."""
     words = [
         *("train", "--model", str(place / "model"), "--method", "diffu-grpo", "--method.beta", "0"),
-        *("--task", "sudoku", "--reward.functions", f"{place / 'uneven.py'}:uneven"),
-        *("--rollout.prompts", "2", "--rollout.group-size", "2", "--rollout.steps", "1"),
-        *("--train.steps", "1", "--train.num-iterations", "1", "--train.examples", "4", "--train.threads", "1"),
+        *("--task", "sudoku", "--reward.funcs", f"{place / 'uneven.py'}:uneven"),
+        *("--rollout.prompts", "2", "--rollout.num-generations", "2", "--rollout.steps", "1"),
+        *("--train.max-steps", "1", "--train.num-iterations", "1", "--train.examples", "4", "--train.threads", "1"),
         *("--evaluation.examples", "1", "--evaluation.greedy-steps", "1"),
         *("--train.shard", str(shard), "--output", str(place / str(shard))),
     ]

@@ -24,8 +24,8 @@ async def four_threes(prompts, completions, **columns):
     return [1.0 if text.count("3") == 4 else None for text in completions]
 """
 SMALL = {
-    "rollout": {"prompts": 2, "group_size": 4},
-    "train": {"examples": 8, "threads": 1, "steps": 4, "checkpoint_every": 2},
+    "rollout": {"prompts": 2, "num_generations": 4},
+    "train": {"examples": 8, "threads": 1, "max_steps": 4, "save_steps": 2},
     "evaluation": {"examples": 4, "examples_during": 4, "greedy_steps": 8},
 }
 
@@ -45,7 +45,7 @@ def trained(**sections):
 
 
 def test_on_policy_source_learns_from_the_weighted_sum_and_reports_each_part(spec):
-    trainer, metrics, shown = trained(reward={"functions": spec, "weights": "1,0.5,0.25"})
+    trainer, metrics, shown = trained(reward={"funcs": spec, "weights": "1,0.5,0.25"})
     parts = {name: metrics[f"rewards/{name}/mean"] for name in ("task", "ones", "four_threes")}
     share = 1 - metrics["rewards/four_threes/none_fraction"]
     assert 0 < share < 1
@@ -65,14 +65,14 @@ def test_on_policy_source_learns_from_the_weighted_sum_and_reports_each_part(spe
 
 def test_on_policy_source_with_the_task_alone_reports_no_parts():
     _, plain, _ = trained()
-    _, weighed, _ = trained(reward={"functions": "task", "weights": "2"})
+    _, weighed, _ = trained(reward={"funcs": "task", "weights": "2"})
     assert not [name for name in plain if name.startswith("rewards/")]
     assert plain.keys() == weighed.keys()
     assert weighed["reward"] == 2 * plain["reward"]
 
 
 def test_score_rewards_guesses_by_the_same_functions_once(spec):
-    trainer, metrics, _ = trained(method={"name": "mdpo"}, reward={"functions": spec})
+    trainer, metrics, _ = trained(method={"name": "mdpo"}, reward={"funcs": spec})
     calls = trainer.source.rewards.functions[1].call.__globals__["CALLS"]
     asked_before, of_rollout = calls
     assert asked_before == 1  # completion, before the run begins
@@ -94,7 +94,7 @@ def test_resume_run_with_two_functions_gives_the_same_metrics(spec, tmp_path):
     flags = [
         f"--{section}.{key.replace('_', '-')}={value}" for section in SMALL for key, value in SMALL[section].items()
     ]
-    flags += [f"--reward.functions={spec}", "--reward.weights=1,0.5,0.25", f"--output={directory}"]
+    flags += [f"--reward.funcs={spec}", "--reward.weights=1,0.5,0.25", f"--output={directory}"]
 
     def rows():
         lines = (directory / "metrics.jsonl").read_text().splitlines()

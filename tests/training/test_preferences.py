@@ -42,7 +42,7 @@ def document(tmp_path):
         "task": {"name": "pairs", "max_new_tokens": LENGTH, **files},
         "method": {"name": "vrpo", "num_masks": 2},
         "rollout": {"prompts": 10},
-        "train": {"steps": 4, "learning_rate": 1e-3, "warmup_steps": 0, "threads": 1},
+        "train": {"max_steps": 4, "learning_rate": 1e-3, "warmup_steps": 0, "threads": 1},
         "evaluation": {"batch": 3},
     }
 
@@ -156,7 +156,7 @@ def test_check_preferences_refuses_completions_that_do_not_fit(document):
 
 def test_run_on_pairs_reports_preferred(document, tmp_path, capsys):
     task = document["task"]
-    flags = ["--model", "embedded:sudoku", "--method", "vrpo", "--task", "pairs", "--train.steps", "2"]
+    flags = ["--model", "embedded:sudoku", "--method", "vrpo", "--task", "pairs", "--train.max-steps", "2"]
     flags += ["--task.max-new-tokens", str(LENGTH)]
     flags += ["--task.data", task["data"], "--task.test-data", task["test_data"], "--train.threads", "1"]
     assert main(["train", *flags, "--output", str(tmp_path / "run")]) == 0

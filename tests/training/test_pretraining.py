@@ -18,8 +18,8 @@ from unmask.training import supervised
 from unmask.training.supervised import Pretraining
 
 SIZES = {"hidden": 16, "layers": 1, "heads": 2, "max_length": 32}
-TRAINED = {"batch": 8, "examples": 64, "steps": 6, "threads": 1, "warmup_steps": 1, "learning_rate": 0.02}
-KEPT = {"validation_examples": 8, "validate_every": 2, "checkpoint_every": 2}
+TRAINED = {"batch": 8, "examples": 64, "max_steps": 6, "threads": 1, "warmup_steps": 1, "learning_rate": 0.02}
+KEPT = {"validation_examples": 8, "eval_steps": 2, "save_steps": 2}
 
 
 def words(settings):
@@ -118,7 +118,7 @@ def test_pretraining_names_a_damaged_checkpoint_and_goes_on_from_the_one_before(
     earlier = unfinished / "checkpoints" / "step_000002"
     assert "step_000004 is damaged: " in line
     assert line.endswith(f"--resume {earlier}")
-    assert main(["pretrain", "--resume", str(earlier), "--checkpoint-every", "1"]) == 0
+    assert main(["pretrain", "--resume", str(earlier), "--save-steps", "1"]) == 0
     assert load_denoiser(str(unfinished)).mask_id == 6
 
 
@@ -127,7 +127,7 @@ def test_pretraining_refuses_what_it_cannot_go_on_with(unfinished, tmp_path, cap
     assert main(["pretrain", "--resume", str(done)]) == 0
     for command, said in (
         (["--resume", str(unfinished), "--learning-rate", "1"], "--learning-rate is 1.0, and the run that goes on"),
-        (["--resume", str(unfinished), "--steps", "3"], "steps is 3, and the checkpoint has 4 steps"),
+        (["--resume", str(unfinished), "--max-steps", "3"], "steps is 3, and the checkpoint has 4 steps"),
         (["--resume", str(done)], "holds the model of a training that is done"),
         (["--output", str(done)], "is not empty: give a new directory"),
         (["--output", str(unfinished)], f"or --resume {unfinished} to continue its run"),
@@ -147,7 +147,7 @@ def test_pretraining_skips_updates_that_are_not_finite_and_ends_after_three(tmp_
         return loss(*arguments) * (math.nan if len(calls) in (2, 4, 5, 6) else 1)
 
     monkeypatch.setattr(supervised, "elbo_loss", spoilt)
-    flags = words(SIZES | TRAINED | {"checkpoint_every": 1})
+    flags = words(SIZES | TRAINED | {"save_steps": 1})
     assert main(["pretrain", *flags, "--output", str(tmp_path / "model")]) == 2
     printed = capsys.readouterr()
     assert printed.out.count("its update was skipped: the loss is nan") == 4

@@ -21,9 +21,19 @@ from unmask.settings.recipe import TrainSettings
 from unmask.training.checkpoint import check_whole
 
 FLAGS = [
-    *("train", "--recipe", "sudoku-dispo", "--train.threads", "1", "--train.steps", "4", "--train.num-iterations", "2"),
-    *("--train.checkpoint-every", "2", "--train.evaluate-every", "3", "--train.examples", "40"),
-    *("--rollout.prompts", "3", "--rollout.group-size", "4", "--method.base.beta", "0.01"),
+    *(
+        "train",
+        "--recipe",
+        "sudoku-dispo",
+        "--train.threads",
+        "1",
+        "--train.max-steps",
+        "4",
+        "--train.num-iterations",
+        "2",
+    ),
+    *("--train.save-steps", "2", "--train.eval-steps", "3", "--train.examples", "40"),
+    *("--rollout.prompts", "3", "--rollout.num-generations", "4", "--method.base.beta", "0.01"),
     *("--evaluation.examples", "9", "--evaluation.examples-during", "5", "--evaluation.greedy-steps", "8"),
 ]
 REFUSED = 2

@@ -8,9 +8,19 @@ from pathlib import Path
 from helpers.processes import Process, command, finish
 
 RUN = [
-    *("train", "--recipe", "sudoku-dispo", "--train.threads", "1", "--train.steps", "6", "--train.num-iterations", "2"),
-    *("--train.checkpoint-every", "2", "--train.evaluate-every", "3", "--train.examples", "40"),
-    *("--rollout.prompts", "3", "--rollout.group-size", "4", "--method.base.beta", "0.01"),
+    *(
+        "train",
+        "--recipe",
+        "sudoku-dispo",
+        "--train.threads",
+        "1",
+        "--train.max-steps",
+        "6",
+        "--train.num-iterations",
+        "2",
+    ),
+    *("--train.save-steps", "2", "--train.eval-steps", "3", "--train.examples", "40"),
+    *("--rollout.prompts", "3", "--rollout.num-generations", "4", "--method.base.beta", "0.01"),
     *("--evaluation.examples", "12", "--evaluation.examples-during", "6", "--evaluation.greedy-steps", "8"),
 ]
 

@@ -19,8 +19,8 @@ from unmask.training.run import Run
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 FLAGS = [
     *("--recipe", "sudoku-diffu-grpo", "--train.threads", "1", "--train.final-fraction", "1", "--train.examples", "16"),
-    *("--train.checkpoint-every", "1", "--train.keep-checkpoints", "3", "--train.num-iterations", "1"),
-    *("--rollout.prompts", "2", "--rollout.group-size", "4", "--evaluation.examples", "4"),
+    *("--train.save-steps", "1", "--train.save-total-limit", "3", "--train.num-iterations", "1"),
+    *("--rollout.prompts", "2", "--rollout.num-generations", "4", "--evaluation.examples", "4"),
     *("--evaluation.examples-during", "4"),
 ]
 
@@ -29,7 +29,7 @@ FLAGS = [
 def finished(tmp_path_factory) -> Path:
     """A run of two steps that is never written to."""
     directory = tmp_path_factory.mktemp("runs") / "finished"
-    assert main(["train", *FLAGS, "--train.steps", "2", "--output", str(directory)]) == 0
+    assert main(["train", *FLAGS, "--train.max-steps", "2", "--output", str(directory)]) == 0
     return directory
 
 
@@ -62,8 +62,8 @@ def refused(capsys, *arguments: str) -> str:
 
 
 def test_resume_extends_a_finished_run_as_if_it_had_been_longer(run, tmp_path):
-    assert main(["train", "--resume", str(run), "--train.steps", "3"]) == 0
-    assert main(["train", *FLAGS, "--train.steps", "3", "--output", str(tmp_path / "whole")]) == 0
+    assert main(["train", "--resume", str(run), "--train.max-steps", "3"]) == 0
+    assert main(["train", *FLAGS, "--train.max-steps", "3", "--output", str(tmp_path / "whole")]) == 0
     assert weights(run, 3) == weights(tmp_path / "whole", 3)
     assert json.loads((run / "summary.json").read_text())["steps"] == 3
     assert "steps = 3" in (run / "recipe.toml").read_text()
@@ -74,7 +74,7 @@ def test_resume_to_more_steps_tells_once_that_the_rate_decays_over_them(fraction
     recipe = run / "recipe.toml"
     recipe.write_text(recipe.read_text().replace("final_fraction = 1.0", f"final_fraction = {fraction}"))
     capsys.readouterr()
-    assert main(["train", "--resume", str(run), "--train.steps", "3"]) == 0
+    assert main(["train", "--resume", str(run), "--train.max-steps", "3"]) == 0
     line = "the learning rate now decays over 3 steps in place of 2: steps from here on use the longer schedule"
     assert capsys.readouterr().out.splitlines().count(line) == times
     assert main(["train", "--resume", str(run)]) == 0
@@ -84,7 +84,7 @@ def test_resume_to_more_steps_tells_once_that_the_rate_decays_over_them(fraction
 def test_resume_with_output_goes_on_in_a_copy(run, tmp_path):
     before = files(run)
     other = tmp_path / "other"
-    assert main(["train", "--resume", str(run), "--train.steps", "3", "--output", str(other)]) == 0
+    assert main(["train", "--resume", str(run), "--train.max-steps", "3", "--output", str(other)]) == 0
     assert files(run) == before
     rows = [json.loads(line) for line in (other / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 3]
@@ -101,15 +101,17 @@ def test_resume_with_output_goes_on_in_a_copy(run, tmp_path):
         ("--method.beta", "0.5"),
         ("--rollout.temperature", "0.5"),
         ("--task.size", "6"),
-        ("--reward.functions", "rewards.py:f"),
-        ("--train.steps", "1"),
+        ("--reward.funcs", "rewards.py:f"),
+        ("--train.max-steps", "1"),
         ("--evaluation.examples", "5"),
     ],
     ids=" ".join,
 )
 def test_resume_refuses_by_name_what_would_be_another_run(flags, run, capsys):
     before = files(run)
-    assert flags[0].removeprefix("--") in refused(capsys, "--resume", str(run), *flags)
+    assert flags[0].removeprefix("--") in refused(capsys, "--resume", str(run), *flags).replace(
+        "max_steps", "max-steps"
+    )
     assert files(run) == before
 
 
@@ -185,7 +187,7 @@ def test_resume_takes_checkpoints_without_digests(run):
         state = json.loads(file.read_text())
         assert set(state.pop("sha256")) == {path.name for path in file.parent.iterdir()}
         file.write_text(json.dumps(state))
-    assert main(["train", "--resume", str(run), "--train.steps", "3"]) == 0
+    assert main(["train", "--resume", str(run), "--train.max-steps", "3"]) == 0
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "pointer", "empty"])
@@ -248,7 +250,7 @@ def test_train_interrupted_tells_how_to_go_on_or_start_again(done, monkeypatch, 
 
     monkeypatch.setattr(Run, "_train_step", interrupt)
     monkeypatch.chdir(tmp_path)
-    assert main(["train", *FLAGS, "--train.steps", "3", "--output", "my run"]) == 130
+    assert main(["train", *FLAGS, "--train.max-steps", "3", "--output", "my run"]) == 130
     line = capsys.readouterr().err.splitlines()[-1]
     assert (f"newest checkpoint, step_{done:06d}" if done else "no checkpoint yet") in line
     monkeypatch.undo()
@@ -262,7 +264,7 @@ def test_train_interrupted_tells_how_to_go_on_or_start_again(done, monkeypatch, 
 @pytest.mark.parametrize(
     ("missing", "hint"),
     [
-        ([], "or --resume '{}' to extend its run by --train.steps"),
+        ([], "or --resume '{}' to extend its run by --train.max-steps"),
         (["summary.json"], "or --resume '{}' to continue its run"),
         (["checkpoints"], "give a new directory"),
         (["checkpoints", "summary.json"], "or --resume '{}' to start its run again: it has no checkpoint"),
@@ -284,7 +286,7 @@ def test_resume_to_fewer_steps_names_an_earlier_checkpoint_that_is_there(earlier
     first = run / "checkpoints" / "step_000001"
     if not earlier:
         shutil.rmtree(first)
-    line = refused(capsys, "--resume", str(run), "--train.steps", "1")
+    line = refused(capsys, "--resume", str(run), "--train.max-steps", "1")
     assert line.endswith(f"give more, or --resume {first}" if earlier else "give more")
 
 

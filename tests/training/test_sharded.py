@@ -22,7 +22,7 @@ EXACT = {
     "ranks end apart": Case(
         document={
             "method": {"name": "spg"},
-            "rollout": {"unmasking": {"name": "threshold"}, "batch": 1, "group_size": 3},
+            "rollout": {"unmasking": {"name": "threshold"}, "batch": 1, "num_generations": 3},
         }
     ),
     "different lengths": Case(
@@ -35,7 +35,7 @@ EXACT = {
     ),
     "recomputed": Case(document={"train": {"gradient_checkpointing": True}}),
     "tied": Case(tied=True, rewarded="texts"),
-    "reference moves": Case(document={"method": {"name": "coupled-grpo"}, "train": {"reference_sync_steps": 1}}),
+    "reference moves": Case(document={"method": {"name": "coupled-grpo"}, "train": {"ref_model_sync_steps": 1}}),
     "shuffled": Case(document={"train": {"shuffle_rewards": True}}),
     "one prompt": Case(document={"method": {"name": "mdpo"}, "rollout": {"prompts": 1}}, rewarded="texts"),
     "copies": Case(document={"method": {"name": "lfpo"}} | IN_PARTS),

@@ -19,8 +19,8 @@ from unmask.training.skipping import SkippedSteps, check_finite
 from unmask.training.trainer import Trainer
 
 SMALL = {
-    "rollout": {"prompts": 4, "group_size": 4},
-    "train": {"examples": 40, "threads": 1, "steps": 6, "checkpoint_every": 1, "keep_checkpoints": 9},
+    "rollout": {"prompts": 4, "num_generations": 4},
+    "train": {"examples": 40, "threads": 1, "max_steps": 6, "save_steps": 1, "save_total_limit": 9},
     "evaluation": {"examples": 2, "examples_during": 2},
 }
 FLAGS = [
@@ -107,7 +107,7 @@ def test_three_skipped_steps_end_the_run_with_what_was_wrong_and_the_last_good_c
     assert [row["step"] for row in warnings] == [2, 4, 5, 6]
     monkeypatch.undo()
     words = shlex.split(line.split("`")[1])[1:]
-    assert main([*words, "--train.steps", "1", "--output", str(tmp_path / "lower")]) == 0
+    assert main([*words, "--train.max-steps", "1", "--output", str(tmp_path / "lower")]) == 0
 
 
 def test_scores_that_are_not_finite_skip_steps_and_three_of_them_end_the_run(tmp_path, capsys):
@@ -118,7 +118,7 @@ def test_scores_that_are_not_finite_skip_steps_and_three_of_them_end_the_run(tmp
         "    return [float('nan') if len(CALLS) in (3, 5, 6, 7) else len(text) for text in completions]\n"
     )
     run = tmp_path / "run"
-    reward = ("--reward.functions", f"{tmp_path / 'flaky.py'}:score")
+    reward = ("--reward.funcs", f"{tmp_path / 'flaky.py'}:score")
     assert main(["train", *FLAGS, *reward, "--output", str(run)]) == 2
     printed = capsys.readouterr()
     assert printed.out.count("gave nan: return finite numbers, or None where it does not apply") == 4

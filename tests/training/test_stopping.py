@@ -18,9 +18,9 @@ from unmask.training.stopping import Stopping
 from unmask.training.trainer import Trainer
 
 FLAGS = [
-    *("--recipe", "sudoku-diffu-grpo", "--train.threads", "1", "--train.steps", "4", "--train.examples", "16"),
-    *("--train.checkpoint-every", "4", "--train.evaluate-every", "2", "--train.keep-checkpoints", "1"),
-    *("--rollout.prompts", "2", "--rollout.group-size", "4", "--evaluation.examples", "4"),
+    *("--recipe", "sudoku-diffu-grpo", "--train.threads", "1", "--train.max-steps", "4", "--train.examples", "16"),
+    *("--train.save-steps", "4", "--train.eval-steps", "2", "--train.save-total-limit", "1"),
+    *("--rollout.prompts", "2", "--rollout.num-generations", "4", "--evaluation.examples", "4"),
     *("--evaluation.examples-during", "2"),
 ]
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}

@@ -22,7 +22,16 @@ from unmask.training.supervised import elbo_loss, pretrain, shuffled, supervised
 from unmask.uniforms import Uniforms
 
 ASSETS = Path(str(files("unmask.denoisers"))) / "assets"
-QUICK = {"hidden": 16, "layers": 1, "heads": 2, "max_length": 32, "batch": 8, "examples": 64, "steps": 3, "threads": 1}
+QUICK = {
+    "hidden": 16,
+    "layers": 1,
+    "heads": 2,
+    "max_length": 32,
+    "batch": 8,
+    "examples": 64,
+    "max_steps": 3,
+    "threads": 1,
+}
 
 
 class Uninformed:
@@ -110,19 +119,19 @@ def test_shuffled_gives_every_example_once_an_epoch_in_an_order_of_its_own(count
 
 
 def test_pretrain_is_reproducible_and_learns():
-    recipe = build(PretrainRecipe, QUICK | {"steps": 40, "learning_rate": 3e-3})
+    recipe = build(PretrainRecipe, QUICK | {"max_steps": 40, "learning_rate": 3e-3})
     tokenizer = task_tokenizer(recipe.task.vocabulary)
     first, second = pretrain(recipe, tokenizer), pretrain(recipe, tokenizer)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     batch = sudoku_batch(64)
-    untrained = pretrain(build(PretrainRecipe, QUICK | {"steps": 1, "learning_rate": 1e-9}), tokenizer)
+    untrained = pretrain(build(PretrainRecipe, QUICK | {"max_steps": 1, "learning_rate": 1e-9}), tokenizer)
     with torch.no_grad():
         before, after = (float(elbo_loss(model, batch, Uniforms().key(0))) for model in (untrained, first))
     assert after < before - 0.2
 
 
 def test_pretrain_in_micro_batches_equals_one_batch():
-    quick = QUICK | {"model": "embedded:sudoku", "steps": 2, "learning_rate": 1e-3}
+    quick = QUICK | {"model": "embedded:sudoku", "max_steps": 2, "learning_rate": 1e-3}
     tokenizer = load_tokenizer("embedded:sudoku")
     whole, parts = (pretrain(build(PretrainRecipe, quick | {"micro_batch": size}), tokenizer) for size in (0, 3))
     for ours, theirs in zip(whole.parameters(), parts.parameters(), strict=True):
@@ -140,15 +149,15 @@ def test_pretrain_keeps_the_weights_with_the_best_validation_loss(monkeypatch):
         "unmask.report.progress.Progress.message",
         lambda self, text: seen.append(float(text.split()[4])) if "validation loss" in text else None,
     )
-    kept = pretrain(build(PretrainRecipe, quick | {"steps": 4, "validate_every": 1}), tokenizer)
+    kept = pretrain(build(PretrainRecipe, quick | {"max_steps": 4, "eval_steps": 1}), tokenizer)
     best = 1 + min(range(4), key=lambda step: seen[step])
     assert best < 4
-    then = pretrain(build(PretrainRecipe, quick | {"steps": best, "validate_every": 1}), tokenizer)
+    then = pretrain(build(PretrainRecipe, quick | {"max_steps": best, "eval_steps": 1}), tokenizer)
     assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), then.parameters(), strict=True))
 
 
 def test_pretrain_does_not_train_on_validation_examples():
-    quick = QUICK | {"model": "embedded:sudoku", "steps": 1, "batch": 64, "learning_rate": 1e-3}
+    quick = QUICK | {"model": "embedded:sudoku", "max_steps": 1, "batch": 64, "learning_rate": 1e-3}
     tokenizer = load_tokenizer("embedded:sudoku")
     plain, held = (pretrain(build(PretrainRecipe, quick | {"validation_examples": n}), tokenizer) for n in (0, 16))
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), held.parameters(), strict=True))
@@ -157,7 +166,7 @@ def test_pretrain_does_not_train_on_validation_examples():
 def test_pretrain_to_saves_adapters_merged(tmp_path, capsys):
     sizes = ("hidden", "layers", "heads", "max_length")  # the checkpoint's own
     quick = {key: value for key, value in QUICK.items() if key not in sizes}
-    flags = [word for key, value in quick.items() for word in (f"--{key}", str(value))]
+    flags = [word for key, value in quick.items() for word in (f"--{key.replace('_', '-')}", str(value))]
     command = ["pretrain", "--model", "embedded:sudoku", "--lora-rank", "2", *flags, "--output", str(tmp_path / "m")]
     assert main(command) == 0
     tuned, base = load_denoiser(str(tmp_path / "m")), load_denoiser("embedded:sudoku")
@@ -204,7 +213,7 @@ def rows_file(tmp_path, rows):
 
 def taught(tmp_path, rows, *flags):
     command = ["pretrain", "--model", "embedded:arithmetic", "--task", "dataset", "--task.max-new-tokens", "16"]
-    command += ["--task.data", str(rows_file(tmp_path, rows)), "--steps", "1", "--batch", "2", "--threads", "1"]
+    command += ["--task.data", str(rows_file(tmp_path, rows)), "--max-steps", "1", "--batch", "2", "--threads", "1"]
     return main([*command, "--output", str(tmp_path / "tuned"), *flags])
 
 

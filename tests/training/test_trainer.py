@@ -9,8 +9,8 @@ from unmask.settings.recipe import Recipe
 from unmask.training.build import build_trainer
 
 SMALL = {
-    "rollout": {"prompts": 4, "group_size": 4},
-    "train": {"examples": 2, "threads": 1, "steps": 4},
+    "rollout": {"prompts": 4, "num_generations": 4},
+    "train": {"examples": 2, "threads": 1, "max_steps": 4},
     "evaluation": {"examples": 4, "examples_during": 4, "greedy_steps": 8},
 }
 
@@ -53,8 +53,8 @@ def test_trainer_step_keys_an_example_that_occurs_once_by_its_index(sampled):
 
 
 def test_build_trainer_refuses_to_sync_a_reference_that_nothing_reads():
-    train = SMALL["train"] | {"reference_sync_steps": 2}
-    with pytest.raises(UserError, match="reference_sync_steps 2 moves a reference that method wd1"):
+    train = SMALL["train"] | {"ref_model_sync_steps": 2}
+    with pytest.raises(UserError, match="ref_model_sync_steps 2 moves a reference that method wd1"):
         build_trainer(build(Recipe, SMALL | {"method": {"name": "wd1"}, "train": train}))
 
 
@@ -62,7 +62,7 @@ def test_on_policy_source_metrics_of_equal_rewards_are_no_noise(tmp_path):
     path = tmp_path / "same.py"
     path.write_text("def same(completions, **rest):\n    return [0.1] * len(completions)\n")
     for prompts in (1, 3):
-        sizes = {"rollout": {"prompts": prompts, "group_size": 7}, "reward": {"functions": f"{path}:same"}}
+        sizes = {"rollout": {"prompts": prompts, "num_generations": 7}, "reward": {"funcs": f"{path}:same"}}
         metrics, _ = build_trainer(build(Recipe, SMALL | sizes)).step(0)
         assert metrics["frac_reward_zero_std"] == 1
         assert metrics["reward_std"] == 0

@@ -43,7 +43,7 @@ def owners(folder: Path, whole: dict[str, Any], processes: int) -> list[Row]:
     small = Small(directory=folder / "owned", command=TRAIN)
     for name, words in (
         ("train", [*TRAIN, "--output", str(small.directory)]),
-        ("--resume", ["train", "--resume", str(small.directory), "--train.steps", "6"]),
+        ("--resume", ["train", "--resume", str(small.directory), "--train.max-steps", "6"]),
     ):
         row = Row(fault=f"{processes} processes, one {name}")
         folders = [folder / f"owner-{name}-{number}" for number in range(processes)]

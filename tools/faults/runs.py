@@ -17,17 +17,27 @@ from unmask.settings.recipe import TrainSettings
 from unmask.training.checkpoint import check_whole
 
 TRAIN = [
-    *("train", "--recipe", "sudoku-dispo", "--train.threads", "1", "--train.steps", "6", "--train.num-iterations", "2"),
-    *("--train.checkpoint-every", "2", "--train.evaluate-every", "3", "--train.examples", "40"),
-    *("--rollout.prompts", "3", "--rollout.group-size", "4", "--method.base.beta", "0.01"),
+    *(
+        "train",
+        "--recipe",
+        "sudoku-dispo",
+        "--train.threads",
+        "1",
+        "--train.max-steps",
+        "6",
+        "--train.num-iterations",
+        "2",
+    ),
+    *("--train.save-steps", "2", "--train.eval-steps", "3", "--train.examples", "40"),
+    *("--rollout.prompts", "3", "--rollout.num-generations", "4", "--method.base.beta", "0.01"),
     *("--evaluation.examples", "12", "--evaluation.examples-during", "6", "--evaluation.greedy-steps", "8"),
 ]
 
 
 PRETRAIN = [
     *("pretrain", "--hidden", "16", "--layers", "1", "--heads", "2", "--max-length", "32", "--batch", "16"),
-    *("--examples", "64", "--steps", "40", "--threads", "1", "--validation-examples", "8", "--validate-every", "5"),
-    *("--checkpoint-every", "5"),
+    *("--examples", "64", "--max-steps", "40", "--threads", "1", "--validation-examples", "8", "--eval-steps", "5"),
+    *("--save-steps", "5"),
 ]
 EVALUATE = [
     *("evaluate", "--examples", "12", "--threads", "1", "--steps", "1,2,4,8"),

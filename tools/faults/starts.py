@@ -17,8 +17,8 @@ from faults.table import Row
 
 RANKS = 4
 _COMMAND = (
-    *("train", "--recipe", "sudoku-dispo", "--train.threads", "1", "--train.steps", "1", "--train.examples", "8"),
-    *("--rollout.prompts", "2", "--rollout.group-size", "4", "--evaluation.examples", "4"),
+    *("train", "--recipe", "sudoku-dispo", "--train.threads", "1", "--train.max-steps", "1", "--train.examples", "8"),
+    *("--rollout.prompts", "2", "--rollout.num-generations", "4", "--evaluation.examples", "4"),
     *("--evaluation.greedy-steps", "4"),
 )
 _LATEST_SECONDS = 0.5  # that a rank begins after the others
@@ -33,7 +33,7 @@ def starts_and_resumes(folder: Path, count: int, seed: int) -> list[Row]:
         shard = 0 if number % 2 else RANKS
         small = Small(directory=folder / f"starts-{number}", command=_COMMAND, left=left_by_ranks)
         begins = [*_COMMAND, "--train.shard", str(shard), "--output", str(small.directory)]
-        goes_on = ["train", "--resume", str(small.directory), "--train.steps", "2"]
+        goes_on = ["train", "--resume", str(small.directory), "--train.max-steps", "2"]
         for row, words in zip(rows, (begins, goes_on), strict=True):
             ends = _launch(words, small.folder, draw)
             wrong = [

@@ -47,7 +47,7 @@ class MeasuredStep:
     def __init__(self, path: str) -> None:
         document = read_recipe(path)
         document["train"]["num_iterations"] = min(_UPDATES, document["train"]["num_iterations"])
-        document["rollout"]["prompts"] = max(2, _SAMPLES // document["rollout"]["group_size"])
+        document["rollout"]["prompts"] = max(2, _SAMPLES // document["rollout"]["num_generations"])
         self.trainer = build_trainer(build(Recipe, document))
         denoiser = self.trainer.objective.denoiser
         # An end that is never written: completions fill what they have.
@@ -65,18 +65,18 @@ class MeasuredStep:
     def sample(self) -> None:
         """The rollout, of random prompts some of which are padded."""
         rollout = self.trainer.recipe.rollout
-        count = rollout.prompts * rollout.group_size
+        count = rollout.prompts * rollout.num_generations
         index = torch.arange(count)
         tokens = torch.randint(20, 400, (count, self.width), generator=torch.Generator().manual_seed(0))
         prompts = Prompts(
             tokens_NP=tokens,
-            attention_NP=torch.arange(self.width) >= self.pads * (index // rollout.group_size % 2)[:, None],
-            prompt_N=index // rollout.group_size,
-            sample_N=index % rollout.group_size,
+            attention_NP=torch.arange(self.width) >= self.pads * (index // rollout.num_generations % 2)[:, None],
+            prompt_N=index // rollout.num_generations,
+            sample_N=index % rollout.num_generations,
         )
         with self.objective.world.autocast():
             self.rollout = self.trainer.sampler(
-                self.objective.denoiser, prompts, Uniforms(), self.objective.record, group_size=rollout.group_size
+                self.objective.denoiser, prompts, Uniforms(), self.objective.record, group_size=rollout.num_generations
             )
 
     def prepare(self) -> None:
@@ -85,7 +85,7 @@ class MeasuredStep:
         rewards = []
         for term in self.terms:
             extra = () if term.record is None else (len(self.rollout.snapshots) * term.record.guesses,)
-            shape = torch.Size((recipe.rollout.prompts, recipe.rollout.group_size, *extra))
+            shape = torch.Size((recipe.rollout.prompts, recipe.rollout.num_generations, *extra))
             rewards.append(Uniforms().key(torch.arange(shape.numel())).draw().float().view(shape))
         self.batches = self.objective.prepare(self.rollout, rewards, Uniforms(), recipe.train.num_iterations)
 

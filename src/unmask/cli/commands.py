@@ -32,7 +32,7 @@ def train(recipe: Recipe, options: Namespace) -> None:
     if options.names_the_job:
         name = f"{recipe.method.name}-{recipe.task.name}"
     if options.resume:
-        check_resumable(options.resume, options.output, recipe.train.steps)
+        check_resumable(options.resume, options.output, recipe.train.max_steps)
     else:
         new_directory(options.output, name)
     recipe.check_blocks()

@@ -37,7 +37,7 @@ from unmask.settings.reader import (
 )
 from unmask.settings.resume import check_unchanged, locate_run
 from unmask.settings.starting import check_agreement, check_one_name, names_the_job, with_model_and_task
-from unmask.validation import did_you_mean, near
+from unmask.validation import did_you_mean, near, other_names
 
 _EXIT_USERS_ERROR = 1  # as of a process that an exception ends
 _EXIT_USAGE = 2
@@ -129,7 +129,8 @@ def parse(name: str, command: Command, words: list[str], *, for_help: bool = Fal
     settings: Any = build(command.settings, merged(document_of(stored), flags))
     for layer in (*map(flat, layers), {_key(flag): text for flag, text in given.items()}):
         check_one_name(settings, layer)
-    paths = [_key(flag) for flag in given]
+    now = other_names(settings)
+    paths = [now.get(_key(flag), _key(flag)) for flag in given]
     if resume:
         check_read(_idle(command, settings), paths)
         check_unchanged(stored, settings, str(recipe))
@@ -167,6 +168,8 @@ def _given(name: str, command: Command, words: list[str]) -> dict[str, str]:
     rest = iter(words)
     for word in rest:
         flag, equals, text = word.partition("=") if word.startswith("--") else (next(places, word), "=", word)
+        if flag not in (*own, *switches):
+            flag = _pointed(command, flag)
         if flag not in (*own, *switches) and not _is_setting(command, flag):
             raise _unknown(name, command, flag)
         if flag in switches and equals:
@@ -194,6 +197,13 @@ def _unknown(name: str, command: Command, word: str) -> UserError:
     own = [argument for argument, _ in (*command.arguments, *command.switches) if argument.startswith("--")]
     known = [flag.removeprefix("--") for flag in (*own, *(leaf.flag for leaf in leaves(command.settings())))]
     return UserError(f"unknown argument {word!r}{near(word.removeprefix('--'), known, '--') or f'; {see}'}")
+
+
+def _pointed(command: Command, flag: str) -> str:
+    """The flag with a point behind the name of its table, where a hyphen is as good: --reward-funcs, --reward.funcs."""
+    tables = [field.name for field in fields(command.settings) if {"choices", "section"} & set(field.metadata)]
+    table = next((name for name in map(flag_of, tables) if flag.startswith(f"{name}-")), None)
+    return flag if table is None else f"{table}.{flag.removeprefix(f'{table}-')}"
 
 
 def _is_setting(command: Command, flag: str) -> bool:

@@ -56,7 +56,7 @@ COMMANDS = {
             ("--output", "directory of the run (default: runs/RECIPE-NNN or runs/METHOD-TASK-NNN)"),
             (
                 "--resume",
-                "directory of a run or of its checkpoint to go on from, by its own recipe; --train.steps may be more",
+                "directory of a run or of its checkpoint to go on from, by its recipe; --train.max-steps may be more",
             ),
         ),
         default_recipe="sudoku-dispo",

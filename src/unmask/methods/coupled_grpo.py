@@ -5,7 +5,7 @@
     L = token mean of [ -min(rho_i A, clip(rho_i, 1 ± epsilon) A) + beta k3(reference) ];  A = leave-one-out
 
 E[w] = 2, so a token weighs 3/2 in expectation: as published, not renormalized. The published reference is synced:
-`train.reference_sync_steps`.
+`train.ref_model_sync_steps`.
 """
 
 from __future__ import annotations

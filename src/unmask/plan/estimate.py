@@ -169,7 +169,7 @@ def advice(plan: Plan) -> list[str]:
     if moments["rollout"] > usable:
         said.append(
             f"a GPU samples {plan.work.samples} completions at once: more GPUs, fewer rollout.prompts or a smaller "
-            "rollout.group_size"
+            "rollout.num_generations"
         )
     return said or ["GPUs with more memory"]
 

@@ -55,7 +55,7 @@ def gpus_of(settings: PlanSettings) -> GPUs:
         node=settings.node_gpus,
         network=Network(link=link * 1e9, between=settings.network * 1e9),
     )
-    if (completions := settings.rollout.prompts * settings.rollout.group_size) < gpus.count:
+    if (completions := settings.rollout.prompts * settings.rollout.num_generations) < gpus.count:
         raise UserError(f"{gpus.count} GPUs sample {completions} completions a step: raise rollout.prompts")
     _check_shard(settings.train.shard_size, count)
     return gpus

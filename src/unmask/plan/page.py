@@ -137,7 +137,7 @@ def verdict(plan: Plan) -> str:
 
 def _assumptions(plan: Plan) -> str:
     settings = plan.settings
-    steps, network = settings.train.steps, plan.gpus.network
+    steps, network = settings.train.max_steps, plan.gpus.network
     sent = (
         f" Messages: at {network.link / 1e9:g} GB/s within a machine (link), {network.between / 1e9:g} to others "
         f"(network), {1e6 * LATENCY:.0f} µs each, none behind computing."

@@ -180,7 +180,7 @@ def work_of(
     blocks = length // canvas.block_length
     steps = blocks * len(_step_counts(rollout, length))
     prompts = -(-rollout.prompts // ranks)  # of the rank with the most
-    group, offset = rollout.group_size, _offset(canvas)
+    group, offset = rollout.num_generations, _offset(canvas)
     shape = DryShape(prompt=canvas.start, length=length, blocks=blocks, steps=steps, group=group, offset=offset)
 
     def dry(count: int) -> Rollout:
@@ -188,7 +188,7 @@ def work_of(
         return replace(rollouts, adaptive=rollout.unmasking.adaptive)
 
     return Work(
-        samples=prompts * rollout.group_size,
+        samples=prompts * rollout.num_generations,
         length=canvas.length,
         denoising=tuple(_denoising(rollout, record, prompts, canvas)),
         guided=rollout.guidance_scale != 0,
@@ -227,8 +227,8 @@ def _rows_of_steps(rollout: RolloutSettings, samples: int) -> tuple[int, int]:
     padding = -size % multiple
     refilled = samples > size and (rollout.stop_at_end or samples % size > 0)
     later = -(-samples * (size + padding) // size) + (multiple - 1 if refilled else 0)
-    shared = not refilled and not padding and size % rollout.group_size == 0
-    return samples // rollout.group_size if shared else later, later
+    shared = not refilled and not padding and size % rollout.num_generations == 0
+    return samples // rollout.num_generations if shared else later, later
 
 
 def _is_exact(rollout: RolloutSettings, canvas: CanvasLayout) -> bool:
@@ -259,12 +259,12 @@ def _denoising(
     """Query positions: what is masked in the block, and all that is masked where states are recorded."""
     length, whole = canvas.completion, {"columns": canvas.length, "end": canvas.length}
     counts, blocks = _step_counts(rollout, length), _most_blocks(canvas)
-    first, samples = _rows_of_steps(rollout, prompts * rollout.group_size)
+    first, samples = _rows_of_steps(rollout, prompts * rollout.num_generations)
     guesses = 0 if record is None or record.own else record.guesses
     wanted: Counter[int] = Counter()
     if record is not None:
-        prompt_N = torch.arange(prompts).repeat_interleave(rollout.group_size)
-        sample_N = torch.arange(rollout.group_size).repeat(prompts)
+        prompt_N = torch.arange(prompts).repeat_interleave(rollout.num_generations)
+        sample_N = torch.arange(rollout.num_generations).repeat(prompts)
         block_NC = ((torch.arange(length) + _offset(canvas)) // canvas.block_length).expand(len(prompt_N), -1)
         masked_NS = steps_with_masks(block_NC, blocks, counts, remasks=rollout.unmasking.remasks)
         wanted.update(torch.cat(record.steps(Uniforms(), prompt_N, sample_N, masked_NS)).tolist())
@@ -280,7 +280,7 @@ def _denoising(
         positions = anywhere if everything else masked
         tokens = 1 + (guesses if everything else 0)
         if step == 0:  # the samples of a prompt begin alike
-            drawn = tokens * (rollout.group_size if first < samples else 1)
+            drawn = tokens * (rollout.num_generations if first < samples else 1)
             yield DenoisingForwards(forwards=first, positions=positions, tokens=drawn, **run)
         else:
             yield DenoisingForwards(forwards=samples, positions=positions, tokens=tokens, **run)

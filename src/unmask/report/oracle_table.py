@@ -31,7 +31,7 @@ def print_oracle(settings: OracleSettings) -> None:
             tuple(SAMPLERS),
             batches=_BATCHES,
             groups=max(1, settings.groups // _BATCHES),
-            group_size=settings.group_size,
+            group_size=settings.num_generations,
             on_done=advance,
         )
     _print_biases(console, table, settings)
@@ -44,8 +44,8 @@ def print_oracle(settings: OracleSettings) -> None:
 def _print_biases(console: Console, table: dict[str, dict[str, Bias]], settings: OracleSettings) -> None:
     console.print(
         f"Toy of {LENGTH} tokens over {SYMBOLS} symbols, one token a step; {settings.groups} groups of "
-        f"{settings.group_size} completions. Mean gradient of each method at now = old = reference, against the exact "
-        "gradient of the expected reward under the sampler, every trajectory enumerated.\n"
+        f"{settings.num_generations} completions. Mean gradient of each method at now = old = reference, against the "
+        "exact gradient of the expected reward under the sampler, every trajectory enumerated.\n"
         "cosine: ± standard error; norm: ratio to the exact one; noise: variance of a group's gradient times its "
         "forwards, over the squared norm of the mean.",
         highlight=False,

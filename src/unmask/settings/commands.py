@@ -104,7 +104,7 @@ class PretrainRecipe:
     lora_rank: int = setting(0, LORA_RANK_HELP)
     lora_alpha: int = setting(64, LORA_ALPHA_HELP, idle=where("lora_rank", 0))
     four_bit: bool = setting(False, FOUR_BIT_HELP)
-    steps: int = setting(800, "optimizer updates", low=1)
+    max_steps: int = setting(800, "optimizer updates", was="steps", low=1)
     batch: int = setting(128, "examples an update", low=1)
     micro_batch: int = setting(0, "examples at a time in an update; 0: all")
     precision: str = setting("fp32", "fp32, or bf16 autocast")
@@ -112,8 +112,12 @@ class PretrainRecipe:
     validation_examples: int = setting(
         0, "further ones, never trained on, by which the best weights are picked; 0: the last"
     )
-    validate_every: int = setting(100, "updates between validations", idle=where("validation_examples", 0), low=1)
-    checkpoint_every: int = setting(100, "updates between checkpoints, which --resume goes on from", low=1)
+    eval_steps: int = setting(
+        100, "updates between validations", was="validate_every", idle=where("validation_examples", 0), low=1
+    )
+    save_steps: int = setting(
+        100, "updates between checkpoints, which --resume goes on from", was="checkpoint_every", low=1
+    )
     learning_rate: float = setting(1e-3, "peak, after the warm-up", above=0)
     warmup_steps: int = setting(50, "updates of linear warm-up")
     weight_decay: float = setting(0.01, "AdamW's")
@@ -279,7 +283,7 @@ class OracleSettings:
     """Settings of `unmask oracle`: the enumerable toy on which gradients of methods are compared with the exact one."""
 
     groups: int = setting(6000, "groups of completions for each method and sampler", low=1)
-    group_size: int = setting(6, "completions a group")
+    num_generations: int = setting(6, "completions a group", was="group_size")
     masks: int = setting(2000, "random masks for each completion in the table of likelihood estimates", low=1)
     scale: float = setting(1.0, "of the toy's logits: larger is surer", above=0)
     seed: int = setting(0, "of the toy", high=LARGEST_SEED)
@@ -287,7 +291,8 @@ class OracleSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.group_size < 2:
+        if self.num_generations < 2:
             raise UserError(
-                f"group_size is {self.group_size}: advantage compares completions of one prompt, give 2 or more"
+                f"num_generations is {self.num_generations}: advantage compares completions of one prompt, give 2 or "
+                "more"
             )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from unmask.errors import UserError
 from unmask.settings.reader import Document, build, document_of, flag_of, leaves
+from unmask.validation import other_names
 
 if TYPE_CHECKING:
     from unmask.settings.commands import EvaluateSettings
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 Settings = TypeVar("Settings")
 
 _GIVEN_PAIRS = "the task gives pairs of completions, nothing is sampled or rewarded"
-_SAMPLING = ("group_size", "block_length", "steps", "temperature", "guidance_scale", "stop_at_end", "schedule")
+_SAMPLING = ("num_generations", "block_length", "steps", "temperature", "guidance_scale", "stop_at_end", "schedule")
 
 
 def declared_idle(settings: Any, prefix: str = "") -> dict[str, str]:
@@ -41,14 +42,14 @@ def idle_in_recipe(recipe: Recipe) -> dict[str, str]:
     elif not task.verifies:
         of_evaluation = [f"evaluation.{name}" for name in ("examples_during", "greedy_steps", "batch")]
         why = f"task {task.name} compares no answers, so nothing is evaluated"
-        idle |= dict.fromkeys(("train.evaluate_every", *of_evaluation), why)
+        idle |= dict.fromkeys(("train.eval_steps", *of_evaluation), why)
     if not rollout.unmasking.scheduled:
         counts = ("rollout.steps", "rollout.schedule", "evaluation.greedy_steps")
         idle |= dict.fromkeys(counts, f"unmasking {rollout.unmasking.name} takes as many steps as it needs")
     if rollout.max_new_tokens not in (None, task.max_new_tokens):
         idle["task.max_new_tokens"] = f"rollout.max_new_tokens is {rollout.max_new_tokens}"
     if not any(spec.startswith("reward_model:") for spec in recipe.reward.specs):
-        idle["reward.batch"] = "no reward model is among reward.functions"
+        idle["reward.batch"] = "no reward model is among reward.funcs"
     return idle
 
 
@@ -71,9 +72,9 @@ def check_values_read(idle: Mapping[str, str], settings: Any, document: Document
 
     Defaults may stand there: the recipe that a run writes holds every setting.
     """
-    said = _changed(settings, without_idle(settings, idle))
-    for path in flat(document):
-        if path in said:
+    said, now = _changed(settings, without_idle(settings, idle)), other_names(settings)
+    for given in flat(document):
+        if (path := now.get(given, given)) in said:
             raise UserError(f"{path} {said[path]!r} would not be read: {_reason(idle, path)}; leave it out")
 
 

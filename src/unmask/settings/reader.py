@@ -85,8 +85,9 @@ def flag_of(path: str) -> str:
 def build(settings: type[Settings], document: Mapping[str, Any], where: str = "") -> Settings:
     """An instance of a settings class from a table of TOML values and Words; `where` is the path of the table.
 
-    A setting's old name (`was`) is read with a logged warning; of two names of one setting the later in the table
-    holds. Raises UserError for unknown keys, wrong types and values that the settings refuse.
+    A setting's old name (`was`) is read with a logged warning, its other name (`also`) without; of two names of one
+    setting the later in the table holds. Raises UserError for unknown keys, wrong types and values that the settings
+    refuse.
     """
     known = {field.name: field for field in fields(settings) if field.init}  # type: ignore[arg-type]
     table = _renamed(known, document, where)
@@ -97,12 +98,13 @@ def build(settings: type[Settings], document: Mapping[str, Any], where: str = ""
 
 
 def _renamed(known: Mapping[str, Field[Any]], document: Mapping[str, Any], where: str) -> Document:
-    """The table with today's names in place of old ones."""
+    """The table with today's names in place of old and other ones."""
     now = {field.metadata["was"]: name for name, field in known.items() if field.metadata.get("was")}
+    also = {field.metadata["also"]: name for name, field in known.items() if field.metadata.get("also")}
     for old in sorted(now.keys() & document.keys()):
         names = [_shown(where + name, document[old]) for name in (old, now[old])]
         _LOG.warning("unmask: %s is now %s; the next version refuses the old name", *names)
-    return {now.get(key, key): value for key, value in document.items()}
+    return {(now | also).get(key, key): value for key, value in document.items()}
 
 
 def _value(field: Field[Any], value: Any, path: str) -> Any:

@@ -48,8 +48,10 @@ class RolloutSettings:
     """How completions are sampled: the fields of `Sampler`, unset ones from the task, and the size of a batch."""
 
     prompts: int = setting(16, "prompts a training step, over all ranks", low=1)
-    group_size: int = setting(8, "completions a prompt")
-    max_new_tokens: int | None = setting(None, "completion length in tokens; unset: the task's", low=1)
+    num_generations: int = setting(8, "completions a prompt", was="group_size")
+    max_new_tokens: int | None = setting(
+        None, "completion length in tokens; unset: the task's", also="max_completion_length", low=1
+    )
     block_length: int | None = setting(None, "tokens a block; unset: one block", low=1)
     steps: int = setting(4, "denoising steps a completion", low=1)
     temperature: float = setting(1.0, "sampling temperature; 0 is greedy")
@@ -64,9 +66,10 @@ class RolloutSettings:
         check_ranges(self, "rollout.")
         one_of("rollout.schedule", self.schedule, tuple(SCHEDULES))
         one_of("rollout.caching", self.caching, tuple(CACHINGS))
-        if self.group_size < 2:
+        if self.num_generations < 2:
             raise UserError(
-                f"rollout.group_size is {self.group_size}: advantage compares completions of one prompt, give 2 or more"
+                f"rollout.num_generations is {self.num_generations}: advantage compares completions of one prompt, "
+                "give 2 or more"
             )
 
     def sampler(self, task: Task, *, steps: int | None = None, temperature: float | None = None) -> Sampler:
@@ -105,9 +108,10 @@ class RolloutSettings:
 class RewardSettings:
     """The reward: the weighted sum of reward functions, each found by its spec."""
 
-    functions: str = setting(
+    funcs: str = setting(
         "task",
         "by commas: task (its own), FILE.py:NAME, MODULE:NAME, reward_model:DIR, judge:FILE.toml",
+        was="functions",
         names_files=True,
     )
     weights: str | None = setting(None, "of the functions in the reward, by commas; unset: all 1")
@@ -122,22 +126,22 @@ class RewardSettings:
         one_of("reward.on_fault", self.on_fault, ("stop", "none"))
         specs = self.specs
         if not all(specs) or len(set(specs)) < len(specs):
-            raise UserError(f"reward.functions is {self.functions!r}: give different functions with commas between")
+            raise UserError(f"reward.funcs is {self.funcs!r}: give different functions with commas between")
         if len(self.function_weights) != len(specs):
             raise UserError(
                 f"reward.weights {self.weights!r} are {len(self.function_weights)}, "
-                f"reward.functions {self.functions!r} are {len(specs)}: give one weight for each function"
+                f"reward.funcs {self.funcs!r} are {len(specs)}: give one weight for each function"
             )
         if self.on_fault == "none" and len(specs) == 1:
             raise UserError(
-                f"reward.on_fault none would leave completions without a reward where {self.functions!r} fails: "
+                f"reward.on_fault none would leave completions without a reward where {self.funcs!r} fails: "
                 "add another function, or set it to stop"
             )
 
     @property
     def specs(self) -> list[str]:
         """Spec of each reward function: where it is found."""
-        return [word.strip() for word in self.functions.split(",")]
+        return [word.strip() for word in self.funcs.split(",")]
 
     @property
     def function_weights(self) -> list[float]:
@@ -157,7 +161,9 @@ class RewardSettings:
 class TrainSettings:
     """How the policy is updated: optimizer, precision, adapters, reference, evaluation and checkpoint intervals."""
 
-    steps: int = setting(300, "training steps, one batch of rollouts each; the learning rate decays over them", low=1)
+    max_steps: int = setting(
+        300, "training steps, one batch of rollouts each; the learning rate decays over them", was="steps", low=1
+    )
     num_iterations: int = setting(1, "optimizer updates a batch of rollouts (mu)", was="updates", low=1)
     learning_rate: float = setting(1e-4, "peak, after the warm-up", above=0)
     warmup_steps: int = setting(20, "training steps of linear warm-up")
@@ -171,16 +177,24 @@ class TrainSettings:
     param_dtype: str = setting(
         "fp32", "how weights are held: fp32, or bf16 for those that adapters leave frozen", was="weights"
     )
-    compile: bool = setting(
-        False, "kernels of the layers made by torch.compile (it needs a C++ compiler, or a GPU and Triton)"
+    torch_compile: bool = setting(
+        False,
+        "kernels of the layers made by torch.compile (it needs a C++ compiler, or a GPU and Triton)",
+        was="compile",
     )
     gradient_checkpointing: bool = setting(False, "keep less for the backward pass, recompute it there")
     lora_rank: int = setting(0, LORA_RANK_HELP)
     lora_alpha: int = setting(64, LORA_ALPHA_HELP, idle=where("lora_rank", 0))
     four_bit: bool = setting(False, FOUR_BIT_HELP)
-    reference_sync_steps: int = setting(0, "training steps between mixes of the policy into the reference; 0: it stays")
-    reference_mixup: float = setting(
-        0.6, "share of the policy in such a mix", high=1, idle=where("reference_sync_steps", 0)
+    ref_model_sync_steps: int = setting(
+        0, "training steps between mixes of the policy into the reference; 0: it stays", was="reference_sync_steps"
+    )
+    ref_model_mixup_alpha: float = setting(
+        0.6,
+        "share of the policy in such a mix",
+        was="reference_mixup",
+        high=1,
+        idle=where("ref_model_sync_steps", 0),
     )
     threads: int | None = setting(None, THREADS_HELP, low=1, high=MOST_THREADS)
     shard: str = setting(
@@ -195,9 +209,9 @@ class TrainSettings:
     examples: int = setting(20_000, "training prompts", low=1)
     over_denoising_filter: bool = setting(False, "keep prompts right at some greedy step and wrong at the end (MDPO)")
     shuffle_rewards: bool = setting(False, "control: rewards are permuted over the batch")
-    evaluate_every: int = setting(50, "training steps between evaluations", low=1)
-    checkpoint_every: int = setting(50, "training steps between checkpoints", low=1)
-    keep_checkpoints: int = setting(2, "newest checkpoints kept", low=1)
+    eval_steps: int = setting(50, "training steps between evaluations", was="evaluate_every", low=1)
+    save_steps: int = setting(50, "training steps between checkpoints", was="checkpoint_every", low=1)
+    save_total_limit: int = setting(2, "newest checkpoints kept", was="keep_checkpoints", low=1)
 
     def __post_init__(self) -> None:
         check_ranges(self, "train.")
@@ -208,9 +222,9 @@ class TrainSettings:
                 'train.param_dtype is "bf16", which loses small updates: train adapters (train.lora_rank 128) or hold '
                 'weights in "fp32"'
             )
-        if self.lora_rank and self.reference_sync_steps:
+        if self.lora_rank and self.ref_model_sync_steps:
             raise UserError(
-                "train.reference_sync_steps moves the reference, and with train.lora_rank it is the base model: "
+                "train.ref_model_sync_steps moves the reference, and with train.lora_rank it is the base model: "
                 "set one of them to 0"
             )
         check_four_bit_has_adapters("train.", self.four_bit, self.lora_rank)
@@ -229,17 +243,17 @@ class TrainSettings:
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a training step, counted from 0: linear warm-up to the peak, then linear decay.
 
-        rate(s) = peak min(1, (s + 1) / warmup) (1 - (1 - final_fraction) max(0, s + 1 - warmup) / (steps - warmup))
+        rate(s) = peak min(1, (s + 1) / warmup) (1 - (1 - final_fraction) max(0, s + 1 - warmup) / (max_steps - warmup))
 
         A run that decays has its warm-up in the steps before the last, so that the decay ends where it should; a run of
         one step does not decay.
         """
-        decays = self.final_fraction < 1 and self.steps > 1
-        warmup = min(self.warmup_steps, self.steps - 1) if decays else self.warmup_steps
+        decays = self.final_fraction < 1 and self.max_steps > 1
+        warmup = min(self.warmup_steps, self.max_steps - 1) if decays else self.warmup_steps
         warm_up = min(1.0, (step + 1) / max(1, warmup))
         if not decays:
             return self.learning_rate * warm_up
-        after = max(0, step + 1 - warmup) / (self.steps - warmup)
+        after = max(0, step + 1 - warmup) / (self.max_steps - warmup)
         return self.learning_rate * warm_up * (1 - (1 - self.final_fraction) * after)
 
 

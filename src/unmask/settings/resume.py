@@ -16,14 +16,14 @@ from unmask.validation.user_files import user_path
 
 # Everything else decides what the run is: with another value it would be neither the old run nor a new one.
 MAY_CHANGE = (
-    "train.steps",
+    "train.max_steps",
     "train.threads",
     "train.shard",
     "train.nodes_replicate",
-    "train.evaluate_every",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    *("steps", "threads", "checkpoint_every"),  # of pretrain
+    "train.eval_steps",
+    "train.save_steps",
+    "train.save_total_limit",
+    *("max_steps", "threads", "save_steps"),  # of pretrain
     "reward.timeout_seconds",
     "reward.retries",
     "reward.on_fault",
@@ -60,7 +60,7 @@ def _resume_hint(directory: Path) -> str:
         return ""
     finished = any((directory / name).is_file() for name in ("summary.json", "config.json"))  # of pretrain: its model
     if newest_checkpoint(directory / "checkpoints") is not None:
-        what = "extend its run by --train.steps" if finished else "continue its run"
+        what = "extend its run by --train.max-steps" if finished else "continue its run"
     elif finished:
         return ""  # to start it again would take its results away
     else:
@@ -109,7 +109,7 @@ def check_steps(source: Path, step: int, steps: int) -> None:
     """Raise UserError where a run whose checkpoint has `step` steps is to have fewer than those."""
     if steps < step:
         raise UserError(
-            f"train.steps is {steps}, and the checkpoint has {step} steps: give more{_earlier_hint(source, steps)}"
+            f"train.max_steps is {steps}, and the checkpoint has {step} steps: give more{_earlier_hint(source, steps)}"
         )
 
 
@@ -132,12 +132,12 @@ def check_resumable(resume: str, output: str | None, steps: int) -> None:
 def changed_schedule(source: Path, train: TrainSettings) -> str | None:
     """What to say where a run goes on with other learning rates than those of its recipe; None where all are equal."""
     before = build(TrainSettings, read_recipe(str(source / "recipe.toml")).get("train", {}), "train.")
-    both = range(min(before.steps, train.steps))
+    both = range(min(before.max_steps, train.max_steps))
     if all(before.learning_rate_at(step) == train.learning_rate_at(step) for step in both):
         return None
     return (
-        f"the learning rate now decays over {train.steps} steps in place of {before.steps}: steps from here on use the "
-        f"{'longer' if train.steps > before.steps else 'shorter'} schedule"
+        f"the learning rate now decays over {train.max_steps} steps in place of {before.max_steps}: steps from here on "
+        f"use the {'longer' if train.max_steps > before.max_steps else 'shorter'} schedule"
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import fields
 from typing import Any
 
 from unmask.denoisers.directories import ASSETS, EMBEDDED, local_directory
@@ -12,6 +11,7 @@ from unmask.errors import UserError
 from unmask.settings.idle import without_idle
 from unmask.settings.reader import Document, Word, chosen, flag_of, leaves, merged
 from unmask.tasks import TASKS
+from unmask.validation import other_names
 from unmask.validation.user_files import refuse_special
 
 NAMING = ("model", "task", "method")  # with one of these a command no longer means its default recipe
@@ -80,18 +80,15 @@ def _model_of_task(task: str) -> tuple[str, Document]:
     )
 
 
-def check_one_name(settings: Any, layer: Mapping[str, Any], prefix: str = "") -> None:
-    """Raise UserError where a layer, values by dotted paths, has two for one setting, under its old name and its new.
+def check_one_name(settings: Any, layer: Mapping[str, Any]) -> None:
+    """Raise UserError where a layer, values by dotted paths, has two for one setting, under two of its names.
 
     Of two layers the upper one holds, whichever name it uses.
     """
-    for field in fields(settings):
-        path, old = prefix + field.name, prefix + (field.metadata.get("was") or "")
-        if {"choices", "section"} & set(field.metadata):
-            check_one_name(getattr(settings, field.name), layer, path + ".")
-        elif old != prefix and path in layer and layer.get(old, layer[path]) != layer[path]:
+    for other, path in other_names(settings).items():
+        if path in layer and layer.get(other, layer[path]) != layer[path]:
             raise UserError(
-                f"{old} {layer[old]} contradicts {path} {layer[path]}, its name of now: give that one alone"
+                f"{other} {layer[other]} contradicts {path} {layer[path]}, its name of now: give that one alone"
             )
 
 

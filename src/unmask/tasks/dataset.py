@@ -57,7 +57,7 @@ class Dataset(RowsTask):
         if not self.verifies:
             raise UserError(
                 "task dataset compares no answers (answer_kind is none): give --task.answer-kind number, latex "
-                "or text, or in training give reward.functions"
+                "or text, or in training give reward.funcs"
             )
         return self._right(completions, columns)
 

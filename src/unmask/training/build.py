@@ -46,7 +46,7 @@ def build_trainer(recipe: Recipe, checkpoint: Path | None = None, shard_size: in
     torch.manual_seed(settings.seed)
     sampler = recipe.rollout.sampler(recipe.task)
     world = World.start(settings.precision)
-    if (completions := recipe.rollout.prompts * recipe.rollout.group_size) < world.size:
+    if (completions := recipe.rollout.prompts * recipe.rollout.num_generations) < world.size:
         raise UserError(f"{world.size} ranks sample {completions} completions a step: raise rollout.prompts")
     place = _placing(settings, world, settings.shard_size if shard_size is None else shard_size)
     if place.mesh is not None:
@@ -185,7 +185,7 @@ def _load_reference(
         return _frozen(recipe, denoiser, place, None)
     reference = load_denoiser(recipe.model, model_format=recipe.model_format, mesh=place.mesh)
     reference = place(reference.eval().requires_grad_(False))
-    if recipe.train.reference_sync_steps:
+    if recipe.train.ref_model_sync_steps:
         load_reference(checkpoint, reference)
     return reference
 
@@ -198,9 +198,9 @@ def _load_objective(recipe: Recipe, world: World, checkpoint: Path | None, place
     reference = old = None
     if any(term.reads("reference") for term in terms):
         reference = _load_reference(recipe, denoiser, place, checkpoint)
-    elif settings.reference_sync_steps:
+    elif settings.ref_model_sync_steps:
         raise UserError(
-            f"train.reference_sync_steps {settings.reference_sync_steps} moves a reference that method "
+            f"train.ref_model_sync_steps {settings.ref_model_sync_steps} moves a reference that method "
             f"{recipe.method.name} with these settings does not read: set it to 0"
         )
     if settings.num_iterations > 1 and any(term.blend is not None for term in terms):
@@ -230,7 +230,7 @@ def _load_updater(recipe: Recipe, world: World, checkpoint: Path | None, place: 
         load_optimizer(checkpoint, denoiser, optimizer)
     if settings.gradient_checkpointing:
         recompute_layers(denoiser)
-    if settings.compile:
+    if settings.torch_compile:
         compile_layers(denoiser)
     return Updater(objective=objective, optimizer=optimizer, max_grad_norm=settings.max_grad_norm)
 

@@ -193,7 +193,7 @@ def _fault(directory: Path, settings: TrainSettings) -> str | None:
     shards = [f"{_SHARDS}/{path.name}" for path in (directory / _SHARDS).glob("*.safetensors")]
     names = [*(shards or ["optimizer.safetensors"]), "random_state.safetensors"]
     names += ["adapters.safetensors"] if settings.lora_rank else []
-    names += ["reference.safetensors"] if settings.reference_sync_steps else []
+    names += ["reference.safetensors"] if settings.ref_model_sync_steps else []
     names += [] if any(directory.glob("model*.safetensors*")) or settings.lora_rank else ["model.safetensors"]
     try:
         if type(read_state(directory).get("step")) is not int:

@@ -97,7 +97,7 @@ class OnPolicySource:
 
     def __call__(self, denoiser: Denoiser, numbers: list[int], uniforms: Uniforms) -> Experience:
         """Sampled and scored completions: each rank samples and scores its share, and gets groups of all of them."""
-        dealing = Dealing(world=self.world, groups=len(numbers), group_size=self.recipe.rollout.group_size)
+        dealing = Dealing(world=self.world, groups=len(numbers), group_size=self.recipe.rollout.num_generations)
         indices = self.examples.indices(numbers)
         owners = [indices[row // dealing.group_size] for row in dealing.rows]
         fault = None
@@ -157,7 +157,7 @@ class OnPolicySource:
         self, denoiser: Denoiser, numbers: list[int], uniforms: Uniforms, on_finished: OnFinished | None = None
     ) -> Rollout:
         """This rank's sampled completions of numbered examples, with what the terms ask the sampler to record."""
-        dealing = Dealing(world=self.world, groups=len(numbers), group_size=self.recipe.rollout.group_size)
+        dealing = Dealing(world=self.world, groups=len(numbers), group_size=self.recipe.rollout.num_generations)
         prompts = self.examples.prompts(numbers, dealing.group_size, self.world.device)
         denoiser.eval()
         with gathered(denoiser), self.world.autocast():

@@ -71,7 +71,7 @@ def resume_pretraining(recipe: PretrainRecipe, resume: str) -> PretrainingRun:
             check_whole(checkpoint, TrainSettings(lora_rank=recipe.lora_rank))
             state = read_state(checkpoint)
             check_length(directory / "metrics.jsonl", state["metrics_bytes"])
-            check_steps(directory, state["step"], recipe.steps)
+            check_steps(directory, state["step"], recipe.max_steps)
         if (directory / "inputs.json").is_file():
             tell_changed_inputs(read_json(directory / "inputs.json"))
         training = Pretraining.of(recipe, _tokenizer(recipe), checkpoint)
@@ -124,7 +124,7 @@ class PretrainingRun:
                 metrics.write({"step": done, **figures})
                 self._see(done, figures)
                 recipe, ends = self.training.recipe, stopping.is_asked()
-                due = done % recipe.checkpoint_every == 0 or done == recipe.steps
+                due = done % recipe.save_steps == 0 or done == recipe.max_steps
                 if ends or (due and not self._skipped.in_a_row):
                     self._save(done, metrics)
                 if ends:

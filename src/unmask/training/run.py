@@ -120,7 +120,7 @@ class Run:
 
     def _finish(self, stopping: Stopping) -> dict[str, Any]:
         recipe, state = self.trainer.recipe, self.state or {}
-        first, steps = state.get("step", 0), recipe.train.steps
+        first, steps = state.get("step", 0), recipe.train.max_steps
         monitor = CollapseMonitor()
         if "monitor" in state:
             monitor.load(state["monitor"])
@@ -177,7 +177,7 @@ class Run:
     def _pause(self, done: int, course: _Course) -> None:
         """What lies between two steps: an evaluation, a checkpoint, and the end where it was asked for."""
         settings, stopping = self.trainer.recipe.train, course.stopping
-        due = done % settings.evaluate_every == 0 and done < settings.steps
+        due = done % settings.eval_steps == 0 and done < settings.max_steps
         if due and not stopping.is_asked():
             try:
                 with stopping.at_once():
@@ -187,7 +187,7 @@ class Run:
                 raise
             due = False
         ends = stopping.is_asked()
-        if ends or done % settings.checkpoint_every == 0 or done == settings.steps:
+        if ends or done % settings.save_steps == 0 or done == settings.max_steps:
             self._save(done, course, evaluation_due=due)
         if ends:
             self.trainer.objective.world.barrier()  # torchrun ends all when one rank has: the first may still be saving
@@ -195,7 +195,7 @@ class Run:
 
     def _save(self, done: int, course: _Course, evaluation_due: bool) -> None:
         """Write a checkpoint, but for steps that were skipped: the newest is one from which training went on."""
-        if course.skipped.in_a_row and done < self.trainer.recipe.train.steps:
+        if course.skipped.in_a_row and done < self.trainer.recipe.train.max_steps:
             return
         check_finite(self.trainer.objective.denoiser.parameters(), done, self.how_to_mend({}, done))
         with phase(f"saving the checkpoint of step {done}"):
@@ -204,7 +204,7 @@ class Run:
     def _checkpoint(self, done: int, course: _Course, further: dict[str, Any]) -> None:
         trainer, folder = self.trainer, self.directory / "checkpoints"
         objective, optimizer = trainer.objective, trainer.updater.optimizer
-        moved = objective.reference if trainer.recipe.train.reference_sync_steps else None
+        moved = objective.reference if trainer.recipe.train.ref_model_sync_steps else None
         saved = (objective.denoiser, trainer.tokenizer, optimizer)
         if not self.is_main:
             if is_sharded(objective.denoiser):  # it has a part of what the first writes
@@ -218,7 +218,7 @@ class Run:
         if trainer.recipe.train.over_denoising_filter:
             state["order"] = trainer.order
         save_checkpoint(folder, done, *saved, state, moved)
-        drop_old(folder, trainer.recipe.train.keep_checkpoints)
+        drop_old(folder, trainer.recipe.train.save_total_limit)
         self._draw()
 
     def _evaluate_during(self, done: int, metrics: MetricsLog) -> None:
@@ -242,7 +242,10 @@ class Run:
 
     def _summarise(self) -> dict[str, Any]:
         before, after = (json.loads((self.directory / name).read_text()) for name in ("before.json", "after.json"))
-        summary: dict[str, Any] = {"method": self.trainer.recipe.method.name, "steps": self.trainer.recipe.train.steps}
+        summary: dict[str, Any] = {
+            "method": self.trainer.recipe.method.name,
+            "steps": self.trainer.recipe.train.max_steps,
+        }
         for name in after:
             measured, _, metric = name.rpartition("/")
             if metric in ("solved", "preferred"):

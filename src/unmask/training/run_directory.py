@@ -64,7 +64,7 @@ def _state(source: Path, checkpoint: Path | None, recipe: Recipe) -> dict[str, A
         check_whole(checkpoint, recipe.train)
         state = read_state(checkpoint)
         _check_written(source, state)
-    check_steps(source, state.get("step", 0), recipe.train.steps)
+    check_steps(source, state.get("step", 0), recipe.train.max_steps)
     if (source / "inputs.json").is_file():
         tell_changed_inputs(read_json(source / "inputs.json"))
     return state

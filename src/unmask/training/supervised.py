@@ -205,11 +205,11 @@ class Pretraining:
         """
         recipe, order = self.recipe, shuffled(self.data.trained, self.uniforms)
         order = islice(order, first * recipe.batch, None)
-        with phase("step", recipe.steps, done=first):
-            for step in range(first, recipe.steps):
+        with phase("step", recipe.max_steps, done=first):
+            for step in range(first, recipe.max_steps):
                 figures = self._update(step, list(islice(order, recipe.batch)))
                 advance(figures=f"loss {figures['loss']:.3f}")
-                if recipe.validation_examples and ((step + 1) % recipe.validate_every == 0 or step + 1 == recipe.steps):
+                if recipe.validation_examples and ((step + 1) % recipe.eval_steps == 0 or step + 1 == recipe.max_steps):
                     figures["validation_loss"] = self._validate(step + 1)
                 after(step + 1, figures)
         self.best.restore()

@@ -57,8 +57,8 @@ class Trainer:
             return {"reward": math.nan, "learning_rate": rate, **_SKIPPED}, {}
         doing("updates")
         updates = self._updates(experience, uniforms, rate)
-        if settings.reference_sync_steps and (step + 1) % settings.reference_sync_steps == 0:
-            self.updater.sync_reference(settings.reference_mixup)
+        if settings.ref_model_sync_steps and (step + 1) % settings.ref_model_sync_steps == 0:
+            self.updater.sync_reference(settings.ref_model_mixup_alpha)
         metrics = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
         index = self.source.examples.indices(numbers)[0]
         shown = self._sample(experience, index) if self.objective.world.is_main else {}

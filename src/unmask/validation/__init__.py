@@ -46,6 +46,7 @@ def setting(
     help: str,
     *,
     was: str | None = None,
+    also: str | None = None,
     low: float | None = None,
     high: float = LARGEST_COUNT,
     above: float | None = None,
@@ -56,7 +57,8 @@ def setting(
 ) -> Value:
     """A dataclass field of a settings class: its default and its help text.
 
-    `was` is its name in the version before, which is still read, with a notice. A number lies in the range of `low`
+    `was` is its name in the version before, which is still read, with a notice; `also` another word for it, of another
+    library's, which is read as it is. A number lies in the range of `low`
     (unset: 0, or none where the default is negative), `high`, `above` and `below`; texts and booleans have no range.
     Tables are read with it, and `check_ranges` refuses what is made in Python.
     `names_files`: its text names files or directories of the user's, which a run stores as absolute paths.
@@ -70,7 +72,7 @@ def setting(
     if low is None:
         low = -LARGEST_COUNT if isinstance(default, int | float) and default < 0 else 0
     allowed = Range(low=low, high=high, above=above, below=below)
-    metadata = {"help": help, "was": was, "range": allowed, "idle": idle} | {
+    metadata = {"help": help, "was": was, "also": also, "range": allowed, "idle": idle} | {
         "names_files": names_files or names_data,
         "names_data": names_data,
     }
@@ -97,6 +99,17 @@ def section(settings: type[Value]) -> Value:
     """A dataclass field that holds an instance of another settings class; in TOML a table of the field's name."""
     declared: Value = field(default_factory=settings, metadata={"section": settings})
     return declared
+
+
+def other_names(settings: Any, prefix: str = "") -> dict[str, str]:
+    """Today's path of each setting below an instance that has an old or another name, by the path with that name."""
+    names: dict[str, str] = {}
+    for each in fields(settings):
+        path = prefix + each.name
+        if {"choices", "section"} & set(each.metadata):
+            names |= other_names(getattr(settings, each.name), path + ".")
+        names |= {prefix + each.metadata[key]: path for key in ("was", "also") if each.metadata.get(key)}
+    return names
 
 
 def one_of(what: str, value: str, allowed: tuple[str, ...]) -> None:
