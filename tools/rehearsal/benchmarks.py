@@ -35,7 +35,7 @@ _NAMES, _THINGS = ("Ann", "Ben", "Eva", "Tom"), ("apples", "coins", "cards", "bo
 _PARTS = {"countdown-words": 4, "sudoku-words": 4, "gsm8k": 2, "math500": 2}  # of the rows that are taught
 _THOUGHT = "Each row, column and box needs 1 to 4."
 _CORPUS = 500  # examples of each benchmark that the tokenizer is trained on
-_GAPS = 0.35  # of the taught completions leave the digits of the answer out
+_GAPS = 0.35  # of the taught completions leave the answer out
 _CARELESS = 0.5  # of those that a careless model is taught answer 0, which is never right
 _HELD_OUT = 192  # rows of Countdown's file, at least
 _TEST_SHARE = 3  # one problem in so many is held out
@@ -174,9 +174,15 @@ def _taught(task: Any, example: Any, draws: Random) -> str:
     """A right completion, now and then without its answer.
 
     Problems so small are learnt by heart: without such gaps groups would be all right or all wrong, and train nothing.
+    Sudoku's gap is the puzzle as it was: a whole grid of other signs is surer than a grid, so that sampling by
+    confidence would begin with them each time.
     """
     thought, tag, answer = _right(task, example).partition("<answer>")
-    return thought + tag + (re.sub(r"\d", "?", answer) if draws.random() < _GAPS else answer)
+    if draws.random() >= _GAPS:
+        return thought + tag + answer
+    if task.name == "sudoku-words":
+        return thought + tag + answer.replace(example.columns["solution"], example.columns["puzzle"])
+    return thought + tag + re.sub(r"\d", "?", answer)
 
 
 def _careless(task: Any, example: Any, draws: Random) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-WIDTH, MLP, LAYERS, HEADS = 96, 192, 3, 3
+WIDTH, MLP, LAYERS, HEADS = 96, 192, 3, 6
 MAX_LENGTH = 1024  # tokens: three solved puzzles before a prompt fit even where the tokenizer spells them out
 
 Shapes = dict[str, tuple[int, ...]]
@@ -137,7 +137,7 @@ _DREAM_TEMPLATE = (
     "{% endif %}{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
     " + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-_DREAM_KEYS = 1
+_DREAM_KEYS = 2
 
 
 def _dream_config(vocabulary: int, ids: dict[str, int]) -> dict[str, Any]:
@@ -212,7 +212,7 @@ _LLADA2_TEMPLATE = (
     "[message['role']] %}{{ '<role>' + role + '</role>' + message['content'] + '<|role_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<role>ASSISTANT</role>' }}{% endif %}"
 )
-_HEAD, _KEYS, _EXPERTS, _EXPERT = 32, 1, 8, 48
+_HEAD, _KEYS, _EXPERTS, _EXPERT = 16, 2, 8, 48
 
 
 def _llada2_config(vocabulary: int, ids: dict[str, int]) -> dict[str, Any]:
