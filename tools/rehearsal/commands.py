@@ -68,6 +68,8 @@ def _logged(work: Callable[..., int], arguments: tuple[Any, ...], log: str) -> N
 
     torch.set_num_threads(1)
     with Path(log).open("a", buffering=1) as stream, redirect_stdout(stream), redirect_stderr(stream):
+        for descriptor in (1, 2):  # what PyTorch's profiler says goes around sys.stderr
+            os.dup2(stream.fileno(), descriptor)
         try:
             status = work(*arguments)
         except BaseException:
