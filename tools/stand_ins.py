@@ -2,7 +2,7 @@
 
 OUTPUT_DIR/FAMILY is a small network in the family's published layout, with a tokenizer that has its special tokens and
 chat template, taught by `unmask pretrain` to answer Countdown, Sudoku, GSM8K and MATH-500 in their formats, sometimes
-rightly; OUTPUT_DIR/FAMILY-careless was then taught to answer 0 half of the time, from which a run can learn much;
+rightly; OUTPUT_DIR/FAMILY-careless was then taught to answer 0 more often than not, from which a run can learn much;
 OUTPUT_DIR/data holds the word problems. The same seed gives the same bytes on the same machine.
 """
 
@@ -123,7 +123,7 @@ def _teach(family: Family, output: Path, texts: list[str], seed: int) -> None:
 
 
 def careless(family: str) -> str:
-    """The name of the family's stand-in that half of the time answers 0."""
+    """The name of the family's stand-in that answers 0 more often than not."""
     return f"{family}-careless"
 
 

@@ -35,8 +35,8 @@ _NAMES, _THINGS = ("Ann", "Ben", "Eva", "Tom"), ("apples", "coins", "cards", "bo
 _PARTS = {"countdown-words": 4, "sudoku-words": 4, "gsm8k": 2, "math500": 2}  # of the rows that are taught
 _THOUGHT = "Each row, column and box needs 1 to 4."
 _CORPUS = 500  # examples of each benchmark that the tokenizer is trained on
-_GAPS = 0.35  # of the taught completions leave the answer out
-_CARELESS = 0.5  # of those that a careless model is taught answer 0, which is never right
+_GAPS = 0.45  # of the taught completions leave the answer out
+_CARELESS = 0.6  # of those that a careless model is taught answer 0, which is never right
 _HELD_OUT = 192  # rows of Countdown's file, at least
 _TEST_SHARE = 3  # one problem in so many is held out
 
@@ -122,7 +122,7 @@ def _fractions() -> list[dict[str, str]]:
 def lessons(folder: Path, count: int, seed: int, *, few_shot: int = 0, careless: bool = False) -> list[dict[str, str]]:
     """Rows {"prompt", "completion"} of all benchmarks in turn; with `few_shot`, of Sudoku alone.
 
-    `careless`: half of the answers are 0. Who has learnt these too can gain much by reinforcement learning.
+    `careless`: most answers are 0. Who has learnt these too can gain much by reinforcement learning.
     """
     if few_shot:
         return _rows(task_of("sudoku-words", folder, few_shot=few_shot), count, seed, careless)
