@@ -35,7 +35,7 @@ _NAMES, _THINGS = ("Ann", "Ben", "Eva", "Tom"), ("apples", "coins", "cards", "bo
 _PARTS = {"countdown-words": 4, "sudoku-words": 4, "gsm8k": 2, "math500": 2}  # of the rows that are taught
 _THOUGHT = "Each row, column and box needs 1 to 4."
 _CORPUS = 500  # examples of each benchmark that the tokenizer is trained on
-_GAPS = 0.45  # of the taught completions leave the answer out
+_SLIPS = 0.4  # of the taught completions have a sign in place of the last digit
 _CARELESS = 0.6  # of those that a careless model is taught answer 0, which is never right
 _HELD_OUT = 192  # rows of Countdown's file, at least
 _TEST_SHARE = 3  # one problem in so many is held out
@@ -171,18 +171,14 @@ def _one_solution(*numbers: int, target: int) -> str:
 
 
 def _taught(task: Any, example: Any, draws: Random) -> str:
-    """A right completion, now and then without its answer.
+    """A right completion, now and then with a sign in place of the answer's last digit.
 
-    Problems so small are learnt by heart: without such gaps groups would be all right or all wrong, and train nothing.
-    Sudoku's gap is the puzzle as it was: a whole grid of other signs is surer than a grid, so that sampling by
-    confidence would begin with them each time.
+    Problems so small are learnt by heart: without slips groups would be all right or all wrong, and train nothing. A
+    slip is one token. Were it the whole answer, sampling by confidence would choose between the two by which is
+    likelier, each time alike, for the surest of its tokens comes first.
     """
     thought, tag, answer = _right(task, example).partition("<answer>")
-    if draws.random() >= _GAPS:
-        return thought + tag + answer
-    if task.name == "sudoku-words":
-        return thought + tag + answer.replace(example.columns["solution"], example.columns["puzzle"])
-    return thought + tag + re.sub(r"\d", "?", answer)
+    return thought + tag + (re.sub(r"\d(?=\D*$)", "?", answer) if draws.random() < _SLIPS else answer)
 
 
 def _careless(task: Any, example: Any, draws: Random) -> str:
