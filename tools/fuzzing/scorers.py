@@ -84,7 +84,9 @@ def _score(tasks: list[tuple[Any, dict[str, Any]]], text: str) -> None:
     for task, columns in tasks:
         lists = {name: [value] for name, value in columns.items()}
         (reward,) = task.rewards(["?"], [text], **lists)
-        assert 0 <= reward <= 4, f"{task} gives {reward}"
+        # The published reward takes off a thousandth for each character behind a tag, of which it looks for two.
+        lowest = -0.002 * len(text) if getattr(task, "scoring", None) == "d1" else 0.0
+        assert lowest <= reward <= 4, f"{task} gives {reward}"
         for name, values in task.metrics(["?"], [text], **lists).items():
             assert 0 <= values[0] <= 1, f"{task}: {name} is {values[0]}"
         task.well_formed(text)
