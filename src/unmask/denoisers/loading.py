@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from unmask.denoisers.adapters import merged_state
+from unmask.denoisers.adapters import merged_weights
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.directories import check_model, find_model
 from unmask.denoisers.formats import FORMATS, format_of
@@ -36,7 +36,6 @@ from unmask.denoisers.layers.fast_layers import fast_layers_or_log
 from unmask.denoisers.probe import check_masks, needs_trial
 from unmask.denoisers.proportion import check_proportion
 from unmask.denoisers.streamed import save_network
-from unmask.distributed.sharding import is_sharded
 from unmask.distributed.slices import slices_kept
 from unmask.errors import UserError
 
@@ -308,14 +307,18 @@ def save_denoiser(
     differs only where it names another mask token, or none. Where the weights are sharded all ranks call it, and one
     `writes`, tensor by tensor.
     """
-    sharded = is_sharded(denoiser)
     if writes:
-        state = {} if sharded else merged_state(denoiser)
-        denoiser.model.save_pretrained(directory, state_dict=state)
-        tokenizer.save_pretrained(directory)
-        _write_published_files(denoiser, directory, source)
-    if sharded:
-        save_network(denoiser.model, directory, writes=writes)
+        save_settings(denoiser, tokenizer, directory, source)
+    save_network(denoiser.model, dict(merged_weights(denoiser)), directory, writes=writes)
+
+
+def save_settings(
+    denoiser: Denoiser, tokenizer: PreTrainedTokenizerFast, directory: Path, source: Path | None = None
+) -> None:
+    """Write all of `save_denoiser` but the weights."""
+    denoiser.model.save_pretrained(directory, state_dict={})
+    tokenizer.save_pretrained(directory)
+    _write_published_files(denoiser, directory, source)
 
 
 def _write_published_files(denoiser: Denoiser, directory: Path, source: Path | None) -> None:
