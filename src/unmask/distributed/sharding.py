@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from unmask.distributed.slices import fill, kept_rows, rows_of_rank
 from unmask.distributed.world import World
+from unmask.errors import UserError
 
 
 def shard_mesh(world: World, size: int) -> DeviceMesh:
@@ -35,6 +36,14 @@ def shard_mesh(world: World, size: int) -> DeviceMesh:
     copies = world.size // size
     mesh = init_device_mesh(world.device.type, (copies, size), mesh_dim_names=("replicate", "shard"))
     return mesh if copies > 1 else mesh["shard"]
+
+
+def layers_of(network: Any) -> Any:
+    """The decoder layers of a network, for `shard`. Raises UserError where it has none."""
+    layers = getattr(network.base_model, "layers", None)
+    if layers is None:
+        raise UserError(f"train.shard shards decoder layers, and {type(network).__name__} has none: set it to 0")
+    return layers
 
 
 def shard(root: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh, precision: str) -> None:
