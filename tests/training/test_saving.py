@@ -23,8 +23,18 @@ from unmask.training.saving import Saving, copies, room_bytes
 from unmask.training.trainer import Trainer
 
 FLAGS = [
-    *("train", "--recipe", "sudoku-diffu-grpo", "--train.threads", "1", "--train.steps", "3", "--train.examples", "16"),
-    *("--train.checkpoint-every", "1", "--rollout.prompts", "2", "--rollout.group-size", "4"),
+    *(
+        "train",
+        "--recipe",
+        "sudoku-diffu-grpo",
+        "--train.threads",
+        "1",
+        "--train.max-steps",
+        "3",
+        "--train.examples",
+        "16",
+    ),
+    *("--train.save-steps", "1", "--rollout.prompts", "2", "--rollout.num-generations", "4"),
     *("--evaluation.examples", "4", "--evaluation.greedy-steps", "2"),
 ]
 

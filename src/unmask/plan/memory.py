@@ -133,7 +133,7 @@ def saved_bytes(settings: PlanSettings, size: Size, layout: Layout) -> int:
     if layout.sharded:
         return moments_bytes(size.groups, layout) * min(layout.ranks, layout.node)
     dtype = torch.bfloat16 if settings.train.param_dtype == "bf16" else torch.float32
-    models = 2 if settings.train.reference_sync_steps else 1
+    models = 2 if settings.train.ref_model_sync_steps else 1
     adapters = size.trained_bytes if settings.train.lora_rank else 0
     return models * size.parameters * dtype.itemsize + 2 * size.trained_bytes + adapters
 
