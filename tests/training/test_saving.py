@@ -23,18 +23,8 @@ from unmask.training.saving import Saving, copies, room_bytes
 from unmask.training.trainer import Trainer
 
 FLAGS = [
-    *(
-        "train",
-        "--recipe",
-        "sudoku-diffu-grpo",
-        "--train.threads",
-        "1",
-        "--train.max-steps",
-        "3",
-        "--train.examples",
-        "16",
-    ),
-    *("--train.save-steps", "1", "--rollout.prompts", "2", "--rollout.num-generations", "4"),
+    *("train", "--recipe", "sudoku-diffu-grpo", "--train.threads", "1", "--train.max-steps", "3"),
+    *("--train.examples", "16", "--train.save-steps", "1", "--rollout.prompts", "2", "--rollout.num-generations", "4"),
     *("--evaluation.examples", "4", "--evaluation.greedy-steps", "2"),
 ]
 
