@@ -29,7 +29,7 @@ def files(directory):
 def test_save_network_writes_the_bytes_of_save_pretrained(largest, name, networks, tmp_path, monkeypatch):
     monkeypatch.setattr(streamed, "_LARGEST_FILE", largest)
     (tmp_path / "ours").mkdir()
-    save_network(networks[name], tmp_path / "ours", writes=True)
+    save_network(networks[name], networks[name].state_dict(keep_vars=True), tmp_path / "ours")
     networks[name].save_pretrained(tmp_path / "theirs", max_shard_size=largest)
     assert files(tmp_path / "ours") == files(tmp_path / "theirs")
     assert (len(files(tmp_path / "ours")) > 1) == (largest == "20KB")
@@ -45,7 +45,7 @@ def together(network, monkeypatch, tmp_path):
         return revert(network, tensors)
 
     monkeypatch.setattr(streamed, "revert_weight_conversion", counting)
-    save_network(network, tmp_path, writes=True)
+    save_network(network, network.state_dict(keep_vars=True), tmp_path)
     return max(numbers)
 
 
@@ -80,6 +80,6 @@ def test_save_module_writes_the_bytes_of_save_file(tmp_path):
         module.register_buffer(f"{chr(ord('z') - place)} of {place}", torch.arange(6).view(2, 3).to(kind))
         module.register_buffer(f"ä{place}", torch.ones((), dtype=kind))
     module.register_buffer("none", torch.empty(0, 4))
-    save_module(module, tmp_path / "ours", writes=True)
+    save_module(module, tmp_path / "ours")
     save_file(module.state_dict(), tmp_path / "theirs")
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()

@@ -15,6 +15,7 @@ from unmask.objective.objective import Objective, frozen_copy
 from unmask.plan.estimate import make_plan
 from unmask.settings.commands import PlanSettings
 from unmask.settings.reader import build
+from unmask.training.mismatch import sampling_mismatch
 from unmask.training.update import Updater
 from unmask.types import Prompts
 from unmask.uniforms import Uniforms
@@ -114,6 +115,11 @@ class SmallRun:
             self.rollout = rollout.sampler(self.settings.task)(
                 self.objective.denoiser, prompts, Uniforms(), self.objective.record, group_size=rollout.num_generations
             )
+
+    def rescore(self):
+        """What tells how far a cache is from exact."""
+        with self.objective.world.autocast():
+            sampling_mismatch(self.objective.denoiser, self.rollout, Uniforms(), self.objective.world)
 
     def prepare(self):
         """The update batches of all updates."""

@@ -19,11 +19,19 @@ from unmask.distributed.sharding import gathered, shard, shard_mesh
 from unmask.plan.estimate import make_plan
 from unmask.settings.commands import PlanSettings
 from unmask.settings.reader import build, document_of
+from unmask.training.contents import Contents, Parts
 
 SHAPE = {"hidden_size": 128, "intermediate_size": 352, "vocab_size": 1200}
+# Method, train and rollout settings.
 CASES = {
-    "float32, all at once": {},
-    "bf16 in micro-batches, recomputed": {"precision": "bf16", "micro_batch": 4, "gradient_checkpointing": True},
+    "float32, all at once": ("diffu-grpo", {}, {}),
+    "bf16 in micro-batches, recomputed": (
+        "diffu-grpo",
+        {"precision": "bf16", "micro_batch": 4, "gradient_checkpointing": True},
+        {},
+    ),
+    "rspo, which scores the whole batch first": ("rspo", {"precision": "bf16", "micro_batch": 4}, {}),
+    "a cache, whose rollout is scored again": ("diffu-grpo", {}, {"caching": "dual"}),
 }
 WITHIN = 0.05
 
@@ -49,8 +57,12 @@ def held(tensors) -> int:
     return sum(tensor.to_local().nbytes for tensor in tensors)
 
 
-def measure(directory, train, sizes):
-    run = SmallRun(settings_of(directory, {"name": "diffu-grpo"}, train=train, shape=SHAPE))
+def rollout_bytes(run) -> int:
+    return sum(value.nbytes for value in vars(run.rollout).values() if isinstance(value, torch.Tensor))
+
+
+def measure(directory, method, train, rollout, sizes):
+    run = SmallRun(settings_of(directory, {"name": method}, train=train, rollout=rollout, shape=SHAPE))
     denoiser, reference, optimizer = run.objective.denoiser, run.objective.reference, run.updater.optimizer
     world = World(device=torch.device("cpu"), rank=distributed.get_rank(), size=2)
     for policy in (denoiser, reference):
@@ -74,11 +86,16 @@ def measure(directory, train, sizes):
     sizes.update(gathered=0, summed=0)
     with gathered(denoiser):
         run.sample()
+    if run.settings.rollout.caching != "none":
+        with gathered(denoiser):
+            run.rescore()
     run.prepare()  # which gathers the reference
     backward()
     found, kept = dict(sizes), run.prepared
     run.prepared, denoiser.workspace, reference.workspace = None, Workspace(), Workspace()
     found["rollout"], found["whole"] = whole(denoiser, run.sample)
+    if run.settings.rollout.caching != "none":
+        found["rollout"] = max(found["rollout"], whole(denoiser, run.rescore)[0] + rollout_bytes(run))
     found["answers"], _ = whole(reference, run.prepare)
     run.prepared, peaks = kept, []
     for _ in range(3):  # gloo's threads may hold a buffer a little longer
@@ -90,6 +107,8 @@ def measure(directory, train, sizes):
     found["weights"], found["moments"] = held(denoiser.parameters()), held(averages)
     found["gradients"] = held(weight.grad for weight in denoiser.parameters())
     found["reference"] = held(reference.parameters())
+    parts = Parts.of(Contents(denoiser=denoiser, tokenizer=None, optimizer=optimizer), world)
+    found["saved"] = 2 * sum(tensor.nbytes for tensor in parts.tensors.values() if tensor.ndim)
     return found
 
 
@@ -98,12 +117,12 @@ def _rank(directory: Path) -> None:
     gc.freeze()  # what was imported, which `peak` would look through each time
     distributed.init_process_group("gloo")
     found = {}
-    for name, train in CASES.items():
+    for name, case in CASES.items():
         sizes = {"gathered": 0, "summed": 0}
         counted(sizes)
         own = directory / f"{distributed.get_rank()}"
         own.mkdir(exist_ok=True)
-        found[name] = measure(own, train, sizes)
+        found[name] = measure(own, *case, sizes)
     if distributed.get_rank() == 0:
         (directory / "found.json").write_text(json.dumps(found))
     distributed.destroy_process_group()
@@ -120,14 +139,17 @@ def two_ranks(tmp_path_factory):
 
 @pytest.mark.parametrize("name", CASES)
 def test_plan_of_a_sharded_step_is_what_two_ranks_hold_and_send(name, two_ranks, tmp_path):
-    small = settings_of(tmp_path, {"name": "diffu-grpo"}, rollout={"prompts": 4}, train=CASES[name], shape=SHAPE)
-    plan = make_plan(build(PlanSettings, document_of(small) | {"gpus": "2x1GB", "train": CASES[name] | {"shard": "2"}}))
+    method, train, rollout = CASES[name]
+    small = settings_of(tmp_path, {"name": method}, rollout={"prompts": 4, **rollout}, train=train, shape=SHAPE)
+    plan = make_plan(build(PlanSettings, document_of(small) | {"gpus": "2x1GB", "train": train | {"shard": "2"}}))
     memory, found = plan.memory, two_ranks[name]
+    found["saved"] -= 2 * torch.get_rng_state().nbytes  # the first rank's, beside its moments
     planned = {
+        "saved": plan.saved,
         **{part: getattr(memory, part) for part in ("weights", "moments", "gradients", "reference")},
         "whole": memory.gathered,
         "rollout": memory.gathered + memory.rollout + memory.records,
-        "update": memory.update,
+        "update": max(memory.update, memory.gathered + memory.answers if method == "rspo" else 0),
     }
     found["rollout"] += found["whole"]
     answers = found.pop("answers")

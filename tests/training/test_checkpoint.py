@@ -3,15 +3,15 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from helpers.full_disk import no_file_larger_than
-from helpers.small import small_denoiser
-from unmask.data.tokenization import task_tokenizer
+from helpers.small_contents import small_contents
 from unmask.denoisers.directories import checkpoints, newest_checkpoint
+from unmask.distributed import World
 from unmask.report.durable import DiskError
 from unmask.settings.recipe import TrainSettings
 from unmask.training.checkpoint import check_whole, drop_old, save_checkpoint, set_aside
+from unmask.training.saving import Saving
 
 
 @pytest.fixture
@@ -51,12 +51,10 @@ def test_set_aside_renames_and_never_replaces(folder):
 
 
 def saved(folder: Path, step: int) -> Path:
-    """A checkpoint of the small denoiser after an update."""
-    denoiser, tokenizer = small_denoiser(), task_tokenizer("12")
-    optimizer = torch.optim.AdamW(denoiser.parameters())
-    sum(weight.sum() for weight in denoiser.parameters()).backward()
-    optimizer.step()
-    return save_checkpoint(folder, step, denoiser, tokenizer, optimizer, {})
+    """A checkpoint of the small denoiser."""
+    with Saving() as saving:
+        save_checkpoint(folder, step, small_contents(), {}, saving, World.single())
+    return folder / f"step_{step:06d}"
 
 
 @pytest.mark.parametrize("room_bytes", [10, 3000, 20_000, 30_000])

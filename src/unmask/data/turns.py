@@ -6,11 +6,14 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
+from unmask.data.template_process import TemplateError, TemplateProcess
 from unmask.errors import UserError
 from unmask.verifiers.answers import END_MARKS
 
 _WRITTEN = re.compile(r"<[^<>\s]+>")  # a word of a vocabulary that looks like a mark
+_PROCESSES: WeakKeyDictionary[Any, TemplateProcess] = WeakKeyDictionary()  # of tokenizers, while those live
 _OPENING, _CONTENT = "first words", "last words"  # contents of messages, to find again in what a template writes
 
 
@@ -24,12 +27,13 @@ def render_turns(tokenizer: Any, turns: Sequence[Mapping[str, str]], *, answers:
 
 def templated(tokenizer: Any, turns: Sequence[Mapping[str, str]], mend: str, **options: bool) -> str:
     """The chat template's text with these options of transformers. Raises UserError, with `mend`, where it refuses."""
+    if tokenizer not in _PROCESSES:
+        _PROCESSES[tokenizer] = TemplateProcess(tokenizer)
     try:
-        text: str = tokenizer.apply_chat_template(turns, tokenize=False, **options)
-    except Exception as error:  # a template is a program: 1 / 0 is no TemplateError
+        return _PROCESSES[tokenizer].render(turns, options)
+    except TemplateError as error:
         roles = ", ".join(turn["role"] for turn in turns)
         raise UserError(f"the chat template refuses messages of {roles} ({error}): {mend}") from error
-    return text
 
 
 def end_ids(tokenizer: Any, eos_id: int | None = None) -> frozenset[int]:

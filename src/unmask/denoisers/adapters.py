@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.four_bit import dense
 
-_FILE = "adapters.safetensors"
+ADAPTERS_FILE = "adapters.safetensors"
 
 
 def add_adapters(denoiser: Denoiser, rank: int, alpha: int) -> None:
@@ -64,30 +64,29 @@ def has_adapters(denoiser: Denoiser) -> bool:
     return hasattr(denoiser.model, "peft_config")
 
 
-def merged_state(denoiser: Denoiser) -> dict[str, Tensor] | None:
-    """The network's weights with the adapters added in, under their own names; None where there are no adapters.
+def merged_weights(denoiser: Denoiser) -> Iterator[tuple[str, Tensor]]:
+    """Weights and buffers of the network by name, one after another; adapters are added into those that they adapt.
 
     Of a base in 4 bits it is that base as it computes, written out: what was trained, not the checkpoint it came from.
     """
-    if not has_adapters(denoiser):
-        return None
-    adapted, state = dict(_layers(denoiser)), {}
-    for name, weight in denoiser.model.state_dict().items():
+    adapted = dict(_layers(denoiser)) if has_adapters(denoiser) else {}
+    for name, weight in denoiser.model.state_dict(keep_vars=True).items():
         layer, _, kind = name.rpartition(".base_layer.")
         if kind == "weight":
             base = dense(adapted[layer].get_base_layer())
-            state[f"{layer}.weight"] = (base + adapted[layer].get_delta_weight("default")).to(base.dtype)
+            yield f"{layer}.weight", (base + adapted[layer].get_delta_weight("default")).to(base.dtype).detach()
         elif ".lora_" not in name and not kind.startswith("weight."):  # scales of 4-bit weights
-            state[name.replace(".base_layer.", ".")] = weight
-    return state
+            yield name.replace(".base_layer.", "."), weight
 
 
-def save_adapters(denoiser: Denoiser, directory: Path) -> None:
-    """Write the adapters' weights to adapters.safetensors in a directory, for `load_adapters`."""
+def adapters_of(denoiser: Denoiser) -> dict[str, Tensor]:
+    """The adapters' weights, for ADAPTERS_FILE; none where there are no adapters."""
+    if not has_adapters(denoiser):
+        return {}
     trained = {name: weight for name, weight in denoiser.named_parameters() if weight.requires_grad}
-    save_file({name: weight.detach().contiguous() for name, weight in trained.items()}, directory / _FILE)
+    return {name: weight.detach().contiguous() for name, weight in trained.items()}
 
 
 def load_adapters(denoiser: Denoiser, directory: Path) -> None:
-    """Load adapters that `save_adapters` wrote into a denoiser with adapters of the same rank."""
-    denoiser.load_state_dict(load_file(directory / _FILE), strict=False)
+    """Load what `adapters_of` gave, from a checkpoint, into a denoiser with adapters of the same rank."""
+    denoiser.load_state_dict(load_file(directory / ADAPTERS_FILE), strict=False)

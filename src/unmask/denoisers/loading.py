@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +26,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from unmask.denoisers.adapters import merged_state
+from unmask.denoisers.adapters import merged_weights
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.directories import check_model, find_model
 from unmask.denoisers.formats import FORMATS, format_of
@@ -33,10 +34,11 @@ from unmask.denoisers.formats.base import CheckpointFormat
 from unmask.denoisers.four_bit import forget_quantization, four_bit_options
 from unmask.denoisers.intact import check_text, read_json
 from unmask.denoisers.layers.fast_layers import fast_layers_or_log
+from unmask.denoisers.load_errors import config_errors, memory_errors
 from unmask.denoisers.probe import check_masks, needs_trial
 from unmask.denoisers.proportion import check_proportion
 from unmask.denoisers.streamed import save_network
-from unmask.distributed.sharding import is_sharded
+from unmask.distributed.sharding import layers_of
 from unmask.distributed.slices import slices_kept
 from unmask.errors import UserError
 
@@ -110,7 +112,9 @@ def load_denoiser(
     block_length, shift = None, False
     if checkpoint_format is not None:
         block_length, shift = checkpoint_format.block_length, checkpoint_format.shift
-    network = _loaded_on(mesh, partial(_load_network, directory, published, checkpoint_format, dtype, four_bit))
+    load = partial(_load_network, directory, published, checkpoint_format, dtype, four_bit, mesh is not None)
+    with memory_errors(f"model {model!r}"):
+        network = _loaded_on(mesh, load)
     if not 0 <= mask_id < network.config.vocab_size:
         raise UserError(
             f"mask_token_id {mask_id} of {model!r} lies outside its vocabulary of {network.config.vocab_size}"
@@ -207,6 +211,7 @@ def _load_network(
     checkpoint_format: CheckpointFormat | None,
     dtype: torch.dtype,
     four_bit: bool,
+    sharded: bool,
 ) -> Any:
     """The network of a checkpoint, every tensor in its place; of a published format, with the files it came with."""
     # Misfits are reported below, with the mend.
@@ -220,7 +225,7 @@ def _load_network(
         network.generation_config = GenerationConfig()  # theirs is for their sampler: kept as a file, never read
     elif published.get("is_causal") is False or published.get("model_type") == _MASKED:
         with config_errors(directory.name):
-            network, report = _load_plain(directory, published, **options)
+            network, report = _load_plain(directory, published, sharded, **options)
     else:
         raise UserError(
             f"model {directory.name!r} attends causally: make a masked diffusion model of it with unmask convert, or "
@@ -256,25 +261,13 @@ def refuse_misfits(model: str, report: dict[str, Any], kinds: Iterable[str]) -> 
             )
 
 
-@contextmanager
-def config_errors(model: str) -> Iterator[None]:
-    """Raise UserError where transformers can make no configuration, or network, of the config.json of a model."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # whatever a value that is not checked leads to
-        detail = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"model {model!r} has a config.json that cannot be used ({detail}): restore it") from error
-
-
 def read_config(directory: Path, model: str) -> Any:
     """The configuration that transformers makes of a config.json. Raises UserError where it makes none."""
     with config_errors(model):
         return AutoConfig.from_pretrained(directory, trust_remote_code=False)
 
 
-def _load_plain(directory: Path, published: dict[str, Any], **options: Any) -> Any:
+def _load_plain(directory: Path, published: dict[str, Any], sharded: bool, **options: Any) -> Any:
     """A checkpoint in transformers' own format; code beside it is never run."""
     if published.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         known = ", ".join(known.name for known in FORMATS)
@@ -285,6 +278,9 @@ def _load_plain(directory: Path, published: dict[str, Any], **options: Any) -> A
     config = read_config(directory, directory.name)
     network = AutoModelForMaskedLM if published["model_type"] == _MASKED else AutoModelForCausalLM
     check_proportion(directory, config, network.from_config)
+    if sharded:
+        with torch.device("meta"):
+            layers_of(network.from_config(deepcopy(config)))  # before anything is loaded
     return network.from_pretrained(directory, config=config, trust_remote_code=False, **options)
 
 
@@ -308,14 +304,18 @@ def save_denoiser(
     differs only where it names another mask token, or none. Where the weights are sharded all ranks call it, and one
     `writes`, tensor by tensor.
     """
-    sharded = is_sharded(denoiser)
     if writes:
-        state = {} if sharded else merged_state(denoiser)
-        denoiser.model.save_pretrained(directory, state_dict=state)
-        tokenizer.save_pretrained(directory)
-        _write_published_files(denoiser, directory, source)
-    if sharded:
-        save_network(denoiser.model, directory, writes=writes)
+        save_settings(denoiser, tokenizer, directory, source)
+    save_network(denoiser.model, dict(merged_weights(denoiser)), directory, writes=writes)
+
+
+def save_settings(
+    denoiser: Denoiser, tokenizer: PreTrainedTokenizerFast, directory: Path, source: Path | None = None
+) -> None:
+    """Write all of `save_denoiser` but the weights."""
+    denoiser.model.save_pretrained(directory, state_dict={})
+    tokenizer.save_pretrained(directory)
+    _write_published_files(denoiser, directory, source)
 
 
 def _write_published_files(denoiser: Denoiser, directory: Path, source: Path | None) -> None:

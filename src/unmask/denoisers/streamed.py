@@ -1,4 +1,4 @@
-"""Write weights that ranks hold together to safetensors files, so that one tensor, or few, are whole at a time."""
+"""Write weights to safetensors files one after another: of those that ranks hold together few are whole at a time."""
 
 from __future__ import annotations
 
@@ -34,13 +34,12 @@ _DTYPES = {
 _ORDER = list(_DTYPES)
 
 
-def save_network(network: Any, directory: Path, *, writes: bool) -> None:
-    """Write the weights of a sharded network of transformers as `save_pretrained` does, byte for byte.
+def save_network(network: Any, state: Mapping[str, Tensor], directory: Path, *, writes: bool = True) -> None:
+    """Write the weights `state` of a network of transformers as `save_pretrained` does, byte for byte.
 
-    All ranks call it; the one that `writes` has at most one tensor whole, or those of a layer that the published layout
-    fuses, the others one.
+    Where they are sharded all ranks call it; the one that `writes` has at most one tensor whole, or those of a layer
+    that the published layout fuses, the others one. Elsewhere any thread may.
     """
-    state = network.state_dict(keep_vars=True)
     blank = {name: _blank(tensor) for name, tensor in state.items()}
     for name in network._keys_to_ignore_on_save or ():
         blank.pop(name, None)
@@ -69,19 +68,24 @@ def save_network(network: Any, directory: Path, *, writes: bool) -> None:
         (directory / "model.safetensors.index.json").write_text(text)
 
 
-def save_module(module: nn.Module, path: Path, *, writes: bool) -> None:
-    """Write weights and buffers of a module to a safetensors file, tied ones by their first name alone.
+def untied(module: nn.Module) -> dict[str, Tensor]:
+    """Weights and buffers of a module by name, tied ones by their first alone."""
+    first: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        first.setdefault(id(tensor), (name, tensor))
+    return dict(first.values())
 
-    Where they are sharded all ranks call it, and one `writes`.
+
+def save_module(module: nn.Module, path: Path, *, writes: bool = True) -> None:
+    """Write what is `untied` in a module to a safetensors file.
+
+    Where it is sharded all ranks call it, and one `writes`.
     """
-    state = module.state_dict(keep_vars=True)
-    first: dict[int, str] = {}
-    for name, tensor in state.items():
-        first.setdefault(id(tensor), name)
+    state = untied(module)
     with ExitStack() as stack:
-        blank = {name: _blank(state[name]) for name in first.values()}
+        blank = {name: _blank(tensor) for name, tensor in state.items()}
         file = stack.enter_context(_tensor_file(path, blank)) if writes else None
-        for name, tensor in _whole(state, first.values()):
+        for name, tensor in _whole(state, state):
             if file is not None:
                 file.put(name, tensor.cpu())
 

@@ -6,27 +6,26 @@ With gradient, every forward and backward is a collective: all ranks make equall
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import HashStore  # type: ignore[attr-defined]
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from unmask.distributed.slices import fill, kept_rows
+from unmask.distributed.slices import fill, kept_rows, rows_of_rank
 from unmask.distributed.world import World
-
-_FILE_BYTES = 256 << 20  # of shards: while a file is written, it stands in memory twice more
+from unmask.errors import UserError
 
 
 def shard_mesh(world: World, size: int) -> DeviceMesh:
@@ -37,6 +36,14 @@ def shard_mesh(world: World, size: int) -> DeviceMesh:
     copies = world.size // size
     mesh = init_device_mesh(world.device.type, (copies, size), mesh_dim_names=("replicate", "shard"))
     return mesh if copies > 1 else mesh["shard"]
+
+
+def layers_of(network: Any) -> Any:
+    """The decoder layers of a network, for `shard`. Raises UserError where it has none."""
+    layers = getattr(network.base_model, "layers", None)
+    if layers is None:
+        raise UserError(f"train.shard shards decoder layers, and {type(network).__name__} has none: set it to 0")
+    return layers
 
 
 def shard(root: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh, precision: str) -> None:
@@ -119,28 +126,39 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def save_shards(tensors: dict[str, Tensor], directory: Path) -> None:
-    """Write tensors to safetensors files in a directory, each rank its own shards; all ranks call it, and wait."""
-    files = _files(tensors)
-    save(tensors, storage_writer=HuggingFaceStorageWriter(str(directory), files, save_distributed=True))
+@dataclass(frozen=True, kw_only=True)
+class Shards:
+    """The parts of tensors that a rank writes to a safetensors file, as torch.distributed.checkpoint reads them."""
+
+    file: str
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
 
 
-def _files(tensors: dict[str, Tensor]) -> dict[str, int]:
-    """Numbers, from 1, of the files that a rank writes its shards to; the same on every rank."""
-    numbers: dict[str, int] = {}
-    number, filled_bytes = 1, 0.0
+def shards_of(tensors: Mapping[str, Tensor]) -> Shards:
+    """This rank's shards of tensors, of several copies those of the first; the first rank's hold what is whole.
+
+    A rank may have none.
+    """
+    rank, own, places = torch.distributed.get_rank(), {}, {}
     for name, tensor in tensors.items():
-        holders = tensor.device_mesh.shape[-1] if isinstance(tensor, DTensor) else 1
-        shard_bytes = tensor.numel() * tensor.element_size() / holders
-        if filled_bytes + shard_bytes > _FILE_BYTES and filled_bytes:
-            number, filled_bytes = number + 1, 0.0
-        numbers[name] = number
-        filled_bytes += shard_bytes
-    return numbers
+        part, first_row = tensor.detach(), 0
+        if isinstance(tensor, DTensor):
+            mesh = tensor.device_mesh
+            *copy, _ = mesh.get_coordinate()
+            part, first_row = tensor.to_local(), rows_of_rank(len(tensor), mesh)[0]
+            is_ours = not any(copy) and len(part)
+        else:
+            is_ours = rank == 0
+        if is_ours:
+            own[name] = part.contiguous()
+            places[name] = {"saved_offsets": [first_row, *[0] * (part.ndim - 1)][: part.ndim]}
+    metadata = {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(places)}
+    return Shards(file=f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors", tensors=own, metadata=metadata)
 
 
 def load_shards(tensors: dict[str, Tensor], directory: Path) -> None:
-    """Fill tensors, sharded in any way or not at all, from what `save_shards` wrote on any number of ranks.
+    """Fill tensors, sharded in any way or not at all, from the files of `shards_of` of any number of ranks.
 
     Each rank reads what it holds.
     """
@@ -152,7 +170,7 @@ def load_shards(tensors: dict[str, Tensor], directory: Path) -> None:
 
 
 def names_in_shards(directory: Path) -> set[str]:
-    """Names of the tensors that `save_shards` wrote."""
+    """Names of the tensors in a directory of the files of `shards_of`."""
     return set(HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata)
 
 

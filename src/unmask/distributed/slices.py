@@ -38,7 +38,7 @@ def slices_kept(mesh: DeviceMesh | None) -> Iterator[None]:
         blank = torch.empty_like(parameter, device="meta")
         sliced = SlicedParameter(blank, requires_grad=parameter.requires_grad)
         vars(sliced).update(vars(parameter))  # a loader's marks
-        begin, end = _rows_of_rank(len(parameter), mesh)
+        begin, end = rows_of_rank(len(parameter), mesh)
         sliced.rows = parameter.detach()[begin:end].to(mesh.device_type, copy=True)
         return sliced
 
@@ -49,7 +49,7 @@ def slices_kept(mesh: DeviceMesh | None) -> Iterator[None]:
         hook.remove()
 
 
-def _rows_of_rank(count: int, mesh: DeviceMesh) -> tuple[int, int]:
+def rows_of_rank(count: int, mesh: DeviceMesh) -> tuple[int, int]:
     """First row and the one after the last of a tensor with so many, as fully_shard deals them over the mesh."""
     place, ranks = mesh.get_coordinate()[-1], mesh.shape[-1]  # type: ignore[index]  # the rank is in its mesh
     most = -(-count // ranks)
@@ -97,6 +97,6 @@ def read_into(root: nn.Module, path: Path) -> None:
             if not isinstance(own, DTensor):
                 own.copy_(found[...])
                 continue
-            begin, end = _rows_of_rank(len(own), own.device_mesh)
+            begin, end = rows_of_rank(len(own), own.device_mesh)
             if begin < end:  # a rank may have none of few
                 own.to_local().copy_(found[begin:end])

@@ -8,7 +8,7 @@ from unmask.errors import UserError
 from unmask.methods.base import Method
 from unmask.plan.gpus import GIBIBYTE, GPUs, gpus_of
 from unmask.plan.layout import Layout, choose_layout, gathered_bytes, layouts
-from unmask.plan.memory import Memory, computing_dtype, memory_of
+from unmask.plan.memory import Memory, computing_dtype, memory_of, saved_bytes
 from unmask.plan.networks import Size, size_of
 from unmask.plan.traffic import Transfer, transfers_of
 from unmask.plan.work import Work, work_of
@@ -51,6 +51,11 @@ class Plan:
     def communication(self) -> float:
         """Seconds of all messages of a training step, with nothing beside them."""
         return sum(transfer.seconds(self.gpus.network) for transfer in self.transfers)
+
+    @property
+    def saved(self) -> int:
+        """Bytes of a machine's own memory for the copy of a checkpoint that is being written."""
+        return saved_bytes(self.settings, self.size, self.layout)
 
     @property
     def usable(self) -> float:

@@ -124,6 +124,20 @@ def _sharded_state(settings: PlanSettings, work: Work, size: Size, layout: Layou
     }
 
 
+def saved_bytes(settings: PlanSettings, size: Size, layout: Layout) -> int:
+    """Bytes of a machine's own memory for the copy of a checkpoint that is written while training goes on.
+
+    Weights, moments and a reference that moves, of the first rank; of sharded weights every rank's moments: the weights
+    themselves are written tensor by tensor.
+    """
+    if layout.sharded:
+        return moments_bytes(size.groups, layout) * min(layout.ranks, layout.node)
+    dtype = torch.bfloat16 if settings.train.param_dtype == "bf16" else torch.float32
+    models = 2 if settings.train.ref_model_sync_steps else 1
+    adapters = size.trained_bytes if settings.train.lora_rank else 0
+    return models * size.parameters * dtype.itemsize + 2 * size.trained_bytes + adapters
+
+
 def computing_dtype(settings: PlanSettings) -> torch.dtype:
     """What gathered weights are: the precision that computes."""
     return torch.bfloat16 if settings.train.precision == "bf16" else torch.float32
@@ -155,7 +169,7 @@ def _update_pass(term: TermWork, work: Work, layout: Layout, *, accumulates: boo
 
 
 def _denoising_passes(settings: PlanSettings, work: Work, layout: Layout) -> list[Pass]:
-    """The steps that ask most: by the columns that they run, the logits that they make, the tokens that they draw."""
+    """The steps that ask most: by columns run, logits made and tokens drawn; and what is scored again of a rollout."""
 
     def columns(step: DenoisingForwards) -> tuple[int, int]:
         return step.forwards * step.columns, step.positions
@@ -181,7 +195,16 @@ def _denoising_passes(settings: PlanSettings, work: Work, layout: Layout) -> lis
             layout=layout,
         )
         for step in {max(work.denoising, key=key) for key in (columns, logits, draws)}
-    ]
+    ] + _rescoring(work, layout)
+
+
+def _rescoring(work: Work, layout: Layout) -> list[Pass]:
+    """The pass that tells what a cache has changed, where there is one: also before the updates' batches are there."""
+    forwards, tokens = work.rescored
+    if not forwards:
+        return []
+    scored = forwards * tokens
+    return [Pass(forwards=forwards, length=work.length, queries=tokens, scored=scored, answers=True, layout=layout)]
 
 
 def _kept_logits(term: TermWork, size: Size) -> int:

@@ -16,7 +16,7 @@ from unmask.denoisers.adapters import add_adapters
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.formats import format_of
 from unmask.denoisers.layers.fast_layers import fast_layers_or_log
-from unmask.denoisers.loading import config_errors
+from unmask.denoisers.load_errors import config_errors
 from unmask.errors import UserError
 from unmask.plan.layout import WeightGroups
 from unmask.plan.published import model_config

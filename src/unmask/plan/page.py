@@ -148,7 +148,8 @@ def _assumptions(plan: Plan) -> str:
         f"Assumed: prompts of {plan.prompt} tokens (prompt_tokens), completions that fill their "
         f"{plan.work.length - plan.prompt}, every group trained; {settings.utilisation:.0%} of "
         f"{plan.gpus.peak / 1e12:g} TFLOP/s (utilisation, gpu); {settings.headroom:.0%} of the memory stays free "
-        f"(headroom). {steps} training steps: {_time(steps * plan.seconds.step)}, "
+        f"(headroom). A checkpoint is written from a copy in a machine's own memory, {plan.saved / GIBIBYTE:.2f} GiB. "
+        f"{steps} training steps: {_time(steps * plan.seconds.step)}, "
         f"without evaluations, rewards and messages.{sent}"
     )
 

@@ -45,8 +45,8 @@ def transfers_of(layout: Layout, size: Size, work: Work, dtype: torch.dtype) -> 
     """All messages of a training step; `dtype`: what gathered weights are. Metrics and prompts are too small to count.
 
     Replicated: gradients, once an update. Sharded: all weights before the rollout, before each policy that answers
-    without gradient, and before an update that blends the old policy's logits; in each micro-batch a layer's weights
-    twice, forwards and backwards, the others' and all gradients once.
+    without gradient, and before an update that blends the old policy's logits or scores the whole batch first; in each
+    micro-batch a layer's weights twice, forwards and backwards, the others' and all gradients once.
     """
     if layout.ranks == 1:
         return ()
@@ -93,8 +93,13 @@ def _micro_batches(term: TermWork) -> int:
 
 
 def _gatherings(work: Work) -> int:
-    """How often all weights of a policy are gathered: to sample, to answer, to be blended."""
-    reference = any(term.reference for term in work.terms)
-    own = any(term.passes(work.updates) > term.reference for term in work.terms)
-    blended = work.updates if work.updates > 1 and any(term.blended for term in work.terms) else 0
-    return 1 + int(reference) + int(own) + blended
+    """How often all weights of a policy are gathered: to sample, to tell what a cache changed, to answer, to blend."""
+    terms, several = work.terms, work.updates > 1
+    once = (
+        True,
+        work.rescored[0] > 0,
+        any(term.reference for term in terms),
+        several and any(term.old for term in terms),
+    )
+    every_update = (any(term.scores_first for term in terms), several and any(term.blended for term in terms))
+    return sum(once) + work.updates * sum(every_update)

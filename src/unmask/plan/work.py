@@ -44,6 +44,7 @@ class TermWork:
     targets: int  # tokens that are scored at a position: rows of a forward
     without_gradient: tuple[int, int]  # passes of other policies over the same rows: in the first update, in later ones
     reference: bool  # one of those passes is the reference's, in every update
+    old: bool  # it compares with the old policy
     scores_first: bool  # one is that of now, before the micro-batches, whose logits' memory stays
     blended: bool
     separable: tuple[bool, bool]  # is the head's gradient made with its logits: in the first update, in later ones
@@ -78,6 +79,7 @@ class Work:
     terms: tuple[TermWork, ...]
     updates: int
     record_bytes: int  # the rollout and its recorded states
+    rescored: tuple[int, int] = (0, 0)  # forwards that tell what a cache changes, and tokens scored in each
 
     @property
     def rollout_forwards(self) -> int:
@@ -94,8 +96,8 @@ class Work:
 
     @property
     def other_forwards(self) -> int:
-        """Forwards without gradient, of the reference and the old policy."""
-        return sum(self._other(term) for term in self.terms)
+        """Forwards without gradient, of the reference, the old policy and that of now."""
+        return self.rescored[0] + sum(self._other(term) for term in self.terms)
 
     def _other(self, term: TermWork) -> int:
         first, later = term.without_gradient
@@ -113,7 +115,8 @@ class Work:
     def other_flops(self, size: Size) -> float:
         """FLOPs of the forwards without gradient; the reference of trained adapters is the model without them."""
         bare = replace(size, adapters=0, last_adapters=0)
-        total = 0.0
+        forwards, tokens = self.rescored
+        total = forwards * forward_flops(size, self.length, tokens, tokens)
         for term in self.terms:
             reference = self.updates * term.forwards * term.reference
             total += reference * forward_flops(bare, self.length, term.queries, term.scored)
@@ -193,9 +196,10 @@ def work_of(
         denoising=tuple(_denoising(rollout, record, prompts, canvas)),
         guided=rollout.guidance_scale != 0,
         cached=_is_exact(rollout, canvas) or CACHINGS[rollout.caching] is not None,
-        terms=tuple(_term_work(term, dry, prompts, micro_batch) for term in terms),
+        terms=tuple(_term_work(term, dry, prompts, micro_batch, ranks) for term in terms),
         updates=updates,
         record_bytes=prompts * _bytes_of(dry(1)),
+        rescored=(prompts, max(_step_counts(rollout, length))) if CACHINGS[rollout.caching] is not None else (0, 0),
     )
 
 
@@ -288,7 +292,7 @@ def _denoising(
             yield DenoisingForwards(forwards=wanted[step], positions=anywhere, tokens=1 + guesses, **whole)
 
 
-def _term_work(term: Term, dry: Callable[[int], Rollout], prompts: int, micro_batch: int) -> TermWork:
+def _term_work(term: Term, dry: Callable[[int], Rollout], prompts: int, micro_batch: int, ranks: int) -> TermWork:
     batch, drawn = _dry_batch(term, dry, prompts)
     forwards = len(batch.inputs_FL) * prompts // drawn
     parts = [(len(part.inputs_FL), *query_columns(part)) for part in _parts(batch, micro_batch)]
@@ -296,7 +300,7 @@ def _term_work(term: Term, dry: Callable[[int], Rollout], prompts: int, micro_ba
     micro = max(count for count, _, _ in parts) if len(parts) > 1 else min(micro_batch or forwards, forwards)
     scored = sum(int(counted_FA.sum()) for _, _, counted_FA in parts) / dry_forwards
     first, later = passes_without_gradient(term, batch)
-    again = 1 if term.advantage_reads_scores and micro < forwards else 0
+    again = 1 if term.advantage_reads_scores and (micro < forwards or ranks > 1) else 0
     return TermWork(
         forwards=forwards,
         batch=micro,
@@ -307,6 +311,7 @@ def _term_work(term: Term, dry: Callable[[int], Rollout], prompts: int, micro_ba
         targets=int(torch.bincount(batch.forward_R).max()),
         without_gradient=(first + again, later + again),
         reference=term.reads("reference"),
+        old=term.reads("old"),
         scores_first=bool(again),
         blended=term.blend is not None,
         separable=(term.is_elementwise(old_is_now=True), term.is_elementwise(old_is_now=False)),

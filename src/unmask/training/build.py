@@ -14,9 +14,10 @@ from unmask.denoisers.adapters import AdaptersOff, add_adapters, load_adapters
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.layers.compiled import compile_layers
 from unmask.denoisers.layers.recompute import recompute_layers
+from unmask.denoisers.load_errors import memory_errors
 from unmask.denoisers.loading import load_denoiser, load_tokenizer
 from unmask.distributed import World
-from unmask.distributed.sharding import shard, shard_mesh
+from unmask.distributed.sharding import layers_of, shard, shard_mesh
 from unmask.errors import UserError
 from unmask.evaluation.evaluator import Evaluator, over_denoised_examples
 from unmask.objective.objective import Objective, frozen_copy
@@ -150,14 +151,10 @@ class _Placing:
 
     def __call__(self, denoiser: Denoiser) -> Denoiser:
         """The denoiser there. Raises UserError where its network has no layers to shard."""
-        if self.mesh is None:
-            return denoiser.to(self.world.device)
-        layers = getattr(denoiser.model.base_model, "layers", None)
-        if layers is None:
-            raise UserError(
-                f"train.shard shards decoder layers, and {type(denoiser.model).__name__} has none: set it to 0"
-            )
-        shard(denoiser, layers, self.mesh, self.precision)
+        with memory_errors(f"the model, on {self.world.device},"):
+            if self.mesh is None:
+                return denoiser.to(self.world.device)
+            shard(denoiser, layers_of(denoiser.model), self.mesh, self.precision)
         return denoiser
 
 

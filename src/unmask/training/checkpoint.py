@@ -6,8 +6,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatch
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -16,78 +16,99 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import load_file
 
-from unmask.denoisers.adapters import has_adapters, save_adapters
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.directories import checkpoint_name, checkpoints, partial, step_of
 from unmask.denoisers.intact import check_model_files, check_tensors, read_json
-from unmask.denoisers.loading import save_denoiser
-from unmask.denoisers.streamed import save_module
-from unmask.distributed.sharding import as_sharded, is_sharded, load_shards, names_in_shards, save_shards
+from unmask.denoisers.loading import save_settings
+from unmask.denoisers.streamed import save_module, save_network
+from unmask.distributed import World
+from unmask.distributed.sharding import as_sharded, is_sharded, load_shards, names_in_shards
 from unmask.distributed.slices import read_into
 from unmask.errors import UserError
 from unmask.report.durable import sync, writing
 from unmask.settings.recipe import TrainSettings
+from unmask.training.contents import MOMENTS, SHARDS, Contents, Parts
+from unmask.training.saving import Saving
 
 _SYSTEM_ERROR = re.compile(r"(?:os error|code:) (\d+)")  # in an error of safetensors
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-_SHARDS = "optimizer"  # folder of the moments where the weights are sharded
 
 
 def save_checkpoint(
     folder: Path,
     step: int,
-    denoiser: Denoiser,
-    tokenizer: Any,
-    optimizer: torch.optim.Optimizer,
+    contents: Contents,
     state: dict[str, Any],
-    reference: nn.Module | None = None,
-    writes: bool = True,
-    further: Mapping[str, dict[str, torch.Tensor]] | None = None,
-) -> Path:
-    """Write `folder`/step_NNNNNN and return it: model (Hugging Face layout), optimizer moments, random and run state.
+    saving: Saving,
+    world: World,
+    keep: int | None = None,
+) -> None:
+    """Have `folder`/step_NNNNNN written: model (Hugging Face layout), optimizer moments, random and run state.
 
-    All ranks call it where the weights are sharded: each writes its shards of the moments to a folder of them, and the
-    one that `writes` the model, of which it has a tensor whole at a time.
+    What it holds is taken now, and written while training goes on; then all but the newest `keep` are deleted. Where
+    the weights are sharded all ranks call it: each writes its shards of the moments to a folder of them; the model is
+    written before this returns, by the first, of which it has a tensor whole at a time. Else the first alone calls it.
 
     `state` becomes state.json, with `step` and the digests by which resuming notices damage within tensors.
-    `reference`: frozen weights that have moved since the start. `further`: more files of tensors, by their names.
     """
-    final = folder / checkpoint_name(step)
+    final, sharded = folder / checkpoint_name(step), is_sharded(contents.denoiser)
     written = partial(final)
-    with writing(final), _tensor_errors():
-        if writes:
+    saving.wait()
+    with _whole_or_gone(final, world):
+        if world.is_main:
             shutil.rmtree(written, ignore_errors=True)
             folder.mkdir(exist_ok=True)  # where the run's own directory is gone, nothing would find the checkpoint
             written.mkdir()
+            save_settings(contents.denoiser, contents.tokenizer, written)
+        if sharded:
+            saving.meet(world)
+            _save_whole(contents, written, world)
+        parts = Parts.of(contents, world)
+
+    def write() -> None:
+        with _whole_or_gone(final, world):
+            with saving.together(final) if sharded else nullcontext():
+                parts.write(contents.denoiser.model, written, saving)
+            if world.is_main:
+                _complete(written, final, state | {"step": step})
+        if world.is_main and keep is not None:
+            drop_old(folder, keep)
+
+    saving.begin(write, at_once=not parts.are_copies)
+
+
+@contextmanager
+def _whole_or_gone(final: Path, world: World) -> Iterator[None]:
+    """Remove what was written of a checkpoint where it fails. Raises DiskError where the system refuses a write."""
+    with writing(final), _tensor_errors():
         try:
-            if sharded := is_sharded(denoiser):
-                torch.distributed.barrier()  # the first has made the folder
-                save_shards(_moments(denoiser, optimizer), written / _SHARDS)
-            save_denoiser(denoiser, tokenizer, written, writes=writes)
-            if reference is not None:
-                save_module(reference, written / "reference.safetensors", writes=writes)
-            if not writes:
-                return final
-            if has_adapters(denoiser):
-                save_adapters(denoiser, written)
-            tensors = {"random_state": {"cpu": torch.get_rng_state()}, **(further or {})}
-            tensors |= {} if sharded else {"optimizer": _moments(denoiser, optimizer)}
-            for name, named in tensors.items():
-                save_file(named, written / f"{name}.safetensors")
-            (written / "state.json").write_text(json.dumps(_with_digests(written, state | {"step": step}), indent=1))
-            for path in (*written.rglob("*"), written):
-                sync(path)
+            yield
         except BaseException:
-            if writes:
-                shutil.rmtree(written)  # on a full disk the room that it takes may be all that others need
+            if world.is_main:  # on a full disk the room that it takes may be all that others need
+                shutil.rmtree(partial(final), ignore_errors=True)
             raise
-        set_aside(final)
-        written.rename(final)
-        sync(folder)
-    return final
+
+
+def _save_whole(contents: Contents, written: Path, world: World) -> None:
+    """Write the weights that ranks hold together, tensor by tensor: all of them call it, and the first writes."""
+    if world.is_main:
+        (written / SHARDS).mkdir()
+    world.barrier()  # the first has made the folders
+    network = contents.denoiser.model
+    save_network(network, network.state_dict(keep_vars=True), written, writes=world.is_main)
+    if contents.reference is not None:
+        save_module(contents.reference, written / "reference.safetensors", writes=world.is_main)
+
+
+def _complete(written: Path, final: Path, state: dict[str, Any]) -> None:
+    """Write state.json, have all on disk, and give the checkpoint its name."""
+    (written / "state.json").write_text(json.dumps(_with_digests(written, state), indent=1))
+    for path in (*written.rglob("*"), written):
+        sync(path)
+    set_aside(final)
+    written.rename(final)
+    sync(final.parent)
 
 
 @contextmanager
@@ -136,23 +157,13 @@ def _digest_of_state(state: dict[str, Any]) -> str:
     return sha256(json.dumps(state).encode()).hexdigest()
 
 
-def _moments(denoiser: Denoiser, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    state = optimizer.state
-    return {
-        f"{name}/{moment}": state[parameter][moment].contiguous()
-        for name, parameter in denoiser.named_parameters()
-        if parameter in state
-        for moment in _MOMENTS
-    }
-
-
 def load_optimizer(directory: Path, denoiser: Denoiser, optimizer: torch.optim.Optimizer) -> None:
     """Load AdamW's moments into `optimizer`, and the global random state (dropout alone draws from it)."""
-    shards = directory / _SHARDS
+    shards = directory / SHARDS
     moments = _from_shards(shards, denoiser) if shards.is_dir() else load_file(directory / "optimizer.safetensors")
     for name, parameter in denoiser.named_parameters():
         if f"{name}/step" in moments:
-            found = {moment: moments[f"{name}/{moment}"] for moment in _MOMENTS}
+            found = {moment: moments[f"{name}/{moment}"] for moment in MOMENTS}
             optimizer.state[parameter] = {
                 moment: tensor if moment == "step" else as_sharded(tensor, parameter)
                 for moment, tensor in found.items()
@@ -165,7 +176,7 @@ def _from_shards(shards: Path, denoiser: Denoiser) -> dict[str, torch.Tensor]:
     moments = {
         f"{name}/{moment}": torch.zeros(()) if moment == "step" else torch.zeros_like(parameter)
         for name, parameter in denoiser.named_parameters()
-        for moment in _MOMENTS
+        for moment in MOMENTS
         if f"{name}/{moment}" in saved
     }
     load_shards(moments, shards)
@@ -190,7 +201,7 @@ def check_whole(directory: Path, settings: TrainSettings) -> None:
 
 def _fault(directory: Path, settings: TrainSettings) -> str | None:
     """What is wrong with the files of a checkpoint."""
-    shards = [f"{_SHARDS}/{path.name}" for path in (directory / _SHARDS).glob("*.safetensors")]
+    shards = [f"{SHARDS}/{path.name}" for path in (directory / SHARDS).glob("*.safetensors")]
     names = [*(shards or ["optimizer.safetensors"]), "random_state.safetensors"]
     names += ["adapters.safetensors"] if settings.lora_rank else []
     names += ["reference.safetensors"] if settings.ref_model_sync_steps else []

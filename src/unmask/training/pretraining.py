@@ -27,7 +27,9 @@ from unmask.settings.ownership import owned, owned_new
 from unmask.settings.reader import document_of
 from unmask.settings.recipe import TrainSettings
 from unmask.settings.resume import check_steps, how_to_go_on, locate_run
-from unmask.training.checkpoint import check_whole, drop_old, load_optimizer, read_state, save_checkpoint, sha256_of
+from unmask.training.checkpoint import check_whole, load_optimizer, read_state, save_checkpoint, sha256_of
+from unmask.training.contents import Contents
+from unmask.training.saving import Saving
 from unmask.training.skipping import MOST_IN_A_ROW, SkippedSteps, ends_for_skipped
 from unmask.training.stopping import Stopping
 from unmask.training.supervised import Pretraining
@@ -111,23 +113,26 @@ class PretrainingRun:
         """
         try:
             with self.ownership, telling(), Stopping(World.single()) as stopping:
-                self._train(stopping)
+                with Saving(stopping.was_asked) as saving:
+                    self._train(stopping, saving)
                 return self._write()
         except DiskError as error:
             raise UserError(f"{error}, then {self.how_to_go_on}") from error
 
-    def _train(self, stopping: Stopping) -> None:
+    def _train(self, stopping: Stopping, saving: Saving) -> None:
         kept_bytes = self.state.get("metrics_bytes", 0)
         with MetricsLog(self.directory / "metrics.jsonl", keep_bytes=kept_bytes) as metrics:
 
             def after(done: int, figures: dict[str, float]) -> None:
+                saving.check()
                 metrics.write({"step": done, **figures})
                 self._see(done, figures)
                 recipe, ends = self.training.recipe, stopping.is_asked()
                 due = done % recipe.save_steps == 0 or done == recipe.max_steps
                 if ends or (due and not self._skipped.in_a_row):
-                    self._save(done, metrics)
+                    self._save(done, metrics, saving)
                 if ends:
+                    saving.wait()
                     raise stopping.interrupt()
 
             self.training.run(after, self.state.get("step", 0))
@@ -143,16 +148,20 @@ class PretrainingRun:
             mend = f"start again with a lower rate, such as --learning-rate {rate / 3:.2g}"
             raise ends_for_skipped(self._skipped, done, why, mend)
 
-    def _save(self, done: int, metrics: MetricsLog) -> None:
+    def _save(self, done: int, metrics: MetricsLog, saving: Saving) -> None:
         training, folder = self.training, self.directory / "checkpoints"
         state: dict[str, Any] = {"metrics_bytes": metrics.position()}
         further = {}
         if best := training.best.tensors():
             state["best_loss"], further = training.best.value, {_BEST: best}
         with phase(f"saving the checkpoint of step {done}"):
-            denoiser, tokenizer = training.denoiser, training.tokenizer
-            save_checkpoint(folder, done, denoiser, tokenizer, training.optimizer, state, further=further)
-            drop_old(folder, _KEPT)
+            contents = Contents(
+                denoiser=training.denoiser,
+                tokenizer=training.tokenizer,
+                optimizer=training.optimizer,
+                further=further,
+            )
+            save_checkpoint(folder, done, contents, state, saving, World.single(), _KEPT)
 
     def _write(self) -> str:
         """Write the model, whole before config.json makes the directory a model's, and delete the checkpoints."""

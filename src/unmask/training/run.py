@@ -25,11 +25,10 @@ from unmask.settings.ownership import owned_new
 from unmask.settings.recipe import Recipe
 from unmask.settings.resume import how_to_go_on
 from unmask.training.build import build_trainer, filtered_order
-from unmask.training.checkpoint import (
-    drop_old,
-    save_checkpoint,
-)
+from unmask.training.checkpoint import save_checkpoint
+from unmask.training.contents import Contents
 from unmask.training.run_directory import describe, look, take_over
+from unmask.training.saving import Saving
 from unmask.training.skipping import MOST_IN_A_ROW, SkippedSteps, check_finite, ends_for_skipped, lower_rate
 from unmask.training.stopping import Stopping
 from unmask.training.trainer import Trainer, evaluation_row
@@ -78,6 +77,7 @@ class _Course:
     completions: MetricsLog
     monitor: CollapseMonitor
     stopping: Stopping
+    saving: Saving
     skipped: SkippedSteps = field(default_factory=SkippedSteps)
 
 
@@ -114,11 +114,13 @@ class Run:
         """
         try:
             with self.ownership, telling(), Stopping(self.trainer.objective.world) as stopping:
-                return self._finish(stopping)
+                with Saving(stopping.was_asked) as saving:
+                    self._finish(stopping, saving)
+                return self.trainer.objective.world.first(self._summarise)
         except DiskError as error:
             raise UserError(f"{error}, then {self.how_to_go_on}") from error
 
-    def _finish(self, stopping: Stopping) -> dict[str, Any]:
+    def _finish(self, stopping: Stopping, saving: Saving) -> None:
         recipe, state = self.trainer.recipe, self.state or {}
         first, steps = state.get("step", 0), recipe.train.max_steps
         monitor = CollapseMonitor()
@@ -128,7 +130,9 @@ class Run:
         # Ranks share evaluations, and each knows all figures; the first writes.
         metrics, completions = (self._log(name, state) for name in ("metrics", "completions"))
         with metrics, completions:
-            course = _Course(metrics=metrics, completions=completions, monitor=monitor, stopping=stopping)
+            course = _Course(
+                metrics=metrics, completions=completions, monitor=monitor, stopping=stopping, saving=saving
+            )
             with stopping.at_once():
                 if recipe.train.over_denoising_filter:
                     self.trainer.order = state.get("order") or filtered_order(self.trainer)
@@ -140,9 +144,9 @@ class Run:
                 for step in range(first, steps):
                     self._train_step(step, course)
                     self._pause(step + 1, course)
+            saving.wait()  # of what is evaluated now
             with stopping.at_once():
                 self._evaluate("final evaluation", steps, recipe.evaluation.examples, metrics, "after.json")
-        return self.trainer.objective.world.first(self._summarise)
 
     def _tell_ranks(self, first_step: int) -> None:
         """Say what is truly active, and keep it in the run: a run may go on with other ranks."""
@@ -159,10 +163,12 @@ class Run:
         return MetricsLog(self.directory / f"{name}.jsonl", keep_bytes=state.get(f"{name}_bytes", 0))
 
     def _train_step(self, step: int, course: _Course) -> None:
-        started = time.monotonic()
+        course.saving.check()
+        started, saving_seconds = time.monotonic(), course.saving.waited_seconds()
         row, sample = self.trainer.step(step)
         done = step + 1
-        course.metrics.write({"step": done, **row, "step_seconds": time.monotonic() - started})
+        seconds = {"step_seconds": time.monotonic() - started, "saving_seconds": saving_seconds}
+        course.metrics.write({"step": done, **row, **seconds})
         course.completions.write({"step": done, **sample})
         advance(figures=f"reward {row['reward']:.3f}" if "reward" in row else f"loss {row['loss']:.3f}")
         why = course.skipped.see(row)
@@ -171,6 +177,7 @@ class Run:
             course.metrics.write({"step": done, "warning": warning})
             message(f"warning at step {done}: {warning}")
         if why is not None and course.skipped.in_a_row == MOST_IN_A_ROW:
+            course.saving.wait()  # the newest checkpoint is named
             mend = self.how_to_mend(row, done - course.skipped.in_a_row)
             raise ends_for_skipped(course.skipped, done, why, mend)
 
@@ -190,6 +197,7 @@ class Run:
         if ends or done % settings.save_steps == 0 or done == settings.max_steps:
             self._save(done, course, evaluation_due=due)
         if ends:
+            course.saving.wait()
             self.trainer.objective.world.barrier()  # torchrun ends all when one rank has: the first may still be saving
             raise stopping.interrupt()
 
@@ -197,29 +205,37 @@ class Run:
         """Write a checkpoint, but for steps that were skipped: the newest is one from which training went on."""
         if course.skipped.in_a_row and done < self.trainer.recipe.train.max_steps:
             return
-        check_finite(self.trainer.objective.denoiser.parameters(), done, self.how_to_mend({}, done))
-        with phase(f"saving the checkpoint of step {done}"):
+        with course.saving.standing_still(), phase(f"saving the checkpoint of step {done}"):
+            course.saving.wait()
+            check_finite(self.trainer.objective.denoiser.parameters(), done, self.how_to_mend({}, done))
             self._checkpoint(done, course, {"evaluation_due": True} if evaluation_due else {})
 
     def _checkpoint(self, done: int, course: _Course, further: dict[str, Any]) -> None:
-        trainer, folder = self.trainer, self.directory / "checkpoints"
-        objective, optimizer = trainer.objective, trainer.updater.optimizer
-        moved = objective.reference if trainer.recipe.train.ref_model_sync_steps else None
-        saved = (objective.denoiser, trainer.tokenizer, optimizer)
-        if not self.is_main:
-            if is_sharded(objective.denoiser):  # it has a part of what the first writes
-                save_checkpoint(folder, done, *saved, {}, moved, writes=False)
+        trainer, objective, settings = self.trainer, self.trainer.objective, self.trainer.recipe.train
+        if not self.is_main and not is_sharded(objective.denoiser):  # else it has a part of what is saved
             return
+        contents = Contents(
+            denoiser=objective.denoiser,
+            tokenizer=trainer.tokenizer,
+            optimizer=trainer.updater.optimizer,
+            reference=objective.reference if settings.ref_model_sync_steps else None,
+        )
+        state = self._state(course, further) if self.is_main else {}
+        folder, keep = self.directory / "checkpoints", settings.save_total_limit
+        save_checkpoint(folder, done, contents, state, course.saving, objective.world, keep)
+        if self.is_main:
+            self._draw()
+
+    def _state(self, course: _Course, further: dict[str, Any]) -> dict[str, Any]:
+        """What a checkpoint says of the run beside its tensors."""
         state: dict[str, Any] = further | {
             "metrics_bytes": course.metrics.position(),
             "completions_bytes": course.completions.position(),
             "monitor": course.monitor.state(),
         }
-        if trainer.recipe.train.over_denoising_filter:
-            state["order"] = trainer.order
-        save_checkpoint(folder, done, *saved, state, moved)
-        drop_old(folder, trainer.recipe.train.save_total_limit)
-        self._draw()
+        if self.trainer.recipe.train.over_denoising_filter:
+            state["order"] = self.trainer.order
+        return state
 
     def _evaluate_during(self, done: int, metrics: MetricsLog) -> None:
         count = self.trainer.recipe.evaluation.examples_during

@@ -73,6 +73,10 @@ class Stopping:
         asked = torch.tensor(float(self._asked is not None), device=self._world.device)
         return bool(self._world.sum(asked)) if self._world.size > 1 else self._asked is not None
 
+    def was_asked(self) -> bool:
+        """Whether this rank was asked to end: a signal that comes now is the second."""
+        return self._asked is not None
+
     def interrupt(self) -> KeyboardInterrupt:
         """What to raise after the save."""
         return _interrupt(self._asked or signal.SIGTERM)

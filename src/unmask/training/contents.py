@@ -1,0 +1,104 @@
+"""What a checkpoint is made of: the tensors that a rank writes, taken at a step and written while training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from unmask.denoisers.adapters import ADAPTERS_FILE, adapters_of, merged_weights
+from unmask.denoisers.base import Denoiser
+from unmask.denoisers.streamed import save_network, untied
+from unmask.distributed import World
+from unmask.distributed.sharding import is_sharded, shards_of
+from unmask.report.durable import sync
+from unmask.training.saving import Saving, copies, room_bytes
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+SHARDS = "optimizer"  # folder of the moments where the weights are sharded
+_NETWORK = ""  # in place of a file: the files of the model, whose tensors have other names there
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a checkpoint is made of, beside the state of its run."""
+
+    denoiser: Denoiser
+    tokenizer: Any
+    optimizer: torch.optim.Optimizer
+    reference: nn.Module | None = None  # frozen weights that have moved since the start
+    further: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)  # files of tensors that nothing changes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The tensors that this rank writes of a checkpoint, by file and name."""
+
+    tensors: dict[tuple[str, str], Tensor]
+    metadata: dict[str, dict[str, str] | None]  # of each file
+    are_copies: bool  # else the host has no room for them, and nothing may be trained until they are written
+
+    @classmethod
+    def of(cls, contents: Contents, world: World) -> Parts:
+        """Those of a rank as they are now; all ranks call it where the weights are sharded."""
+        sharded = is_sharded(contents.denoiser)
+        moments, metadata = _moments(contents), {}
+        if sharded:
+            shards = shards_of(moments)
+            moments, metadata = shards.tensors, {f"{SHARDS}/{shards.file}": shards.metadata}
+        files = {next(iter(metadata), "optimizer.safetensors"): moments}
+        if world.is_main:
+            files |= _written_by_one(contents, sharded)
+
+        def named() -> Iterator[tuple[tuple[str, str], Tensor]]:
+            if world.is_main and not sharded:
+                yield from (((_NETWORK, name), weight) for name, weight in merged_weights(contents.denoiser))
+            for file, tensors in files.items():
+                yield from (((file, name), tensor) for name, tensor in tensors.items())
+
+        copied = copies(named(), room_bytes(world.local_size if sharded else 1))
+        if sharded and world.most(int(copied is None)):
+            copied = None
+        return cls(
+            tensors=dict(named()) if copied is None else copied,
+            metadata=dict.fromkeys(files) | metadata,
+            are_copies=copied is not None,
+        )
+
+    def write(self, network: Any, directory: Path, saving: Saving) -> None:
+        """Write them to a directory, the network's in its published layout. Raises GivenUp where that is wanted."""
+        files: dict[str, dict[str, Tensor]] = {file: {} for file in self.metadata}
+        for (file, name), tensor in self.tensors.items():
+            files.setdefault(file, {})[name] = tensor
+        if weights := files.pop(_NETWORK, None):
+            save_network(network, weights, directory)
+        for file, tensors in files.items():
+            saving.go_on()
+            save_file(tensors, directory / file, self.metadata[file])
+            sync(directory / file)  # other ranks may lie on another machine than the one that ends the checkpoint
+
+
+def _written_by_one(contents: Contents, sharded: bool) -> dict[str, dict[str, Tensor]]:
+    """The files beside model and moments, which the first rank writes."""
+    files = {"random_state.safetensors": {"cpu": torch.get_rng_state()}}
+    files |= {f"{name}.safetensors": tensors for name, tensors in contents.further.items()}
+    if adapters := adapters_of(contents.denoiser):
+        files[ADAPTERS_FILE] = adapters
+    if contents.reference is not None and not sharded:
+        files["reference.safetensors"] = untied(contents.reference)
+    return files
+
+
+def _moments(contents: Contents) -> dict[str, Tensor]:
+    state = contents.optimizer.state
+    return {
+        f"{name}/{moment}": state[parameter][moment].contiguous()
+        for name, parameter in contents.denoiser.named_parameters()
+        if parameter in state
+        for moment in MOMENTS
+    }
