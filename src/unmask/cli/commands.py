@@ -113,6 +113,26 @@ def convert(settings: object, options: Namespace) -> None:
     _say(True, f"model: {directory}\nmask token: {mask_token} (id {mask_id})")
 
 
+def export(settings: object, options: Namespace) -> None:
+    """Write a checkpoint as it is shared to --output, and with --push send it to the Hub."""
+    if not options.source or not options.output:
+        raise UserError("export needs the directory of a run or of a checkpoint, and --output, a new directory")
+    output = user_path(options.output)
+    check_new(output)
+    with phase(f"unmask export: {options.source}"):
+        from unmask.export.export import export as write
+        from unmask.export.push import check_push, push
+        from unmask.export.source import find_source
+
+        source = find_source(options.source)
+        if options.push is not None:
+            check_push(options.push)
+    write(source, output, options.push or output.absolute().name)
+    _say(True, f"model: {output}")
+    if options.push is not None:
+        _say(True, f"on the Hub: {push(output, options.push)}")
+
+
 def evaluate(settings: EvaluateSettings, options: Namespace) -> None:
     """Print a table of solve rates on held-out items; write it as JSON to --output, row by row."""
     output = user_path(options.output) if options.output else None

@@ -107,6 +107,16 @@ COMMANDS = {
             ("--mask-token", "token of its tokenizer to use as mask (default: one is added)"),
         ),
     ),
+    "export": Command(
+        run=commands.export,
+        summary="write a trained model as it is shared: weights, tokenizer, adapters, model card, citation",
+        example="unmask export runs/sudoku-dispo-001 --output sudoku-solver --push ORG/sudoku-solver",
+        arguments=(
+            ("source", "directory of a run, which means its newest checkpoint, or of a checkpoint"),
+            ("--output", "directory to write (required): a new one"),
+            ("--push", "ORG/NAME on the Hub, to which it is sent then"),
+        ),
+    ),
     "plan": Command(
         settings=PlanSettings,
         run=commands.plan,

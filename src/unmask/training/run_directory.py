@@ -10,6 +10,7 @@ from typing import Any
 
 import tomli_w
 
+from unmask.denoisers.digests import read_state
 from unmask.denoisers.directories import LOCK, checkpoints, newest_checkpoint, partial
 from unmask.denoisers.intact import read_json
 from unmask.report.durable import write_durably, writing
@@ -20,7 +21,7 @@ from unmask.settings.ownership import owned, owned_new
 from unmask.settings.reader import document_of
 from unmask.settings.recipe import Recipe
 from unmask.settings.resume import changed_schedule, check_steps, locate_run, new_directory
-from unmask.training.checkpoint import check_whole, read_state, set_aside
+from unmask.training.checkpoint import check_whole, set_aside
 
 _ABOUT = """This directory holds one training run of unmask.
 
