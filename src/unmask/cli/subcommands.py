@@ -59,6 +59,7 @@ COMMANDS = {
                 "directory of a run or of its checkpoint to go on from, by its recipe; --train.max-steps may be more",
             ),
         ),
+        switches=(("--watch", "in a terminal, show a completion of the last step being denoised"),),
         default_recipe="sudoku-dispo",
         idle=idle_in_recipe,
     ),

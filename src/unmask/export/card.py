@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from unmask import __version__
 from unmask.denoisers.directories import EMBEDDED
 from unmask.denoisers.intact import read_json
+from unmask.evaluation.statistics import figure_label
 from unmask.export.citation import bibtex, papers
 from unmask.export.evaluation import Measured, Rate
 from unmask.export.source import ExportSource
@@ -54,7 +55,7 @@ def model_card(source: ExportSource, name: str, measured: Sequence[Measured], *,
     """The card of a checkpoint that is called `name` there; whatever its settings hold is shown as text."""
     document = None if source.recipe is None else shareable_document(source.recipe)
     examples = None if source.trained is None else source.trained.evaluation.examples
-    return ModelCard.from_template(
+    card: ModelCard = ModelCard.from_template(
         _data(source, name, measured),
         template_str=_TEMPLATE,
         name=_span(name),
@@ -66,6 +67,7 @@ def model_card(source: ExportSource, name: str, measured: Sequence[Measured], *,
         recipe=None if document is None else _fenced(tomli_w.dumps(document), "toml"),
         citation=_fenced(bibtex(source), "bibtex"),
     )
+    return card
 
 
 # ---- the header, for machines ----
@@ -84,7 +86,7 @@ def _data(source: ExportSource, name: str, measured: Sequence[Measured]) -> Mode
                     dataset_name=task,
                     dataset_split="test",
                     metric_type="accuracy",
-                    metric_name=f"{each.counted}, {each.name}",
+                    metric_name=f"{each.counted}, {_line(figure_label(each.name))}",
                     metric_value=each.after.value,
                     metric_args={"interval_95": [each.after.low, each.after.high]},
                 )
@@ -125,7 +127,7 @@ def _origin(source: ExportSource) -> list[str]:
     if trained is not None:
         for paper in papers(trained.method):
             lines.append(f"method: {_span(paper.name)}, [arXiv {paper.number}]({paper.url})")
-        lines.append(f"task: {_span(trained.task.name)}; {source.step} of {trained.train.steps} training steps")
+        lines.append(f"task: {_span(trained.task.name)}; {source.step} of {trained.train.max_steps} training steps")
     if source.adapters is not None:
         rank, alpha = source.lora
         lines.append(f"low-rank adapters of rank {rank} (alpha {alpha}) were trained; the weights here hold them")
@@ -138,7 +140,8 @@ def _table(measured: Sequence[Measured]) -> str:
     rows = ["| measured | before | after | gain |", "|---|---|---|---|"]
     for each in measured:
         before, gain = (_rate(rate, sign) for rate, sign in ((each.before, ""), (each.gain, "+")))
-        rows.append(f"| {_span(each.name)}, {each.counted} | {before} | {_rate(each.after, '')} | {gain} |")
+        label = _span(f"{figure_label(each.name)}: {each.counted}")
+        rows.append(f"| {label} | {before} | {_rate(each.after, '')} | {gain} |")
     return "\n".join(rows)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from shlex import quote
 
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.constants import ENDPOINT, is_offline_mode
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.constants import is_offline_mode
+from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
 from unmask.errors import UserError
@@ -38,17 +38,17 @@ def push(directory: Path, repository: str) -> str:
     Raises UserError, with the command that sends it later, where the Hub does not take it.
     """
     token = get_token()
+    hub = HfApi(token=token)
     disable_progress_bars()
     try:
         with phase(f"sending {directory} to {repository}"):
-            hub = HfApi(token=token)
             hub.create_repo(repository, exist_ok=True)
             hub.upload_folder(repo_id=repository, folder_path=directory, commit_message="Export of unmask")
-    except Exception as error:  # of the network's, the Hub's and the upload's, which have no common class
+    except (OSError, HTTPError, RuntimeError, ValueError) as error:  # the Hub's, the network's, xet's, a bad answer
         detail = " ".join(f"{type(error).__name__}: {error}".split())
         detail = detail.replace(token, "***") if token else detail
         raise UserError(
             f"{directory} is whole, and the Hub did not take it ({detail[:300]}): `hf upload {repository} "
             f"{quote(str(directory))}` sends it later"
         ) from None
-    return f"{ENDPOINT}/{repository}"
+    return f"{hub.endpoint}/{repository}"

@@ -32,6 +32,7 @@ completions.jsonl   one prompt a step: its completions, their rewards, the step 
 before.json         held-out results of the base model, example by example; after.json: of the trained model
 curve.png           reward and solve rates over the run
 ranks.jsonl         one line a start: how many ranks, on what devices, what each of them holds
+trackers.json       names under which trackers know the run (`--track`)
 checkpoints/        models in the Hugging Face layout, with what `unmask train --resume` needs
 summary.json        solve rates before and after, with 95 % intervals
 """
@@ -94,7 +95,7 @@ def _copy_or_set_aside(source: Path, directory: Path, checkpoint: Path | None) -
     if directory != source:
         kept = None if checkpoint is None else checkpoint.name
         others = [path.name for path in checkpoints(source / "checkpoints") if path.name != kept]
-        ended = ("after.json", "summary.json", "curve.png", "*.partial", "*.aside*", LOCK)
+        ended = ("after.json", "summary.json", "curve.png", "trackers.json", "*.partial", "*.aside*", LOCK)
         copy = partial(directory / "copy")
         with writing(directory):
             shutil.copytree(source, copy, ignore=shutil.ignore_patterns(*others, *ended))
