@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from unmask.cli.main import main
 from unmask.errors import UserError
 from unmask.report import tracking
+from unmask.report.curve import draw_curve
 from unmask.report.metrics import MetricsLog, read_metrics
 from unmask.report.progress import telling
 from unmask.report.tracking import Trackers
@@ -40,8 +41,10 @@ def told(names, directory, first_step=0, rows=ROWS):
         trackers.completions(COMPLETION)
 
 
-def test_tensorboard_has_the_numbers_under_trl_s_names_and_the_completions(tmp_path):
+def test_tensorboard_has_the_numbers_under_trl_s_names_completions_and_curve(tmp_path, capsys):
+    draw_curve([{"step": 1, "reward": 0.5}], tmp_path / "curve.png", "a run")
     told(["tensorboard"], tmp_path)
+    assert "warning" not in capsys.readouterr().out
     found = scalars(tmp_path / "tensorboard")
     assert found == {
         ("eval/greedy_16/solved", 0): 0.5,
@@ -51,6 +54,7 @@ def test_tensorboard_has_the_numbers_under_trl_s_names_and_the_completions(tmp_p
     }
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
+    assert (events.Images("curve")[0].step, events.Images("curve")[0].width) == (2, 1000)
     (text,) = events.Tensors("completions/text_summary")
     (shown,) = text.tensor_proto.string_val
     assert "| 2 | `1 ¦ 2` | `'a' ¦ </script> b` | 1 |" in shown.decode()
@@ -59,6 +63,7 @@ def test_tensorboard_has_the_numbers_under_trl_s_names_and_the_completions(tmp_p
 def test_tensorboard_of_a_run_that_goes_on_shows_no_step_twice(tmp_path):
     told(["tensorboard"], tmp_path)
     told(["tensorboard"], tmp_path, first_step=1, rows=[{"step": 2, "reward": 0.125}])
+    assert len(list(tmp_path.rglob("hparams.yml"))) == 1
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/reward")] == [(1, 0.25), (2, 0.125)]
@@ -67,7 +72,7 @@ def test_tensorboard_of_a_run_that_goes_on_shows_no_step_twice(tmp_path):
 class Fake:
     """A tracker of accelerate's kind, that fails where it is told to."""
 
-    tracker = SimpleNamespace(id="abc")
+    tracker = SimpleNamespace(id="abc", info=SimpleNamespace(run_id="abc"))
 
     def __init__(self, fails_at, **options):
         self.fails_at, self.options, self.calls = fails_at, options, []
@@ -148,3 +153,10 @@ def test_names_of_trackers_are_checked_before_anything_is_loaded(monkeypatch, tm
     assert main(["train", "--track", "wandb"]) == 2
     assert "wandb is not installed" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tracker_without_its_identity_fails_as_any_other(fake, tmp_path, capsys, monkeypatch):
+    fake()
+    monkeypatch.setattr(Fake, "tracker", None)
+    told(["mlflow"], tmp_path)
+    assert "tracker mlflow failed" in capsys.readouterr().out

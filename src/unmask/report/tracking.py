@@ -30,12 +30,12 @@ class _Kind:
     """How one tracker of accelerate is started, and which of its calls takes what.
 
     `options`: of its class, from the run's directory, the identity that it had there, and the first step to come.
-    `identity`: of a tracker that has started; None where it needs none to go on.
+    `identity`: of a tracker that has started, by which it goes on.
     `table`, `picture`, `file`: a table of completions, the curve, another file; None where it takes none.
     """
 
     options: Callable[[Path, str | None, int], dict[str, Any]]
-    identity: Callable[[Any], str | None] = lambda tracker: None
+    identity: Callable[[Any], str] = lambda tracker: str(tracker.run_name)
     table: Callable[[Any, list[list[Any]], int], object] | None = None
     picture: Callable[[Any, Path, int], object] | None = None
     file: Callable[[Any, Path], object] | None = None
@@ -48,7 +48,7 @@ def _project(name: str) -> str:
 def _pixels(path: Path) -> Any:
     from matplotlib.image import imread
 
-    return imread(path)
+    return imread(path)[..., :3]  # without the transparency, which not all take
 
 
 def _trackio_table(tracker: Any, rows: list[list[Any]], step: int) -> None:
@@ -126,15 +126,15 @@ class Trackers:
         self._settings = {path: value for path, value in settings.items() if value is not None}
         self._step = self._first_step = first_step
         self._trackers: dict[str, Any] = {}
+        self._identities: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         path = self._directory / IDENTITIES
         known = read_json(path) if self._names and path.is_file() else {}
         for name in self._names:
             self._try(name, lambda name=name: self._start(name, known.get(name)))
-        found = {name: _KINDS[name].identity(tracker) for name, tracker in self._trackers.items()}
-        if identities := {name: identity for name, identity in found.items() if identity is not None}:
-            write_durably(path, json.dumps(known | identities, indent=1))
+        if self._identities:
+            write_durably(path, json.dumps(known | self._identities, indent=1))
         return self
 
     def _start(self, name: str, identity: str | None) -> None:
@@ -144,6 +144,7 @@ class Trackers:
         tracker.main_process_only = False  # this is the one rank that tells
         tracker.start()
         self._trackers[name] = tracker
+        self._identities[name] = _KINDS[name].identity(tracker)
         if identity is None:
             tracker.store_init_configuration(self._settings)
 
