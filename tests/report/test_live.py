@@ -59,7 +59,7 @@ def test_where_there_is_no_terminal_it_is_said_once_and_lines_are_as_without_it(
 def in_terminal(slave):
     """A phase of a second in a terminal, watched."""
     terminal = os.fdopen(slave, "w")
-    with telling(Progress(OutputConsole(file=terminal, force_terminal=True, width=60))):
+    with telling(Progress(OutputConsole(file=terminal, force_terminal=True, color_system="truecolor", width=60))):
         watch()
         with phase("step", 2):
             watch_completion(7, SAMPLE)

@@ -15,7 +15,7 @@ from unmask.export.citation import bibtex
 from unmask.export.evaluation import measured_of
 from unmask.export.source import ExportSource
 from unmask.report.curve import draw_curve
-from unmask.report.durable import sync, writing
+from unmask.report.durable import sync, tensor_errors, writing
 from unmask.report.metrics import read_metrics
 from unmask.report.progress import phase
 from unmask.settings.inputs import shareable_document, without_directories
@@ -29,7 +29,7 @@ def export(source: ExportSource, output: Path, name: str) -> None:
     """
     check_new(output)
     measured = measured_of(source)
-    with phase(f"writing {output}"), _written_whole(output) as directory:
+    with phase(f"writing {output}"), _written_whole(output) as directory, tensor_errors():
         for path in source.files:
             shutil.copyfile(path, directory / path.name)
         if source.adapters is not None:

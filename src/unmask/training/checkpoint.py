@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -28,10 +24,9 @@ from unmask.denoisers.streamed import save_module
 from unmask.distributed.sharding import as_sharded, is_sharded, load_shards, names_in_shards, save_shards
 from unmask.distributed.slices import read_into
 from unmask.errors import UserError
-from unmask.report.durable import sync, writing
+from unmask.report.durable import sync, tensor_errors, writing
 from unmask.settings.recipe import TrainSettings
 
-_SYSTEM_ERROR = re.compile(r"(?:os error|code:) (\d+)")  # in an error of safetensors
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 _SHARDS = "optimizer"  # folder of the moments where the weights are sharded
 
@@ -57,7 +52,7 @@ def save_checkpoint(
     """
     final = folder / checkpoint_name(step)
     written = partial(final)
-    with writing(final), _tensor_errors():
+    with writing(final), tensor_errors():
         if writes:
             shutil.rmtree(written, ignore_errors=True)
             folder.mkdir(exist_ok=True)  # where the run's own directory is gone, nothing would find the checkpoint
@@ -88,18 +83,6 @@ def save_checkpoint(
         written.rename(final)
         sync(folder)
     return final
-
-
-@contextmanager
-def _tensor_errors() -> Iterator[None]:
-    """Raise what safetensors says of a write that the system refused as the OSError that it was."""
-    try:
-        yield
-    except SafetensorError as error:
-        code = _SYSTEM_ERROR.search(str(error))
-        if code is None:
-            raise
-        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
 def _moments(denoiser: Denoiser, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
