@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from unmask.denoisers.directories import check_new, find_model
 from unmask.errors import UserError
-from unmask.report.progress import phase
+from unmask.evaluation.statistics import figure_label
+from unmask.report.progress import phase, watch
 from unmask.settings.inputs import check_data
 from unmask.settings.resume import check_resumable, new_directory
+from unmask.settings.trackers import check_trackers, tracker_names
 from unmask.validation.user_files import user_path
 
 if TYPE_CHECKING:
@@ -36,7 +38,10 @@ def train(recipe: Recipe, options: Namespace) -> None:
     else:
         new_directory(options.output, name)
     recipe.check_blocks()
+    check_trackers(tracker_names(recipe.track))
     _check_inputs(recipe.model, recipe.task)
+    if options.watch:
+        watch()
     with phase(f"unmask train: {f'{options.resume} goes on' if options.resume else name}"):
         from unmask.cli.environment import give_back_freed_memory, prepare
         from unmask.cli.sharding import shard_size
@@ -72,17 +77,9 @@ def _print_summary(summary: dict[str, Any], directory: Path) -> None:
             before, after = figures["before"]["solved"], figures["after"]["solved"]
             gain = f"{figures['gain']:+.1%}, 95 % interval {figures['gain_low']:+.1%} to {figures['gain_high']:+.1%}"
             what = "ranked as given" if name == "pairs" else "solved"
-            _say(True, f"{_label(name)}: {before:.1%} {what} before, {after:.1%} after ({gain})")
+            _say(True, f"{figure_label(name)}: {before:.1%} {what} before, {after:.1%} after ({gain})")
     _say(True, f"model: {directory / 'checkpoints'}/step_{summary['steps']:06d}")
     _say(True, f"curve: {directory / 'curve.png'}")
-
-
-def _label(name: str) -> str:
-    """A line's name: greedy_16 as "held-out, greedy in 16 steps", another held-out split by its name."""
-    if name == "pairs":
-        return "held-out pairs"
-    kind, _, steps = name.partition("_")
-    return f"held-out, {kind} in {steps} steps" if steps.isdigit() else f"split {name}, as sampled in training"
 
 
 def sample(settings: SampleSettings, options: Namespace) -> None:
@@ -111,6 +108,26 @@ def convert(settings: object, options: Namespace) -> None:
         prepare(None)
         mask_token, mask_id = convert_to(options.model, directory, options.mask_token)
     _say(True, f"model: {directory}\nmask token: {mask_token} (id {mask_id})")
+
+
+def export(settings: object, options: Namespace) -> None:
+    """Write a checkpoint as it is shared to --output, and with --push send it to the Hub."""
+    if not options.source or not options.output:
+        raise UserError("export needs the directory of a run or of a checkpoint, and --output, a new directory")
+    output = user_path(options.output)
+    check_new(output)
+    with phase(f"unmask export: {options.source}"):
+        from unmask.export.export import export as write
+        from unmask.export.push import check_push, push
+        from unmask.export.source import find_source
+
+        source = find_source(options.source)
+        if options.push is not None:
+            check_push(options.push)
+    write(source, output, options.push or output.absolute().name)
+    _say(True, f"model: {output}")
+    if options.push is not None:
+        _say(True, f"on the Hub: {push(output, options.push)}")
 
 
 def evaluate(settings: EvaluateSettings, options: Namespace) -> None:

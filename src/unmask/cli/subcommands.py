@@ -59,6 +59,7 @@ COMMANDS = {
                 "directory of a run or of its checkpoint to go on from, by its recipe; --train.max-steps may be more",
             ),
         ),
+        switches=(("--watch", "in a terminal, show a completion of the last step being denoised"),),
         default_recipe="sudoku-dispo",
         idle=idle_in_recipe,
     ),
@@ -105,6 +106,16 @@ COMMANDS = {
             ("--model", "directory of the checkpoint, in the layout of transformers (required)"),
             ("--output", "directory of the new model (required)"),
             ("--mask-token", "token of its tokenizer to use as mask (default: one is added)"),
+        ),
+    ),
+    "export": Command(
+        run=commands.export,
+        summary="write a trained model as it is shared: weights, tokenizer, adapters, model card, citation",
+        example="unmask export runs/sudoku-dispo-001 --output sudoku-solver --push ORG/sudoku-solver",
+        arguments=(
+            ("source", "directory of a run, which means its newest checkpoint, or of a checkpoint"),
+            ("--output", "directory to write (required): a new one"),
+            ("--push", "ORG/NAME on the Hub, to which it is sent then"),
         ),
     ),
     "plan": Command(

@@ -16,7 +16,7 @@ LOCK = ".lock"  # in the directory of a run: who owns it
 # What else is written there, each whole or not at all; "copy" stands for all of a run that goes on elsewhere.
 WRITTEN = (
     *("README.txt", "recipe.toml", "inputs.json", "before.json", "after.json", "summary.json", "curve.png", "copy"),
-    *("model", "checkpoints"),
+    *("trackers.json", "model", "checkpoints"),
 )
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 _NAME = re.compile(r"step_([0-9]+)")

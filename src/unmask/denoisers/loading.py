@@ -45,7 +45,7 @@ from unmask.errors import UserError
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 # What may be wrong with tensors, by transformers' names, and how it is said of a model.
 _MISFITS = {"missing": "lacks", "unexpected": "has no use for", "mismatched": "shapes otherwise"}
-_MASKED = "bert"  # masked language models attend both ways as they are
+MASKED = "bert"  # masked language models attend both ways as they are
 _READ_AHEAD_OFF = "HF_DEACTIVATE_ASYNC_LOAD"
 # Of the top folder alone. Code comes along for the original loaders, and is never run here.
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
@@ -223,7 +223,7 @@ def _load_network(
             network, report = checkpoint_format.load(directory, published, **options)
         network.published_files = _published_files(directory)
         network.generation_config = GenerationConfig()  # theirs is for their sampler: kept as a file, never read
-    elif published.get("is_causal") is False or published.get("model_type") == _MASKED:
+    elif published.get("is_causal") is False or published.get("model_type") == MASKED:
         with config_errors(directory.name):
             network, report = _load_plain(directory, published, sharded, **options)
     else:
@@ -276,7 +276,7 @@ def _load_plain(directory: Path, published: dict[str, Any], sharded: bool, **opt
             f"of transformers (with is_causal = false), or a checkpoint of {known}"
         )
     config = read_config(directory, directory.name)
-    network = AutoModelForMaskedLM if published["model_type"] == _MASKED else AutoModelForCausalLM
+    network = AutoModelForMaskedLM if published["model_type"] == MASKED else AutoModelForCausalLM
     check_proportion(directory, config, network.from_config)
     if sharded:
         with torch.device("meta"):

@@ -87,3 +87,11 @@ def solved_summary(solved: Sequence[float], samples: int = 1) -> dict[str, float
 def pass_at(k: int, right: int, samples: int) -> float:
     """pass@k = 1 - C(n-c, k) / C(n, k): the chance that one of k of n samples is right, c being so (2107.03374)."""
     return 1 - comb(samples - right, k) / comb(samples, k)
+
+
+def figure_label(name: str) -> str:
+    """A held-out figure's name in words: greedy_16 as "held-out, greedy in 16 steps", another split by its name."""
+    if name == "pairs":
+        return "held-out pairs"
+    kind, _, steps = name.partition("_")
+    return f"held-out, {kind} in {steps} steps" if steps.isdigit() else f"split {name}, as sampled in training"

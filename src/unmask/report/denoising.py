@@ -141,7 +141,7 @@ def _title(frame: Frame, step_digits: int) -> str:
     return f"{title}  {100 * fmean(new):.0f} %"
 
 
-def _widths(frames: Sequence[Frame]) -> list[int]:
+def token_widths(frames: Sequence[Frame]) -> list[int]:
     """Columns of each token as it was last seen: masks this wide keep the frames aligned."""
     from rich.cells import cell_len
 
@@ -156,7 +156,7 @@ def _widths(frames: Sequence[Frame]) -> list[int]:
 def _print_lines(frames: Sequence[Frame], console: Console, color: bool) -> None:
     from rich.table import Table
 
-    widths = _widths(frames)
+    widths = token_widths(frames)
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -169,7 +169,7 @@ def _print_lines(frames: Sequence[Frame], console: Console, color: bool) -> None
 def _print_grids(frames: Sequence[Frame], console: Console, color: bool, columns: int) -> None:
     from rich.columns import Columns
 
-    width = max(_widths(frames))
+    width = max(token_widths(frames))
     grids = [_grid(frame, columns, width, color) for frame in frames]
     console.print(Columns(grids, padding=(0, 4), equal=True))
 

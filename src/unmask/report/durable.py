@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from unmask.denoisers.directories import partial
 from unmask.errors import UserError
 
+_SYSTEM_ERROR = re.compile(r"(?:os error|code:) (\d+)")  # in an error of safetensors
 _MENDS = {
     errno.ENOSPC: "free some room",
     errno.EDQUOT: "free some room",
@@ -33,6 +37,18 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         mend = _MENDS.get(error.errno or 0, "bring its disk back")
         raise DiskError(f"{path} cannot be written ({error.strerror or error}): {mend}") from error
+
+
+@contextmanager
+def tensor_errors() -> Iterator[None]:
+    """Raise what safetensors says of a write that the system refused as the OSError that it was."""
+    try:
+        yield
+    except SafetensorError as error:
+        code = _SYSTEM_ERROR.search(str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
 def write_durably(path: Path, text: str) -> None:

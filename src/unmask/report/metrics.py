@@ -6,7 +6,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,10 +20,16 @@ class MetricsLog:
 
     A resumed run passes as `keep_bytes` the `position()` that its checkpoint stored: what the
     interrupted run wrote after that checkpoint is cut off, so no step appears twice.
+    `then`: is given each record once it is written.
     """
 
-    def __init__(self, path: Path, keep_bytes: int | None = None) -> None:
-        self._path = path
+    def __init__(
+        self,
+        path: Path,
+        keep_bytes: int | None = None,
+        then: Callable[[Mapping[str, Any]], object] | None = None,
+    ) -> None:
+        self._path, self._then = path, then
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if keep_bytes is not None:
@@ -45,6 +51,8 @@ class MetricsLog:
                 if written_bytes:
                     self._file.truncate(end_bytes)
                 raise
+        if self._then is not None:
+            self._then(record)
 
     def position(self) -> int:
         """Byte offset of the end of the file, after an fsync. Raises DiskError where the file is gone from its path."""

@@ -7,7 +7,6 @@ there is none.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +14,14 @@ from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress as Bars
+    from rich.console import Console, RenderableType
     from rich.progress import TaskID
+
+    from unmask.report.bars import Bars
 
 LINE_SECONDS = 10.0  # from line to line of a phase that moves
 SILENT_SECONDS = 20.0  # without any line, until a phase that stands still is told of again
@@ -87,6 +88,7 @@ class Progress:
         self._speaks = os.environ.get("RANK", "0") == "0"
         self._phases: list[_Phase] = []
         self._bars: Bars | None = None
+        self._watches = False
         self._told_seconds = clock()
         self._lock = threading.RLock()
 
@@ -140,6 +142,29 @@ class Progress:
             if self._speaks:
                 self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
+    def watch(self) -> None:
+        """Have what `show` is given drawn below the bars; where there is no terminal, say that nothing will be."""
+        self._watches = self._speaks and self._draws
+        if not self._watches:
+            self.message("--watch needs a terminal to draw in: this output has lines alone")
+
+    @property
+    def watches(self) -> bool:
+        """Whether what `show` is given is drawn."""
+        return self._watches
+
+    def show(self, view: RenderableType) -> None:
+        """Draw a renderable of rich below the bars, again at each of their refreshes, in place of the one before."""
+        with self._lock:
+            if self._watches and self._bars is not None:
+                self._bars.view = view
+
+    @property
+    def _draws(self) -> bool:
+        """Whether the output takes bars: a terminal, or a notebook with widgets."""
+        in_notebook = self._console.is_jupyter and find_spec("ipywidgets") is not None
+        return self._console.is_terminal or in_notebook
+
     def beat(self) -> None:
         """Tell of the innermost phase again where nothing has been told for long."""
         with self._lock:
@@ -184,9 +209,11 @@ class Progress:
     @contextmanager
     def _showing(self) -> Iterator[None]:
         """What goes on while there is a phase: bars, or a thread that breaks silence."""
-        if self._console.is_terminal:
+        if self._draws:
+            from unmask.report.bars import Bars
+
             try:
-                with _bars(self._console) as self._bars:
+                with Bars(self._console) as self._bars:
                     yield
             finally:
                 self._bars = None
@@ -249,6 +276,26 @@ def message(text: str) -> None:
         progress.message(text)
 
 
+def watch() -> None:
+    """Have what `show` is given drawn, where there is a terminal. See Progress.watch."""
+    progress = _CURRENT.get()
+    if progress is not None:
+        progress.watch()
+
+
+def shows() -> bool:
+    """Whether what `show` is given is drawn: it need not be made elsewhere."""
+    progress = _CURRENT.get()
+    return progress is not None and progress.watches
+
+
+def show(view: RenderableType) -> None:
+    """Draw a renderable of rich below the bars. See Progress.show."""
+    progress = _CURRENT.get()
+    if progress is not None:
+        progress.show(view)
+
+
 def speed_words(units_per_second: float, unit: str) -> str:
     """A speed in two digits or whole numbers: `0.9 steps/s`, `0.012 steps/s`, `123 steps/s`."""
     digits = ".0f" if units_per_second >= 10 else ".2g"
@@ -263,17 +310,3 @@ def _clock(seconds: float) -> str:
     minutes, rest_seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest_seconds:02}" if hours else f"{minutes}:{rest_seconds:02}"
-
-
-def _bars(console: Console) -> Any:
-    """A bar for each phase that goes on, with the time that it has taken; gone when they are over."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None),
-        TextColumn("{task.fields[figures]}", markup=False),
-        TimeElapsedColumn(),
-    )
-    # Where the output goes elsewhere, what is printed there is not for this console.
-    return Progress(*columns, console=console, expand=True, transient=True, redirect_stdout=sys.stdout.isatty())

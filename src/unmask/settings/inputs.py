@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
@@ -13,12 +14,14 @@ from typing import Any, TypeVar
 from unmask.data.readers.files import check_data_file
 from unmask.data.readers.tables import is_on_hub
 from unmask.errors import UserError
+from unmask.settings.reader import Document, document_of
 from unmask.validation.user_files import user_path
 from unmask.validation.user_modules import files_of, module_of
 
 Settings = TypeVar("Settings")
 
 _LOG = logging.getLogger("unmask")
+_ABSOLUTE = re.compile(r"(^|[,:]) */(?:[^/,:]*/)*(?=[^/,:])")  # the directories of an absolute path within specs
 
 
 def with_absolute_paths(settings: Settings) -> Settings:
@@ -29,6 +32,25 @@ def with_absolute_paths(settings: Settings) -> Settings:
         if changed != value:
             changes[name] = changed
     return replace(settings, **changes) if changes else settings  # type: ignore[type-var]
+
+
+def shareable_document(settings: Any) -> Document:
+    """The table of the settings, to be shown to others: of files and directories that they name, the names alone."""
+    document = document_of(settings)
+    for field in fields(settings):
+        value, within = getattr(settings, field.name), document.get(field.name)
+        if {"choices", "section"} & set(field.metadata):
+            document[field.name] = shareable_document(value)
+            if isinstance(within, dict) and "choices" in field.metadata:
+                document[field.name] = {"name": without_directories(within["name"]), **document[field.name]}
+        elif field.metadata.get("names_files") and isinstance(within, str):
+            document[field.name] = without_directories(within)
+    return document
+
+
+def without_directories(text: str) -> str:
+    """A path, or specs with commas between (FILE.py:NAME, reward_model:DIR), without the directories above each."""
+    return _ABSOLUTE.sub(r"\1", text)
 
 
 def check_data(settings: Any) -> None:

@@ -12,6 +12,7 @@ from unmask.methods import METHODS, DiSPO
 from unmask.sampling.caching import CACHINGS
 from unmask.sampling.schedules import SCHEDULES, check_blocks
 from unmask.sampling.unmasking import RULES, LowConfidence, Unmasking
+from unmask.settings.trackers import TRACKERS, tracker_names
 from unmask.tasks import TASKS, Sudoku, Task
 from unmask.validation import (
     LARGEST_SEED,
@@ -287,8 +288,10 @@ class Recipe:
     reward: RewardSettings = section(RewardSettings)
     train: TrainSettings = section(TrainSettings)
     evaluation: EvaluationSettings = section(EvaluationSettings)
+    track: str = setting("", f"trackers that are told of the run, by commas: {', '.join(TRACKERS)}")
 
     def __post_init__(self) -> None:
+        tracker_names(self.track)
         wanted = self.method.unmasking or self.rollout.unmasking.name
         if self.rollout.unmasking.name != wanted:
             raise UserError(

@@ -18,6 +18,7 @@ from unmask.validation.user_files import user_path
 MAY_CHANGE = (
     "train.max_steps",
     "train.threads",
+    "track",
     "train.shard",
     "train.nodes_replicate",
     "train.eval_steps",

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatch
-from hashlib import file_digest, sha256
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from unmask.denoisers.base import Denoiser
+from unmask.denoisers.digests import STATE, check_digests, read_state, with_digests
 from unmask.denoisers.directories import checkpoint_name, checkpoints, partial, step_of
 from unmask.denoisers.intact import check_model_files, check_tensors, read_json
 from unmask.denoisers.loading import save_settings
@@ -27,12 +24,10 @@ from unmask.distributed import World
 from unmask.distributed.sharding import as_sharded, is_sharded, load_shards, names_in_shards
 from unmask.distributed.slices import read_into
 from unmask.errors import UserError
-from unmask.report.durable import sync, writing
+from unmask.report.durable import sync, tensor_errors, writing
 from unmask.settings.recipe import TrainSettings
 from unmask.training.contents import MOMENTS, SHARDS, Contents, Parts
 from unmask.training.saving import Saving
-
-_SYSTEM_ERROR = re.compile(r"(?:os error|code:) (\d+)")  # in an error of safetensors
 
 
 def save_checkpoint(
@@ -81,7 +76,7 @@ def save_checkpoint(
 @contextmanager
 def _whole_or_gone(final: Path, world: World) -> Iterator[None]:
     """Remove what was written of a checkpoint where it fails. Raises DiskError where the system refuses a write."""
-    with writing(final), _tensor_errors():
+    with writing(final), tensor_errors():
         try:
             yield
         except BaseException:
@@ -103,58 +98,12 @@ def _save_whole(contents: Contents, written: Path, world: World) -> None:
 
 def _complete(written: Path, final: Path, state: dict[str, Any]) -> None:
     """Write state.json, have all on disk, and give the checkpoint its name."""
-    (written / "state.json").write_text(json.dumps(_with_digests(written, state), indent=1))
+    (written / STATE).write_text(json.dumps(with_digests(written, state), indent=1))
     for path in (*written.rglob("*"), written):
         sync(path)
     set_aside(final)
     written.rename(final)
     sync(final.parent)
-
-
-@contextmanager
-def _tensor_errors() -> Iterator[None]:
-    """Raise what safetensors says of a write that the system refused as the OSError that it was."""
-    try:
-        yield
-    except SafetensorError as error:
-        code = _SYSTEM_ERROR.search(str(error))
-        if code is None:
-            raise
-        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
-
-
-def _with_digests(directory: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """The run state with the SHA-256 of every file in the directory, and of the state itself, by their names."""
-    paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    digests = {path.relative_to(directory).as_posix(): sha256_of(path) for path in paths}
-    return state | {"sha256": digests | {"state.json": _digest_of_state(state)}}
-
-
-def _check_digests(directory: Path, unread: str) -> None:
-    """Raise UserError where a file of a checkpoint is not what was written; earlier versions wrote no digests.
-
-    `unread`: pattern of the names of files that are not looked at.
-    """
-    state = read_state(directory)
-    for name, digest in state.pop("sha256", {}).items():
-        if fnmatch(name, unread):
-            continue
-        try:
-            found = _digest_of_state(state) if name == "state.json" else sha256_of(directory / name)
-        except OSError as error:
-            raise UserError(f"{directory / name} cannot be read ({error.strerror}): restore the file") from None
-        if found != digest:
-            raise UserError(f"{directory / name} is not what was written (its SHA-256 differs): restore the file")
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, read in parts."""
-    with path.open("rb") as stream:
-        return file_digest(stream, "sha256").hexdigest()
-
-
-def _digest_of_state(state: dict[str, Any]) -> str:
-    return sha256(json.dumps(state).encode()).hexdigest()
 
 
 def load_optimizer(directory: Path, denoiser: Denoiser, optimizer: torch.optim.Optimizer) -> None:
@@ -208,14 +157,14 @@ def _fault(directory: Path, settings: TrainSettings) -> str | None:
     names += [] if any(directory.glob("model*.safetensors*")) or settings.lora_rank else ["model.safetensors"]
     try:
         if type(read_state(directory).get("step")) is not int:
-            return f"{directory / 'state.json'} has no step: restore the file"
+            return f"{directory / STATE} has no step: restore the file"
         for name in names:
             check_tensors(directory / name)
         if not settings.lora_rank:
             read_json(directory / "config.json")
             check_model_files(directory)
         # Of a run with adapters the merged weights beside them are not read.
-        _check_digests(directory, unread="model*.safetensors*" if settings.lora_rank else "")
+        check_digests(directory, reads=lambda name: not settings.lora_rank or not fnmatch(name, "model*.safetensors*"))
     except UserError as error:
         return str(error)
     return None
@@ -231,14 +180,9 @@ def set_aside(path: Path) -> None:
         path.rename(aside)
 
 
-def read_state(directory: Path) -> dict[str, Any]:
-    """state.json of a checkpoint: `step`, positions in the log files, the monitor's state."""
-    return read_json(directory / "state.json")
-
-
 def drop_old(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints in `folder`, and nothing that is not one."""
-    for directory in [path for path in checkpoints(folder) if (path / "state.json").is_file()][:-keep]:
+    for directory in [path for path in checkpoints(folder) if (path / STATE).is_file()][:-keep]:
         passing = partial(directory)  # or a kill would leave a part of it under its name
         with writing(directory):
             directory.rename(passing)

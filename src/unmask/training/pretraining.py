@@ -13,6 +13,7 @@ import tomli_w
 from safetensors.torch import load_file
 
 from unmask.data.tokenization import task_tokenizer
+from unmask.denoisers.digests import read_state, sha256_of
 from unmask.denoisers.directories import newest_checkpoint, partial
 from unmask.denoisers.intact import read_json
 from unmask.denoisers.loading import load_tokenizer, save_denoiser
@@ -27,7 +28,7 @@ from unmask.settings.ownership import owned, owned_new
 from unmask.settings.reader import document_of
 from unmask.settings.recipe import TrainSettings
 from unmask.settings.resume import check_steps, how_to_go_on, locate_run
-from unmask.training.checkpoint import check_whole, load_optimizer, read_state, save_checkpoint, sha256_of
+from unmask.training.checkpoint import check_whole, load_optimizer, save_checkpoint
 from unmask.training.contents import Contents
 from unmask.training.saving import Saving
 from unmask.training.skipping import MOST_IN_A_ROW, SkippedSteps, ends_for_skipped

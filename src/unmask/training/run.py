@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +18,17 @@ from unmask.errors import UserError
 from unmask.evaluation.statistics import paired_interval, solved_summary
 from unmask.report.curve import draw_curve
 from unmask.report.durable import DiskError, write_durably
+from unmask.report.live import watch_completion
 from unmask.report.metrics import MetricsLog, read_metrics
 from unmask.report.monitor import CollapseMonitor
 from unmask.report.progress import advance, message, phase, telling
+from unmask.report.tracking import Trackers
 from unmask.settings.inputs import with_absolute_paths
 from unmask.settings.ownership import owned_new
+from unmask.settings.reader import leaves
 from unmask.settings.recipe import Recipe
 from unmask.settings.resume import how_to_go_on
+from unmask.settings.trackers import check_trackers, tracker_names
 from unmask.training.build import build_trainer, filtered_order
 from unmask.training.checkpoint import save_checkpoint
 from unmask.training.contents import Contents
@@ -39,6 +44,7 @@ def start_run(recipe: Recipe, output: str | None, name: str, shard_size: int | N
 
     `shard_size`: see `build_trainer`. Raises UserError, with nothing written, for what cannot work.
     """
+    check_trackers(tracker_names(recipe.track))
     world = World.start(recipe.train.precision)
     recipe = with_absolute_paths(recipe)
     with ExitStack() as stack:  # what is taken is said before anything is loaded
@@ -57,6 +63,7 @@ def resume_run(recipe: Recipe, resume: str, output: str | None = None, shard_siz
     later checkpoints are set aside. The first rank looks, owns and writes for all; their number may be another than
     before. Raises UserError where there is no run, another process is at it, or a checkpoint is damaged.
     """
+    check_trackers(tracker_names(recipe.track))
     world = World.start(recipe.train.precision)
     with ExitStack() as stack:
         watch = stack.enter_context(Watch.of(world))
@@ -113,14 +120,30 @@ class Run:
         what there is to go on from, where the disk takes no more, or numbers are no longer finite.
         """
         try:
-            with self.ownership, telling(), Stopping(self.trainer.objective.world) as stopping:
+            with (
+                self.ownership,
+                telling(),
+                Stopping(self.trainer.objective.world) as stopping,
+                self._trackers() as trackers,
+            ):
                 with Saving(stopping.was_asked) as saving:
-                    self._finish(stopping, saving)
+                    self._finish(stopping, saving, trackers)
                 return self.trainer.objective.world.first(self._summarise)
         except DiskError as error:
             raise UserError(f"{error}, then {self.how_to_go_on}") from error
 
-    def _finish(self, stopping: Stopping, saving: Saving) -> None:
+    def _trackers(self) -> Trackers:
+        """Those that the recipe names, on the rank that writes."""
+        recipe, first_step = self.trainer.recipe, (self.state or {}).get("step", 0)
+        return Trackers(
+            tracker_names(recipe.track) if self.is_main else (),
+            self.directory,
+            {leaf.path: leaf.default for leaf in leaves(recipe)},
+            first_step,
+            on_cpu=self.trainer.objective.world.device.type == "cpu",
+        )
+
+    def _finish(self, stopping: Stopping, saving: Saving, trackers: Trackers) -> None:
         recipe, state = self.trainer.recipe, self.state or {}
         first, steps = state.get("step", 0), recipe.train.max_steps
         monitor = CollapseMonitor()
@@ -128,7 +151,8 @@ class Run:
             monitor.load(state["monitor"])
         self._tell_ranks(first)
         # Ranks share evaluations, and each knows all figures; the first writes.
-        metrics, completions = (self._log(name, state) for name in ("metrics", "completions"))
+        metrics = self._log("metrics", state, trackers.scalars)
+        completions = self._log("completions", state, trackers.completions)
         with metrics, completions:
             course = _Course(
                 metrics=metrics, completions=completions, monitor=monitor, stopping=stopping, saving=saving
@@ -157,10 +181,10 @@ class Run:
             with MetricsLog(self.directory / "ranks.jsonl") as log:
                 log.write({"first_step": first_step, **active})
 
-    def _log(self, name: str, state: dict[str, Any]) -> MetricsLog:
+    def _log(self, name: str, state: dict[str, Any], then: Callable[[Mapping[str, Any]], None]) -> MetricsLog:
         if not self.is_main:
             return MetricsLog(Path("/dev/null"))
-        return MetricsLog(self.directory / f"{name}.jsonl", keep_bytes=state.get(f"{name}_bytes", 0))
+        return MetricsLog(self.directory / f"{name}.jsonl", state.get(f"{name}_bytes", 0), then)
 
     def _train_step(self, step: int, course: _Course) -> None:
         course.saving.check()
@@ -170,6 +194,7 @@ class Run:
         seconds = {"step_seconds": time.monotonic() - started, "saving_seconds": saving_seconds}
         course.metrics.write({"step": done, **row, **seconds})
         course.completions.write({"step": done, **sample})
+        watch_completion(done, sample)
         advance(figures=f"reward {row['reward']:.3f}" if "reward" in row else f"loss {row['loss']:.3f}")
         why = course.skipped.see(row)
         warnings = ([] if why is None else [f"its update was skipped: {why}"]) + course.monitor.update(row)

@@ -10,6 +10,7 @@ from typing import Any
 
 import tomli_w
 
+from unmask.denoisers.digests import read_state
 from unmask.denoisers.directories import LOCK, checkpoints, newest_checkpoint, partial
 from unmask.denoisers.intact import read_json
 from unmask.report.durable import write_durably, writing
@@ -20,7 +21,7 @@ from unmask.settings.ownership import owned, owned_new
 from unmask.settings.reader import document_of
 from unmask.settings.recipe import Recipe
 from unmask.settings.resume import changed_schedule, check_steps, locate_run, new_directory
-from unmask.training.checkpoint import check_whole, read_state, set_aside
+from unmask.training.checkpoint import check_whole, set_aside
 
 _ABOUT = """This directory holds one training run of unmask.
 
@@ -31,6 +32,7 @@ completions.jsonl   one prompt a step: its completions, their rewards, the step 
 before.json         held-out results of the base model, example by example; after.json: of the trained model
 curve.png           reward and solve rates over the run
 ranks.jsonl         one line a start: how many ranks, on what devices, what each of them holds
+trackers.json       names under which trackers know the run (`--track`)
 checkpoints/        models in the Hugging Face layout, with what `unmask train --resume` needs
 summary.json        solve rates before and after, with 95 % intervals
 """
@@ -93,7 +95,7 @@ def _copy_or_set_aside(source: Path, directory: Path, checkpoint: Path | None) -
     if directory != source:
         kept = None if checkpoint is None else checkpoint.name
         others = [path.name for path in checkpoints(source / "checkpoints") if path.name != kept]
-        ended = ("after.json", "summary.json", "curve.png", "*.partial", "*.aside*", LOCK)
+        ended = ("after.json", "summary.json", "curve.png", "trackers.json", "*.partial", "*.aside*", LOCK)
         copy = partial(directory / "copy")
         with writing(directory):
             shutil.copytree(source, copy, ignore=shutil.ignore_patterns(*others, *ended))

@@ -7,9 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    get_model_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 
 from unmask.denoisers.proportion import check_proportion
 from unmask.errors import UserError
@@ -72,10 +77,22 @@ class CheckpointFormat:
         """What `network.from_pretrained` returns; the network remembers how to write the published tensors back."""
         config = self.network_config(published)
         check_proportion(Path(directory), config, self.network)
+        self._register_conversions(config)
+        return self.network.from_pretrained(directory, config=config, key_mapping=dict(self.renaming), **options)
+
+    def described(self, published: Published) -> Any:
+        """The network without its weights, which knows by what names they are published."""
+        config = self.network_config(published)
+        self._register_conversions(config)
+        with torch.device("meta"):
+            network = self.network(config)
+        network._weight_conversions = get_model_conversion_mapping(network, key_mapping=dict(self.renaming))
+        return network
+
+    def _register_conversions(self, config: PretrainedConfig) -> None:
         if self.conversions:
             conversions = [*get_checkpoint_conversion_mapping(self.like), *self.conversions]
             register_checkpoint_conversion_mapping(config.model_type, conversions, overwrite=True)
-        return self.network.from_pretrained(directory, config=config, key_mapping=dict(self.renaming), **options)
 
 
 def is_a(published: Published, architecture: str) -> bool:

@@ -1,0 +1,1 @@
+"""Models to share: a directory with weights, tokenizer, adapters, model card and citation, and its way to the Hub."""
