@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from helpers.finished_run import finished_run, moved_adapters
 from helpers.processes import start
 from unmask.cli.main import main
-from unmask.denoisers.adapters import merged_state, save_adapters
+from unmask.denoisers.adapters import ADAPTERS_FILE, adapters_of, merged_weights
 from unmask.denoisers.head.reducers import AllLogits
 from unmask.denoisers.loading import load_denoiser
 from unmask.denoisers.peft_layout import write_peft_files
@@ -112,11 +112,11 @@ def test_adapters_in_peft_s_layout_added_to_the_published_base_are_the_published
     denoiser = load_denoiser(str(MODELS / name), mask_token_id=MASKS.get(name))
     rank, alpha = 2, 6
     moved_adapters(denoiser, rank, alpha)
-    save_adapters(denoiser, tmp_path)
-    denoiser.model.save_pretrained(tmp_path / "merged", state_dict=merged_state(denoiser))
+    save_file(adapters_of(denoiser), tmp_path / ADAPTERS_FILE)
+    denoiser.model.save_pretrained(tmp_path / "merged", state_dict=dict(merged_weights(denoiser)))
     (tmp_path / "peft").mkdir()
     options = {"rank": rank, "alpha": alpha, "base": name, "model_format": None}
-    write_peft_files(tmp_path / "adapters.safetensors", MODELS / name, tmp_path / "peft", **options)
+    write_peft_files(tmp_path / ADAPTERS_FILE, MODELS / name, tmp_path / "peft", **options)
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     tensors = load_file(tmp_path / "peft" / "adapter_model.safetensors")
     weights, merged = load_file(MODELS / name / "model.safetensors"), load_file(tmp_path / "merged/model.safetensors")

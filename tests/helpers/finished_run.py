@@ -8,9 +8,12 @@ import torch
 
 from unmask.denoisers.adapters import add_adapters
 from unmask.denoisers.loading import load_denoiser, load_tokenizer
+from unmask.distributed import World
 from unmask.settings.reader import build, document_of
 from unmask.settings.recipe import Recipe
 from unmask.training.checkpoint import save_checkpoint
+from unmask.training.contents import Contents
+from unmask.training.saving import Saving
 
 STEPS = 2
 EVALUATION = {"eval/greedy_16/solved": 0.75, "eval/greedy_16/solved_low": 0.3, "eval/greedy_16/solved_high": 0.95}
@@ -37,8 +40,10 @@ def finished_run(directory: Path, *, lora_rank=0, document=None) -> Path:
     if lora_rank:
         moved_adapters(denoiser, lora_rank, 8)
     optimizer = torch.optim.AdamW([weight for weight in denoiser.parameters() if weight.requires_grad])
-    for step in range(1, STEPS + 1):
-        save_checkpoint(directory / "checkpoints", step, denoiser, tokenizer, optimizer, {})
+    contents = Contents(denoiser=denoiser, tokenizer=tokenizer, optimizer=optimizer)
+    with Saving() as saving:
+        for step in range(1, STEPS + 1):
+            save_checkpoint(directory / "checkpoints", step, contents, {}, saving, World.single())
     return directory
 
 

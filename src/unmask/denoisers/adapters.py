@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,10 @@ def add_adapters(denoiser: Denoiser, rank: int, alpha: int) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     denoiser.requires_grad_(False)
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear"), denoiser.model)
+    with warnings.catch_warnings():
+        # Experts, one tensor of many, are no linear layers: peft has a rank for them and finds that none is adapted.
+        warnings.filterwarnings("ignore", message="The following rank_pattern keys", category=RuntimeWarning)
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear"), denoiser.model)
     for weight in denoiser.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()

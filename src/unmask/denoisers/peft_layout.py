@@ -27,7 +27,7 @@ def write_peft_files(
 ) -> None:
     """Write adapter_config.json and adapter_model.safetensors, which `peft.PeftModel.from_pretrained` reads.
 
-    `adapters`: the file that a run wrote (`save_adapters`); `model`: the directory of the checkpoint around it, in the
+    `adapters`: the file that a run wrote (`adapters_of`); `model`: the directory of the checkpoint around it, in the
     layout that its base has; `base`: what peft is told of that one's name. Layers that the published layout fuses have
     one adapter of all their ranks, with the same product.
     """

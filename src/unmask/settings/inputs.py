@@ -50,7 +50,7 @@ def shareable_document(settings: Any) -> Document:
 
 def without_directories(text: str) -> str:
     """A path, or specs with commas between (FILE.py:NAME, reward_model:DIR), without the directories above each."""
-    return _ABSOLUTE.sub(r"\1", text)
+    return _ABSOLUTE.sub(r"\1", text).rstrip("/")
 
 
 def check_data(settings: Any) -> None:
