@@ -41,7 +41,7 @@ class Course:
         return round(self.steps * _PACE[family.name])
 
 
-_PACE = {"llada": 1.4, "dream": 1.25, "llada2": 0.75}
+_PACE = {"llada": 1.4, "dream": 1.4, "llada2": 0.75}
 COURSES = (
     Course(rows=57_600, batch=32, steps=1440, learning_rate=2e-3),
     Course(rows=3_000, batch=16, steps=150, learning_rate=5e-4, few_shot=3),
