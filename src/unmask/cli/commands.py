@@ -85,6 +85,42 @@ def _label(name: str) -> str:
     return f"held-out, {kind} in {steps} steps" if steps.isdigit() else f"split {name}, as sampled in training"
 
 
+def report(settings: object, options: Namespace) -> None:
+    """Write the page of a run, or of several compared."""
+    runs = [user_path(run) for run in options.runs]
+    if not runs:
+        raise UserError("report needs the directory of a run, or of several to compare them")
+    output = _given_page(options.output) if options.output else _default_page(runs)
+    from unmask.page import write_report
+
+    _say(True, f"page: {write_report(runs, output)}")
+
+
+def _given_page(given: str) -> Path:
+    output = user_path(given)
+    if output.is_dir() or not output.parent.is_dir():
+        raise UserError(f"output {given!r} is no file that can be written: give one in a directory that is there")
+    return output
+
+
+def _default_page(runs: list[Path]) -> Path:
+    return runs[0] / "report.html" if len(runs) == 1 else Path("comparison.html")
+
+
+def watch(settings: object, options: Namespace) -> None:
+    """Serve the page of a run until it is interrupted."""
+    if not options.run:
+        raise UserError("watch needs the directory of a run")
+    port = options.port or "0"
+    if not (port.isdecimal() and len(port) < 6):
+        raise UserError(f"--port is {port!r}: give a number, such as 8008, or 0 for a free one")
+    from unmask.page.watch import listening
+
+    with listening(user_path(options.run), int(port)) as server:
+        _say(True, f"watching {options.run} at {server.address} (on this machine alone; Ctrl-C ends it)")
+        server.serve_forever()
+
+
 def sample(settings: SampleSettings, options: Namespace) -> None:
     """Print how a model fills one completion, step by step."""
     settings.check()

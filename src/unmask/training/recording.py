@@ -131,7 +131,9 @@ class Recorder:
         self._texts |= dict(zip(new, token_texts(self.tokenizer, new), strict=True))
         number = np.uint16 if len(id_V) <= 2**16 else np.uint32
         arrays = {name: np.searchsorted(id_V, array).astype(number) for name, array in host.items() if name in places}
+        size = getattr(self.recipe.task, "size", 0)
         facts = {
+            "columns": size if size**2 == arrays["token_NC"].shape[1] else 0,  # of a grid, 0 for running text
             "vocabulary": [self._texts[token] for token in id_V.tolist()],
             "mask": int(np.searchsorted(id_V, rollout.mask_id)),
             "steps": rollout.steps,
