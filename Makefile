@@ -49,6 +49,7 @@ audit:
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/record.py
 	-$(BIN)/python benchmarks/main_job.py --steps 10
 
 check-gpu: $(VENV)/.installed-test

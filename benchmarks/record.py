@@ -66,10 +66,12 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
     allocator.tune()
+    from rich.console import Console
+
     with tempfile.TemporaryDirectory() as place:
         found = measured(options.recipe, options.steps, Path(place))
     for name, (recording, whole) in found.items():
-        print(
+        Console(soft_wrap=True, highlight=False).print(
             f"record of {options.recipe}, {name} time: {1000 * recording:.1f} ms of {1000 * whole:.0f} ms in "
             f"{options.steps} steps, {recording / whole:.2%} (limit {LIMIT:.0%})"
         )

@@ -95,7 +95,7 @@ def _rows(draw, arrays):
 def write_run(directory: Path, *, steps=20, every=5, seed=0, gain=0.2, groups=None, done=True, **settings) -> Path:
     """A run directory of so many training steps; `groups`: step -> its groups."""
     directory.mkdir(parents=True)
-    recipe = build(Recipe, {"train": {"steps": steps, "seed": seed}} | settings)
+    recipe = build(Recipe, {"train": {"max_steps": steps, "seed": seed}} | settings)
     (directory / "recipe.toml").write_text(tomli_w.dumps(document_of(recipe)))
     with (directory / "metrics.jsonl").open("w") as stream:
         stream.writelines(json.dumps(row) + "\n" for row in _metrics(steps, gain, done))
@@ -136,12 +136,15 @@ def metrics_row(step: int) -> dict:
 
 
 def _metrics(steps, gain, done):
-    for step in range(0, steps + 1):
+    for step in range(steps + 1):
         if step:
             yield metrics_row(step)
         if step % 10 == 0 and (done or step < steps):
             rate = 0.5 + gain * step / steps
-            yield {"step": step, **{f"eval/greedy_4/solved{end}": rate + off for end, off in (("", 0), ("_low", -0.1), ("_high", 0.1))}}
+            yield {
+                "step": step,
+                **{f"eval/greedy_4/solved{end}": rate + off for end, off in (("", 0), ("_low", -0.1), ("_high", 0.1))},
+            }
         if step == 7:
             yield {"step": 7, "warning": "reward is collapsing: lower learning_rate <b>now</b>"}
 
@@ -150,5 +153,11 @@ def _summary(before, after):
     from unmask.evaluation.statistics import paired_interval, solved_summary
 
     gain, low, high = paired_interval(before, after)
-    figures = {"before": solved_summary(before), "after": solved_summary(after), "gain": gain, "gain_low": low, "gain_high": high}
+    figures = {
+        "before": solved_summary(before),
+        "after": solved_summary(after),
+        "gain": gain,
+        "gain_low": low,
+        "gain_high": high,
+    }
     return {"method": "dispo", "steps": 20, "greedy_4": figures}

@@ -11,8 +11,8 @@ import pytest
 from helpers.run_directory import ODD, group, write_run
 from unmask.cli.main import main
 from unmask.errors import UserError
-from unmask.page import write_report
 from unmask.page import html as page_html
+from unmask.page import write_report
 
 
 class Elements(HTMLParser):
@@ -51,7 +51,9 @@ def page(run, tmp_path_factory):
 def test_page_is_one_file_that_asks_nothing_of_a_network(page):
     elements = Elements(page.read_text()).found
     assert page.stat().st_size < 5e6
-    links = [value for _, attributes in elements for name, value in attributes.items() if name in ("src", "href", "action")]
+    links = [
+        value for _, attributes in elements for name, value in attributes.items() if name in ("src", "href", "action")
+    ]
     assert all(link.startswith("#") for link in links)
     (policy,) = (each["content"] for tag, each in elements if tag == "meta" and "http-equiv" in each)
     assert "default-src 'none'" in policy

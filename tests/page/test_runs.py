@@ -23,7 +23,7 @@ def test_run_of_tells_figures_warnings_and_what_differs(tmp_path):
     assert shown["evaluations"]["step"] == [0, 10, 20]
     assert shown["warnings"][0]["step"] == 7
     changed = {row["path"]: (row["value"], row["default"]) for row in shown["settings"] if row["differs"]}
-    assert changed == {"method.beta": (0.5, 0.02), "rollout.prompts": (3, 16), "train.steps": (20, 300)}
+    assert changed == {"method.beta": (0.5, 0.02), "rollout.prompts": (3, 16), "train.max_steps": (20, 300)}
     assert shown["record"] == {"step": [1, 5, 10, 15, 20], "evaluation": [0, 10, 20]}
     json.dumps(shown, allow_nan=False)
 
@@ -62,7 +62,9 @@ def unpack(blob):
         (
             head["about"],
             {
-                name: np.frombuffer(content, dtype=kind, count=int(np.prod(shape)), offset=4 + length + place).reshape(shape)
+                name: np.frombuffer(content, dtype=kind, count=int(np.prod(shape)), offset=4 + length + place).reshape(
+                    shape
+                )
                 for name, (kind, shape, place) in head["arrays"].items()
             },
         )
@@ -79,14 +81,19 @@ def test_packed_record_is_read_back_and_aligned(tmp_path):
             assert arrays[name].dtype == array.dtype
             assert (arrays[name] == array).all()
     run = write_run(tmp_path / "run")
-    assert list(blobs_of(run)) == [f"step_{step}" for step in (1, 5, 10, 15, 20)] + [f"evaluation_{step}" for step in (0, 10, 20)]
+    assert list(blobs_of(run)) == [f"step_{step}" for step in (1, 5, 10, 15, 20)] + [
+        f"evaluation_{step}" for step in (0, 10, 20)
+    ]
 
 
 def test_page_of_several_runs_groups_seeds_and_pairs_examples(tmp_path):
     first = [write_run(tmp_path / f"a{seed}", seed=seed, gain=0.1) for seed in (0, 1)]
     other = write_run(tmp_path / "b", method={"name": "mdpo"}, gain=0.6)
     compared = page_of([*first, other])["comparison"]
-    assert [(each["runs"], each["name"]) for each in compared["groups"]] == [([0, 1], "dispo, 2 seeds"), ([2], "mdpo, seed 0")]
+    assert [(each["runs"], each["name"]) for each in compared["groups"]] == [
+        ([0, 1], "dispo, 2 seeds"),
+        ([2], "mdpo, seed 0"),
+    ]
     differences = {row["path"]: row["values"] for row in compared["differences"]}
     assert differences["method"] == ["dispo", "dispo", "mdpo"]
     assert differences["train.seed"] == [0, 1, 0]

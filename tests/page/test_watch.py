@@ -41,7 +41,18 @@ def test_page_and_record_are_served_to_who_has_the_token(served):
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/x/", "//", "/TOKEN", "/TOKEN/record/", "/TOKEN/record/step_6", "/TOKEN/../recipe.toml", "/TOKEN/recipe.toml", "/%00/"]
+    "path",
+    [
+        "/",
+        "/x/",
+        "//",
+        "/TOKEN",
+        "/TOKEN/record/",
+        "/TOKEN/record/step_6",
+        "/TOKEN/../recipe.toml",
+        "/TOKEN/recipe.toml",
+        "/%00/",
+    ],
 )
 def test_all_else_is_not_there(path, served):
     wanted = 200 if path == "/TOKEN" else 404
@@ -72,7 +83,10 @@ def test_state_is_sent_once_and_again_when_there_is_something_new(served):
 
 
 def test_listening_refuses_a_port_that_is_taken_and_what_is_no_run(served, tmp_path):
-    with pytest.raises(UserError, match=r"cannot be listened at .*: give another"), listening(served.run, served.server_port):
+    with (
+        pytest.raises(UserError, match=r"cannot be listened at .*: give another"),
+        listening(served.run, served.server_port),
+    ):
         pass
     with pytest.raises(UserError, match=r"no recipe\.toml"), listening(tmp_path):
         pass

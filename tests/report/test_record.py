@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from unmask.errors import UserError
-from unmask.report.record import Group, cut_record, from_bytes, read_groups, record_path, recorded, to_bytes, write_groups
+from unmask.report.record import (
+    Group,
+    cut_record,
+    from_bytes,
+    read_groups,
+    record_path,
+    recorded,
+    to_bytes,
+    write_groups,
+)
 
 GROUPS = [
     Group(about={"prompt": "</script>\u202e\x00🙂"}, arrays={"token_NC": np.arange(6, dtype=np.uint16).reshape(2, 3)}),

@@ -18,7 +18,7 @@ def trainer_of(method="dispo", run=None, prompts=1, **sections):
     rule = {"unmasking": {"name": "left_to_right"}, "steps": CELLS} if method == "just-grpo" else {"steps": STEPS}
     document = {
         "method": {"name": method},
-        "rollout": {"prompts": 3, "group_size": GROUP} | rule,
+        "rollout": {"prompts": 3, "num_generations": GROUP} | rule,
         "train": {"examples": 32, "threads": 1},
         "evaluation": {"examples": 6, "greedy_steps": 8},
         "report": {"every": 2, "prompts": prompts} if prompts else {"prompts": 0},
@@ -82,7 +82,9 @@ def test_record_has_the_rollout_and_every_row_with_gradient(method, tmp_path):
     assert (arrays["reward_N"] == experience.reward_N[:GROUP].numpy()).all()
     assert group.about["texts"] == experience.texts[:GROUP]
     assert group.about["prompt"] == trainer.source.examples.items[numbers[0] % 32].prompt
-    mine = [(update.batch, row) for update in batches for row in (update.batch.sample_R < GROUP).nonzero()[:, 0].tolist()]
+    mine = [
+        (update.batch, row) for update in batches for row in (update.batch.sample_R < GROUP).nonzero()[:, 0].tolist()
+    ]
     assert len(arrays.get("row_sample_R", ())) == len(mine)
     place = 0
     for number, (batch, row) in enumerate(mine):
@@ -129,7 +131,11 @@ def test_evaluations_record_one_held_out_prompt_each_way_of_sampling(tmp_path):
     assert trainer.evaluation(6) == plain
     trainer.recorder.write_evaluation(0, item.prompt)
     groups = read_groups(record_path(tmp_path, "evaluation", 0))
-    assert [group.about["label"] for group in groups] == ["temperature 1, 4 steps", "greedy, 4 steps", "greedy, 8 steps"]
+    assert [group.about["label"] for group in groups] == [
+        "temperature 1, 4 steps",
+        "greedy, 4 steps",
+        "greedy, 8 steps",
+    ]
     assert {group.about["prompt"] for group in groups} == {item.prompt}
     rates = [plain[name][0] for name in ("sampled_4/solved", "greedy_4/solved", "greedy_8/solved")]
     assert [group.arrays["reward_N"].tolist() for group in groups] == [[rate] for rate in rates]

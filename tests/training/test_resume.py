@@ -28,7 +28,9 @@ RUN = [
 
 def rows(directory: Path) -> list[dict]:
     lines = (directory / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if not key.startswith("step_seconds")} for line in lines]
+    return [
+        {key: value for key, value in json.loads(line).items() if not key.startswith("step_seconds")} for line in lines
+    ]
 
 
 def outcome(directory: Path) -> dict[str, object]:

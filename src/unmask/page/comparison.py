@@ -1,4 +1,4 @@
-"""What compares runs: how their recipes differ, which are seeds of one another, and paired gains on the same examples."""
+"""What compares runs: how their recipes differ, which are seeds of one another, and gains paired by example."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from unmask.evaluation.statistics import paired_interval, solved_summary
 
 _OF_A_SEED = ("train.seed",)
-_UNCOMPARED = ("train.threads", "report.every", "report.prompts", "train.keep_checkpoints", "train.checkpoint_every")
+_UNCOMPARED = ("train.threads", "report.every", "report.prompts", "train.save_total_limit", "train.save_steps")
 
 
 def comparison(runs: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, list[float]]]) -> dict[str, Any]:
@@ -47,7 +47,9 @@ def _groups(runs: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str, A
 
 def _name(runs: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> str:
     first = runs[numbers[0]]
-    return f"{first['method']}, {len(numbers)} seeds" if len(numbers) > 1 else f"{first['method']}, seed {first['seed']}"
+    return (
+        f"{first['method']}, {len(numbers)} seeds" if len(numbers) > 1 else f"{first['method']}, seed {first['seed']}"
+    )
 
 
 def _rates(held_out: Sequence[Mapping[str, list[float]]]) -> list[dict[str, Any]]:

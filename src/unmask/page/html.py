@@ -31,7 +31,9 @@ def document(page: Mapping[str, Any], blobs: str, connect: str = "'none'") -> st
     """
     scripts = [*_bokeh(), *(_ASSETS.joinpath(name).read_text() for name in _SCRIPTS)]
     if any("</script" in script.lower() for script in scripts):
-        raise UserError("a script of the installed bokeh holds an end tag and cannot be inlined: install another version")
+        raise UserError(
+            "a script of the installed bokeh holds an end tag and cannot be inlined: install another version"
+        )
     digests = " ".join(f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" for script in scripts)
     policy = (
         f"default-src 'none'; script-src {digests}; style-src 'unsafe-inline'; img-src data: blob:; "

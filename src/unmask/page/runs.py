@@ -21,7 +21,7 @@ from unmask.page.comparison import comparison
 from unmask.report.metrics import read_metrics
 from unmask.report.record import Group, read_groups, recorded
 from unmask.settings.idle import flat
-from unmask.settings.reader import Document, build, leaves, read_recipe
+from unmask.settings.reader import Document, build, document_of, leaves, read_recipe
 from unmask.settings.recipe import Recipe
 
 _DIGITS = 6  # significant ones of a figure
@@ -50,12 +50,12 @@ def run_of(run: Path) -> dict[str, Any]:
     """Values of one run."""
     recipe = _recipe(run)
     rows = read_metrics(run / "metrics.jsonl")
-    settings = flat(recipe)
+    settings = _values(recipe)
     return {
         "method": settings.get("method", ""),
         "task": settings.get("task", ""),
         "model": settings.get("model", ""),
-        "steps": settings.get("train.steps", 0),
+        "steps": settings.get("train.max_steps", 0),
         "seed": settings.get("train.seed", 0),
         "training": _table([row for row in rows if "reward" in row or "loss" in row]),
         "evaluations": _table([row for row in rows if any(name.startswith("eval/") for name in row)]),
@@ -84,7 +84,7 @@ def blob_makers(run: Path) -> dict[str, Callable[[], bytes]]:
 
 
 def packed(groups: Sequence[Group]) -> bytes:
-    """Groups as zlib-compressed bytes: length of a JSON header (4 bytes), header, then arrays where it says they are."""
+    """Groups, zlib-compressed: length of a JSON header (4 bytes), header, then arrays where it says they are."""
     body, heads = bytearray(), []
     for group in groups:
         places = {}
@@ -95,7 +95,7 @@ def packed(groups: Sequence[Group]) -> bytes:
         heads.append({"about": group.about, "arrays": places})
     header = json.dumps(heads).encode()
     header += b" " * (-(len(header) + 4) % _ALIGNMENT_BYTES)
-    return zlib.compress(len(header).to_bytes(4, "little") + header + bytes(body), level=9)
+    return zlib.compress(len(header).to_bytes(4, "little") + header + bytes(body), level=6)
 
 
 def _recipe(run: Path) -> Document:
@@ -143,6 +143,11 @@ def _settings(recipe: Document, values: Document) -> list[dict[str, Any]]:
         }
         for path, value in values.items()
     ]
+
+
+def _values(recipe: Document) -> Document:
+    """The settings of a recipe by their paths: all of them, where no code of the user's has some."""
+    return flat(document_of(build(Recipe, recipe)) if _ships(recipe) else recipe)
 
 
 def _ships(recipe: Document) -> bool:

@@ -44,7 +44,9 @@ class PageServer(ThreadingHTTPServer):
         try:
             super().__init__((HOST, port), _Handler)
         except (OSError, OverflowError) as error:
-            raise UserError(f"port {port} cannot be listened at ({error}): give another, or 0 for a free one") from error
+            raise UserError(
+                f"port {port} cannot be listened at ({error}): give another, or 0 for a free one"
+            ) from error
 
     @property
     def address(self) -> str:
@@ -58,7 +60,11 @@ class PageServer(ThreadingHTTPServer):
 
     def tag(self) -> str:
         """What changes when there is something new to show."""
-        found = [path for path in (self.run / "metrics.jsonl", self.run / "summary.json", *self.run.glob("record/*")) if path.exists()]
+        found = [
+            path
+            for path in (self.run / "metrics.jsonl", self.run / "summary.json", *self.run.glob("record/*"))
+            if path.exists()
+        ]
         newest = max((path.stat().st_mtime_ns for path in found), default=0)
         return f"{len(found)}-{newest}"
 

@@ -9,8 +9,8 @@ of the arrays, beside those of `unmask.types`: W scored tokens of all rows one a
     token_id_V                                          id of each token of the vocabulary, for the tokenizer
     step_SN, canvas_SNC, guess_SZNC, guess_reward_NE    snapshots, with guesses and E = S·Z rewards of these
     guess_confidence_SZNC                               probability of the guessed token, 255 for 1
-    row_sample_R, row_term_R, row_advantage_R           rows that the first update trains on, without those of no gradient
-    row_prompt_masks_R, row_masked_RB, row_scored_RB    prompt tokens masked in the row's input; its masks; what is scored
+    row_sample_R, row_term_R, row_advantage_R           rows of the first update, those without gradient left out
+    row_prompt_masks_R, row_masked_RB, row_scored_RB    prompt tokens masked in the row's input; masks; what is scored
     row_weight_W, row_target_W                          weight and target of each scored token
 """
 

@@ -54,10 +54,14 @@ class Recorder:
         """
         rollout = experience.rollout
         wanted = list(numbers[: self.recipe.report.prompts])
-        first_of = dict(zip(rollout.prompt_N[:: rollout.group_size].tolist(), range(len(rollout.tokens_NL)), strict=False))
+        first_of = dict(
+            zip(rollout.prompt_N[:: rollout.group_size].tolist(), range(len(rollout.tokens_NL)), strict=False)
+        )
         own = [(place, first_of[number]) for place, number in enumerate(wanted) if number in first_of]
         groups = [self._group(experience, group, batches) for _, group in own]
-        packed = [[place, base64.b64encode(to_bytes([each])).decode()] for (place, _), each in zip(own, groups, strict=True)]
+        packed = [
+            [place, base64.b64encode(to_bytes([each])).decode()] for (place, _), each in zip(own, groups, strict=True)
+        ]
         if self.world.size > 1:
             every = sorted(pair for rank in self.world.everyone(packed) for pair in rank)
             groups = [from_bytes(base64.b64decode(text))[0] for _, text in every]

@@ -50,7 +50,8 @@
       this.plot.setAttribute("role", "img");
       this.plot.setAttribute("aria-label", this._words());
       const host = element("div", { style: "position:absolute;inset:0", "aria-hidden": "true" });
-      this.plot.append(host);
+      // Above what Bokeh draws, so that it need not look after the pointer.
+      this.plot.append(host, element("div", { class: "shield" }));
       this.view = await Plotting.show(plot, host);
       this.model = plot;
       this._flags();

@@ -64,7 +64,7 @@
         const span = element("span", { class: credit === undefined && isMasked ? "m" : credit === undefined ? "o" : "" }, page.visible(group.text(token)));
         if (credit !== undefined) {
           span.style.backgroundColor = page.background("credit", most ? credit / most : 0);
-          span.title = `${JSON.stringify(group.text(token))}: ${page.signed(credit)}`;
+          span.title = `${page.visible(group.text(token))}: ${page.signed(credit)}`;
         }
         tokens.append(span);
       }
