@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test long coverage lint docs mutants bench check-gpu stand-ins rehearse faults fuzz soak audit clean
+.PHONY: train test long browser coverage lint docs mutants bench check-gpu stand-ins rehearse faults fuzz soak audit clean
 
 train: $(VENV)/.installed
 	$(BIN)/unmask train
@@ -15,6 +15,10 @@ test: $(VENV)/.installed-test lint
 
 long: $(VENV)/.installed-test
 	$(PYTEST) -m long
+
+# The run page in a real browser: Debian's packages chromium and chromium-driver.
+browser: $(VENV)/.installed-test
+	$(BIN)/pytest -m browser
 
 coverage: $(VENV)/.installed-test
 	$(PYTEST) --cov --cov-fail-under=90
@@ -45,6 +49,7 @@ audit:
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/record.py
 	-$(BIN)/python benchmarks/main_job.py --steps 10
 
 check-gpu: $(VENV)/.installed-test

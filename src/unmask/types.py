@@ -174,6 +174,7 @@ class ScoringBatch:
     length_U: Int[Tensor, "U"]  # tokens of the span that the unit's score is of
     temperature: float = 1.0  # of the log-softmax that scores
     old_RL: Float[Tensor, "R L"] | None = None  # log-probs recorded by the sampler, where they are those of these rows
+    sample_R: Int[Tensor, "R"] | None = None  # the rollout's sample that each row is of, for whoever shows it
 
     @property
     def scored_U(self) -> Bool[Tensor, "U"]:
@@ -199,6 +200,7 @@ class ScoringBatch:
             advantage_U=self.advantage_U[keep_U],
             length_U=self.length_U[keep_U],
             old_RL=None if self.old_RL is None else self.old_RL[keep_R],
+            sample_R=None if self.sample_R is None else self.sample_R[keep_R],
         )
 
     def count_micro_batches(self, forwards: int) -> int:

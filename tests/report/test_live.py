@@ -10,7 +10,7 @@ import pytest
 
 from unmask.report import live, notebook
 from unmask.report.live import DenoisingView, frames_of, watch_completion
-from unmask.report.progress import Progress, phase, show, shows, telling, watch
+from unmask.report.progress import Progress, phase, show, shows, telling, watch_completions
 from unmask.report.terminal import OutputConsole
 
 SAMPLE = {
@@ -47,7 +47,7 @@ def test_where_there_is_no_terminal_it_is_said_once_and_lines_are_as_without_it(
         output = io.StringIO()
         with telling(Progress(OutputConsole(file=output))):
             if watched:
-                watch()
+                watch_completions()
             assert not shows()
             with phase("step", 2):
                 watch_completion(1, SAMPLE)
@@ -60,7 +60,7 @@ def in_terminal(slave):
     """A phase of a second in a terminal, watched."""
     terminal = os.fdopen(slave, "w")
     with telling(Progress(OutputConsole(file=terminal, force_terminal=True, color_system="truecolor", width=60))):
-        watch()
+        watch_completions()
         with phase("step", 2):
             watch_completion(7, SAMPLE)
             time.sleep(1.0)

@@ -17,6 +17,7 @@ from helpers.processes import finish, start
 from unmask.cli.main import main
 from unmask.distributed.sharding import load_shards
 from unmask.errors import UserError
+from unmask.report.record import read_groups, recorded
 from unmask.settings.recipe import TrainSettings
 from unmask.training.checkpoint import check_whole
 
@@ -35,6 +36,7 @@ FLAGS = [
     *("--train.save-steps", "2", "--train.eval-steps", "3", "--train.examples", "40"),
     *("--rollout.prompts", "3", "--rollout.num-generations", "4", "--method.base.beta", "0.01"),
     *("--evaluation.examples", "9", "--evaluation.examples-during", "5", "--evaluation.greedy-steps", "8"),
+    *("--report.every", "1", "--report.prompts", "2"),
 ]
 REFUSED = 2
 WHOLE, SHARDED = "whole on every rank", "a copy on every 2 ranks"
@@ -151,6 +153,18 @@ def test_two_ranks_write_one_directory_as_one_rank_does(place):
     assert_alike(two, place / "one")
     assert ranks(two) == [(0, 2, SHARDED)]
     assert ranks(place / "one") == [(0, 1, WHOLE)]
+
+
+def test_first_rank_records_the_groups_of_all(place):
+    one, two = (recorded(place / name, "step") for name in ("one", "runs/sudoku-dispo-001"))
+    assert list(one) == list(two) == [1, 2, 3, 4]
+    for step, path in one.items():
+        ours, theirs = read_groups(path), read_groups(two[step])
+        assert len(ours) == len(theirs) == 2
+        for mine, other in zip(ours, theirs, strict=True):
+            assert mine.about == other.about
+            for name in ("token_NC", "revealed_at_NC", "reward_N"):
+                assert (mine.arrays[name] == other.arrays[name]).all()
 
 
 def test_run_that_lost_a_rank_goes_on_bit_for_bit_on_as_many(place):

@@ -22,17 +22,19 @@ RUN = [
     *("--train.save-steps", "2", "--train.eval-steps", "3", "--train.examples", "40"),
     *("--rollout.prompts", "3", "--rollout.num-generations", "4", "--method.base.beta", "0.01"),
     *("--evaluation.examples", "12", "--evaluation.examples-during", "6", "--evaluation.greedy-steps", "8"),
+    *("--report.every", "2", "--report.prompts", "2"),
 ]
 
 
 def rows(directory: Path) -> list[dict]:
     lines = (directory / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if not key.endswith("_seconds")} for line in lines]
+    return [{key: value for key, value in json.loads(line).items() if "_seconds" not in key} for line in lines]
 
 
 def outcome(directory: Path) -> dict[str, object]:
     files = sorted(path for path in (directory / "checkpoints").rglob("*") if path.is_file())
     state = {str(path.relative_to(directory)): path.read_bytes() for path in files if path.name != "state.json"}
+    state |= {path.name: path.read_bytes() for path in (directory / "record").iterdir()}
     return state | {
         "metrics": rows(directory),
         "completions": (directory / "completions.jsonl").read_bytes(),

@@ -52,7 +52,7 @@ def test_start_run_directory_explains_itself_and_repeats(tmp_path, capsys):
     about = (directory / "README.txt").read_text()
     assert names == {
         *("README.txt", "recipe.toml", "metrics.jsonl", "completions.jsonl", "before.json", "after.json"),
-        *("curve.png", "checkpoints", "summary.json", "ranks.jsonl"),
+        *("curve.png", "checkpoints", "summary.json", "ranks.jsonl", "record"),
     }
     assert all(name in about for name in names - {"README.txt"})
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]

@@ -30,7 +30,7 @@ def outcome(directory: Path) -> dict[str, object]:
     files = sorted(path for path in (directory / "checkpoints").rglob("*") if path.is_file())
     found: dict[str, object] = {path.name: path.read_bytes() for path in files if path.name != "state.json"}
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    found["metrics"] = [{key: value for key, value in row.items() if not key.endswith("_seconds")} for row in rows]
+    found["metrics"] = [{key: value for key, value in row.items() if "_seconds" not in key} for row in rows]
     found["completions"] = (directory / "completions.jsonl").read_bytes()
     return found | {"steps": [path.parent.name for path in files]}
 

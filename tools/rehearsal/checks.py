@@ -20,7 +20,7 @@ class Failed(Exception):
 def training_rows(run: Path) -> list[dict[str, Any]]:
     """Metrics of the training steps, without their seconds."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if not key.endswith("_seconds")} for row in rows]
+    return [{key: value for key, value in row.items() if "_seconds" not in key} for row in rows]
 
 
 def check_updates(run: Path) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from unmask.denoisers.directories import check_new, find_model
 from unmask.errors import UserError
 from unmask.evaluation.statistics import figure_label
-from unmask.report.progress import phase, watch
+from unmask.report.progress import phase, watch_completions
 from unmask.settings.inputs import check_data
 from unmask.settings.resume import check_resumable, new_directory
 from unmask.settings.trackers import check_trackers, tracker_names
@@ -41,7 +41,7 @@ def train(recipe: Recipe, options: Namespace) -> None:
     check_trackers(tracker_names(recipe.track))
     _check_inputs(recipe.model, recipe.task)
     if options.watch:
-        watch()
+        watch_completions()
     with phase(f"unmask train: {f'{options.resume} goes on' if options.resume else name}"):
         from unmask.cli.environment import give_back_freed_memory, prepare
         from unmask.cli.sharding import shard_size
@@ -80,6 +80,42 @@ def _print_summary(summary: dict[str, Any], directory: Path) -> None:
             _say(True, f"{figure_label(name)}: {before:.1%} {what} before, {after:.1%} after ({gain})")
     _say(True, f"model: {directory / 'checkpoints'}/step_{summary['steps']:06d}")
     _say(True, f"curve: {directory / 'curve.png'}")
+
+
+def report(settings: object, options: Namespace) -> None:
+    """Write the page of a run, or of several compared."""
+    runs = [user_path(run) for run in options.runs]
+    if not runs:
+        raise UserError("report needs the directory of a run, or of several to compare them")
+    output = _given_page(options.output) if options.output else _default_page(runs)
+    from unmask.page import write_report
+
+    _say(True, f"page: {write_report(runs, output)}")
+
+
+def _given_page(given: str) -> Path:
+    output = user_path(given)
+    if output.is_dir() or not output.parent.is_dir():
+        raise UserError(f"output {given!r} is no file that can be written: give one in a directory that is there")
+    return output
+
+
+def _default_page(runs: list[Path]) -> Path:
+    return runs[0] / "report.html" if len(runs) == 1 else Path("comparison.html")
+
+
+def watch(settings: object, options: Namespace) -> None:
+    """Serve the page of a run until it is interrupted."""
+    if not options.run:
+        raise UserError("watch needs the directory of a run")
+    port = options.port or "0"
+    if not (port.isdecimal() and len(port) < 6):
+        raise UserError(f"--port is {port!r}: give a number, such as 8008, or 0 for a free one")
+    from unmask.page.watch import listening
+
+    with listening(user_path(options.run), int(port)) as server:
+        _say(True, f"watching {options.run} at {server.address} (on this machine alone; Ctrl-C ends it)")
+        server.serve_forever()
 
 
 def sample(settings: SampleSettings, options: Namespace) -> None:

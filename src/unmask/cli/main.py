@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from functools import reduce
+from itertools import chain, cycle
 from typing import Any
 
 from unmask import __version__
@@ -45,6 +46,7 @@ _EXIT_INTERRUPTED = 130
 _EXIT_TERMINATED = 143  # as of a process that SIGTERM ends
 _EXIT_BROKEN_PIPE = 141  # as of a process that SIGPIPE ends
 _HELP = {"-h", "--help"}
+_BETWEEN = "\0"  # words of a repeated argument, none of which can hold it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,6 +115,7 @@ def parse(name: str, command: Command, words: list[str], *, for_help: bool = Fal
     """
     given = _given(name, command, words)
     options: dict[str, Any] = {_key(argument): given.pop(argument, None) for argument, _ in command.arguments}
+    options |= {name: options[name].split(_BETWEEN) if options[name] else [] for name in command.repeated}
     options |= {_key(switch): given.pop(switch, None) is not None for switch, _ in command.switches}
     resume = options.get("resume")
     if resume is not None and options["recipe"] is not None:
@@ -163,7 +166,7 @@ def _key(flag: str) -> str:
 def _given(name: str, command: Command, words: list[str]) -> dict[str, str]:
     """Text of each flag, `--flag value` or `--flag=value` (the last holds), and of each argument without a flag."""
     own, switches = [argument for argument, _ in command.arguments], [switch for switch, _ in command.switches]
-    places = iter([argument for argument in own if not argument.startswith("-")])
+    places = chain([argument for argument in own if not argument.startswith("-")], cycle(command.repeated))
     given: dict[str, str] = {}
     rest = iter(words)
     for word in rest:
@@ -180,7 +183,7 @@ def _given(name: str, command: Command, words: list[str]) -> dict[str, str]:
                 raise UserError(f"{flag} has no value: give one after it (see unmask {name} --help)")
         if not _is_unicode(text):
             raise UserError(f"{flag} is {text!r}: give text")
-        given[flag] = text
+        given[flag] = _BETWEEN.join([given[flag], text]) if flag in command.repeated and flag in given else text
     return given
 
 
@@ -238,7 +241,7 @@ def _help(name: str, command: Command, settings: Any) -> argparse.ArgumentParser
         usage=f"unmask {name} [--SETTING VALUE ...]" if known else None,
     )
     for flag, text in command.arguments:
-        count = None if flag.startswith("-") else "?"
+        count = None if flag.startswith("-") else "*" if flag in command.repeated else "?"
         parser.add_argument(flag, nargs=count, metavar=flag.strip("-").upper(), help=text)
     for flag, text in command.switches:
         parser.add_argument(flag, action="store_true", help=text)

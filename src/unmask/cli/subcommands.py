@@ -33,6 +33,7 @@ class Command:
     summary: str
     example: str
     arguments: tuple[tuple[str, str], ...] = ()  # flag, or name of what is given without one, and help
+    repeated: tuple[str, ...] = ()  # the last of those without a flag, where it takes all words that are left
     switches: tuple[tuple[str, str], ...] = ()  # flag without value, and help
     default_recipe: str | None = None
     on_ranks: bool = False  # whether processes that torchrun starts share its work
@@ -62,6 +63,22 @@ COMMANDS = {
         switches=(("--watch", "in a terminal, show a completion of the last step being denoised"),),
         default_recipe="sudoku-dispo",
         idle=idle_in_recipe,
+    ),
+    "report": Command(
+        run=commands.report,
+        summary="make a page of a training run, to be opened in a browser, or of several runs compared",
+        example="unmask report runs/sudoku-dispo-001",
+        arguments=(
+            ("runs", "directories of runs: one is shown whole, several are compared"),
+            ("--output", "HTML file (default: report.html in the run's directory; of several, comparison.html here)"),
+        ),
+        repeated=("runs",),
+    ),
+    "watch": Command(
+        run=commands.watch,
+        summary="serve the page of a run while it trains, on this machine alone",
+        example="unmask watch runs/sudoku-dispo-001",
+        arguments=(("run", "directory of the run"), ("--port", "port to listen at (default: a free one)")),
     ),
     "sample": Command(
         settings=SampleSettings,

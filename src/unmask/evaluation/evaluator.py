@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -23,6 +23,8 @@ from unmask.types import Rollout
 from unmask.uniforms import Uniforms
 
 Value = TypeVar("Value", float, bool, dict[str, float])
+# (example of each completion, rollout, texts, whether each is solved)
+Seen = Callable[[list[int], Rollout, list[str], list[float]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,7 @@ class Evaluator:
     device: Any = "cpu"
     precision: str = "fp32"  # fp32, or bf16 autocast
     world: World = field(default_factory=World.single)  # the ranks, which share the examples
+    see: Seen | None = None  # shown each batch of completions that `metrics` has scored
 
     def metrics(self, denoiser: Denoiser, sampler: Sampler, count: int | None = None) -> dict[str, list[float]]:
         """By name, each of the task's metrics of the first `count` examples (None: all), one completion each.
@@ -47,7 +50,10 @@ class Evaluator:
             return {}
         found: list[tuple[int, dict[str, float]]] = []
         for indices, rollout in self.rollouts(denoiser, sampler, count=count):
-            scored = self.scored(indices, rollout_texts(self.tokenizer, rollout, self.examples))
+            texts = rollout_texts(self.tokenizer, rollout, self.examples)
+            scored = self.scored(indices, texts)
+            if self.see is not None:
+                self.see(indices, rollout, texts, scored["solved"])
             rows = [dict(zip(scored, values, strict=True)) for values in zip(*scored.values(), strict=True)]
             found += zip(indices, rows, strict=True)
         rows = self.in_order(found)

@@ -276,7 +276,7 @@ def message(text: str) -> None:
         progress.message(text)
 
 
-def watch() -> None:
+def watch_completions() -> None:
     """Have what `show` is given drawn, where there is a terminal. See Progress.watch."""
     progress = _CURRENT.get()
     if progress is not None:

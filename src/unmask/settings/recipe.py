@@ -273,6 +273,17 @@ class EvaluationSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportSettings:
+    """What a run records for its page (`unmask report`): groups of completions, step by step, and what trains them."""
+
+    every: int = setting(5, "training steps between recorded ones", idle=where("prompts", 0), low=1)
+    prompts: int = setting(1, "groups that a recorded step keeps, the first of it; 0: nothing is recorded")
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "report.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """All settings of a training run; with the same recipe a run gives the same tokens and weights.
 
@@ -289,9 +300,15 @@ class Recipe:
     train: TrainSettings = section(TrainSettings)
     evaluation: EvaluationSettings = section(EvaluationSettings)
     track: str = setting("", f"trackers that are told of the run, by commas: {', '.join(TRACKERS)}")
+    report: ReportSettings = section(ReportSettings)
 
     def __post_init__(self) -> None:
         tracker_names(self.track)
+        if self.report.prompts > self.rollout.prompts:
+            raise UserError(
+                f"report.prompts is {self.report.prompts}, and a step has rollout.prompts {self.rollout.prompts}: give "
+                "as many at most"
+            )
         wanted = self.method.unmasking or self.rollout.unmasking.name
         if self.rollout.unmasking.name != wanted:
             raise UserError(

@@ -25,6 +25,8 @@ MAY_CHANGE = (
     "train.save_steps",
     "train.save_total_limit",
     *("max_steps", "threads", "save_steps"),  # of pretrain
+    "report.every",
+    "report.prompts",
     "reward.timeout_seconds",
     "reward.retries",
     "reward.on_fault",

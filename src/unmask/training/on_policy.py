@@ -216,6 +216,8 @@ class OnPolicySource:
         """Rewards, entropy and lengths over all ranks, names as in TRL."""
         completion = rollout.completion_NL
         well_formed = sum(map(self.recipe.task.well_formed, texts))
+        ends = torch.tensor([self.examples.eos_id, *self.examples.other_end_ids], device=completion.device)
+        ended_N = (torch.isin(rollout.tokens_NL, ends) & rollout.region_L).any(1)
         equal_P = reward_PG.amax(1) == reward_PG.amin(1)  # a rounded deviation of equal rewards is noise, not 0
         spread_P = reward_PG.std(1) if len(reward_PG) else reward_PG.sum(1)  # a rank may have no group
         sums = torch.stack(
@@ -227,9 +229,10 @@ class OnPolicySource:
                 completion.sum(),
                 reward_PG.mean(1).square().sum(),
                 reward_PG.new_tensor(well_formed),
+                (~ended_N).sum(),
             ]
         )
-        reward, spread, equal, logp, tokens, square, valid = self.world.sum(sums).tolist()
+        reward, spread, equal, logp, tokens, square, valid, clipped = self.world.sum(sums).tolist()
         prompts = self.recipe.rollout.prompts
         samples = prompts * rollout.group_size
         mean = reward / samples
@@ -240,6 +243,7 @@ class OnPolicySource:
             "entropy": -logp / tokens,
             "completions/mean_length": tokens / samples,
             "completions/valid_fraction": valid / samples,
+            "completions/clipped_ratio": clipped / samples,
         }
         if prompts > 1:  # completions of one prompt are alike: the batch is as uncertain as its prompts are few
             variance = max(square / prompts - mean**2, 0.0) / (prompts - 1)

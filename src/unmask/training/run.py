@@ -18,10 +18,12 @@ from unmask.errors import UserError
 from unmask.evaluation.statistics import paired_interval, solved_summary
 from unmask.report.curve import draw_curve
 from unmask.report.durable import DiskError, write_durably
+from unmask.report.environment import environment
 from unmask.report.live import watch_completion
 from unmask.report.metrics import MetricsLog, read_metrics
 from unmask.report.monitor import CollapseMonitor
 from unmask.report.progress import advance, message, phase, telling
+from unmask.report.record import cut_record
 from unmask.report.tracking import Trackers
 from unmask.settings.inputs import with_absolute_paths
 from unmask.settings.ownership import owned_new
@@ -32,6 +34,7 @@ from unmask.settings.trackers import check_trackers, tracker_names
 from unmask.training.build import build_trainer, filtered_order
 from unmask.training.checkpoint import save_checkpoint
 from unmask.training.contents import Contents
+from unmask.training.recording import Recorder
 from unmask.training.run_directory import describe, look, take_over
 from unmask.training.saving import Saving
 from unmask.training.skipping import MOST_IN_A_ROW, SkippedSteps, check_finite, ends_for_skipped, lower_rate
@@ -150,6 +153,7 @@ class Run:
         if "monitor" in state:
             monitor.load(state["monitor"])
         self._tell_ranks(first)
+        self._begin_record(first)
         # Ranks share evaluations, and each knows all figures; the first writes.
         metrics = self._log("metrics", state, trackers.scalars)
         completions = self._log("completions", state, trackers.completions)
@@ -179,7 +183,22 @@ class Run:
         if self.is_main:
             message(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in active.items()))
             with MetricsLog(self.directory / "ranks.jsonl") as log:
-                log.write({"first_step": first_step, **active})
+                log.write({"first_step": first_step, **active, "environment": environment()})
+
+    def _begin_record(self, first_step: int) -> None:
+        """Have recorded what the run's page shows, from a step on; what was recorded after it goes."""
+        trainer = self.trainer
+        if self.is_main:
+            cut_record(self.directory, first_step)
+        if trainer.recipe.report.prompts:
+            trainer.recorder = Recorder(
+                run=self.directory,
+                recipe=trainer.recipe,
+                tokenizer=trainer.tokenizer,
+                terms=trainer.objective.terms,
+                examples=trainer.source.examples,
+                world=trainer.objective.world,
+            )
 
     def _log(self, name: str, state: dict[str, Any], then: Callable[[Mapping[str, Any]], None]) -> MetricsLog:
         if not self.is_main:
@@ -192,6 +211,7 @@ class Run:
         row, sample = self.trainer.step(step)
         done = step + 1
         seconds = {"step_seconds": time.monotonic() - started, "saving_seconds": saving_seconds}
+        seconds |= {f"step_seconds/{part}": value for part, value in self.trainer.part_seconds.items()}
         course.metrics.write({"step": done, **row, **seconds})
         course.completions.write({"step": done, **sample})
         watch_completion(done, sample)
@@ -273,6 +293,8 @@ class Run:
             if name is not None:
                 values |= self.trainer.further_evaluation()
         metrics.write({"step": step, **evaluation_row(values)})
+        if self.trainer.recorder is not None:
+            self.trainer.recorder.write_evaluation(step, self.trainer.evaluators["test"].examples.items[0].prompt)
         if name is not None and self.is_main:
             write_durably(self.directory / name, json.dumps(values))
 

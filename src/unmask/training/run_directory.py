@@ -31,7 +31,8 @@ metrics.jsonl       one line a training step or evaluation (names as in TRL wher
 completions.jsonl   one prompt a step: its completions, their rewards, the step that revealed each token
 before.json         held-out results of the base model, example by example; after.json: of the trained model
 curve.png           reward and solve rates over the run
-ranks.jsonl         one line a start: how many ranks, on what devices, what each of them holds
+record/             groups of completions, step by step, and what trains on them: `unmask report` makes a page of them
+ranks.jsonl         one line a start: how many ranks, on what devices, what each of them holds; versions and commit
 trackers.json       names under which trackers know the run (`--track`)
 checkpoints/        models in the Hugging Face layout, with what `unmask train --resume` needs
 summary.json        solve rates before and after, with 95 % intervals

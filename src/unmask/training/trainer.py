@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from unmask.data.tokenization import token_names
 from unmask.evaluation.evaluator import Evaluator
 from unmask.evaluation.statistics import solved_summary
-from unmask.objective.objective import Objective
+from unmask.objective.objective import Objective, UpdateBatch
 from unmask.report.progress import doing, message
 from unmask.rewards.functions import NotFiniteError
 from unmask.sampling.sampler import Sampler
 from unmask.settings.recipe import Recipe
+from unmask.training.recording import Recorder
 from unmask.training.skipping import unusable
 from unmask.training.sources import Experience, Source
 from unmask.training.update import Updater
@@ -34,6 +38,8 @@ class Trainer:
     sampler: Sampler
     uniforms: Uniforms
     evaluators: dict[str, Evaluator]  # by held-out split, "test" first
+    recorder: Recorder | None = None  # of what the run's page shows
+    part_seconds: dict[str, float] = field(default_factory=dict)  # of the last step's parts, by their names
 
     @property
     def objective(self) -> Objective:
@@ -50,13 +56,20 @@ class Trainer:
         numbers = self.source.examples.numbered(self._prompts_of(step))
         doing("sampling")
         rate = settings.learning_rate_at(step)
+        self.part_seconds = {}
         try:
-            experience = self.source(self.objective.denoiser, numbers, uniforms)
+            with self._timed("rollout"):
+                experience = self.source(self.objective.denoiser, numbers, uniforms)
         except NotFiniteError as error:
             message(f"step {step + 1}: {error}")
             return {"reward": math.nan, "learning_rate": rate, **_SKIPPED}, {}
         doing("updates")
-        updates = self._updates(experience, uniforms, rate)
+        prepared = self._prepared(experience, uniforms)
+        with self._timed("update"):
+            updates = [self.updater.update(update_batches, rate) for update_batches in prepared] or [_SKIPPED]
+        if self.recorder is not None and self.recorder.is_due(step + 1):
+            with self._timed("record"):
+                self.recorder.write_step(step + 1, numbers, experience, prepared[0] if prepared else [])
         if settings.ref_model_sync_steps and (step + 1) % settings.ref_model_sync_steps == 0:
             self.updater.sync_reference(settings.ref_model_mixup_alpha)
         metrics = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
@@ -64,13 +77,20 @@ class Trainer:
         shown = self._sample(experience, index) if self.objective.world.is_main else {}
         return metrics | {"learning_rate": rate} | experience.metrics, shown
 
-    def _updates(self, experience: Experience, uniforms: Uniforms, rate: float) -> list[dict[str, float]]:
-        """Metrics of each optimizer update on a batch of completions, from which nothing is learnt unless finite."""
+    def _prepared(self, experience: Experience, uniforms: Uniforms) -> list[list[UpdateBatch]]:
+        """What each optimizer update on a batch of completions trains on; none where a number of it is not finite."""
         if unusable(experience.metrics):
-            return [_SKIPPED]
+            return []
         iterations = self.recipe.train.num_iterations
-        prepared = self.objective.prepare(experience.rollout, experience.term_rewards, uniforms, iterations)
-        return [self.updater.update(update_batches, rate) for update_batches in prepared]
+        with self._timed("scoring"):
+            return self.objective.prepare(experience.rollout, experience.term_rewards, uniforms, iterations)
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        """Keep the seconds that a part of the step takes; the device, for which nothing waits, may be behind."""
+        begin_seconds = time.monotonic()
+        yield
+        self.part_seconds[part] = time.monotonic() - begin_seconds
 
     def _prompts_of(self, step: int) -> list[int]:
         """The step's examples: epochs of a keyed order."""
@@ -99,7 +119,8 @@ class Trainer:
 
     def evaluation(self, count: int) -> dict[str, list[float]]:
         """Values of the first `count` test examples, one each, by "NAME/METRIC"."""
-        return self.source.evaluation(self.objective.denoiser, self.evaluators["test"], count)
+        evaluator = replace(self.evaluators["test"], see=None if self.recorder is None else self.recorder.see)
+        return self.source.evaluation(self.objective.denoiser, evaluator, count)
 
     def evaluation_size(self, count: int, *, further: bool) -> int:
         """Completions that `evaluation` goes through, and with `further` those of `further_evaluation` too."""

@@ -149,6 +149,7 @@ def single_rows(
         advantage_U=advantage.flatten()[sample_R],
         length_U=scored_RL.sum(1),
         old_RL=rollout.sampled_logp_NL[sample_R] * scored_RL if recorded else None,
+        sample_R=sample_R,
     )
 
 
@@ -209,4 +210,5 @@ class FullyMasked(Masking):
             unit_R=row_N,
             advantage_U=advantage.flatten(),
             length_U=rollout.completion_NL.sum(1),
+            sample_R=row_N,
         )

@@ -60,6 +60,7 @@ class Branches(Masking):
             advantage_U=advantage.flatten(),
             length_U=scored_RL.sum(1),
             old_RL=snapshot.logp_ZNL.transpose(0, 1).flatten(0, 1) if self._recorded(rollout) else None,
+            sample_R=row_R // rows,
         )
 
     def _recorded(self, rollout: Rollout) -> bool:
@@ -176,4 +177,5 @@ class OwnGuesses(Masking):
             length_U=scored_RL.sum(1),
             temperature=rollout.temperature or 1.0,
             old_RL=torch.stack([state.logp_ZNL[0] for state in snapshots])[step_R, sample_R] if rollout.exact else None,
+            sample_R=sample_R,
         )
