@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -80,6 +81,17 @@ def merged_state(denoiser: Denoiser) -> dict[str, Tensor] | None:
         elif ".lora_" not in name and not kind.startswith("weight."):  # scales of 4-bit weights
             state[name.replace(".base_layer.", ".")] = weight
     return state
+
+
+@torch.no_grad()
+def merge_adapters(denoiser: Denoiser) -> None:
+    """Add the adapters into the network's weights and take them out of it: it has its own layers again."""
+    for name, layer in list(_layers(denoiser)):
+        base = layer.get_base_layer()
+        base.weight += layer.get_delta_weight("default").to(base.weight.dtype)
+        above, _, last = name.rpartition(".")
+        setattr(denoiser.model.get_submodule(above), last, base)
+    del denoiser.model.peft_config
 
 
 def save_adapters(denoiser: Denoiser, directory: Path) -> None:

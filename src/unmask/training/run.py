@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,20 +26,24 @@ from unmask.settings.ownership import owned_new
 from unmask.settings.recipe import Recipe
 from unmask.settings.resume import how_to_go_on
 from unmask.training.build import build_trainer, filtered_order
+from unmask.training.callbacks import Callback, Callbacks
 from unmask.training.checkpoint import (
     drop_old,
     save_checkpoint,
 )
+from unmask.training.given import NOTHING_GIVEN, Given
 from unmask.training.run_directory import describe, look, take_over
 from unmask.training.skipping import MOST_IN_A_ROW, SkippedSteps, check_finite, ends_for_skipped, lower_rate
 from unmask.training.stopping import Stopping
 from unmask.training.trainer import Trainer, evaluation_row
 
 
-def start_run(recipe: Recipe, output: str | None, name: str, shard_size: int | None = None) -> Run:
+def start_run(
+    recipe: Recipe, output: str | None, name: str, shard_size: int | None = None, given: Given = NOTHING_GIVEN
+) -> Run:
     """A new run in a new directory, which the first rank chooses, owns and writes for all.
 
-    `shard_size`: see `build_trainer`. Raises UserError, with nothing written, for what cannot work.
+    `shard_size`, `given`: see `build_trainer`. Raises UserError, with nothing written, for what cannot work.
     """
     world = World.start(recipe.train.precision)
     recipe = with_absolute_paths(recipe)
@@ -46,12 +51,18 @@ def start_run(recipe: Recipe, output: str | None, name: str, shard_size: int | N
         watch = stack.enter_context(Watch.of(world))
         directory = Path(world.first(lambda: str(stack.enter_context(owned_new(output, name)))))
         watch.how_to_go_on = lambda: how_to_go_on("train", directory)
-        trainer = build_trainer(recipe, shard_size=shard_size)
+        trainer = build_trainer(recipe, shard_size=shard_size, given=given)
         world.first(lambda: describe(directory, recipe))
-        return Run(directory=directory, trainer=trainer, ownership=stack.pop_all())
+        return Run(directory=directory, trainer=trainer, ownership=stack.pop_all(), callbacks=given.callbacks)
 
 
-def resume_run(recipe: Recipe, resume: str, output: str | None = None, shard_size: int | None = None) -> Run:
+def resume_run(
+    recipe: Recipe,
+    resume: str,
+    output: str | None = None,
+    shard_size: int | None = None,
+    given: Given = NOTHING_GIVEN,
+) -> Run:
     """The run that `resume` (a run's directory, or a checkpoint's) names, to go on at its newest or that checkpoint.
 
     `recipe` is the run's own, but for settings that may change. With `output` the run goes on in a copy there, else
@@ -65,9 +76,10 @@ def resume_run(recipe: Recipe, resume: str, output: str | None = None, shard_siz
         source, directory = Path(found["source"]), Path(found["directory"])
         watch.how_to_go_on = lambda: how_to_go_on("train", directory)
         checkpoint, state = found["checkpoint"] and Path(found["checkpoint"]), found["state"]
-        trainer = build_trainer(recipe, checkpoint, shard_size)
+        trainer = build_trainer(recipe, checkpoint, shard_size, given)
         world.first(lambda: take_over(recipe, source, directory, checkpoint, state.get("step", 0)))
-        return Run(directory=directory, trainer=trainer, state=state, ownership=stack.pop_all())
+        ownership = stack.pop_all()
+        return Run(directory=directory, trainer=trainer, state=state, ownership=ownership, callbacks=given.callbacks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +90,7 @@ class _Course:
     completions: MetricsLog
     monitor: CollapseMonitor
     stopping: Stopping
+    callbacks: Callbacks
     skipped: SkippedSteps = field(default_factory=SkippedSteps)
 
 
@@ -89,6 +102,7 @@ class Run:
     trainer: Trainer
     state: dict[str, Any] | None = None
     ownership: ExitStack = field(default_factory=ExitStack)  # of the directory, and the watch of ranks: until the end
+    callbacks: Sequence[Callback] = ()
 
     @property
     def is_main(self) -> bool:
@@ -128,21 +142,38 @@ class Run:
         # Ranks share evaluations, and each knows all figures; the first writes.
         metrics, completions = (self._log(name, state) for name in ("metrics", "completions"))
         with metrics, completions:
-            course = _Course(metrics=metrics, completions=completions, monitor=monitor, stopping=stopping)
+            told = Callbacks(given=self.callbacks if self.is_main else ())
+            course = _Course(
+                metrics=metrics, completions=completions, monitor=monitor, stopping=stopping, callbacks=told
+            )
             with stopping.at_once():
                 if recipe.train.over_denoising_filter:
                     self.trainer.order = state.get("order") or filtered_order(self.trainer)
                 if first == 0:
-                    self._evaluate("base evaluation", 0, recipe.evaluation.examples, metrics, "before.json")
+                    self._evaluate("base evaluation", 0, recipe.evaluation.examples, course, "before.json")
                 elif state.get("evaluation_due"):
-                    self._evaluate_during(first, metrics)
+                    self._evaluate_during(first, course)
             with phase("step", steps, done=first):
-                for step in range(first, steps):
-                    self._train_step(step, course)
-                    self._pause(step + 1, course)
+                last = self._train_steps(first, course)
             with stopping.at_once():
-                self._evaluate("final evaluation", steps, recipe.evaluation.examples, metrics, "after.json")
-        return self.trainer.objective.world.first(self._summarise)
+                self._evaluate("final evaluation", last, recipe.evaluation.examples, course, "after.json")
+        return self.trainer.objective.world.first(lambda: self._summarise(last))
+
+    def _train_steps(self, first: int, course: _Course) -> int:
+        """Train from the first step to the last, or to one after which a callback asks for the end: its number."""
+        done, steps = first, self.trainer.recipe.train.max_steps
+        while done < steps and not self._is_ended(course.callbacks):
+            self._train_step(done, course)
+            done += 1
+            self._pause(done, course)
+        if course.callbacks.wanted_end is not None:
+            message(f"ended after step {done}: {course.callbacks.wanted_end}")
+        return done
+
+    def _is_ended(self, callbacks: Callbacks) -> bool:
+        """Whether a callback of the first rank asked for the end; all ranks ask alike."""
+        wanted = callbacks.wanted_end is not None
+        return bool(self.trainer.objective.world.most(int(wanted))) if self.callbacks else wanted
 
     def _tell_ranks(self, first_step: int) -> None:
         """Say what is truly active, and keep it in the run: a run may go on with other ranks."""
@@ -162,7 +193,8 @@ class Run:
         started = time.monotonic()
         row, sample = self.trainer.step(step)
         done = step + 1
-        course.metrics.write({"step": done, **row, "step_seconds": time.monotonic() - started})
+        line = {"step": done, **row, "step_seconds": time.monotonic() - started}
+        course.metrics.write(line)
         course.completions.write({"step": done, **sample})
         advance(figures=f"reward {row['reward']:.3f}" if "reward" in row else f"loss {row['loss']:.3f}")
         why = course.skipped.see(row)
@@ -173,6 +205,7 @@ class Run:
         if why is not None and course.skipped.in_a_row == MOST_IN_A_ROW:
             mend = self.how_to_mend(row, done - course.skipped.in_a_row)
             raise ends_for_skipped(course.skipped, done, why, mend)
+        course.callbacks.tell("on_step", done, lambda callback: callback.on_step(done, dict(line)))
 
     def _pause(self, done: int, course: _Course) -> None:
         """What lies between two steps: an evaluation, a checkpoint, and the end where it was asked for."""
@@ -181,13 +214,13 @@ class Run:
         if due and not stopping.is_asked():
             try:
                 with stopping.at_once():
-                    self._evaluate_during(done, course.metrics)
+                    self._evaluate_during(done, course)
             except KeyboardInterrupt:
                 self._save(done, course, evaluation_due=True)
                 raise
             due = False
-        ends = stopping.is_asked()
-        if ends or done % settings.save_steps == 0 or done == settings.max_steps:
+        ends, wanted = stopping.is_asked(), self._is_ended(course.callbacks)
+        if ends or wanted or done % settings.save_steps == 0 or done == settings.max_steps:
             self._save(done, course, evaluation_due=due)
         if ends:
             self.trainer.objective.world.barrier()  # torchrun ends all when one rank has: the first may still be saving
@@ -217,34 +250,37 @@ class Run:
         }
         if trainer.recipe.train.over_denoising_filter:
             state["order"] = trainer.order
-        save_checkpoint(folder, done, *saved, state, moved)
+        path = save_checkpoint(folder, done, *saved, state, moved)
         drop_old(folder, trainer.recipe.train.save_total_limit)
         self._draw()
+        course.callbacks.tell("on_checkpoint", done, lambda callback: callback.on_checkpoint(done, path))
 
-    def _evaluate_during(self, done: int, metrics: MetricsLog) -> None:
+    def _evaluate_during(self, done: int, course: _Course) -> None:
         count = self.trainer.recipe.evaluation.examples_during
-        self._evaluate(f"evaluation after step {done}:", done, count, metrics)
+        self._evaluate(f"evaluation after step {done}:", done, count, course)
 
-    def _evaluate(self, title: str, step: int, count: int, metrics: MetricsLog, name: str | None = None) -> None:
+    def _evaluate(self, title: str, step: int, count: int, course: _Course, name: str | None = None) -> None:
         size = self.trainer.evaluation_size(count, further=name is not None)
         with phase(title, size or None, unit="completion"):
             values = self.trainer.evaluation(count)
             if name is not None:
                 values |= self.trainer.further_evaluation()
-        metrics.write({"step": step, **evaluation_row(values)})
+        row = evaluation_row(values)
+        course.metrics.write({"step": step, **row})
         if name is not None and self.is_main:
             write_durably(self.directory / name, json.dumps(values))
+        course.callbacks.tell("on_evaluation", step, lambda callback: callback.on_evaluation(step, dict(row)))
 
     def _draw(self) -> None:
         recipe = self.trainer.recipe
         title = f"{recipe.method.name} on {recipe.task.name}, seed {recipe.train.seed}"
         draw_curve(read_metrics(self.directory / "metrics.jsonl"), self.directory / "curve.png", title)
 
-    def _summarise(self) -> dict[str, Any]:
+    def _summarise(self, steps: int) -> dict[str, Any]:
         before, after = (json.loads((self.directory / name).read_text()) for name in ("before.json", "after.json"))
         summary: dict[str, Any] = {
             "method": self.trainer.recipe.method.name,
-            "steps": self.trainer.recipe.train.max_steps,
+            "steps": steps,
         }
         for name in after:
             measured, _, metric = name.rpartition("/")
