@@ -38,8 +38,8 @@ def train(recipe: Recipe, options: Namespace) -> None:
     recipe.check_blocks()
     _check_inputs(recipe.model, recipe.task)
     with phase(f"unmask train: {f'{options.resume} goes on' if options.resume else name}"):
+        from unmask.api.sharding import shard_size
         from unmask.cli.environment import give_back_freed_memory, prepare
-        from unmask.cli.sharding import shard_size
         from unmask.training.run import resume_run, start_run
 
         prepare(recipe.train.threads)
