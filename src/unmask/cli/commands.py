@@ -43,8 +43,8 @@ def train(recipe: Recipe, options: Namespace) -> None:
     if options.watch:
         watch_completions()
     with phase(f"unmask train: {f'{options.resume} goes on' if options.resume else name}"):
+        from unmask.api.sharding import shard_size
         from unmask.cli.environment import give_back_freed_memory, prepare
-        from unmask.cli.sharding import shard_size
         from unmask.training.run import resume_run, start_run
 
         prepare(recipe.train.threads)

@@ -26,6 +26,7 @@ from unmask.settings.idle import (
     flat,
     without_idle,
 )
+from unmask.settings.objects import check_no_objects
 from unmask.settings.reader import (
     Document,
     build,
@@ -126,6 +127,8 @@ def parse(name: str, command: Command, words: list[str], *, for_help: bool = Fal
     if recipe is None and not options["names_the_job"]:
         recipe = command.default_recipe
     layers = [{}] if recipe is None else recipe_layers(recipe)
+    for layer in layers:
+        check_no_objects(flat(layer), str(recipe))
     needs_model = not for_help and any(field.name == "model" and field.default for field in fields(command.settings))
     document = with_model_and_task(reduce(merged, layers), flags, needs_model=needs_model)
     stored: Any = build(command.settings, document)

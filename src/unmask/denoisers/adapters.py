@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -81,6 +82,17 @@ def merged_weights(denoiser: Denoiser) -> Iterator[tuple[str, Tensor]]:
             yield f"{layer}.weight", (base + adapted[layer].get_delta_weight("default")).to(base.dtype).detach()
         elif ".lora_" not in name and not kind.startswith("weight."):  # scales of 4-bit weights
             yield name.replace(".base_layer.", "."), weight
+
+
+@torch.no_grad()
+def merge_adapters(denoiser: Denoiser) -> None:
+    """Add the adapters into the network's weights and take them out of it: it has its own layers again."""
+    for name, layer in list(_layers(denoiser)):
+        base = layer.get_base_layer()
+        base.weight += layer.get_delta_weight("default").to(base.weight.dtype)
+        above, _, last = name.rpartition(".")
+        setattr(denoiser.model.get_submodule(above), last, base)
+    del denoiser.model.peft_config
 
 
 def adapters_of(denoiser: Denoiser) -> dict[str, Tensor]:

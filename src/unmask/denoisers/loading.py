@@ -120,7 +120,7 @@ def load_denoiser(
             f"mask_token_id {mask_id} of {model!r} lies outside its vocabulary of {network.config.vocab_size}"
         )
     network.config.mask_token_id = mask_id
-    spelt, holes = (None, ()) if tokenizer is None else _spelt(tokenizer, eos_id)
+    spelt, holes = (None, ()) if tokenizer is None else spelt_ids(tokenizer, eos_id)
     denoiser = Denoiser(
         network,
         mask_id=mask_id,
@@ -178,7 +178,7 @@ def _generation_config(directory: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-def _spelt(tokenizer: PreTrainedTokenizerFast, eos_id: int) -> tuple[int, tuple[range, ...]]:
+def spelt_ids(tokenizer: PreTrainedTokenizerFast, eos_id: int) -> tuple[int, tuple[range, ...]]:
     """The first id behind those that the tokenizer knows and the end token's; runs of ids before it that it lacks."""
     known = sorted({eos_id, *tokenizer.get_vocab().values()})
     gaps = (range(before + 1, token) for before, token in pairwise([-1, *known]))

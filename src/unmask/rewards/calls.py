@@ -47,12 +47,12 @@ def told_while_waiting(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def interrupted_after(limit_seconds: float) -> Iterator[None]:
+def interrupted_after(limit_seconds: float, *, by_force: bool = True) -> Iterator[None]:
     """Raise Interrupted in what the main thread does within, once it has taken so long (0: never).
 
     What catches that and goes on is interrupted again each second. What no signal reaches, such as 9**9**9 in C, ends
-    the process after `GRACE_SECONDS` more, with the traceback of where it is, from a thread that needs no GIL. Does
-    nothing in other threads, which cannot be interrupted.
+    the process (`by_force`) after `GRACE_SECONDS` more, with the traceback of where it is, from a thread that needs no
+    GIL. Does nothing in other threads, which cannot be interrupted.
     """
     if not limit_seconds or threading.current_thread() is not threading.main_thread():
         yield
@@ -72,7 +72,7 @@ def interrupted_after(limit_seconds: float) -> Iterator[None]:
     before = signal.signal(_SIGNAL, interrupt)
     threading.Thread(target=watch, daemon=True, name="unmask-limit").start()
     try:
-        with _ended_by_force(limit_seconds + GRACE_SECONDS):
+        with _ended_by_force(limit_seconds + GRACE_SECONDS if by_force else math.inf):
             try:
                 yield
             finally:

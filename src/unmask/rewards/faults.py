@@ -24,6 +24,7 @@ class FaultRule:
     timeout_seconds: float = 0.0  # of one try; 0: no limit
     retries: int = 0  # further tries of a call that failed
     gives_none: bool = False  # after the last of them
+    ends_process: bool = True  # where a call that has reached its limit cannot be interrupted
 
     @property
     def longest_seconds(self) -> float:

@@ -8,7 +8,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
@@ -105,10 +105,13 @@ class RewardFunction:
         while tries.scores is None:
             time.sleep(tries.pause_seconds)
             with tries.one():
-                with self._named(), interrupted_after(self.faults.timeout_seconds):
+                with self._named(), self._limited():
                     scores = self.call(**_copied(arguments))
                 tries.scores = self._checked(scores, tries)
         return tries.scores
+
+    def _limited(self) -> AbstractContextManager[None]:
+        return interrupted_after(self.faults.timeout_seconds, by_force=self.faults.ends_process)
 
     async def awaited_scores(self, arguments: Arguments) -> list[Score]:
         """`scores` of an async function."""
@@ -220,7 +223,8 @@ def _awaited(functions: Sequence[RewardFunction], arguments: Sequence[Arguments]
     limits = [function.faults.longest_seconds for function in functions]
     longest_seconds = max(limits) + _LOOP_SECONDS if all(limits) else 0.0
     try:
-        with interrupted_after(longest_seconds):
+        by_force = all(function.faults.ends_process for function in functions)
+        with interrupted_after(longest_seconds, by_force=by_force):
             return asyncio.run(together())
     except Interrupted as error:
         raise timed_out(" and ".join(function.what for function in functions), longest_seconds) from error

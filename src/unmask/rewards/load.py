@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from unmask.rewards.faults import FaultRule
@@ -17,16 +17,28 @@ TASK = "task"
 _FORMS = f"{TASK}, FILE.py:NAME, MODULE:NAME, reward_model:DIRECTORY or judge:FILE.toml"
 
 
-def load_functions(settings: RewardSettings, task: Task, device: Any) -> tuple[RewardFunction, ...]:
+def load_functions(
+    settings: RewardSettings,
+    task: Task,
+    device: Any,
+    given: Mapping[str, Callable[..., Any]] | None = None,
+    *,
+    owns_process: bool = True,
+) -> tuple[RewardFunction, ...]:
     """The reward functions that the settings name. Raises UserError for what is not there or cannot be called.
 
-    A function's name in metrics is its own, or all of its spec where two have the same.
+    A function's name in metrics is its own, or all of its spec where two have the same. `given`: functions by their
+    specs that need not be found. `owns_process`: a call that nothing interrupts may end the process.
     """
     specs = settings.specs
     names = [_name(spec) for spec in specs]
-    calls = [_find(spec, settings, task, device) for spec in specs]
+    known = given or {}
+    calls = [known[spec] if spec in known else _find(spec, settings, task, device) for spec in specs]
     faults = FaultRule(
-        timeout_seconds=settings.timeout_seconds, retries=settings.retries, gives_none=settings.on_fault == "none"
+        timeout_seconds=settings.timeout_seconds,
+        retries=settings.retries,
+        gives_none=settings.on_fault == "none",
+        ends_process=owns_process,
     )
     # What is the user's may use signals, and may have to be interrupted: only the main thread can do both.
     shipped = type(task) in TASKS.values()

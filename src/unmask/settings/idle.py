@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from unmask.errors import UserError
@@ -23,7 +23,7 @@ _SAMPLING = ("num_generations", "block_length", "steps", "temperature", "guidanc
 def declared_idle(settings: Any, prefix: str = "") -> dict[str, str]:
     """Paths of settings that one beside them makes idle, as `setting(idle=)` declares, and why."""
     idle: dict[str, str] = {}
-    for field in fields(settings):
+    for field in fields(settings) if is_dataclass(settings) else ():
         value, path = getattr(settings, field.name), prefix + field.name
         if {"choices", "section"} & set(field.metadata):
             idle |= declared_idle(value, path + ".")

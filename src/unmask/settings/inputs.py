@@ -55,9 +55,9 @@ def without_directories(text: str) -> str:
 
 def check_data(settings: Any) -> None:
     """Raise UserError for a file of data (`setting(names_data=True)`) that is missing or empty; no more is read."""
-    for field in fields(settings):
+    for field in fields(settings) if is_dataclass(settings) else ():
         source = getattr(settings, field.name)
-        if field.metadata.get("names_data") and source is not None and not is_on_hub(source):
+        if field.metadata.get("names_data") and isinstance(source, str) and not is_on_hub(source):
             check_data_file(source)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from unmask.errors import UserError
+from unmask.settings.objects import is_opaque, object_name, written
 from unmask.settings.users_classes import check_complete
 from unmask.validation import Range, check_number, did_you_mean, load_named, near, place_of
 from unmask.validation.user_files import refuse_special, user_path
@@ -216,21 +217,27 @@ def _unknown(settings: type[Any], others: Mapping[str, Any], path: str, value: A
 
 
 def document_of(settings: Any) -> Document:
-    """The table that `build` makes these settings from; unset (None) values are left out."""
+    """The table that `build` makes these settings from; unset (None) values are left out.
+
+    Python objects that no table can say are `python:NAME`.
+    """
     document: Document = {}
     for field in fields(settings):
         value = getattr(settings, field.name)
         if "choices" in field.metadata:
-            document[field.name] = {"name": _name(field, value), **document_of(value)}
+            opaque = is_opaque(field, value)
+            document[field.name] = {"name": _name(field, value), **({} if opaque else document_of(value))}
         elif "section" in field.metadata:
             document[field.name] = document_of(value)
         elif value is not None:
-            document[field.name] = value
+            document[field.name] = written(value)
     return document
 
 
 def _name(field: Field[Any], value: Any) -> str:
-    """The name that `chosen` takes for the class of a choice's value, from any directory."""
+    """The name that `chosen` takes for the class of a choice's value, from any directory; `python:` where none does."""
+    if is_opaque(field, value):
+        return object_name(value)
     names = {settings: name for name, settings in field.metadata["choices"].items()}
     return names.get(type(value)) or place_of(type(value))
 
@@ -242,7 +249,7 @@ def leaves(settings: Any, prefix: str = "") -> Iterator[Leaf]:
         if "choices" in field.metadata:
             names = ", ".join(field.metadata["choices"])
             yield Leaf(path=path, kind="name", default=_name(field, value), help=f"{text}: {names}")
-            yield from leaves(value, path + ".")
+            yield from () if is_opaque(field, value) else leaves(value, path + ".")
         elif "section" in field.metadata:
             yield from leaves(value, path + ".")
         else:

@@ -45,11 +45,9 @@ MOST_THREADS = 1024  # with many more the process dies
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutSettings:
-    """How completions are sampled: the fields of `Sampler`, unset ones from the task, and the size of a batch."""
+class SamplerSettings:
+    """How completions are sampled: the fields of `Sampler`, unset ones from the task."""
 
-    prompts: int = setting(16, "prompts a training step, over all ranks", low=1)
-    num_generations: int = setting(8, "completions a prompt", was="group_size")
     max_new_tokens: int | None = setting(
         None, "completion length in tokens; unset: the task's", also="max_completion_length", low=1
     )
@@ -67,20 +65,19 @@ class RolloutSettings:
         check_ranges(self, "rollout.")
         one_of("rollout.schedule", self.schedule, tuple(SCHEDULES))
         one_of("rollout.caching", self.caching, tuple(CACHINGS))
-        if self.num_generations < 2:
-            raise UserError(
-                f"rollout.num_generations is {self.num_generations}: advantage compares completions of one prompt, "
-                "give 2 or more"
-            )
 
     def sampler(self, task: Task, *, steps: int | None = None, temperature: float | None = None) -> Sampler:
         """The sampler of these settings for a task; `steps` and `temperature` take the place of the settings'.
 
         Raises UserError where they do not fit together.
         """
+        return self.sampler_of(task.max_new_tokens, steps=steps, temperature=temperature)
+
+    def sampler_of(self, length: int, *, steps: int | None = None, temperature: float | None = None) -> Sampler:
+        """As `sampler`, of completions with so many tokens where these settings name no number."""
         from unmask.sampling.sampler import Sampler
 
-        length, block_length = self._lengths(task)
+        length, block_length = self._lengths(length)
         return Sampler(
             max_new_tokens=length,
             block_length=block_length,
@@ -97,12 +94,28 @@ class RolloutSettings:
     def check_blocks(self, task: Task, called: tuple[str, str, str], steps: int | None = None) -> None:
         """As `check_blocks` of the schedules, without torch; `steps` takes the place of the settings'."""
         count = (steps or self.steps) if self.unmasking.scheduled else None
-        check_blocks(*self._lengths(task), count, called)
+        check_blocks(*self._lengths(task.max_new_tokens), count, called)
 
-    def _lengths(self, task: Task) -> tuple[int, int]:
+    def _lengths(self, of_task: int) -> tuple[int, int]:
         """Tokens of a completion, and of a block."""
-        length = self.max_new_tokens or task.max_new_tokens
+        length = self.max_new_tokens or of_task
         return length, self.block_length or length
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSettings(SamplerSettings):
+    """How the completions of a training step are sampled, and how many: `prompts` groups of `num_generations`."""
+
+    prompts: int = setting(16, "prompts a training step, over all ranks", low=1)
+    num_generations: int = setting(8, "completions a prompt", was="group_size")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_generations < 2:
+            raise UserError(
+                f"rollout.num_generations is {self.num_generations}: advantage compares completions of one prompt, "
+                "give 2 or more"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from unmask.data.example import Example, check_split
-from unmask.data.readers.tables import Row, is_on_hub
+from unmask.data.readers.tables import Row, Source, is_on_hub
 from unmask.data.readers.user_rows import UserData
 from unmask.data.readers.word_problems import ProblemFiles
 from unmask.tasks.base import Task
@@ -36,13 +36,17 @@ class FileTask(Task):
 
 
 def _data_in_file(task: RowsTask) -> str | None:
-    return f"data is {task.data!r}, a file" if task.data is not None and not is_on_hub(task.data) else None
+    return f"data is {_told(task.data)}" if task.data is not None and not is_on_hub(task.data) else None
 
 
 def _test_data_in_file(task: RowsTask) -> str | None:
     if task.test_data is None:
         return "test_data is unset"
-    return None if is_on_hub(task.test_data) else f"test_data is {task.test_data!r}, a file"
+    return None if is_on_hub(task.test_data) else f"test_data is {_told(task.test_data)}"
+
+
+def _told(source: Source) -> str:
+    return f"{source!r}, a file" if isinstance(source, str) else "rows"
 
 
 def _all_in_files(task: RowsTask) -> str | None:
@@ -51,7 +55,7 @@ def _all_in_files(task: RowsTask) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class RowsTask(Task):
-    """Base of tasks on the user's own rows, from a file or the Hugging Face Hub."""
+    """Base of tasks on the user's own rows, from a file or the Hugging Face Hub; in Python `data` may be the rows."""
 
     data: str | None = setting(
         None, "training rows: a .jsonl, .json, .csv or .parquet file, or org/name on the Hub", names_data=True

@@ -27,6 +27,7 @@ from unmask.sampling.records import EveryStep
 from unmask.sampling.sampler import Sampler
 from unmask.settings.recipe import Recipe, TrainSettings
 from unmask.training.checkpoint import load_optimizer, load_reference
+from unmask.training.given import NOTHING_GIVEN, Given
 from unmask.training.on_policy import OnPolicySource
 from unmask.training.preferences import PreferenceSource, check_preferences
 from unmask.training.sources import Source
@@ -35,10 +36,13 @@ from unmask.training.update import Updater
 from unmask.uniforms import Uniforms
 
 
-def build_trainer(recipe: Recipe, checkpoint: Path | None = None, shard_size: int | None = None) -> Trainer:
+def build_trainer(
+    recipe: Recipe, checkpoint: Path | None = None, shard_size: int | None = None, given: Given = NOTHING_GIVEN
+) -> Trainer:
     """The trainer of a recipe, with weights from `checkpoint` where given. Raises UserError for what cannot work.
 
     `shard_size`: ranks that hold the weights together, 0 for all on each; None: by train.shard, where auto is 0.
+    `given`: Python objects in the place of what the recipe names.
     """
     settings = recipe.train
     recipe.check_blocks()
@@ -50,11 +54,13 @@ def build_trainer(recipe: Recipe, checkpoint: Path | None = None, shard_size: in
     if (completions := recipe.rollout.prompts * recipe.rollout.num_generations) < world.size:
         raise UserError(f"{world.size} ranks sample {completions} completions a step: raise rollout.prompts")
     place = _placing(settings, world, settings.shard_size if shard_size is None else shard_size)
+    if place.mesh is not None and given.denoiser is not None:
+        raise UserError(f"train.shard {settings.shard} loads a model by slices: give it by its name, or set it to 0")
     if place.mesh is not None:
         world = replace(world, precision="fp32")  # the network itself computes in bf16 then, nothing is cast for it
     with phase(f"loading {checkpoint or recipe.model}"):
-        tokenizer = load_tokenizer(recipe.model)
-        updater = _load_updater(recipe, world, checkpoint, place)
+        tokenizer = given.tokenizer or load_tokenizer(recipe.model)
+        updater = _load_updater(recipe, world, checkpoint, place, given)
     terms, denoiser = updater.objective.terms, updater.objective.denoiser
     room = denoiser.max_length - sampler.max_new_tokens
 
@@ -71,7 +77,7 @@ def build_trainer(recipe: Recipe, checkpoint: Path | None = None, shard_size: in
         recipe=recipe,
         updater=updater,
         tokenizer=tokenizer,
-        source=_source(recipe, examples, sampler, tokenizer, updater.objective),
+        source=_source(recipe, examples, sampler, tokenizer, updater.objective, given),
         order=list(range(len(examples.items))),
         sampler=sampler,
         uniforms=Uniforms().key(settings.seed),
@@ -92,7 +98,9 @@ def build_trainer(recipe: Recipe, checkpoint: Path | None = None, shard_size: in
     )
 
 
-def _source(recipe: Recipe, examples: Examples, sampler: Sampler, tokenizer: Any, objective: Objective) -> Source:
+def _source(
+    recipe: Recipe, examples: Examples, sampler: Sampler, tokenizer: Any, objective: Objective, given: Given
+) -> Source:
     """The task's own ranked completions where it has some, else sampled ones and the recipe's rewards."""
     terms, world = objective.terms, objective.world
     if examples.ranked_ids:
@@ -113,7 +121,10 @@ def _source(recipe: Recipe, examples: Examples, sampler: Sampler, tokenizer: Any
     for record in (objective.record, EveryStep() if recipe.train.over_denoising_filter else None):
         sampler.check(objective.denoiser, record)
     with phase("loading the rewards"):
-        rewards = Rewards(functions=load_functions(recipe.reward, recipe.task, world.device), examples=examples)
+        functions = load_functions(
+            recipe.reward, recipe.task, world.device, given.reward_functions, owns_process=given.owns_process
+        )
+        rewards = Rewards(functions=functions, examples=examples)
     with phase("asking the rewards once"):
         rewards.ask_once()
     return OnPolicySource(
@@ -127,9 +138,13 @@ def _source(recipe: Recipe, examples: Examples, sampler: Sampler, tokenizer: Any
     )
 
 
-def _load_trained(recipe: Recipe, checkpoint: Path | None, mesh: DeviceMesh | None) -> Denoiser:
+def _load_trained(
+    recipe: Recipe, checkpoint: Path | None, mesh: DeviceMesh | None, given: Given = NOTHING_GIVEN
+) -> Denoiser:
     """The denoiser that is trained, adapters on its base where the recipe wants them; by slices on a mesh."""
     settings = recipe.train
+    if (own := given.trained(settings, checkpoint)) is not None:
+        return own
     if not settings.lora_rank:
         model = recipe.model if checkpoint is None else str(checkpoint)
         return load_denoiser(model, model_format=recipe.model_format, mesh=mesh)
@@ -173,28 +188,28 @@ def _frozen(recipe: Recipe, denoiser: Denoiser, place: _Placing, checkpoint: Pat
 
 
 def _load_reference(
-    recipe: Recipe, denoiser: Denoiser, place: _Placing, checkpoint: Path | None
+    recipe: Recipe, denoiser: Denoiser, place: _Placing, checkpoint: Path | None, given: Given
 ) -> Denoiser | AdaptersOff:
     """The reference policy: adapters off, a frozen copy of the base, or what it had become at the checkpoint."""
     if recipe.train.lora_rank:
         return AdaptersOff(denoiser)
     if checkpoint is None:
         return _frozen(recipe, denoiser, place, None)
-    reference = load_denoiser(recipe.model, model_format=recipe.model_format, mesh=place.mesh)
+    reference = given.base or load_denoiser(recipe.model, model_format=recipe.model_format, mesh=place.mesh)
     reference = place(reference.eval().requires_grad_(False))
     if recipe.train.ref_model_sync_steps:
         load_reference(checkpoint, reference)
     return reference
 
 
-def _load_objective(recipe: Recipe, world: World, checkpoint: Path | None, place: _Placing) -> Objective:
+def _load_objective(recipe: Recipe, world: World, checkpoint: Path | None, place: _Placing, given: Given) -> Objective:
     """The method's terms on the denoiser that is trained, with the frozen weights that they read."""
     settings = recipe.train
-    denoiser = place(_load_trained(recipe, checkpoint, place.mesh))
+    denoiser = place(_load_trained(recipe, checkpoint, place.mesh, given))
     terms = recipe.method.terms(denoiser.eos_id)
     reference = old = None
     if any(term.reads("reference") for term in terms):
-        reference = _load_reference(recipe, denoiser, place, checkpoint)
+        reference = _load_reference(recipe, denoiser, place, checkpoint, given)
     elif settings.ref_model_sync_steps:
         raise UserError(
             f"train.ref_model_sync_steps {settings.ref_model_sync_steps} moves a reference that method "
@@ -212,10 +227,10 @@ def _load_objective(recipe: Recipe, world: World, checkpoint: Path | None, place
     )
 
 
-def _load_updater(recipe: Recipe, world: World, checkpoint: Path | None, place: _Placing) -> Updater:
+def _load_updater(recipe: Recipe, world: World, checkpoint: Path | None, place: _Placing, given: Given) -> Updater:
     """The objective with its optimizer, moments from the checkpoint."""
     settings = recipe.train
-    objective = _load_objective(recipe, world, checkpoint, place)
+    objective = _load_objective(recipe, world, checkpoint, place, given)
     denoiser = objective.denoiser
     optimizer = torch.optim.AdamW(
         [weight for weight in denoiser.parameters() if weight.requires_grad],

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unmask.denoisers.directories import checkpoint_name
 from unmask.distributed import World
 from unmask.distributed.sharding import is_sharded, placement
 from unmask.distributed.watch import Watch
 from unmask.errors import UserError
-from unmask.evaluation.statistics import paired_interval, solved_summary
 from unmask.report.curve import draw_curve
 from unmask.report.durable import DiskError, write_durably
 from unmask.report.environment import environment
@@ -32,20 +32,25 @@ from unmask.settings.recipe import Recipe
 from unmask.settings.resume import how_to_go_on
 from unmask.settings.trackers import check_trackers, tracker_names
 from unmask.training.build import build_trainer, filtered_order
+from unmask.training.callbacks import Callback, Callbacks
 from unmask.training.checkpoint import save_checkpoint
 from unmask.training.contents import Contents
+from unmask.training.given import NOTHING_GIVEN, Given
 from unmask.training.recording import Recorder
 from unmask.training.run_directory import describe, look, take_over
 from unmask.training.saving import Saving
 from unmask.training.skipping import MOST_IN_A_ROW, SkippedSteps, check_finite, ends_for_skipped, lower_rate
 from unmask.training.stopping import Stopping
+from unmask.training.summary import summarise
 from unmask.training.trainer import Trainer, evaluation_row
 
 
-def start_run(recipe: Recipe, output: str | None, name: str, shard_size: int | None = None) -> Run:
+def start_run(
+    recipe: Recipe, output: str | None, name: str, shard_size: int | None = None, given: Given = NOTHING_GIVEN
+) -> Run:
     """A new run in a new directory, which the first rank chooses, owns and writes for all.
 
-    `shard_size`: see `build_trainer`. Raises UserError, with nothing written, for what cannot work.
+    `shard_size`, `given`: see `build_trainer`. Raises UserError, with nothing written, for what cannot work.
     """
     check_trackers(tracker_names(recipe.track))
     world = World.start(recipe.train.precision)
@@ -54,12 +59,18 @@ def start_run(recipe: Recipe, output: str | None, name: str, shard_size: int | N
         watch = stack.enter_context(Watch.of(world))
         directory = Path(world.first(lambda: str(stack.enter_context(owned_new(output, name)))))
         watch.how_to_go_on = lambda: how_to_go_on("train", directory)
-        trainer = build_trainer(recipe, shard_size=shard_size)
+        trainer = build_trainer(recipe, shard_size=shard_size, given=given)
         world.first(lambda: describe(directory, recipe))
-        return Run(directory=directory, trainer=trainer, ownership=stack.pop_all())
+        return Run(directory=directory, trainer=trainer, ownership=stack.pop_all(), callbacks=given.callbacks)
 
 
-def resume_run(recipe: Recipe, resume: str, output: str | None = None, shard_size: int | None = None) -> Run:
+def resume_run(
+    recipe: Recipe,
+    resume: str,
+    output: str | None = None,
+    shard_size: int | None = None,
+    given: Given = NOTHING_GIVEN,
+) -> Run:
     """The run that `resume` (a run's directory, or a checkpoint's) names, to go on at its newest or that checkpoint.
 
     `recipe` is the run's own, but for settings that may change. With `output` the run goes on in a copy there, else
@@ -74,9 +85,10 @@ def resume_run(recipe: Recipe, resume: str, output: str | None = None, shard_siz
         source, directory = Path(found["source"]), Path(found["directory"])
         watch.how_to_go_on = lambda: how_to_go_on("train", directory)
         checkpoint, state = found["checkpoint"] and Path(found["checkpoint"]), found["state"]
-        trainer = build_trainer(recipe, checkpoint, shard_size)
+        trainer = build_trainer(recipe, checkpoint, shard_size, given)
         world.first(lambda: take_over(recipe, source, directory, checkpoint, state.get("step", 0)))
-        return Run(directory=directory, trainer=trainer, state=state, ownership=stack.pop_all())
+        ownership = stack.pop_all()
+        return Run(directory=directory, trainer=trainer, state=state, ownership=ownership, callbacks=given.callbacks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +100,7 @@ class _Course:
     monitor: CollapseMonitor
     stopping: Stopping
     saving: Saving
+    callbacks: Callbacks
     skipped: SkippedSteps = field(default_factory=SkippedSteps)
 
 
@@ -99,6 +112,7 @@ class Run:
     trainer: Trainer
     state: dict[str, Any] | None = None
     ownership: ExitStack = field(default_factory=ExitStack)  # of the directory, and the watch of ranks: until the end
+    callbacks: Sequence[Callback] = ()
 
     @property
     def is_main(self) -> bool:
@@ -130,8 +144,8 @@ class Run:
                 self._trackers() as trackers,
             ):
                 with Saving(stopping.was_asked) as saving:
-                    self._finish(stopping, saving, trackers)
-                return self.trainer.objective.world.first(self._summarise)
+                    last = self._finish(stopping, saving, trackers)
+                return self.trainer.objective.world.first(lambda: self._summarise(last))
         except DiskError as error:
             raise UserError(f"{error}, then {self.how_to_go_on}") from error
 
@@ -146,7 +160,8 @@ class Run:
             on_cpu=self.trainer.objective.world.device.type == "cpu",
         )
 
-    def _finish(self, stopping: Stopping, saving: Saving, trackers: Trackers) -> None:
+    def _finish(self, stopping: Stopping, saving: Saving, trackers: Trackers) -> int:
+        """The last step that was trained."""
         recipe, state = self.trainer.recipe, self.state or {}
         first, steps = state.get("step", 0), recipe.train.max_steps
         monitor = CollapseMonitor()
@@ -158,23 +173,44 @@ class Run:
         metrics = self._log("metrics", state, trackers.scalars)
         completions = self._log("completions", state, trackers.completions)
         with metrics, completions:
+            told = Callbacks(given=self.callbacks if self.is_main else ())
             course = _Course(
-                metrics=metrics, completions=completions, monitor=monitor, stopping=stopping, saving=saving
+                metrics=metrics,
+                completions=completions,
+                monitor=monitor,
+                stopping=stopping,
+                saving=saving,
+                callbacks=told,
             )
             with stopping.at_once():
                 if recipe.train.over_denoising_filter:
                     self.trainer.order = state.get("order") or filtered_order(self.trainer)
                 if first == 0:
-                    self._evaluate("base evaluation", 0, recipe.evaluation.examples, metrics, "before.json")
+                    self._evaluate("base evaluation", 0, recipe.evaluation.examples, course, "before.json")
                 elif state.get("evaluation_due"):
-                    self._evaluate_during(first, metrics)
+                    self._evaluate_during(first, course)
             with phase("step", steps, done=first):
-                for step in range(first, steps):
-                    self._train_step(step, course)
-                    self._pause(step + 1, course)
+                last = self._train_steps(first, course)
             saving.wait()  # of what is evaluated now
             with stopping.at_once():
-                self._evaluate("final evaluation", steps, recipe.evaluation.examples, metrics, "after.json")
+                self._evaluate("final evaluation", last, recipe.evaluation.examples, course, "after.json")
+            return last
+
+    def _train_steps(self, first: int, course: _Course) -> int:
+        """Train from the first step to the last, or to one after which a callback asks for the end: its number."""
+        done, steps = first, self.trainer.recipe.train.max_steps
+        while done < steps and not self._is_ended(course.callbacks):
+            self._train_step(done, course)
+            done += 1
+            self._pause(done, course)
+        if course.callbacks.wanted_end is not None:
+            message(f"ended after step {done}: {course.callbacks.wanted_end}")
+        return done
+
+    def _is_ended(self, callbacks: Callbacks) -> bool:
+        """Whether a callback of the first rank asked for the end; all ranks ask alike."""
+        wanted = callbacks.wanted_end is not None
+        return bool(self.trainer.objective.world.most(int(wanted))) if self.callbacks else wanted
 
     def _tell_ranks(self, first_step: int) -> None:
         """Say what is truly active, and keep it in the run: a run may go on with other ranks."""
@@ -212,7 +248,8 @@ class Run:
         done = step + 1
         seconds = {"step_seconds": time.monotonic() - started, "saving_seconds": saving_seconds}
         seconds |= {f"step_seconds/{part}": value for part, value in self.trainer.part_seconds.items()}
-        course.metrics.write({"step": done, **row, **seconds})
+        line = {"step": done, **row, **seconds}
+        course.metrics.write(line)
         course.completions.write({"step": done, **sample})
         watch_completion(done, sample)
         advance(figures=f"reward {row['reward']:.3f}" if "reward" in row else f"loss {row['loss']:.3f}")
@@ -225,6 +262,7 @@ class Run:
             course.saving.wait()  # the newest checkpoint is named
             mend = self.how_to_mend(row, done - course.skipped.in_a_row)
             raise ends_for_skipped(course.skipped, done, why, mend)
+        course.callbacks.tell("on_step", done, lambda callback: callback.on_step(done, dict(line)))
 
     def _pause(self, done: int, course: _Course) -> None:
         """What lies between two steps: an evaluation, a checkpoint, and the end where it was asked for."""
@@ -233,13 +271,13 @@ class Run:
         if due and not stopping.is_asked():
             try:
                 with stopping.at_once():
-                    self._evaluate_during(done, course.metrics)
+                    self._evaluate_during(done, course)
             except KeyboardInterrupt:
                 self._save(done, course, evaluation_due=True)
                 raise
             due = False
-        ends = stopping.is_asked()
-        if ends or done % settings.save_steps == 0 or done == settings.max_steps:
+        ends, wanted = stopping.is_asked(), self._is_ended(course.callbacks)
+        if ends or wanted or done % settings.save_steps == 0 or done == settings.max_steps:
             self._save(done, course, evaluation_due=due)
         if ends:
             course.saving.wait()
@@ -270,6 +308,10 @@ class Run:
         save_checkpoint(folder, done, contents, state, course.saving, objective.world, keep)
         if self.is_main:
             self._draw()
+        if course.callbacks.given:
+            course.saving.wait()  # they are told of what lies there
+            path = folder / checkpoint_name(done)
+            course.callbacks.tell("on_checkpoint", done, lambda callback: callback.on_checkpoint(done, path))
 
     def _state(self, course: _Course, further: dict[str, Any]) -> dict[str, Any]:
         """What a checkpoint says of the run beside its tensors."""
@@ -282,50 +324,30 @@ class Run:
             state["order"] = self.trainer.order
         return state
 
-    def _evaluate_during(self, done: int, metrics: MetricsLog) -> None:
+    def _evaluate_during(self, done: int, course: _Course) -> None:
         count = self.trainer.recipe.evaluation.examples_during
-        self._evaluate(f"evaluation after step {done}:", done, count, metrics)
+        self._evaluate(f"evaluation after step {done}:", done, count, course)
 
-    def _evaluate(self, title: str, step: int, count: int, metrics: MetricsLog, name: str | None = None) -> None:
+    def _evaluate(self, title: str, step: int, count: int, course: _Course, name: str | None = None) -> None:
         size = self.trainer.evaluation_size(count, further=name is not None)
         with phase(title, size or None, unit="completion"):
             values = self.trainer.evaluation(count)
             if name is not None:
                 values |= self.trainer.further_evaluation()
-        metrics.write({"step": step, **evaluation_row(values)})
+        row = evaluation_row(values)
+        course.metrics.write({"step": step, **row})
         if self.trainer.recorder is not None:
             self.trainer.recorder.write_evaluation(step, self.trainer.evaluators["test"].examples.items[0].prompt)
         if name is not None and self.is_main:
             write_durably(self.directory / name, json.dumps(values))
+        course.callbacks.tell("on_evaluation", step, lambda callback: callback.on_evaluation(step, dict(row)))
 
     def _draw(self) -> None:
         recipe = self.trainer.recipe
         title = f"{recipe.method.name} on {recipe.task.name}, seed {recipe.train.seed}"
         draw_curve(read_metrics(self.directory / "metrics.jsonl"), self.directory / "curve.png", title)
 
-    def _summarise(self) -> dict[str, Any]:
-        before, after = (json.loads((self.directory / name).read_text()) for name in ("before.json", "after.json"))
-        summary: dict[str, Any] = {
-            "method": self.trainer.recipe.method.name,
-            "steps": self.trainer.recipe.train.max_steps,
-        }
-        for name in after:
-            measured, _, metric = name.rpartition("/")
-            if metric in ("solved", "preferred"):
-                count = len(before.get(name, []))
-                if count != len(after[name]):
-                    raise UserError(
-                        f"the held-out data changed during the run: before.json has {count} results "
-                        f"of {name}, after.json {len(after[name])}; the trained model lies in its checkpoints"
-                    )
-                gain, low, high = paired_interval(before[name], after[name])
-                summary[measured] = {
-                    "before": solved_summary(before[name]),
-                    "after": solved_summary(after[name]),
-                    "gain": gain,
-                    "gain_low": low,
-                    "gain_high": high,
-                }
-        write_durably(self.directory / "summary.json", json.dumps(summary, indent=1))
+    def _summarise(self, steps: int) -> dict[str, Any]:
+        summary = summarise(self.directory, self.trainer.recipe.method.name, steps)
         self._draw()
         return summary

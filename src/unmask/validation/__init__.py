@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from reprlib import repr as short_repr
 from types import ModuleType
 from typing import Any, TypeVar
@@ -104,7 +104,7 @@ def section(settings: type[Value]) -> Value:
 def other_names(settings: Any, prefix: str = "") -> dict[str, str]:
     """Today's path of each setting below an instance that has an old or another name, by the path with that name."""
     names: dict[str, str] = {}
-    for each in fields(settings):
+    for each in fields(settings) if is_dataclass(settings) else ():
         path = prefix + each.name
         if {"choices", "section"} & set(each.metadata):
             names |= other_names(getattr(settings, each.name), path + ".")

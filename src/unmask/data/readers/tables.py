@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any
@@ -17,30 +17,45 @@ from unmask.validation.user_files import user_path
 
 Row = dict[str, Any]
 Placed = tuple[str, Row]  # "line 3", the row there
+Source = str | Iterable[Mapping[str, Any]]  # a file, org/name on the Hub, or the rows themselves
 
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 _INSTALL = "run pip install 'unmask[data]'"
 
 
-def is_on_hub(source: str) -> bool:
-    """Whether `read_table` takes this for the name of a data set on the Hub, not for a file."""
+def is_on_hub(source: Source) -> bool:
+    """Whether `read_table` takes this for the name of a data set on the Hub, not for a file or for rows."""
+    if not isinstance(source, str):
+        return False
     path = user_path(source)
     return path.suffix.lower() not in _READERS and not path.exists() and bool(_HUB_NAME.fullmatch(source))
 
 
-def read_table(source: str, config: str | None, split: str) -> list[Placed]:
-    """(place, row) of each row of a file, or of a `split` of a Hub data set, in order; missing values are None.
+def shown(source: Source) -> str:
+    """What errors call it: its own name, or that it was given as rows."""
+    return source if isinstance(source, str) else "the rows given"
+
+
+def read_table(source: Source, config: str | None, split: str) -> list[Placed]:
+    """(place, row) of each row of a file, of rows, or of a `split` of a Hub data set, in order; missing values are
+    None.
 
     `place` ("line 3") is for error messages. Raises UserError for what cannot be read, with file, line and mend.
     """
+    if not isinstance(source, str):
+        return _filled(source, [(f"row {number}", dict(row)) for number, row in enumerate(source, 1)])
     reader = _READERS.get(Path(source).suffix.lower())
     if reader is None and not is_on_hub(source):
         raise UserError(
             f"task.data is {source!r}: give a file that ends in {', '.join(_READERS)}, or org/name on the Hub"
         )
-    placed = list(reader(source) if reader is not None else _hub(source, config, split))
+    return _filled(source, list(reader(source) if reader is not None else _hub(source, config, split)))
+
+
+def _filled(source: Source, placed: list[Placed]) -> list[Placed]:
+    """The rows with all columns that any has."""
     if not placed:
-        raise UserError(f"{source} has no rows: add one per prompt")
+        raise UserError(f"{shown(source)} has no rows: add one per prompt")
     columns = dict.fromkeys(name for _, row in placed for name in row)
     return [(place, {name: row.get(name) for name in columns}) for place, row in placed]
 

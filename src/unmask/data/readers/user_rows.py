@@ -9,7 +9,7 @@ from reprlib import repr as short_repr
 from typing import Any
 
 from unmask.data.example import Example, answered, in_split, joined, prompt_key
-from unmask.data.readers.tables import Row, read_table
+from unmask.data.readers.tables import Row, Source, read_table, shown
 from unmask.errors import UserError
 
 Message = Mapping[str, str]
@@ -23,8 +23,8 @@ class UserData:
     few_shot: so many training examples are shown solved in all other prompts.
     """
 
-    data: str | None
-    test_data: str | None
+    data: Source | None
+    test_data: Source | None
     hub_config: str | None
     hub_split: str
     hub_test_split: str
@@ -48,7 +48,7 @@ class UserData:
             return self._read(self.test_data, self.hub_test_split)
         held_out = [example for example in self._rows if in_split(prompt_key(example), "test")]
         if not held_out:
-            raise UserError(f"no prompt of {self.data} falls into the tenth that is held out; give task.test_data")
+            raise UserError(f"no prompt of {self._named} falls into the tenth that is held out; give task.test_data")
         return held_out
 
     @cached_property
@@ -61,7 +61,7 @@ class UserData:
         if len(rows) <= self.few_shot:
             shown = f", and task.few_shot is {self.few_shot}: add rows or lower it"
             mend = shown if self.few_shot else ": add rows, or test on others (task.test_data)"
-            raise UserError(f"{self.data} leaves {len(rows)} training rows besides the test's prompts{mend}")
+            raise UserError(f"{self._named} leaves {len(rows)} training rows besides the test's prompts{mend}")
         return rows
 
     @cached_property
@@ -78,13 +78,17 @@ class UserData:
             )
         return shots
 
-    def _read(self, source: str, hub_split: str) -> list[Example]:
+    @property
+    def _named(self) -> str:
+        return "the data" if self.data is None else shown(self.data)
+
+    def _read(self, source: Source, hub_split: str) -> list[Example]:
         examples = []
         for place, row in read_table(source, self.hub_config, hub_split):
             try:
-                examples.append(replace(self.read(row), place=f"{source}, {place}"))
+                examples.append(replace(self.read(row), place=f"{shown(source)}, {place}"))
             except UserError as error:
-                raise UserError(f"{source}, {place}: {error}") from None
+                raise UserError(f"{shown(source)}, {place}: {error}") from None
         return examples
 
 

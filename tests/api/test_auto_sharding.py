@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from unmask.cli.sharding import shard_size
+from unmask.api.sharding import shard_size
 from unmask.distributed import World
 from unmask.plan.estimate import make_plan
 from unmask.settings.commands import PlanSettings
