@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,21 @@ def add_adapters(denoiser: Denoiser, rank: int, alpha: int) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     denoiser.requires_grad_(False)
-    with warnings.catch_warnings():
-        # Experts, one tensor of many, are no linear layers: peft has a rank for them and finds that none is adapted.
-        warnings.filterwarnings("ignore", message="The following rank_pattern keys", category=RuntimeWarning)
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear"), denoiser.model)
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=_linear_names(denoiser)), denoiser.model)
     for weight in denoiser.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
+
+
+def _linear_names(denoiser: Denoiser) -> list[str]:
+    """Linear layers of the network but its head.
+
+    peft's own "all-linear" takes experts and routers too where it knows the network, in a way that merges differently.
+    """
+    head = denoiser.model.get_output_embeddings()
+    return [
+        name for name, module in denoiser.model.named_modules() if isinstance(module, nn.Linear) and module is not head
+    ]
 
 
 def _layers(denoiser: Denoiser) -> Iterator[tuple[str, Any]]:
