@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "unmask"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LONGEST_FILE, LONG, LONGEST = 350, 40, 80  # lines
-MOST_ENTRIES = 25
+MOST_ENTRIES = 29
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 # Rooms whose pieces declare their traits: nothing there asks a piece for its type or for what it may have.

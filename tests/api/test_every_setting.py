@@ -33,6 +33,7 @@ VALUES = {
     "task.min_empty": 9,
     "task.max_empty": 9,
     "rollout.max_new_tokens": 16,
+    "track": "tensorboard",
 }
 BESIDE = {
     "reward.on_fault": {"reward.funcs": "task,mine.py:f"},
@@ -74,11 +75,12 @@ def from_python(values) -> Recipe:
     args |= {name: rollout.pop(name) for name in ("prompts", "num_generations") if name in rollout}
     reward = tables.get("reward", {})
     funcs = reward.pop("funcs", None)
-    for table in ("reward", "evaluation", "chat"):
+    for table in ("reward", "evaluation", "chat", "report"):
         args |= {f"{table}_{name}": value for name, value in tables.get(table, {}).items()}
     if "unmasking" in rollout:
         rollout["unmasking"] = rules.Random()
     top = tables.get("", {})
+    args |= {name: top[name] for name in ("track",) if name in top}
     method = (
         methods.MDPO() if top.get("method") == "mdpo" else methods.DiSPO(**tables.get("method", {}) | based(tables))
     )

@@ -317,6 +317,7 @@ def test_training_config_and_sampler_have_every_setting_of_a_training_run_and_no
     from unmask.settings.recipe import Recipe
 
     prefixes = {"train.": "", "rollout.": "", "reward.": "reward_", "evaluation.": "evaluation_", "chat.": "chat_"}
+    prefixes |= {"report.": "report_", "track": "track"}
     wanted = {
         prefix + leaf.path.removeprefix(table)
         for leaf in leaves(Recipe())

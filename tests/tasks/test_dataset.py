@@ -245,6 +245,15 @@ def test_read_table_refuses_a_file_that_is_no_parquet(tmp_path):
         Dataset(test_data=str(tmp_path / "a.parquet")).examples("test", 1, 0)
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_of_few_rows_one_prompt_is_held_out(tmp_path, count):
+    for first in range(40):
+        few = dataset(tmp_path, [{"prompt": f"{first + number}"} for number in range(count)])
+        tested = {example.prompt for example in few.examples("test", 10, 0)}
+        assert tested
+        assert tested.isdisjoint(example.prompt for example in few.examples("train", 10, 0))
+
+
 def test_dataset_faults_of_settings(tmp_path):
     with pytest.raises(UserError, match=r"give task.data, a .jsonl"):
         Dataset().examples("train", 1, 0)
@@ -254,7 +263,7 @@ def test_dataset_faults_of_settings(tmp_path):
         Dataset(answer_kind="regex")
     with pytest.raises(UserError, match=r"cannot read nowhere.jsonl"):
         Dataset(data="nowhere.jsonl").examples("train", 1, 0)
-    with pytest.raises(UserError, match=r"falls into the tenth that is held out; give task\.test_data"):
+    with pytest.raises(UserError, match=r"has one prompt, .*: add rows, or give task\.test_data"):
         dataset(tmp_path, [{"prompt": "a"}]).examples("test", 1, 0)
     test = written(tmp_path / "test.jsonl", ROWS[:1])
     with pytest.raises(UserError, match=r"leaves 0 training rows"):

@@ -24,7 +24,9 @@ def add_adapters(denoiser: Denoiser, rank: int, alpha: int) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     denoiser.requires_grad_(False)
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=_linear_names(denoiser)), denoiser.model)
+    inject_adapter_in_model(
+        LoraConfig(r=rank, lora_alpha=alpha, target_modules=_linear_names(denoiser)), denoiser.model
+    )
     for weight in denoiser.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()

@@ -36,7 +36,6 @@ from unmask.training.callbacks import Callback, Callbacks
 from unmask.training.checkpoint import save_checkpoint
 from unmask.training.contents import Contents
 from unmask.training.given import NOTHING_GIVEN, Given
-from unmask.training.recording import Recorder
 from unmask.training.run_directory import describe, look, take_over
 from unmask.training.saving import Saving
 from unmask.training.skipping import MOST_IN_A_ROW, SkippedSteps, check_finite, ends_for_skipped, lower_rate
@@ -168,7 +167,9 @@ class Run:
         if "monitor" in state:
             monitor.load(state["monitor"])
         self._tell_ranks(first)
-        self._begin_record(first)
+        if self.is_main:
+            cut_record(self.directory, first)  # what was recorded later is recorded again
+        self.trainer.record_to(self.directory)
         # Ranks share evaluations, and each knows all figures; the first writes.
         metrics = self._log("metrics", state, trackers.scalars)
         completions = self._log("completions", state, trackers.completions)
@@ -220,21 +221,6 @@ class Run:
             message(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in active.items()))
             with MetricsLog(self.directory / "ranks.jsonl") as log:
                 log.write({"first_step": first_step, **active, "environment": environment()})
-
-    def _begin_record(self, first_step: int) -> None:
-        """Have recorded what the run's page shows, from a step on; what was recorded after it goes."""
-        trainer = self.trainer
-        if self.is_main:
-            cut_record(self.directory, first_step)
-        if trainer.recipe.report.prompts:
-            trainer.recorder = Recorder(
-                run=self.directory,
-                recipe=trainer.recipe,
-                tokenizer=trainer.tokenizer,
-                terms=trainer.objective.terms,
-                examples=trainer.source.examples,
-                world=trainer.objective.world,
-            )
 
     def _log(self, name: str, state: dict[str, Any], then: Callable[[Mapping[str, Any]], None]) -> MetricsLog:
         if not self.is_main:

@@ -8,7 +8,7 @@ from functools import cached_property
 from reprlib import repr as short_repr
 from typing import Any
 
-from unmask.data.example import Example, answered, in_split, joined, prompt_key
+from unmask.data.example import Example, answered, digest, in_split, joined, prompt_key
 from unmask.data.readers.tables import Row, Source, read_table, shown
 from unmask.errors import UserError
 
@@ -18,6 +18,8 @@ Message = Mapping[str, str]
 @dataclass(frozen=True, kw_only=True)
 class UserData:
     """Training and test rows; without test data, a tenth of the rows, chosen by a hash of the prompt, is held out.
+
+    Of few rows at least one is.
 
     read: makes an example of a row; raises UserError.
     few_shot: so many training examples are shown solved in all other prompts.
@@ -46,18 +48,24 @@ class UserData:
     def _test(self) -> list[Example]:
         if self.test_data is not None:
             return self._read(self.test_data, self.hub_test_split)
-        held_out = [example for example in self._rows if in_split(prompt_key(example), "test")]
-        if not held_out:
-            raise UserError(f"no prompt of {self._named} falls into the tenth that is held out; give task.test_data")
-        return held_out
+        return [example for example in self._rows if prompt_key(example) in self._held_out]
+
+    @cached_property
+    def _held_out(self) -> set[str]:
+        """Keys of the prompts that are not trained on where there is no test data: a tenth, and of few rows one."""
+        keys = {prompt_key(example) for example in self._rows}
+        if len(keys) == 1:
+            raise UserError(
+                f"{self._named} has one prompt, and none would be held out: add rows, or give task.test_data (in "
+                "Python eval_dataset)"
+            )
+        tenth = {key for key in keys if in_split(key, "test")} or {min(keys, key=digest)}
+        return tenth if tenth < keys else tenth - {max(keys, key=digest)}
 
     @cached_property
     def _untested(self) -> list[Example]:
-        if self.test_data is None:
-            rows = [example for example in self._rows if in_split(prompt_key(example), "train")]
-        else:
-            tested = set(map(prompt_key, self._test))
-            rows = [example for example in self._rows if prompt_key(example) not in tested]
+        tested = self._held_out if self.test_data is None else set(map(prompt_key, self._test))
+        rows = [example for example in self._rows if prompt_key(example) not in tested]
         if len(rows) <= self.few_shot:
             shown = f", and task.few_shot is {self.few_shot}: add rows or lower it"
             mend = shown if self.few_shot else ": add rows, or test on others (task.test_data)"
