@@ -77,7 +77,7 @@ def test_gradients_are_the_trainer_s_bit_for_bit(name, monkeypatch):
 
 def test_a_loop_of_one_s_own_learns_with_a_dataloader_and_an_optimizer():
     model = unmask.load_model("embedded:sudoku")
-    objective = unmask.Objective(methods.DiffuGRPO(), model)
+    objective = unmask.Objective(methods.TraceRL(), model)
     sampler = unmask.Sampler(max_new_tokens=16, steps=4, temperature=HOT)
     rows = [{"prompt": item.prompt, "length": 16} for item in TASK.examples("train", 8, 0)]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
@@ -86,7 +86,7 @@ def test_a_loop_of_one_s_own_learns_with_a_dataloader_and_an_optimizer():
         assert length == [16] * len(prompts)
         return ones(prompts, completions)
 
-    loader, earned = torch.utils.data.DataLoader(rows, batch_size=4), []
+    loader, earned, measured = torch.utils.data.DataLoader(rows, batch_size=4), [], set()
     for _ in range(5):
         for prompts in loader:
             batch = sampler.sample(model, prompts, num_samples=4, seed=(0, 0), record=objective.record)
@@ -96,8 +96,9 @@ def test_a_loop_of_one_s_own_learns_with_a_dataloader_and_an_optimizer():
                     loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
-    assert earned[-1].completions.mean() > earned[1].completions.mean() + 0.02
-    assert set(objective.metrics) >= {"loss", "clip_ratio", "approx_kl"}
+                measured |= set(objective.metrics)
+    assert earned[-1].completions.mean() > earned[1].completions.mean() + 0.2
+    assert measured >= {"loss", "clip_ratio", "approx_kl"}
 
 
 def test_a_network_and_a_tokenizer_of_one_s_own_stay_as_they_are():
