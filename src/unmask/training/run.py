@@ -36,7 +36,6 @@ from unmask.training.callbacks import Callback, Callbacks
 from unmask.training.checkpoint import save_checkpoint
 from unmask.training.contents import Contents
 from unmask.training.given import NOTHING_GIVEN, Given
-from unmask.training.recording import Recorder
 from unmask.training.run_directory import describe, look, take_over
 from unmask.training.saving import Saving
 from unmask.training.skipping import MOST_IN_A_ROW, SkippedSteps, check_finite, ends_for_skipped, lower_rate
@@ -223,18 +222,10 @@ class Run:
 
     def _begin_record(self, first_step: int) -> None:
         """Have recorded what the run's page shows, from a step on; what was recorded after it goes."""
-        trainer = self.trainer
         if self.is_main:
             cut_record(self.directory, first_step)
-        if trainer.recipe.report.prompts:
-            trainer.recorder = Recorder(
-                run=self.directory,
-                recipe=trainer.recipe,
-                tokenizer=trainer.tokenizer,
-                terms=trainer.objective.terms,
-                examples=trainer.source.examples,
-                world=trainer.objective.world,
-            )
+        if self.trainer.recipe.report.prompts:
+            self.trainer.record_to(self.directory)
 
     def _log(self, name: str, state: dict[str, Any], then: Callable[[Mapping[str, Any]], None]) -> MetricsLog:
         if not self.is_main:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from unmask.data.tokenization import token_names
@@ -45,6 +46,17 @@ class Trainer:
     def objective(self) -> Objective:
         """The loss, with the model that is trained, its frozen policies and the ranks."""
         return self.updater.objective
+
+    def record_to(self, run: Path) -> None:
+        """Record from here on, in the directory of a run, what its page shows."""
+        self.recorder = Recorder(
+            run=run,
+            recipe=self.recipe,
+            tokenizer=self.tokenizer,
+            terms=self.objective.terms,
+            examples=self.source.examples,
+            world=self.objective.world,
+        )
 
     def step(self, step: int) -> tuple[dict[str, float], dict[str, Any]]:
         """Training step number `step` (from 0): metrics (means over its updates), and the first prompt's group.
