@@ -9,6 +9,7 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -77,10 +78,14 @@ def blobs_of(run: Path) -> dict[str, bytes]:
 def blob_makers(run: Path) -> dict[str, Callable[[], bytes]]:
     """For each record of a run, by "KIND_STEP", what packs it."""
     return {
-        f"{kind}_{step}": lambda path=path: packed(read_groups(path))  # type: ignore[misc]
+        f"{kind}_{step}": partial(_packed_file, path)
         for kind in ("step", "evaluation")
         for step, path in recorded(run, kind).items()
     }
+
+
+def _packed_file(path: Path) -> bytes:
+    return packed(read_groups(path))
 
 
 def packed(groups: Sequence[Group]) -> bytes:

@@ -60,7 +60,8 @@ def to_bytes(groups: Sequence[Group]) -> bytes:
         for name, array in group.arrays.items()
     }
     # One entry: the library keeps no order of several.
-    return save(arrays, {"groups": json.dumps([group.about for group in groups])})
+    content: bytes = save(arrays, {"groups": json.dumps([group.about for group in groups])})
+    return content
 
 
 def read_groups(path: Path) -> list[Group]:

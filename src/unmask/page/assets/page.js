@@ -109,10 +109,11 @@
     if (!usable.some(([name]) => name === state.colour)) state.colour = usable[0]?.[0] ?? "credit";
     select.replaceChildren(...usable.map(([name, { label }]) => element("option", { value: name, selected: name === state.colour }, label)));
     state.completions.forEach((each) => each.paint(state.colour));
-    page.legend(at("legend"), state.colour, [element("span", { class: "tokens" }, element("span", { class: "m" }, "masked"), " masked"),
-      ...(group.steps ? [element("span", { class: "tokens" }, element("span", { class: "n" }, " new "), " in this step")] : []),
-      ...(group.about.remasking ? [element("span", { class: "tokens" }, element("span", { class: "m a" }, " again "), " masked again")] : [])]);
+    page.legend(at("legend"), state.colour, [sample("m", "masked", "masked"),
+      ...(group.steps ? [sample("n", " new ", "in this step")] : []), ...(group.about.remasking ? [sample("m a", " again ", "masked again")] : [])]);
   }
+
+  const sample = (kind, shown, words) => element("span", {}, element("span", { class: "tokens" }, element("span", { class: kind }, shown)), ` ${words}`);
 
   function play(on) {
     state.playing = on && Boolean(state.group?.steps);

@@ -29,12 +29,11 @@
     ["Distance to the old and the reference policy", "number", [["approx_kl", "to old"], ["kl", "to reference"], ["sampling/kl", "sampled to scored"]]],
     ["Clipped ratios", "percent", [["clip_ratio/region_mean", ""]], [0]],
     ["Groups without signal", "percent", [["frac_reward_zero_std", ""]], [0, 1]],
-    ["Completions without an end, and well formed", "percent", [["completions/clipped_ratio", "no end"], ["completions/valid_fraction", "well formed"]], [0, 1]],
+    ["Without an end, well formed", "percent", [["completions/clipped_ratio", "no end"], ["completions/valid_fraction", "well formed"]], [0, 1]],
     ["Norm of the gradient", "number", [["grad_norm", ""]], [0]],
     ["Seconds of a step", "number", [["step_seconds/rollout", "rollout"], ["step_seconds/scoring", "scoring"], ["step_seconds/update", "update"]], [0]],
     ["Margin of the preferred completion", "number", [["rewards/margins", ""]]],
     ["Loss", "number", [["loss", ""]]],
-    ["Tokens of a completion", "number", [["completions/mean_length", ""]], [0]],
   ];
 
   page.chartsOf = (run) => [rewardChart(run), ...SMALL.map((each) => smallChart(run, ...each)), ...functionCharts(run)].filter(Boolean);
