@@ -17,8 +17,8 @@ from rehearsal.families import Family
 
 VOCABULARY = 1200  # tokens of the tokenizer; merges reach over words, so that an instruction is a few tokens
 _MULTIPLE = 64  # of embedding rows; published vocabularies are padded as well, by a little
-# Tokens of their own: digits (but the numbers of a solution's rows), and signs beside one.
-_SINGLE = r"(?<!Row )[0-9]|(?<=[0-9(])[+\-*/()]|[+\-*/()](?=[0-9(])"
+# Tokens of their own: digits (but the numbers of a solution's rows), the sign of a slip, and signs beside a digit.
+_SINGLE = r"(?<!Row )[0-9]|\?|(?<=[0-9(])[+\-*/()]|[+\-*/()](?=[0-9(])"
 
 
 def make_tokenizer(family: Family, texts: Sequence[str]) -> PreTrainedTokenizerFast:
