@@ -37,12 +37,11 @@ def _groups(runs: Sequence[Mapping[str, Any]], settings: Sequence[Mapping[str, A
         left_out = (*_OF_A_SEED, *_UNCOMPARED)
         key = json.dumps({path: value for path, value in values.items() if path not in left_out}, sort_keys=True)
         groups.setdefault(key, []).append(number)
-    named = [{"runs": numbers, "name": _name(runs, numbers)} for numbers in groups.values()]
-    names = [group["name"] for group in named]
-    for group in named:  # of one method with other settings
-        if names.count(group["name"]) > 1:
-            group["name"] += f" ({runs[group['runs'][0]]['name']})"
-    return named
+    names = [_name(runs, numbers) for numbers in groups.values()]
+    return [  # of one method with other settings, by the first run's own name
+        {"runs": numbers, "name": name if names.count(name) == 1 else f"{name} ({runs[numbers[0]]['name']})"}
+        for numbers, name in zip(groups.values(), names, strict=True)
+    ]
 
 
 def _name(runs: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> str:

@@ -97,7 +97,7 @@ class Recorder:
         host = to_host(tensors | _row_tensors(self.terms, batches, rollout, rows))
         (index,) = self.examples.indices(rollout.prompt_N[rows.start : rows.start + 1].tolist())
         texts = experience.texts[rows]
-        about = {
+        about: dict[str, Any] = {
             "prompt": self.examples.items[index].prompt,
             "texts": texts,
             "terms": [
