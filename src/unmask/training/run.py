@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from unmask.distributed import World
 from unmask.distributed.sharding import is_sharded, placement
 from unmask.distributed.watch import Watch
 from unmask.errors import UserError
+from unmask.page import write_report
 from unmask.report.curve import draw_curve
 from unmask.report.durable import DiskError, write_durably
 from unmask.report.environment import environment
@@ -24,7 +26,7 @@ from unmask.report.metrics import MetricsLog, read_metrics
 from unmask.report.monitor import CollapseMonitor
 from unmask.report.progress import advance, message, phase, telling
 from unmask.report.record import cut_record
-from unmask.report.tracking import Trackers
+from unmask.report.tracking import PAGE, Trackers
 from unmask.settings.inputs import with_absolute_paths
 from unmask.settings.ownership import owned_new
 from unmask.settings.reader import leaves
@@ -336,4 +338,6 @@ class Run:
     def _summarise(self, steps: int) -> dict[str, Any]:
         summary = summarise(self.directory, self.trainer.recipe.method.name, steps)
         self._draw()
+        if self.trainer.recipe.track and find_spec("bokeh"):  # which the extra `report` brings; trackers take the page
+            write_report([self.directory], self.directory / PAGE)
         return summary
