@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from functools import reduce
 from itertools import chain, cycle
 from typing import Any
 
-from unmask import __version__
+from unmask.cli import completion
 from unmask.cli.first_word import before_torch
 from unmask.cli.pipes import discard_output, output_is_unread
 from unmask.cli.signals import terminated_as_interrupted
 from unmask.cli.subcommands import COMMANDS, Command
+from unmask.cli.version import print_version
 from unmask.errors import Terminated, UserError
 from unmask.report.progress import Progress, phase, telling
 from unmask.settings.idle import (
@@ -88,8 +89,8 @@ def _dispatch(words: list[str]) -> None:
     if not words or words[0] in _HELP:
         print(_overview().format_help(), end="")  # noqa: T201  (print_help hides a broken pipe)
         return
-    if words[0] == "--version":
-        print(f"unmask {__version__}")  # noqa: T201
+    if words[0] in _TELLING:
+        _TELLING[words[0]](words[1:])
         return
     if words[0] not in COMMANDS:
         raise UserError(f"unknown command {words[0]!r}{did_you_mean(words[0], COMMANDS)}")
@@ -107,6 +108,22 @@ def _dispatch(words: list[str]) -> None:
         with ExitStack() as stack, before_torch(lambda: stack.enter_context(phase(f"unmask {name}: starting"))):
             settings, options = parse(name, command, given)  # which imports the user's own classes
         command.run(settings, options)
+
+
+def _print_script(words: list[str]) -> None:
+    print(completion.script(words), end="")  # noqa: T201
+
+
+def _print_offered(words: list[str]) -> None:
+    for word in completion.offered(" ".join(words), COMMANDS, parse):
+        print(word)  # noqa: T201
+
+
+_TELLING: dict[str, Callable[[list[str]], None]] = {
+    "--version": print_version,
+    "--completion": _print_script,
+    "--complete": _print_offered,  # what the scripts ask
+}
 
 
 def parse(name: str, command: Command, words: list[str], *, for_help: bool = False) -> tuple[Any, argparse.Namespace]:
@@ -227,7 +244,8 @@ def _overview() -> argparse.ArgumentParser:
         description="Reinforcement-learning post-training of masked diffusion language models.",
         epilog="Each command has its own --help. Start with: unmask train",
     )
-    parser.add_argument("--version", action="version", version=f"unmask {__version__}")
+    parser.add_argument("--version", action="store_true", help="print the version; --verbose: the environment too")
+    parser.add_argument("--completion", metavar="SHELL", help="print a script of completions for bash, zsh or fish")
     subparsers = parser.add_subparsers(metavar="COMMAND", title="commands")
     for name, command in COMMANDS.items():
         subparsers.add_parser(name, help=command.summary, add_help=False)

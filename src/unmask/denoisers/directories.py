@@ -35,6 +35,11 @@ def local_directory(model: str) -> Path:
     return directory
 
 
+def embedded_names() -> list[str]:
+    """Names of the models that ship with the package."""
+    return sorted(path.name for path in ASSETS.iterdir() if (path / "config.json").exists())
+
+
 def find_model(model: str) -> Path | None:
     """The directory of a model, as `local_directory` finds it; None where `model` may be org/name on the Hub.
 
@@ -43,8 +48,8 @@ def find_model(model: str) -> Path | None:
     directory = local_directory(model)
     if model.startswith(EMBEDDED):
         if not (directory / "config.json").exists():
-            names = sorted(path.name for path in ASSETS.iterdir() if (path / "config.json").exists())
-            raise UserError(f"model {model!r} does not ship with unmask: the embedded models are {', '.join(names)}")
+            names = ", ".join(embedded_names())
+            raise UserError(f"model {model!r} does not ship with unmask: the embedded models are {names}")
         return directory
     if not directory.exists() and _HUB_NAME.fullmatch(model):
         return None

@@ -62,12 +62,16 @@ _KINDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Leaf:
-    """A plain setting or a choice: dotted path, kind (int, float, bool, str; a choice: name), value and help text."""
+    """A plain setting or a choice: dotted path, kind (int, float, bool, str; a choice: name), value and help text.
+
+    `choices`: the words that it takes, where they are few.
+    """
 
     path: str
     kind: str
     default: Any
     help: str
+    choices: tuple[str, ...] = ()
 
     @property
     def flag(self) -> str:
@@ -247,13 +251,16 @@ def leaves(settings: Any, prefix: str = "") -> Iterator[Leaf]:
     for field in fields(settings):
         value, path, text = getattr(settings, field.name), prefix + field.name, field.metadata.get("help", "")
         if "choices" in field.metadata:
-            names = ", ".join(field.metadata["choices"])
-            yield Leaf(path=path, kind="name", default=_name(field, value), help=f"{text}: {names}")
+            names = tuple(field.metadata["choices"])
+            text = f"{text}: {', '.join(names)}"
+            yield Leaf(path=path, kind="name", default=_name(field, value), help=text, choices=names)
             yield from () if is_opaque(field, value) else leaves(value, path + ".")
         elif "section" in field.metadata:
             yield from leaves(value, path + ".")
         else:
-            yield Leaf(path=path, kind=_kind(field), default=value, help=text)
+            kind = _kind(field)
+            choices = ("true", "false") if kind == "bool" else ()
+            yield Leaf(path=path, kind=kind, default=value, help=text, choices=choices)
 
 
 # ---- layers ----
