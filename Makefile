@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: train test long browser coverage lint docs mutants bench check-gpu stand-ins rehearse faults fuzz soak audit clean
+.PHONY: train test long browser coverage lint docs site package mutants bench check-gpu stand-ins rehearse faults fuzz soak audit clean
 
 train: $(VENV)/.installed
 	$(BIN)/unmask train
@@ -31,6 +31,16 @@ lint: $(VENV)/.installed-test
 
 docs: $(VENV)/.installed
 	$(BIN)/unmask methods --markdown > docs/methods.md
+
+# The site of docs/, in site/. What Material tells of its own future is left out.
+site: $(VENV)/.installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Wheel and sdist in dist/, tried in an empty environment.
+package:
+	$(PYTHON) -m venv $(VENV)-package
+	$(VENV)-package/bin/pip install --quiet --constraint constraints.txt build twine
+	$(VENV)-package/bin/python tools/package.py --table
 
 mutants: $(VENV)/.installed-test
 	$(BIN)/python tools/mutants.py
@@ -72,8 +82,8 @@ $(VENV)/.installed: $(VENV)/bin/pip pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-audit build dist .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(VENV)-audit $(VENV)-package build dist site .pytest_cache .mypy_cache .ruff_cache .coverage

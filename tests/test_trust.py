@@ -129,5 +129,5 @@ def test_constraints_pin_every_dependency():
     assert all([part.operator for part in pin.specifier] == ["=="] for pin in pins)
     versions = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in pins}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for needed in map(Requirement, project["dependencies"] + project["optional-dependencies"]["test"]):
+    for needed in map(Requirement, project["dependencies"] + project["optional-dependencies"]["dev"]):
         assert needed.specifier.contains(versions[canonicalize_name(needed.name)]), needed
