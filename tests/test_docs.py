@@ -1,13 +1,13 @@
 """What the pages show works as pasted: rows of data, TOML, Python and commands."""
 
 import json
-import re
 import shlex
 from pathlib import Path
 
 import pytest
 
 from helpers.chat_tokenizers import FAMILIES, byte_tokenizer
+from helpers.pages import ROOT, blocks, commands, words_of, write_own
 from unmask.cli.main import main, parse
 from unmask.cli.subcommands import COMMANDS
 from unmask.denoisers.loading import save_denoiser
@@ -15,52 +15,6 @@ from unmask.denoisers.tiny import tiny_denoiser
 from unmask.errors import UserError
 from unmask.tasks import Code
 from unmask.verifiers.sandbox import check_sandbox
-
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "methods.md")]
-
-
-def blocks(page: Path, language: str = "") -> list[str]:
-    """The fenced blocks of a page in a language."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    return [text for tag, text in found if tag == language]
-
-
-def commands(page: Path) -> list[str]:
-    """The `unmask` commands of a page's blocks, without those that show forms of flags in brackets."""
-    lines = "\n".join(blocks(page)).replace("\\\n", " ").splitlines()
-    return [line for line in lines if line.startswith("unmask ") and "[" not in line]
-
-
-def words_of(command: str) -> list[str]:
-    """The words that a shell makes of a command, placeholders filled in."""
-    words = shlex.split(command, comments=True)[1:]
-    return [{"RECIPE": "sudoku-dispo"}.get(word, word) for word in words]
-
-
-def write_own(directory: Path) -> None:
-    """Put the method, task and rule of your-own.md into the files that their first lines name."""
-    for text in blocks(ROOT / "docs" / "your-own.md", "python"):
-        (directory / text.removeprefix('"""').partition(":")[0]).write_text(text)
-
-
-ALL = [(page.name, command) for page in PAGES for command in commands(page)]
-
-
-def test_pages_show_commands():
-    assert len(ALL) > 15
-    assert {page for page, _ in ALL} >= {"README.md", "data.md", "rewards.md", "evaluation.md", "plan.md"}
-
-
-@pytest.mark.parametrize(("page", "command"), ALL, ids=[" ".join(command.split()[:60]) for _, command in ALL])
-def test_parse_takes_commands_as_pasted(page, command, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_own(tmp_path)
-    for name in ("sudoku-dispo-001", "mine"):
-        (tmp_path / "runs" / name).mkdir(parents=True)
-        (tmp_path / "runs" / name / "recipe.toml").write_text('model = "embedded:sudoku"\n')
-    name, *words = words_of(command)
-    parse(name, COMMANDS[name], words)
 
 
 @pytest.fixture(scope="module")
