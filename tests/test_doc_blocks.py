@@ -143,7 +143,7 @@ QUICK = shlex.split(
     "--rollout.prompts 2 --train.max-steps 2 --train.examples 8 --train.threads 1 --evaluation.examples 4 "
     "--evaluation.greedy-steps 4"
 )
-FIRST_MINUTES = {"sample": [], "evaluate": ["--examples", "4"], "train": QUICK, "methods": []}
+FIRST_MINUTES = {"sample": [], "evaluate": ["--examples", "4"], "train": QUICK, "methods": [], "report": []}
 
 
 @pytest.mark.long
@@ -175,8 +175,12 @@ def test_commands_that_tell_something_run_as_pasted(command, user_directory, cap
     assert capsys.readouterr().out
 
 
+# Those of python.md are run by tests/api/test_python_docs.py.
+PROGRAMS = [block for block in BLOCKS if block.language == "python" and not block.file and block.page.stem != "python"]
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "python" and not block.file], ids=ids)
+@pytest.mark.parametrize("block", PROGRAMS, ids=ids)
 def test_programs_run(block, tmp_path):
     if block.not_run:
         pytest.skip(block.not_run)
