@@ -227,7 +227,7 @@ def test_resume_of_adapters_does_not_read_the_merged_weights(run):
 
 def test_ranks_that_do_not_write_go_on_without_logs(tmp_path):
     trainer = SimpleNamespace(objective=SimpleNamespace(world=SimpleNamespace(is_main=False)))
-    with Run(directory=tmp_path, trainer=trainer)._log("metrics", {"metrics_bytes": 100}) as log:
+    with Run(directory=tmp_path, trainer=trainer)._log("metrics", {"metrics_bytes": 100}, lambda row: None) as log:
         log.write({"step": 1})
     assert not any(tmp_path.iterdir())
 

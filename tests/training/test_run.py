@@ -125,7 +125,7 @@ def test_build_trainer_refuses_just_grpo_without_left_to_right(capsys, tmp_path)
 
 
 def test_sync_reference_follows_the_policy_and_is_resumed(tmp_path):
-    directory, train = tmp_path / "run", {"steps": 4, "save_steps": 2, "ref_model_sync_steps": 2}
+    directory, train = tmp_path / "run", {"max_steps": 4, "save_steps": 2, "ref_model_sync_steps": 2}
     flags = run_flags(train=SMALL["train"] | train, rollout=SMALL["rollout"])
     assert main(["train", "--method", "coupled-grpo", *flags, "--output", str(directory)]) == 0
     last = directory / "checkpoints" / "step_000004"
