@@ -227,8 +227,8 @@
   async function showRun(run) {
     const follows = !state.run || state.step === (state.run.training.step ?? []).at(-1);
     state.run = run;
-    at("title").textContent = `${run.method} on ${run.task}`;
-    at("subtitle").textContent = `${run.model} · seed ${run.seed} · run ${run.name}`;
+    at("title").textContent = page.visible(`${run.method} on ${run.task}`);
+    at("subtitle").textContent = page.visible(`${run.model} · seed ${run.seed} · run ${run.name}`);
     page.showResults(run);
     page.showWarnings(run, choose);
     page.showRecipe(run);
@@ -246,7 +246,7 @@
   async function showRuns(data) {
     state.run = data.runs[0];
     at("title").textContent = `${data.runs.length} runs compared`;
-    at("subtitle").textContent = data.runs.map((run) => run.name).join(" · ");
+    at("subtitle").textContent = page.visible(data.runs.map((run) => run.name).join(" · "));
     at("comparison").hidden = false;
     page.showComparison(data);
     state.step = Math.max(...data.runs.map((run) => (run.training.step ?? [1]).at(-1)));

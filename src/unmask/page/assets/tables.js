@@ -10,7 +10,7 @@
       element("tbody", {}, ...rows.map(({ cells, differs }) =>
         element("tr", { class: differs ? "differs" : "" }, ...cells.map((cell, place) => element("td", { class: codeColumns.includes(place) ? "code" : "" }, cell))))));
 
-  const shown = (value) => (value === null || value === undefined ? "unset" : value === "" ? "empty" : String(value));
+  const shown = (value) => (value === null || value === undefined ? "unset" : value === "" ? "empty" : page.visible(String(value)));
 
   page.showResults = (run) => {
     const host = document.getElementById("results");
@@ -37,7 +37,7 @@
     const list = document.getElementById("warnings");
     list.hidden = document.getElementById("warnings-title").hidden = !run.warnings.length;
     list.replaceChildren(...run.warnings.map(({ step, text }) =>
-      element("li", {}, element("button", { type: "button", onclick: () => choose(step) }, `Step ${step}`), element("span", {}, text))));
+      element("li", {}, element("button", { type: "button", onclick: () => choose(step) }, `Step ${step}`), element("span", {}, page.visible(text)))));
   };
 
   page.showRecipe = (run) => {
