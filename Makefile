@@ -18,7 +18,7 @@ long: $(VENV)/.installed-test
 
 # The run page in a real browser: Debian's packages chromium and chromium-driver.
 browser: $(VENV)/.installed-test
-	$(BIN)/pytest -m browser
+	$(BIN)/pytest -m browser $(BROWSER)
 
 coverage: $(VENV)/.installed-test
 	$(PYTEST) --cov --cov-fail-under=90
