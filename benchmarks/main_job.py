@@ -154,8 +154,9 @@ def main() -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from unmask.settings.reader import build, read_recipe
+    from unmask.settings.reader import build
     from unmask.settings.recipe import Recipe
+    from unmask.settings.recipe_files import read_recipe
     from unmask.training.build import build_trainer
 
     document = read_recipe(options.recipe)

@@ -21,8 +21,9 @@ LIMIT = 0.02
 
 def measured(recipe: str, steps: int, run: Path) -> dict[str, tuple[float, float]]:
     """Seconds of recording, and of whole steps, by clock: "CPU" and "wall"."""
-    from unmask.settings.reader import build, merged, recipe_layers
+    from unmask.settings.reader import build, merged
     from unmask.settings.recipe import Recipe
+    from unmask.settings.recipe_files import recipe_layers
     from unmask.training.build import build_trainer
     from unmask.training.recording import Recorder
 

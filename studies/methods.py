@@ -20,8 +20,9 @@ from unmask.cli.environment import prepare
 from unmask.data.examples import Examples
 from unmask.evaluation.evaluator import Evaluator
 from unmask.methods import METHODS
-from unmask.settings.reader import build, read_recipe
+from unmask.settings.reader import build
 from unmask.settings.recipe import Recipe
+from unmask.settings.recipe_files import read_recipe
 from unmask.training.build import build_trainer
 from unmask.training.trainer import Trainer
 from unmask.uniforms import Uniforms

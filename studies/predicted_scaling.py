@@ -18,7 +18,8 @@ from unmask.plan.memory import computing_dtype
 from unmask.plan.networks import size_of
 from unmask.plan.traffic import transfers_of
 from unmask.settings.commands import PlanSettings
-from unmask.settings.reader import build, read_recipe
+from unmask.settings.reader import build
+from unmask.settings.recipe_files import read_recipe
 
 GPUS = (8, 16, 32, 64)
 HEADER = ("GPUs", "groups x shard", "prompts", "compute s", "messages s", "step s", "completions/s", "of 8 GPUs'")

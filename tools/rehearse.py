@@ -24,8 +24,9 @@ from rehearsal.measured import write_misses
 from rehearsal.references import reference_rewards
 from rehearsal.sizes import write_rehearsal
 from stand_ins import being_taught, careless
-from unmask.settings.reader import document_of, recipe_names
+from unmask.settings.reader import document_of
 from unmask.settings.recipe import Recipe
+from unmask.settings.recipe_files import recipe_names
 
 # One recipe of each benchmark on the other families, and one of each that is to learn.
 OTHERS = (

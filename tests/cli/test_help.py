@@ -10,7 +10,8 @@ from unmask.cli.main import main, parse
 from unmask.cli.subcommands import COMMANDS
 from unmask.methods import MDPO, METHODS, SPG, DiSPO
 from unmask.sampling.unmasking import RULES
-from unmask.settings.reader import build, document_of, leaves, recipe_names
+from unmask.settings.reader import build, document_of, leaves
+from unmask.settings.recipe_files import recipe_names
 from unmask.tasks import TASKS, Sudoku
 
 DISPO = partial(

@@ -11,8 +11,8 @@ from unmask.denoisers.loading import load_tokenizer
 from unmask.errors import UserError
 from unmask.rewards.judge import load_judge
 from unmask.settings.inputs import with_absolute_paths
-from unmask.settings.reader import read_recipe
 from unmask.settings.recipe import RewardSettings
+from unmask.settings.recipe_files import read_recipe
 from unmask.settings.starting import task_of_model
 from unmask.tasks import Dataset
 from unmask.validation.user_files import user_path

@@ -21,7 +21,8 @@ from unmask.plan.layout import (
 from unmask.plan.networks import four_bit_bytes, size_of
 from unmask.plan.traffic import Transfer
 from unmask.settings.commands import PlanSettings
-from unmask.settings.reader import build, read_recipe
+from unmask.settings.reader import build
+from unmask.settings.recipe_files import read_recipe
 
 GIB = 2**30
 LLADA = "GSAI-ML/LLaDA-8B-Instruct"

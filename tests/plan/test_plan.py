@@ -17,8 +17,9 @@ from unmask.plan.gpus import GIBIBYTE, parse_gpus, parse_peak
 from unmask.plan.networks import blank_denoiser, read_shape, size_of
 from unmask.plan.published import published_shapes
 from unmask.settings.commands import PlanSettings
-from unmask.settings.reader import build, document_of, read_recipe, recipe_names
+from unmask.settings.reader import build, document_of
 from unmask.settings.recipe import TrainSettings
+from unmask.settings.recipe_files import read_recipe, recipe_names
 
 BENCHMARKS = ("gsm8k", "math500", "countdown-words", "sudoku")
 METHODS = ("diffu-grpo", "spg", "dispo", "dispo-spg", "mdpo", "tracerl")

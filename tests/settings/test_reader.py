@@ -6,17 +6,8 @@ from dataclasses import dataclass
 import pytest
 
 from unmask.errors import UserError
-from unmask.settings.reader import (
-    Word,
-    build,
-    document_of,
-    first_sentence,
-    leaves,
-    merged,
-    nested,
-    read_recipe,
-    recipe_summaries,
-)
+from unmask.settings.reader import Word, build, document_of, leaves, merged, nested
+from unmask.settings.recipe_files import first_sentence, read_recipe, recipe_summaries
 from unmask.validation import choice, section, setting
 
 

@@ -5,8 +5,9 @@ from dataclasses import asdict
 import pytest
 
 from unmask.methods import METHODS
-from unmask.settings.reader import build, read_recipe, recipe_names
+from unmask.settings.reader import build
 from unmask.settings.recipe import Recipe
+from unmask.settings.recipe_files import read_recipe, recipe_names
 
 # What each paper says of its rollouts and updates: group, temperature, rate, updates a batch.
 PUBLISHED = {

@@ -11,8 +11,9 @@ from unmask.cli.main import main, parse
 from unmask.cli.subcommands import COMMANDS
 from unmask.errors import UserError
 from unmask.methods import METHODS
-from unmask.settings.reader import build, document_of, read_recipe, recipe_names
+from unmask.settings.reader import build, document_of
 from unmask.settings.recipe import Recipe, RolloutSettings, TrainSettings
+from unmask.settings.recipe_files import read_recipe, recipe_names
 from unmask.tasks import TASKS, Arithmetic, Countdown, Sudoku
 
 ROWS = ("--task", "dataset", "--task.data", "rows.jsonl")

@@ -11,8 +11,9 @@ from unmask.cli.subcommands import COMMANDS
 from unmask.evaluation.lm_eval.settings import HarnessSettings
 from unmask.methods import DiSPO
 from unmask.settings.commands import EvaluateSettings
-from unmask.settings.reader import build, document_of, read_recipe
+from unmask.settings.reader import build, document_of
 from unmask.settings.recipe import Recipe
+from unmask.settings.recipe_files import read_recipe
 
 # Without postponed annotations: the fields' types are classes, not text.
 PIECES = '''

@@ -16,7 +16,8 @@ from unmask.data.examples import Examples
 from unmask.data.tokenization import encode, task_tokenizer
 from unmask.denoisers.loading import load_denoiser, load_tokenizer
 from unmask.settings.commands import PretrainRecipe
-from unmask.settings.reader import build, read_recipe
+from unmask.settings.reader import build
+from unmask.settings.recipe_files import read_recipe
 from unmask.tasks import Sudoku
 from unmask.training.supervised import elbo_loss, pretrain, shuffled, supervised_batch, supervised_examples
 from unmask.uniforms import Uniforms

@@ -15,8 +15,9 @@ from unmask.denoisers.directories import find_model
 from unmask.methods import METHODS
 from unmask.sampling.unmasking import RULES
 from unmask.settings.inputs import check_data
-from unmask.settings.reader import document_of, leaves, recipe_names
+from unmask.settings.reader import document_of, leaves
 from unmask.settings.recipe import Recipe
+from unmask.settings.recipe_files import recipe_names
 from unmask.tasks import TASKS
 
 _NAMES = st.sampled_from([*METHODS, *TASKS, *RULES, "nowhere.py:X", "no_module:X", "embedded:sudoku", "embedded:x"])

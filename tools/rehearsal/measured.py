@@ -15,8 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unmask.plan.estimate import make_plan
 from unmask.settings.commands import PlanSettings
-from unmask.settings.reader import build, read_recipe
+from unmask.settings.reader import build
 from unmask.settings.recipe import Recipe
+from unmask.settings.recipe_files import read_recipe
 from unmask.training.build import build_trainer
 from unmask.types import Prompts
 from unmask.uniforms import Uniforms

@@ -9,8 +9,9 @@ from typing import Any
 import tomli_w
 
 from rehearsal.benchmarks import task_sizes
-from unmask.settings.reader import build, read_recipe
+from unmask.settings.reader import build
 from unmask.settings.recipe import Recipe
+from unmask.settings.recipe_files import read_recipe
 
 _OVERLAY = Path(__file__).with_name("overlay.toml")
 Document = dict[str, Any]

@@ -16,7 +16,7 @@ from unmask.errors import UserError
 from unmask.methods import Method
 from unmask.settings.idle import check_read, declared_idle, flat, idle_in_recipe
 from unmask.settings.objects import check_no_objects, is_found_by_place, is_opaque, object_name
-from unmask.settings.reader import Document, build, merged, nested, recipe_layers
+from unmask.settings.reader import Document, build, merged, nested
 from unmask.settings.recipe import (
     EvaluationSettings,
     Recipe,
@@ -25,6 +25,7 @@ from unmask.settings.recipe import (
     RolloutSettings,
     SamplerSettings,
 )
+from unmask.settings.recipe_files import recipe_layers
 from unmask.settings.starting import with_model_and_task
 from unmask.tasks import TASKS, Dataset, Task
 from unmask.validation import other_names

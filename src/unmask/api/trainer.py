@@ -25,8 +25,9 @@ from unmask.objective.objective import frozen_copy
 from unmask.settings.idle import flat
 from unmask.settings.inputs import with_absolute_paths
 from unmask.settings.objects import object_name
-from unmask.settings.reader import document_of, read_recipe
+from unmask.settings.reader import document_of
 from unmask.settings.recipe import Recipe
+from unmask.settings.recipe_files import read_recipe
 from unmask.settings.resume import MAY_CHANGE, check_resumable, locate_run
 from unmask.tasks import Task
 from unmask.training.callbacks import Callback

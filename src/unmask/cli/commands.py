@@ -241,7 +241,7 @@ def oracle(settings: OracleSettings, options: Namespace) -> None:
 
 def recipes(settings: object, options: Namespace) -> None:
     """Print the names of the shipped recipes, each with the first sentence of its file."""
-    from unmask.settings.reader import recipe_summaries
+    from unmask.settings.recipe_files import recipe_summaries
 
     for command in ("train", "pretrain"):
         _say(True, f"unmask {command} --recipe")

@@ -14,7 +14,8 @@ from typing import Any
 
 from unmask.denoisers.directories import EMBEDDED, embedded_names
 from unmask.errors import UserError
-from unmask.settings.reader import leaves, recipe_names
+from unmask.settings.reader import leaves
+from unmask.settings.recipe_files import recipe_names
 from unmask.validation import did_you_mean
 
 # Bash splits words at ":" and "=" and wants what follows the last of them; zsh and fish want whole words. Where nothing

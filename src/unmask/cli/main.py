@@ -28,16 +28,8 @@ from unmask.settings.idle import (
     without_idle,
 )
 from unmask.settings.objects import check_no_objects
-from unmask.settings.reader import (
-    Document,
-    build,
-    document_of,
-    flag_of,
-    leaves,
-    merged,
-    nested,
-    recipe_layers,
-)
+from unmask.settings.reader import Document, build, document_of, flag_of, leaves, merged, nested
+from unmask.settings.recipe_files import recipe_layers
 from unmask.settings.resume import check_unchanged, locate_run
 from unmask.settings.starting import check_agreement, check_one_name, names_the_job, with_model_and_task
 from unmask.validation import did_you_mean, near, other_names

@@ -11,8 +11,9 @@ from unmask.denoisers.directories import check_model, newest_checkpoint
 from unmask.denoisers.intact import check_tensors, tensor_files
 from unmask.errors import UserError
 from unmask.settings.commands import PretrainRecipe
-from unmask.settings.reader import build, read_recipe
+from unmask.settings.reader import build
 from unmask.settings.recipe import Recipe
+from unmask.settings.recipe_files import read_recipe
 from unmask.validation.user_files import user_path
 
 ADAPTERS = "adapters.safetensors"  # as a run writes them, under the names of its network

@@ -22,8 +22,9 @@ from unmask.page.comparison import comparison
 from unmask.report.metrics import read_metrics
 from unmask.report.record import Group, read_groups, recorded
 from unmask.settings.idle import flat
-from unmask.settings.reader import Document, build, document_of, leaves, read_recipe
+from unmask.settings.reader import Document, build, document_of, leaves
 from unmask.settings.recipe import Recipe
+from unmask.settings.recipe_files import read_recipe
 
 _DIGITS = 6  # significant ones of a figure
 _ALIGNMENT_BYTES = 8

@@ -10,8 +10,9 @@ from typing import Any
 
 from unmask.denoisers.directories import LOCK, check_new, checkpoints, holds_something, newest_checkpoint, step_of
 from unmask.errors import UserError
-from unmask.settings.reader import build, flag_of, leaves, read_recipe
+from unmask.settings.reader import build, flag_of, leaves
 from unmask.settings.recipe import TrainSettings
+from unmask.settings.recipe_files import read_recipe
 from unmask.validation.user_files import user_path
 
 # Everything else decides what the run is: with another value it would be neither the old run nor a new one.
