@@ -44,7 +44,7 @@ class Course:
 _PACE = {"llada": 1.4, "dream": 1.4, "llada2": 0.75}
 COURSES = (
     Course(rows=57_600, batch=32, steps=1440, learning_rate=2e-3),
-    Course(rows=3_000, batch=16, steps=150, learning_rate=5e-4, few_shot=3),
+    Course(rows=6_000, batch=16, steps=300, learning_rate=5e-4, few_shot=3),
 )
 CARELESS = Course(rows=6_000, batch=32, steps=120, learning_rate=5e-4, careless=True)
 LONGEST = 40  # tokens of a taught completion and its end
