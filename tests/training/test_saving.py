@@ -157,7 +157,7 @@ def test_an_interrupt_waits_for_the_write_unless_it_is_the_second(asked, tmp_pat
 
 def test_an_interrupt_while_it_waits_gives_the_write_up(tmp_path):
     def write():
-        signal.raise_signal(signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # of the process, as a terminal's is: the main thread wakes
         for _ in range(200):  # until the main thread has had its turn, ten seconds at most
             threading.Event().wait(0.05)
             saving.go_on()
