@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -89,7 +88,7 @@ def soak(seconds: float, directory: Path) -> list[Sample]:
                     raise RuntimeError(f"the run has ended by itself: {(directory / 'log').read_text()[-1000:]}")
                 samples.append(look(process.pid, directory / "run" / "metrics.jsonl", time.monotonic() - begin))
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # SIGINT is ignored by what a shell starts in the background
             process.wait(60)
     return [sample for sample in samples if sample.steps]
 
