@@ -52,7 +52,7 @@ def test_extras_are_told_where_they_are_installed(monkeypatch):
             return "9.9"
         raise importlib.metadata.PackageNotFoundError
 
-    monkeypatch.setattr("unmask.cli.version.version", version)
+    monkeypatch.setattr("unmask.report.environment.version", version)
     monkeypatch.setattr("unmask.cli.version.requires", lambda name: needed)
     told = dict(environment())
     assert (told["bitsandbytes"], told["peft"]) == ("9.9", "not installed")

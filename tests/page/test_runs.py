@@ -12,6 +12,8 @@ from helpers.run_directory import ODD, group, write_run
 from unmask.errors import UserError
 from unmask.evaluation.statistics import paired_interval
 from unmask.page.runs import blobs_of, distinct_names, packed, page_of, run_of
+from unmask.settings.commands import PretrainRecipe
+from unmask.settings.reader import document_of
 
 
 def test_run_of_tells_figures_warnings_and_what_differs(tmp_path):
@@ -49,6 +51,9 @@ def test_page_of_refuses_what_is_no_run(tmp_path):
         page_of([tmp_path])
     (tmp_path / "recipe.toml").write_text("")
     with pytest.raises(UserError, match=r"metrics\.jsonl does not exist"):
+        page_of([tmp_path])
+    (tmp_path / "recipe.toml").write_text(tomli_w.dumps(document_of(PretrainRecipe())))
+    with pytest.raises(UserError, match="is of unmask pretrain"):
         page_of([tmp_path])
 
 

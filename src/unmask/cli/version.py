@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, distribution, requires, version
-from pathlib import Path
+from importlib.metadata import PackageNotFoundError, requires
 
 from unmask import __version__
 from unmask.errors import UserError
+from unmask.report.environment import commit, first_line, installed
 
 _REQUIREMENT = re.compile(r"([\w.-]+)(?:.*\bextra *== *[\"']([\w-]+))?")
 _ONE_GIB = 1 << 30
 _MISSING = "not installed"
-_SECONDS = 10
 
 
 def print_version(words: list[str]) -> None:
@@ -34,12 +31,13 @@ def print_version(words: list[str]) -> None:
 
 def environment() -> Iterator[tuple[str, str]]:
     """Names and values: version, commit, Python, system, CPU, torch and its build, GPUs, libraries, bubblewrap."""
-    yield "unmask", f"{__version__}, {_commit()}"
+    known = commit()
+    yield "unmask", f"{__version__}, {f'commit {known}' if known else 'a release or a copy without commit'}"
     yield "Python", f"{platform.python_version()} ({platform.python_implementation()})"
     yield "system", f"{_system()}, {platform.system()} {platform.release()}, {platform.machine()}"
     yield from _torch()
     yield from _libraries()
-    yield "bubblewrap", _first_line(["bwrap", "--version"]) if shutil.which("bwrap") else _MISSING
+    yield "bubblewrap", first_line(["bwrap", "--version"]) if shutil.which("bwrap") else _MISSING
 
 
 def _torch() -> Iterator[tuple[str, str]]:
@@ -65,22 +63,9 @@ def _libraries() -> Iterator[tuple[str, str]]:
     except PackageNotFoundError:
         return
     for name, extra in (match.groups() for match in needed if match):
-        told = _version(name)
-        if name != "torch" and extra != "dev" and not (extra and told == _MISSING):
-            yield name, told
-
-
-def _commit() -> str:
-    """The commit of a checkout, or the one that pip took the package from."""
-    source = Path(__file__).parents[3]
-    if (source / ".git").exists() and shutil.which("git"):
-        told = _first_line(["git", "-C", str(source), "describe", "--always", "--dirty", "--exclude", "*"])
-        return f"commit {told}"
-    try:
-        told = json.loads(distribution("unmask").read_text("direct_url.json") or "{}")
-    except PackageNotFoundError:
-        return _MISSING
-    return f"commit {told['vcs_info']['commit_id']}" if "vcs_info" in told else "a release or a copy without commit"
+        told = installed(name)
+        if name != "torch" and extra != "dev" and not (extra and told is None):
+            yield name, told or _MISSING
 
 
 def _system() -> str:
@@ -89,21 +74,3 @@ def _system() -> str:
         return platform.freedesktop_os_release()["PRETTY_NAME"]
     except (OSError, KeyError):
         return platform.system()
-
-
-def _version(library: str) -> str:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return _MISSING
-
-
-def _first_line(command: list[str]) -> str:
-    """What a program says first, or why it says nothing."""
-    try:
-        done = subprocess.run(  # noqa: S603  (two programs, named above)
-            command, capture_output=True, text=True, timeout=_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"unknown ({type(error).__name__})"
-    return done.stdout.partition("\n")[0].strip() or "unknown"

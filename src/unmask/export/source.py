@@ -7,14 +7,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from unmask.denoisers.digests import STATE, check_digests, read_state
-from unmask.denoisers.directories import check_model, newest_checkpoint
+from unmask.denoisers.directories import check_model, local_directory
 from unmask.denoisers.intact import check_tensors, tensor_files
 from unmask.errors import UserError
 from unmask.settings.commands import PretrainRecipe
 from unmask.settings.reader import build
 from unmask.settings.recipe import Recipe
 from unmask.settings.recipe_files import read_recipe
-from unmask.validation.user_files import user_path
 
 ADAPTERS = "adapters.safetensors"  # as a run writes them, under the names of its network
 # What loaders read beside the weights; everything else in a checkpoint is there to train on.
@@ -70,13 +69,9 @@ def find_source(text: str) -> ExportSource:
 
     Raises UserError where there is none, or a file that would be exported is damaged.
     """
-    path = user_path(text)
-    directory = path
-    if (path / "recipe.toml").is_file() and not (path / "config.json").is_file():
-        newest = newest_checkpoint(path / "checkpoints")
-        if newest is None:
-            raise UserError(f"run {text!r} has no checkpoint yet: export it when one is written")
-        directory = newest
+    directory = local_directory(text)
+    if (directory / "recipe.toml").is_file() and not (directory / "config.json").is_file():
+        raise UserError(f"run {text!r} has no checkpoint yet: export it when one is written")
     check_model(directory, text)
     run = _run_of(directory)
     source = ExportSource(

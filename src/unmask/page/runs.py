@@ -108,7 +108,10 @@ def _recipe(run: Path) -> Document:
     path = run / "recipe.toml"
     if not path.is_file():
         raise UserError(f"{str(run)!r} has no recipe.toml: name the directory of a run of unmask train")
-    return read_recipe(str(path))
+    recipe = read_recipe(str(path))
+    if "batch" in recipe:  # which a run of unmask train has in its tables alone
+        raise UserError(f"{str(run)!r} is of unmask pretrain, and pages are of unmask train: name such a run")
+    return recipe
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
