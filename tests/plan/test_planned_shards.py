@@ -2,6 +2,7 @@
 
 import gc
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,7 @@ CASES = {
     "a cache, whose rollout is scored again": ("diffu-grpo", {}, {"caching": "dual"}),
 }
 WITHIN = 0.05
+LET_GO_SECONDS = 0.003  # gloo's threads hold a buffer a little longer than the message takes
 
 
 def counted(sizes):
@@ -42,12 +44,17 @@ def counted(sizes):
 
     def all_gather(output, *arguments, **options):
         sizes["gathered"] += output.nbytes
-        return whole(output, *arguments, **options)
+        work = whole(output, *arguments, **options)
+        if work is not None:
+            work.wait()
+        time.sleep(LET_GO_SECONDS)
+        return work
 
     def reduce_scatter(output, input, **options):
         """In the memory of the input: gloo's own takes as much again, which NCCL does not."""
         sizes["summed"] += input.nbytes
         distributed.all_reduce(input)
+        time.sleep(LET_GO_SECONDS)
         output.copy_(input.chunk(2)[distributed.get_rank()])
 
     distributed.all_gather_single, distributed.reduce_scatter_single = all_gather, reduce_scatter
