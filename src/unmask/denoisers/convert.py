@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from unmask.denoisers.base import MASK_TOKEN, Denoiser
 from unmask.denoisers.directories import check_new
 from unmask.denoisers.layers.fast_layers import fast_layers_or_log
-from unmask.denoisers.loading import load_tokenizer, read_config, refuse_misfits, resolve, save_denoiser
+from unmask.denoisers.loading import load_tokenizer, refuse_misfits, resolve, save_denoiser
+from unmask.denoisers.plain import read_config
 from unmask.denoisers.probe import check_masks
 from unmask.errors import UserError
 

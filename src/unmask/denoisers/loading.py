@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from copy import deepcopy
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -17,14 +16,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from torch.distributed.device_mesh import DeviceMesh
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    GenerationConfig,
-    PreTrainedTokenizerFast,
-)
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from unmask.denoisers.adapters import merged_weights
 from unmask.denoisers.base import Denoiser
@@ -35,17 +27,15 @@ from unmask.denoisers.four_bit import forget_quantization, four_bit_options
 from unmask.denoisers.intact import check_text, read_json
 from unmask.denoisers.layers.fast_layers import fast_layers_or_log
 from unmask.denoisers.load_errors import config_errors, memory_errors
+from unmask.denoisers.plain import MASKED, load_plain
 from unmask.denoisers.probe import check_masks, needs_trial
-from unmask.denoisers.proportion import check_proportion
 from unmask.denoisers.streamed import save_network
-from unmask.distributed.sharding import layers_of
 from unmask.distributed.slices import slices_kept
 from unmask.errors import UserError
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 # What may be wrong with tensors, by transformers' names, and how it is said of a model.
 _MISFITS = {"missing": "lacks", "unexpected": "has no use for", "mismatched": "shapes otherwise"}
-MASKED = "bert"  # masked language models attend both ways as they are
 _READ_AHEAD_OFF = "HF_DEACTIVATE_ASYNC_LOAD"
 # Of the top folder alone. Code comes along for the original loaders, and is never run here.
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py"]
@@ -225,7 +215,7 @@ def _load_network(
         network.generation_config = GenerationConfig()  # theirs is for their sampler: kept as a file, never read
     elif published.get("is_causal") is False or published.get("model_type") == MASKED:
         with config_errors(directory.name):
-            network, report = _load_plain(directory, published, sharded, **options)
+            network, report = load_plain(directory, published, sharded, **options)
     else:
         raise UserError(
             f"model {directory.name!r} attends causally: make a masked diffusion model of it with unmask convert, or "
@@ -259,29 +249,6 @@ def refuse_misfits(model: str, report: dict[str, Any], kinds: Iterable[str]) -> 
             raise UserError(
                 f"model {model!r} {_MISFITS[kind]} {shown}: do its config.json and *.safetensors belong together?"
             )
-
-
-def read_config(directory: Path, model: str) -> Any:
-    """The configuration that transformers makes of a config.json. Raises UserError where it makes none."""
-    with config_errors(model):
-        return AutoConfig.from_pretrained(directory, trust_remote_code=False)
-
-
-def _load_plain(directory: Path, published: dict[str, Any], sharded: bool, **options: Any) -> Any:
-    """A checkpoint in transformers' own format; code beside it is never run."""
-    if published.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        known = ", ".join(known.name for known in FORMATS)
-        raise UserError(
-            f"model {directory.name!r} has model_type {published.get('model_type')!r}: use a causal language model "
-            f"of transformers (with is_causal = false), or a checkpoint of {known}"
-        )
-    config = read_config(directory, directory.name)
-    network = AutoModelForMaskedLM if published["model_type"] == MASKED else AutoModelForCausalLM
-    check_proportion(directory, config, network.from_config)
-    if sharded:
-        with torch.device("meta"):
-            layers_of(network.from_config(deepcopy(config)))  # before anything is loaded
-    return network.from_pretrained(directory, config=config, trust_remote_code=False, **options)
 
 
 def _published_files(directory: Path) -> dict[str, bytes]:

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 from transformers.core_model_loading import revert_weight_conversion
 
 from unmask.denoisers.formats import format_of
 from unmask.denoisers.intact import read_json
-from unmask.denoisers.loading import MASKED, read_config
+from unmask.denoisers.plain import loader_of, read_config
 
 _ADAPTER = re.compile(r"model\.(.+)\.lora_([AB])\.default\.weight")
 _LAYER = re.compile(r".*?\.\d+\.")
@@ -58,9 +57,8 @@ def described_network(model: Path, model_format: str | None) -> Any:
     checkpoint_format = format_of(published, model_format)
     if checkpoint_format is not None:
         return checkpoint_format.described(published)
-    network = AutoModelForMaskedLM if published.get("model_type") == MASKED else AutoModelForCausalLM
     with torch.device("meta"):
-        return network.from_config(read_config(model, model.name))
+        return loader_of(published).from_config(read_config(model, model.name))
 
 
 def published_pairs(adapters: Mapping[str, Tensor], network: Any) -> dict[str, Pair]:

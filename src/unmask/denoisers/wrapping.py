@@ -11,10 +11,9 @@ from torch import nn
 
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.loading import spelt_ids
+from unmask.denoisers.plain import MASKED
 from unmask.denoisers.probe import check_masks
 from unmask.errors import UserError
-
-_MASKED = "bert"  # masked language models attend both ways as they are
 
 
 def wrapped(network: Any, tokenizer: Any, *, mask_token_id: int | None = None, logits_shift: bool = False) -> Denoiser:
@@ -26,7 +25,7 @@ def wrapped(network: Any, tokenizer: Any, *, mask_token_id: int | None = None, l
     name, config = type(network).__name__, getattr(network, "config", None)
     if config is None or not hasattr(network, "base_model"):
         raise UserError(f"model is a {name}: give a causal language model of transformers, or a checkpoint's name")
-    if getattr(config, "is_causal", None) is not False and config.model_type != _MASKED:
+    if getattr(config, "is_causal", None) is not False and config.model_type != MASKED:
         raise UserError(
             f"{name} attends causally: set config.is_causal = False before it is made if it is a masked diffusion model"
         )

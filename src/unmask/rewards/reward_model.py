@@ -11,7 +11,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from unmask.data.turns import templated
-from unmask.denoisers.loading import load_tokenizer, read_config, refuse_misfits, resolve
+from unmask.denoisers.loading import load_tokenizer, refuse_misfits, resolve
+from unmask.denoisers.plain import read_config
 from unmask.errors import UserError
 
 
