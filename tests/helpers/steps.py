@@ -4,6 +4,7 @@ import json
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from unmask.denoisers.layers.compiled import compile_layers
 from unmask.denoisers.loading import load_denoiser
 from unmask.distributed.sharding import whole
 from unmask.sampling.sampler import Sampler
@@ -22,6 +24,8 @@ from unmask.training import on_policy
 from unmask.training.build import build_trainer
 from unmask.training.dealing import Dealing
 from unmask.training.update import Updater
+
+DYNAMO_WARNING = "The .grad attribute of a Tensor"  # of what it compiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,7 @@ def step_of(case: Case, shard_size: int) -> Step:
     """One step and an evaluation of a trainer of the case."""
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr("unmask.training.build.compile_layers", partial(compile_layers, backend="aot_eager"))
         patch.setattr("unmask.training.build.load_denoiser", lambda *words, **options: _loaded(case, *words, **options))
         calls: list[str] = []
         crossed, kept = _counted(patch, calls), _kept(patch)
@@ -180,6 +185,7 @@ def run_cases(cases: list[tuple[str, Case, int]], place: Path) -> int:
 
     torch.set_num_threads(1)
     warnings.simplefilter("error")  # as in the tests themselves
+    warnings.filterwarnings("ignore", DYNAMO_WARNING)
     weights, seen = {}, {}
     for name, case, shard_size in cases:
         step = step_of(case, shard_size)
