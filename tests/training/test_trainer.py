@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from unmask.errors import UserError
+from unmask.objective.objective import Objective
 from unmask.settings.reader import build
 from unmask.settings.recipe import Recipe
 from unmask.training.build import build_trainer
@@ -67,3 +68,23 @@ def test_on_policy_source_metrics_of_equal_rewards_are_no_noise(tmp_path):
         assert metrics["frac_reward_zero_std"] == 1
         assert metrics["reward_std"] == 0
         assert ("reward_stderr" in metrics) == (prompts > 1)  # unknown of one prompt
+
+
+@pytest.mark.parametrize("trained", [0, 1])
+def test_step_whose_updates_have_different_metrics_has_all_of_them(trained, monkeypatch):
+    """Masks are drawn anew for each update, and may leave one of them without a unit to train on any rank."""
+    document = {
+        "method": {"name": "diffu-grpo"},
+        "rollout": {"prompts": 2, "num_generations": 4},
+        "train": {"examples": 8, "threads": 1, "num_iterations": 2},
+    }
+    trainer = build_trainer(build(Recipe, document))
+    prepare = Objective.prepare
+
+    def with_one(*words):
+        return [batches if number == trained else [] for number, batches in enumerate(prepare(*words))]
+
+    monkeypatch.setattr(Objective, "prepare", with_one)
+    metrics, _ = trainer.step(0)
+    assert metrics["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert metrics["skipped"] == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -85,7 +85,7 @@ class Trainer:
                 self.recorder.write_step(step + 1, numbers, experience, prepared[0] if prepared else [])
         if settings.ref_model_sync_steps and (step + 1) % settings.ref_model_sync_steps == 0:
             self.updater.sync_reference(settings.ref_model_mixup_alpha)
-        metrics = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
+        metrics = _means(updates)
         index = self.source.examples.indices(numbers)[0]
         shown = self._sample(experience, index) if self.objective.world.is_main else {}
         return metrics | {"learning_rate": rate} | experience.metrics, shown
@@ -149,6 +149,15 @@ class Trainer:
             if split != "test"
             for metric, values in evaluator.metrics(self.objective.denoiser, self.sampler).items()
         }
+
+
+def _means(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means of metrics over the updates that have them: one in which no rank had a unit to train has fewer."""
+    found: dict[str, list[float]] = {}
+    for update in updates:
+        for name, value in update.items():
+            found.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 _PERMUTATIONS: dict[Any, list[int]] = {}
