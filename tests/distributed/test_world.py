@@ -10,6 +10,8 @@ import torch
 from faults.launch import torchrun_environment
 from helpers.processes import finish, start
 from unmask.distributed import World
+from unmask.distributed.sharding import shard_mesh
+from unmask.distributed.world import TIMEOUT
 from unmask.errors import UserError
 
 
@@ -72,6 +74,8 @@ def _rank(result: Path) -> None:
         patch.delenv("LOCAL_WORLD_SIZE")
         with pytest.raises(UserError, match="the process group has 2 ranks"):
             World.start()
+    groups = shard_mesh(world, 1).get_all_groups()  # two copies, each on a rank of its own
+    seen["patient"] = [group._get_backend(world.device).options._timeout == TIMEOUT for group in groups]
     world.sum_gradients([trained, idle, frozen])
     seen |= {"trained": trained.grad.tolist(), "idle": idle.grad.tolist(), "frozen": frozen.grad is None}
     world.barrier()
@@ -103,6 +107,7 @@ def test_world_start_of_two_ranks_sums_and_gathers(tmp_path):
         "everyone": [{"rank": 0, "text": "", "third": 1 / 3}, {"rank": 1, "text": "ä", "third": 1 / 3}],
         "first": ["done by", 0],
         "refused": "no",
+        "patient": [True, True],
         "trained": [3.0, 3.0],
         "idle": [5.0, 5.0],
         "frozen": True,

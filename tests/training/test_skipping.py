@@ -10,6 +10,7 @@ import torch
 from helpers.long import long_unless
 from unmask.cli.main import main
 from unmask.denoisers.directories import checkpoints
+from unmask.distributed.sharding import whole
 from unmask.errors import UserError
 from unmask.objective.objective import Objective
 from unmask.settings.reader import build
@@ -183,6 +184,44 @@ def test_memory_that_is_out_halves_the_micro_batch_and_keeps_the_gradient(method
         assert found["approx_kl"] == pytest.approx(expected["approx_kl"], abs=1e-6)
     assert sum(count > 2 for count in tries) == len(said) > 0
     assert said[-1].startswith("out of memory in an update: 2 forwards at a time from here on, in place of ")
+
+
+class Narrow(torch.autograd.Function):
+    """Nothing, whose backward fails for want of memory where there are more than two rows."""
+
+    @staticmethod
+    def forward(context, rows):
+        return rows.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        if len(gradient) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return gradient
+
+
+def test_memory_that_is_out_in_a_backward_of_weights_sharded_on_one_rank_keeps_the_gradient():
+    """FSDP2 does not finish a backward that was broken off: unless it is told, nor the one after it."""
+    document = SMALL | {"train": SMALL["train"] | {"micro_batch": 5}}
+    found = []
+    started = not torch.distributed.is_initialized()
+    try:
+        for shard_size in (0, 1):
+            trainer = build_trainer(build(Recipe, document), shard_size=shard_size)
+            if shard_size:
+                layer = trainer.objective.denoiser.model.base_model.layers[1]
+                layer.register_forward_hook(lambda _, __, rows: Narrow.apply(rows) if torch.is_grad_enabled() else rows)
+            metrics = [trainer.step(step)[0] for step in range(2)]
+            weights = [whole(weight) for weight in trainer.objective.denoiser.parameters()]
+            found.append((metrics, torch.cat([weight.flatten() for weight in weights])))
+        assert trainer.updater.micro_batch == 2
+    finally:
+        if started and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    (expected, alone), (metrics, sharded) = found
+    torch.testing.assert_close(sharded, alone, rtol=0, atol=1e-6)
+    for ours, theirs in zip(metrics, expected, strict=True):
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
 
 
 def test_memory_that_is_out_for_one_forward_is_said_with_the_mend():

@@ -20,11 +20,12 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from unmask.distributed.slices import fill, kept_rows, rows_of_rank
-from unmask.distributed.world import World
+from unmask.distributed.world import TIMEOUT, World
 from unmask.errors import UserError
 
 
@@ -35,6 +36,8 @@ def shard_mesh(world: World, size: int) -> DeviceMesh:
         torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     copies = world.size // size
     mesh = init_device_mesh(world.device.type, (copies, size), mesh_dim_names=("replicate", "shard"))
+    for group in mesh.get_all_groups():  # those within the world have torch's own, which a slow disk exceeds
+        _set_pg_timeout(TIMEOUT, group)
     return mesh if copies > 1 else mesh["shard"]
 
 
@@ -81,6 +84,14 @@ def reduce_over_copies(root: nn.Module, now: bool) -> None:
     """Whether the next backward sums gradients over the copies of the weights too; needed in the last of an update."""
     if isinstance(root, FSDPModule):
         root.set_requires_all_reduce(now)
+
+
+def begin_anew(root: nn.Module | None) -> None:
+    """Forget a forward or backward that an error has ended; else the next would not be finished. Gradients go too."""
+    if root is not None and is_sharded(root):
+        sharded: Any = root
+        sharded.zero_grad()  # those of weights that are still gathered, which torch leaves and adds to the next
+        sharded.reset_iter_state()
 
 
 def is_sharded(module: nn.Module) -> bool:

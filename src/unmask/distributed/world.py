@@ -26,7 +26,7 @@ Item = TypeVar("Item")
 
 ABSENT_SECONDS = 7200.0  # that ranks wait for one that lives, whose rewards may be slow; NCCL's own 600 are too few
 _MEETING = timedelta(minutes=30)  # in which all ranks must have started
-_TIMEOUT = timedelta(seconds=ABSENT_SECONDS + 300)  # `Watch`, which says who is late, comes first
+TIMEOUT = timedelta(seconds=ABSENT_SECONDS + 300)  # `Watch`, which says who is late, comes first
 
 
 class Crossings:
@@ -91,7 +91,7 @@ class World:
         if launch.size > 1 and not torch.distributed.is_initialized():
             on_gpus = {"backend": "cpu:gloo,cuda:nccl", "device_id": device} if gpus else {"backend": "gloo"}
             store, rank, size = _meeting(launch.size)
-            torch.distributed.init_process_group(store=store, rank=rank, world_size=size, timeout=_TIMEOUT, **on_gpus)
+            torch.distributed.init_process_group(store=store, rank=rank, world_size=size, timeout=TIMEOUT, **on_gpus)
             world.barrier()  # none goes on, and writes, while another still looks at what is there
         world._check_group()
         return world
@@ -247,7 +247,7 @@ def _meeting(size: int) -> tuple[Any, int, int]:
             f"not all {size} ranks have met at {place} in {_MEETING.total_seconds():.0f} s: see what the others say, "
             "and start all again"
         ) from error
-    store.set_timeout(_TIMEOUT)
+    store.set_timeout(TIMEOUT)
     return store, rank, size
 
 

@@ -10,7 +10,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from unmask.distributed.sharding import is_sharded, reduce_over_copies, whole
+from unmask.distributed.sharding import begin_anew, is_sharded, reduce_over_copies, whole
 from unmask.errors import UserError
 from unmask.objective.objective import MetricSums, Objective, UpdateBatch
 from unmask.report.progress import message
@@ -78,6 +78,8 @@ class Updater:
                     "out of memory in an update of sharded weights, which cannot be begun anew: start again with a "
                     "smaller train.micro_batch, train.gradient_checkpointing true or more ranks (train.shard)"
                 ) from error
+            for policy in (self.objective.denoiser, self.objective.old):  # what may have been at a forward
+                begin_anew(policy)
             return None
 
     def _passes(self, update_batches: Sequence[UpdateBatch], sums: MetricSums) -> dict[str, float]:
