@@ -97,3 +97,22 @@ def test_every_command_refuses_a_template_without_end(command, model, tmp_path, 
     assert main([command, "--model", model, *words[command]]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "the chat template refuses messages of user (it takes more than 1 s or 1024 MiB)" in line
+
+
+def test_a_template_collects_nothing_of_the_process_that_forked():
+    """It may hold tensors on a GPU, which a fork cannot give back."""
+    process = os.getpid()
+
+    class Held:
+        def __del__(self):
+            if os.getpid() != process:
+                os._exit(1)
+
+    many = "{% set n = namespace(x=[]) %}{% for i in range(999) %}{% set n.x = n.x + [[i]] %}{% endfor %}"
+    tokenizer = byte_tokenizer(many + "{{ messages[0].content }}")
+    gc.collect()  # the next collection of this process comes after the fork
+    garbage = Held()
+    garbage.itself = garbage
+    del garbage
+    renderer = TemplateProcess(tokenizer)
+    assert renderer.render(TURNS, {}) == "x"

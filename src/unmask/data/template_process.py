@@ -6,6 +6,7 @@ memory, and ends it when a rendering takes more than a second of computing.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -88,6 +89,7 @@ def _stop(link: Connection, child: int) -> None:
 def _serve(tokenizer: Any, link: Connection) -> NoReturn:
     """What the child does until the link is closed."""
     try:
+        gc.freeze()  # what the parent has yet to collect may hold what is of its process alone, such as tensors on GPUs
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # which goes to a whole terminal: the parent decides
         for number in (signal.SIGTERM, signal.SIGPROF):
             signal.signal(number, signal.SIG_DFL)
