@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from helpers.finished_run import finished_run, moved_adapters
 from helpers.processes import start
 from unmask.cli.main import main
-from unmask.denoisers.adapters import ADAPTERS_FILE, adapters_of, merged_weights
+from unmask.denoisers.adapters import ADAPTERS_FILE, MergedWeights, adapters_of
 from unmask.denoisers.head.reducers import AllLogits
 from unmask.denoisers.loading import load_denoiser
 from unmask.denoisers.peft_layout import write_peft_files
@@ -113,7 +113,7 @@ def test_adapters_in_peft_s_layout_added_to_the_published_base_are_the_published
     rank, alpha = 2, 6
     moved_adapters(denoiser, rank, alpha)
     save_file(adapters_of(denoiser), tmp_path / ADAPTERS_FILE)
-    denoiser.model.save_pretrained(tmp_path / "merged", state_dict=dict(merged_weights(denoiser)))
+    denoiser.model.save_pretrained(tmp_path / "merged", state_dict=dict(MergedWeights(denoiser)))
     (tmp_path / "peft").mkdir()
     options = {"rank": rank, "alpha": alpha, "base": name, "model_format": None}
     write_peft_files(tmp_path / ADAPTERS_FILE, MODELS / name, tmp_path / "peft", **options)

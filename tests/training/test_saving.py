@@ -5,13 +5,18 @@ import os
 import resource
 import signal
 import threading
+import weakref
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from helpers.small import small_denoiser
 from helpers.small_contents import small_contents
 from unmask.cli.main import main
+from unmask.denoisers.adapters import MergedWeights, add_adapters
 from unmask.denoisers.directories import checkpoints
 from unmask.distributed import World
 from unmask.report.durable import DiskError
@@ -19,7 +24,7 @@ from unmask.report.progress import Progress, telling
 from unmask.settings.recipe import TrainSettings
 from unmask.training import checkpoint, saving
 from unmask.training.checkpoint import check_whole, save_checkpoint
-from unmask.training.saving import Saving, copies, room_bytes
+from unmask.training.saving import Saving, _copy_bytes, copies, room_bytes
 from unmask.training.trainer import Trainer
 
 FLAGS = [
@@ -190,6 +195,16 @@ def test_copies_are_as_many_as_the_weights_and_change_with_none():
     assert copies([("a", weight), ("c", buffer)], room_bytes=19) is None
 
 
+def test_copies_in_pinned_memory_take_powers_of_two_and_the_room_of_those_before(monkeypatch):
+    sizes = [_copy_bytes(SimpleNamespace(nbytes=count, is_cuda=True)) for count in (0, 1, 5, 8, 9)]
+    assert sizes == [0, 1, 8, 8, 16]
+    monkeypatch.setattr(saving.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    before = room_bytes()
+    stats = {"allocated_bytes.current": 900, "active_bytes.current": 200}
+    monkeypatch.setattr(torch.cuda, "host_memory_stats", lambda: stats)
+    assert room_bytes() == before + 700
+
+
 def test_room_is_half_of_what_machine_container_and_limits_leave(monkeypatch, tmp_path):
     whole = room_bytes()
     assert 0.4 < room_bytes(ranks=2) / whole < 0.6
@@ -205,3 +220,31 @@ def test_room_is_half_of_what_machine_container_and_limits_leave(monkeypatch, tm
         assert room_bytes() == pytest.approx(100 << 20, rel=0.2)
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, limits)
+
+
+def test_without_room_adapters_are_merged_one_after_another(tmp_path, monkeypatch):
+    """All at once they are the network again, on the GPU beside the one that trains."""
+    denoiser = small_denoiser()
+    add_adapters(denoiser, 2, 4)
+    optimizer = torch.optim.AdamW([weight for weight in denoiser.parameters() if weight.requires_grad])
+    what = replace(small_contents(), denoiser=denoiser, optimizer=optimizer)
+    merged, alive, whole = [], [], set(map(id, denoiser.state_dict(keep_vars=True).values()))
+    merge = MergedWeights.__getitem__
+
+    def seen(weights, name):
+        weight = merge(weights, name)
+        if id(weight) not in whole:
+            merged.append(weakref.ref(weight))
+            alive.append(sum(each() is not None for each in merged))
+        return weight
+
+    monkeypatch.setattr(MergedWeights, "__getitem__", seen)
+    with Saving() as saving:
+        save(tmp_path, 1, what, saving)
+        saving.wait()
+        monkeypatch.setattr("unmask.training.contents.room_bytes", lambda ranks: 1000)
+        save(tmp_path, 2, what, saving)
+    first, second = (files(tmp_path / f"step_00000{step}") for step in (1, 2))
+    assert {name for name in first if first[name] != second[name]} == {"state.json"}
+    assert len(alive) > 10
+    assert max(alive) <= 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,19 +78,36 @@ def has_adapters(denoiser: Denoiser) -> bool:
     return hasattr(denoiser.model, "peft_config")
 
 
-def merged_weights(denoiser: Denoiser) -> Iterator[tuple[str, Tensor]]:
-    """Weights and buffers of the network by name, one after another; adapters are added into those that they adapt.
+class MergedWeights(Mapping[str, Tensor]):
+    """Weights and buffers of the network by name; adapters are added into those that they adapt, when one is asked for.
 
     Of a base in 4 bits it is that base as it computes, written out: what was trained, not the checkpoint it came from.
     """
-    adapted = dict(_layers(denoiser)) if has_adapters(denoiser) else {}
-    for name, weight in denoiser.model.state_dict(keep_vars=True).items():
-        layer, _, kind = name.rpartition(".base_layer.")
-        if kind == "weight":
-            base = dense(adapted[layer].get_base_layer())
-            yield f"{layer}.weight", (base + adapted[layer].get_delta_weight("default")).to(base.dtype).detach()
-        elif ".lora_" not in name and not kind.startswith("weight."):  # scales of 4-bit weights
-            yield name.replace(".base_layer.", "."), weight
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        adapted = dict(_layers(denoiser)) if has_adapters(denoiser) else {}
+        self._found: dict[str, Any] = {}  # a layer where there are adapters, else the tensor
+        for name, weight in denoiser.model.state_dict(keep_vars=True).items():
+            layer, _, kind = name.rpartition(".base_layer.")
+            if kind == "weight":
+                self._found[f"{layer}.weight"] = adapted[layer]
+            elif ".lora_" not in name and not kind.startswith("weight."):  # scales of 4-bit weights
+                self._found[name.replace(".base_layer.", ".")] = weight
+
+    @torch.no_grad()
+    def __getitem__(self, name: str) -> Tensor:
+        found: Any = self._found[name]
+        if isinstance(found, Tensor):
+            return found
+        base = dense(found.get_base_layer())
+        merged: Tensor = (base + found.get_delta_weight("default")).to(base.dtype)
+        return merged
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
 
 
 @torch.no_grad()

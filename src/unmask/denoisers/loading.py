@@ -18,7 +18,7 @@ from huggingface_hub.errors import HFValidationError
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from unmask.denoisers.adapters import merged_weights
+from unmask.denoisers.adapters import MergedWeights
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.directories import check_model, find_model
 from unmask.denoisers.formats import FORMATS, format_of
@@ -273,7 +273,7 @@ def save_denoiser(
     """
     if writes:
         save_settings(denoiser, tokenizer, directory, source)
-    save_network(denoiser.model, dict(merged_weights(denoiser)), directory, writes=writes)
+    save_network(denoiser.model, MergedWeights(denoiser), directory, writes=writes)
 
 
 def save_settings(

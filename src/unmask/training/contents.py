@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from unmask.denoisers.adapters import ADAPTERS_FILE, adapters_of, merged_weights
+from unmask.denoisers.adapters import ADAPTERS_FILE, MergedWeights, adapters_of
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.streamed import save_network, untied
 from unmask.distributed import World
@@ -21,7 +21,7 @@ from unmask.training.saving import Saving, copies, room_bytes
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 SHARDS = "optimizer"  # folder of the moments where the weights are sharded
-_NETWORK = ""  # in place of a file: the files of the model, whose tensors have other names there
+_NETWORK = ""  # in place of a file: those of the model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,8 @@ class Contents:
 class Parts:
     """The tensors that this rank writes of a checkpoint, by file and name."""
 
-    tensors: dict[tuple[str, str], Tensor]
+    network: Mapping[str, Tensor]  # of the files of the model, whose tensors have other names there
+    tensors: dict[tuple[str, str], Tensor]  # of the others
     metadata: dict[str, dict[str, str] | None]  # of each file
     are_copies: bool  # else the host has no room for them, and nothing may be trained until they are written
 
@@ -55,17 +56,18 @@ class Parts:
         if world.is_main:
             files |= _written_by_one(contents, sharded)
 
-        def named() -> Iterator[tuple[tuple[str, str], Tensor]]:
-            if world.is_main and not sharded:
-                yield from (((_NETWORK, name), weight) for name, weight in merged_weights(contents.denoiser))
-            for file, tensors in files.items():
-                yield from (((file, name), tensor) for name, tensor in tensors.items())
-
-        copied = copies(named(), room_bytes(world.local_size if sharded else 1))
+        network: Mapping[str, Tensor] = {}
+        if world.is_main and not sharded:
+            network = MergedWeights(contents.denoiser)  # one after another: merged, they may not all fit the GPU
+        copied = copies(_named({_NETWORK: network, **files}), room_bytes(world.local_size if sharded else 1))
         if sharded and world.most(int(copied is None)):
             copied = None
+        if copied is not None:
+            network = {name: tensor for (file, name), tensor in copied.items() if file == _NETWORK}
+        tensors = dict(_named(files)) if copied is None else copied
         return cls(
-            tensors=dict(named()) if copied is None else copied,
+            network=network,
+            tensors={place: tensor for place, tensor in tensors.items() if place[0] != _NETWORK},
             metadata=dict.fromkeys(files) | metadata,
             are_copies=copied is not None,
         )
@@ -74,13 +76,18 @@ class Parts:
         """Write them to a directory, the network's in its published layout. Raises GivenUp where that is wanted."""
         files: dict[str, dict[str, Tensor]] = {file: {} for file in self.metadata}
         for (file, name), tensor in self.tensors.items():
-            files.setdefault(file, {})[name] = tensor
-        if weights := files.pop(_NETWORK, None):
-            save_network(network, weights, directory)
+            files[file][name] = tensor
+        if self.network:
+            save_network(network, self.network, directory)
         for file, tensors in files.items():
             saving.go_on()
             save_file(tensors, directory / file, self.metadata[file])
             sync(directory / file)  # other ranks may lie on another machine than the one that ends the checkpoint
+
+
+def _named(files: Mapping[str, Mapping[str, Tensor]]) -> Iterator[tuple[tuple[str, str], Tensor]]:
+    for file, tensors in files.items():
+        yield from (((file, name), tensor) for name, tensor in tensors.items())
 
 
 def _written_by_one(contents: Contents, sharded: bool) -> dict[str, dict[str, Tensor]]:

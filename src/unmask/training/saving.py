@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask.distributed import World
+from unmask.distributed.world import TIMEOUT
 from unmask.report.durable import DiskError
 from unmask.report.progress import message
 
@@ -74,7 +75,7 @@ class Saving:
     def meet(self, world: World) -> None:
         """Make ready for `together`: all ranks call it, from their main threads."""
         if world.size > 1 and self._group is None:
-            self._group = torch.distributed.new_group(backend="gloo")
+            self._group = torch.distributed.new_group(backend="gloo", timeout=TIMEOUT)
 
     @contextmanager
     def together(self, final: Path) -> Iterator[None]:
@@ -135,7 +136,7 @@ def copies(tensors: Iterable[tuple[Name, Tensor]], room_bytes: float) -> dict[Na
     for name, tensor in tensors:
         copy = of_parameter.get(tensor) if isinstance(tensor, nn.Parameter) else None
         if copy is None:
-            room_bytes -= tensor.nbytes
+            room_bytes -= _copy_bytes(tensor)
             if room_bytes < 0:
                 return None
             copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
@@ -148,15 +149,25 @@ def copies(tensors: Iterable[tuple[Name, Tensor]], room_bytes: float) -> dict[Na
     return copied
 
 
+def _copy_bytes(tensor: Tensor) -> int:
+    """Bytes that a copy takes; PyTorch gives pinned memory out in powers of two."""
+    return 1 << (tensor.nbytes - 1).bit_length() if tensor.is_cuda and tensor.nbytes else tensor.nbytes
+
+
 def room_bytes(ranks: int = 1) -> float:
-    """Bytes that copies of each of so many ranks of this machine may take."""
+    """Bytes that copies of each of so many ranks of this machine may take.
+
+    Pinned memory of the copies before is kept by PyTorch for these, and taken already.
+    """
     rooms: list[float] = [psutil.virtual_memory().available / ranks, _room_of_control_group() / ranks]
     taken = psutil.Process().memory_info()
     for limit, taken_bytes in ((resource.RLIMIT_AS, taken.vms), (resource.RLIMIT_DATA, getattr(taken, "data", 0))):
         most_bytes = resource.getrlimit(limit)[0]
         if most_bytes != resource.RLIM_INFINITY:
             rooms.append(most_bytes - taken_bytes)
-    return _SHARE * min(rooms)
+    pinned: dict[str, int] = torch.cuda.host_memory_stats()
+    kept_bytes = pinned.get("allocated_bytes.current", 0) - pinned.get("active_bytes.current", 0)
+    return _SHARE * min(rooms) + kept_bytes
 
 
 def _room_of_control_group() -> float:
