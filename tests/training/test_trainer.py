@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from unmask.distributed import World
 from unmask.errors import UserError
 from unmask.objective.objective import Objective
 from unmask.settings.reader import build
 from unmask.settings.recipe import Recipe
 from unmask.training.build import build_trainer
+from unmask.training.given import NOTHING_GIVEN, Given
 
 SMALL = {
     "rollout": {"prompts": 4, "num_generations": 4},
@@ -88,3 +90,26 @@ def test_step_whose_updates_have_different_metrics_has_all_of_them(trained, monk
     metrics, _ = trainer.step(0)
     assert metrics["kl"] == pytest.approx(0.0, abs=1e-6)
     assert metrics["skipped"] == 0
+
+
+@pytest.mark.parametrize(
+    ("ranks", "shard_size", "given", "line"),
+    [
+        (3, 2, NOTHING_GIVEN, "train.shard 2 does not divide 3 ranks: give 3, or 0"),
+        (99, 0, NOTHING_GIVEN, "99 ranks sample 16 completions a step: raise rollout.prompts"),
+        (
+            1,
+            1,
+            Given(denoiser=object()),
+            "train.shard auto loads a model by slices: give it by its name, or set it to 0",
+        ),
+    ],
+)
+def test_what_cannot_be_shared_is_refused_before_anything_is_loaded(ranks, shard_size, given, line, monkeypatch):
+    world = World(device=torch.device("cpu"), size=ranks)
+    monkeypatch.setattr(World, "start", lambda *_: world)
+    monkeypatch.setattr("unmask.training.build.shard_mesh", lambda *_: object())
+    for name in ("load_denoiser", "load_tokenizer"):
+        monkeypatch.setattr(f"unmask.training.build.{name}", lambda *_, **__: pytest.fail("it is loaded"))
+    with pytest.raises(UserError, match=line):
+        build_trainer(build(Recipe, SMALL), shard_size=shard_size, given=given)
