@@ -94,6 +94,12 @@ def test_parse_takes_plan_s_recipe_without_a_flag_and_switches_without_a_value()
     assert (settings.method.name, settings.train.lora_rank, settings.gpus) == ("mdpo", 8, "1x80GB")
     assert (options.recipe, options.all_methods) == ("sudoku-mdpo", True)
     assert parse("plan", COMMANDS["plan"], [])[1].all_methods is False
+    assert parse("plan", COMMANDS["plan"], ["--recipe", "sudoku-mdpo"])[1].recipe == "sudoku-mdpo"  # as train takes it
+
+
+def test_help_of_plan_shows_where_its_recipe_goes(capsys):
+    assert main(["plan", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: unmask plan [RECIPE] [--SETTING VALUE ...]\n")
 
 
 def test_help_shows_the_settings_of_the_choices_made(capsys):

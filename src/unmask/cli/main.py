@@ -176,13 +176,18 @@ def _key(flag: str) -> str:
 
 
 def _given(name: str, command: Command, words: list[str]) -> dict[str, str]:
-    """Text of each flag, `--flag value` or `--flag=value` (the last holds), and of each argument without a flag."""
+    """Text of each flag, `--flag value` or `--flag=value` (the last holds), and of each argument without a flag.
+
+    What has no flag may be given by its name, too: `--recipe NAME`, as other commands take it.
+    """
     own, switches = [argument for argument, _ in command.arguments], [switch for switch, _ in command.switches]
-    places = chain([argument for argument in own if not argument.startswith("-")], cycle(command.repeated))
+    named = {f"--{argument}": argument for argument in own if not argument.startswith("-")}
+    places = chain(named.values(), cycle(command.repeated))
     given: dict[str, str] = {}
     rest = iter(words)
     for word in rest:
         flag, equals, text = word.partition("=") if word.startswith("--") else (next(places, word), "=", word)
+        flag = named.get(flag, flag)
         if flag not in (*own, *switches):
             flag = _pointed(command, flag)
         if flag not in (*own, *switches) and not _is_setting(command, flag):
@@ -246,12 +251,13 @@ def _overview() -> argparse.ArgumentParser:
 
 def _help(name: str, command: Command, settings: Any) -> argparse.ArgumentParser:
     known = list(leaves(settings))
+    places = "".join(f"[{argument.upper()}] " for argument, _ in command.arguments if not argument.startswith("-"))
     parser = argparse.ArgumentParser(
         prog=f"unmask {name}",
         description=command.summary.capitalize() + ".",
         epilog=f"example: {command.example}",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=110),
-        usage=f"unmask {name} [--SETTING VALUE ...]" if known else None,
+        usage=f"unmask {name} {places}[--SETTING VALUE ...]" if known else None,
     )
     for flag, text in command.arguments:
         count = None if flag.startswith("-") else "*" if flag in command.repeated else "?"

@@ -55,7 +55,8 @@ class Launch:
         if gpus and local_rank >= gpus:
             raise UserError(
                 f"LOCAL_RANK {local_rank} has no GPU of its own, {gpus} are visible: "
-                f"give --nproc-per-node {gpus}, or CUDA_VISIBLE_DEVICES= for ranks on the CPU"
+                f"give --nproc-per-node {gpus} (srun: --gpu-bind=none, so that every rank sees them all), or "
+                "CUDA_VISIBLE_DEVICES= for ranks on the CPU"
             )
         return cls(rank=rank, size=size, local_rank=local_rank, local_size=local_size)
 
