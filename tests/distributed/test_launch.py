@@ -37,6 +37,8 @@ def test_read_names_what_is_missing_of_several_ranks(missing):
         (WHOLE | {"LOCAL_WORLD_SIZE": "1"}, 0, "LOCAL_RANK 1 of LOCAL_WORLD_SIZE 1"),
         (WHOLE | {"LOCAL_WORLD_SIZE": "3"}, 0, "LOCAL_WORLD_SIZE 3 of WORLD_SIZE 2"),
         (WHOLE | {"LOCAL_RANK": "-1"}, 0, "LOCAL_RANK is '-1'"),
+        *((WHOLE | {"MASTER_PORT": port}, 0, f"MASTER_PORT is '{port}'") for port in ("", "abc", "0", "65536")),
+        (WHOLE | {"MASTER_ADDR": ""}, 0, "MASTER_ADDR is ''"),
         ({"ACCELERATE_USE_CPU": "True"}, 0, "accelerate launch, whose settings are not read"),
         (WHOLE | {"ACCELERATE_MIXED_PRECISION": "no"}, 2, "accelerate launch, whose settings are not read"),
         ({"SLURM_STEP_NUM_TASKS": "4"}, 4, "SLURM_STEP_NUM_TASKS is 4"),

@@ -1,11 +1,16 @@
 """World: what ranks share, sum and gather; one process alone sends nothing."""
 
 import json
+import os
+import signal
+import socket
+import threading
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.rendezvous import rendezvous
 
 from faults.launch import torchrun_environment
 from helpers.processes import finish, start
@@ -91,6 +96,39 @@ def test_world_start_ends_where_a_rank_does_not_come(rank, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=r"not all 2 ranks have met at 127\.0\.0\.1, port \d+ in 1 s"):
         World.start()
+    assert not torch.distributed.is_initialized()
+
+
+def test_world_start_says_that_the_port_is_taken(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
+        for name, value in (torchrun_environment(2)[0] | place).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=r"ranks cannot meet at 127\.0\.0\.1, port \d+: .*in use; give another"):
+            World.start()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_waits_for_the_others_to_start_hears_a_signal(rank, monkeypatch):
+    def meeting(*arguments, **options):
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()  # while it waits, in C
+        try:
+            yield from rendezvous(*arguments, **options)
+        finally:
+            ended.append("waiting")
+
+    ended: list[str] = []
+    monkeypatch.setattr("unmask.distributed.world._MEETING", timedelta(seconds=10))
+    monkeypatch.setattr("unmask.distributed.world.rendezvous", meeting)
+    for name, value in torchrun_environment(2)[rank].items():
+        monkeypatch.setenv(name, value)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            World.start()
+        assert not ended
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not torch.distributed.is_initialized()
 
 

@@ -19,7 +19,7 @@ def shard_size(recipe: Recipe) -> int:
     train = recipe.train
     if train.shard != "auto":
         return train.shard_size
-    world = World.start(train.precision)
+    world = World.start(train.precision, telling=phase)
     if world.size == 1 or world.device.type != "cuda" or train.lora_rank:
         return 0
     memory_bytes = torch.cuda.get_device_properties(world.device).total_memory

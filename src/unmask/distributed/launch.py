@@ -9,6 +9,7 @@ from unmask.errors import UserError
 
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _HOW = "start with torchrun --nproc-per-node N -m unmask ..."
+_PORTS = 1 << 16
 # Numbers of processes that other launchers tell, none of whose other variables are read.
 _OTHER_SIZES = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _OF_ACCELERATE = (
@@ -42,6 +43,8 @@ class Launch:
         for name in _NEEDED if size > 1 else ("RANK", "WORLD_SIZE"):
             if name not in environment:
                 raise UserError(f"the environment has no {name}, which ranks need beside WORLD_SIZE {size}: {_HOW}")
+        if size > 1:
+            _check_place(environment)
         rank = _number(environment, "RANK")
         local_rank = _number(environment, "LOCAL_RANK") if "LOCAL_RANK" in environment else 0
         local_size = _local_size(environment, local_rank, size)
@@ -66,6 +69,15 @@ def _number(environment: Mapping[str, str], name: str) -> int:
     if not text.isdecimal() or (name.endswith("WORLD_SIZE") and int(text) == 0):
         raise UserError(f"the environment's {name} is {text!r}, no number of ranks: {_HOW}")
     return int(text)
+
+
+def _check_place(environment: Mapping[str, str]) -> None:
+    """Raise UserError where MASTER_ADDR and MASTER_PORT are no place at which ranks could meet."""
+    host, port = environment["MASTER_ADDR"], environment["MASTER_PORT"]
+    if not host.strip():
+        raise UserError(f"the environment's MASTER_ADDR is {host!r}, no host at which ranks could meet: {_HOW}")
+    if not (port.isdecimal() and 0 < int(port) < _PORTS):
+        raise UserError(f"the environment's MASTER_PORT is {port!r}: give a number from 1 to {_PORTS - 1}, or {_HOW}")
 
 
 def _local_size(environment: Mapping[str, str], local_rank: int, size: int) -> int:

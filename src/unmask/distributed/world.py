@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -75,11 +77,13 @@ class World:
         return cls(device=torch.device(device), precision=precision)
 
     @classmethod
-    def start(cls, precision: str = "fp32") -> World:
+    def start(
+        cls, precision: str = "fp32", telling: Callable[[str], AbstractContextManager[object]] = nullcontext
+    ) -> World:
         """All processes that torchrun started (one without it), each on a device of its own; joins them once.
 
-        Returns when all are there. Raises UserError where they have not come in half an hour, or the environment
-        contradicts itself, or a process group that is there already.
+        Returns when all are there; `telling` says meanwhile that they are waited for. Raises UserError where they have
+        not come in half an hour, or the environment contradicts itself, or a process group that is there already.
         """
         gpus = torch.cuda.device_count()
         launch = Launch.read(os.environ, gpus)
@@ -90,7 +94,8 @@ class World:
             torch.cuda.set_device(device)
         if launch.size > 1 and not torch.distributed.is_initialized():
             on_gpus = {"backend": "cpu:gloo,cuda:nccl", "device_id": device} if gpus else {"backend": "gloo"}
-            store, rank, size = _meeting(launch.size)
+            with telling(f"waiting until all {launch.size} ranks have started"):
+                store, rank, size = _meeting(launch.size)
             torch.distributed.init_process_group(store=store, rank=rank, world_size=size, timeout=TIMEOUT, **on_gpus)
             world.barrier()  # none goes on, and writes, while another still looks at what is there
         world._check_group()
@@ -240,15 +245,32 @@ class World:
 def _meeting(size: int) -> tuple[Any, int, int]:
     """Where the ranks exchange their addresses, once all are there, with this one's rank and their number."""
     try:
-        store, rank, size = next(rendezvous("env://", timeout=_MEETING))
+        store, rank, size = _interruptible(lambda: next(rendezvous("env://", timeout=_MEETING)))
     except torch.distributed.DistError as error:
         place = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
+        said = str(error).partition("\n")[0].rstrip(". ")
+        if "timed out" not in said.lower():
+            raise UserError(f"ranks cannot meet at {place}: {said}; give another MASTER_ADDR or MASTER_PORT") from error
         raise UserError(
             f"not all {size} ranks have met at {place} in {_MEETING.total_seconds():.0f} s: see what the others say, "
             "and start all again"
         ) from error
     store.set_timeout(TIMEOUT)
     return store, rank, size
+
+
+def _interruptible(work: Callable[[], Item]) -> Item:
+    """What `work` gives, which waits in C, where no signal is heard: here it is, and the work is left behind."""
+    done: Future[Item] = Future()
+
+    def do() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            done.set_exception(error)
+
+    threading.Thread(target=do, daemon=True, name="unmask-meeting").start()
+    return done.result()
 
 
 def _bytes_of(value: Any) -> Tensor:

@@ -50,7 +50,7 @@ def build_trainer(
         torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     sampler = recipe.rollout.sampler(recipe.task)
-    world = World.start(settings.precision)
+    world = World.start(settings.precision, telling=phase)
     if (completions := recipe.rollout.prompts * recipe.rollout.num_generations) < world.size:
         raise UserError(f"{world.size} ranks sample {completions} completions a step: raise rollout.prompts")
     place = _placing(settings, world, settings.shard_size if shard_size is None else shard_size)

@@ -54,7 +54,7 @@ def start_run(
     `shard_size`, `given`: see `build_trainer`. Raises UserError, with nothing written, for what cannot work.
     """
     check_trackers(tracker_names(recipe.track))
-    world = World.start(recipe.train.precision)
+    world = World.start(recipe.train.precision, telling=phase)
     recipe = with_absolute_paths(recipe)
     with ExitStack() as stack:  # what is taken is said before anything is loaded
         watch = stack.enter_context(Watch.of(world))
@@ -79,7 +79,7 @@ def resume_run(
     before. Raises UserError where there is no run, another process is at it, or a checkpoint is damaged.
     """
     check_trackers(tracker_names(recipe.track))
-    world = World.start(recipe.train.precision)
+    world = World.start(recipe.train.precision, telling=phase)
     with ExitStack() as stack:
         watch = stack.enter_context(Watch.of(world))
         found = world.first(lambda: look(recipe, resume, output, stack))
