@@ -297,3 +297,21 @@ def test_commands_interrupted_elsewhere_give_no_hint_to_resume(monkeypatch, caps
     monkeypatch.setattr("unmask.evaluation.table.evaluation_table", interrupt)
     assert main(["evaluate"]) == 130
     assert "resume" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "unmask: interrupted\n"), ("1", "")])
+def test_of_ranks_that_are_interrupted_the_first_says_it(rank, said, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("unmask.evaluation.table.evaluation_table", interrupt)
+    assert main(["evaluate"]) == 130
+    assert capsys.readouterr().err == said
+
+
+def test_an_error_is_written_with_the_end_of_its_line_for_other_ranks_write_too(monkeypatch):
+    written: list[str] = []
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(write=written.append, flush=lambda: None))
+    assert main(["train", "--nope", "1"]) == 2
+    assert written == ["unmask: error: unknown argument '--nope'; see unmask train --help\n"]

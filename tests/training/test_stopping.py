@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from unmask.cli.main import main
 from unmask.denoisers.directories import LOCK, checkpoints
@@ -119,6 +120,27 @@ def test_a_second_signal_ends_at_once(number, tmp_path, capfd, monkeypatch):
     assert capfd.readouterr().err.splitlines()[-1].startswith(f"unmask: interrupted; {run} has no checkpoint yet")
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2  # the base evaluation and one step
     assert not (run / LOCK).exists()
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_a_signal_of_a_scheduler_that_the_launcher_of_ranks_passes_on_is_one(number, monkeypatch):
+    """Slurm sends it to torchrun and to the ranks, and torchrun sends it to the ranks."""
+    now_seconds = [1000.0]
+    monkeypatch.setattr("unmask.training.stopping.time.monotonic", lambda: now_seconds[0])
+    monkeypatch.setattr(World, "sum", lambda world, value: value)
+    ended: list[int] = []
+    before = signal.signal(number, lambda got, frame: ended.append(got))
+    try:
+        with Stopping(World(device=torch.device("cpu"), rank=1, size=2)) as stopping:
+            for _ in range(2):
+                signal.raise_signal(number)
+                now_seconds[0] += 2.0
+            assert (stopping.is_asked(), ended) == (True, [])
+            now_seconds[0] += 60.0
+            signal.raise_signal(number)
+            assert ended == [number]
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_signal_that_is_ignored_stays_so():

@@ -56,12 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return 0
     except UserError as error:
-        print(f"unmask: error: {error}", file=sys.stderr)  # noqa: T201
+        _say_error(f"unmask: error: {error}")
         return _EXIT_USAGE
     except SystemExit as error:  # of a task, method or rule of the user's: a command that is not done has not succeeded
         raise RuntimeError(f"sys.exit({error.code!r}) was called before unmask {words[0]} was done") from error
     except KeyboardInterrupt as interrupt:
-        print("; ".join(["unmask: interrupted", *map(str, interrupt.args)]), file=sys.stderr)  # noqa: T201
+        if interrupt.args or os.environ.get("RANK", "0") == "0":  # of ranks, which end together, the first says it
+            _say_error("; ".join(["unmask: interrupted", *map(str, interrupt.args)]))
         return _EXIT_TERMINATED if isinstance(interrupt, Terminated) else _EXIT_INTERRUPTED
     except BrokenPipeError:
         if not output_is_unread():
@@ -75,6 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(told, end="", file=sys.stderr)  # noqa: T201
         return _EXIT_USERS_ERROR
+
+
+def _say_error(line: str) -> None:
+    """Write a line at once: where several ranks write, the ends of lines would else stand behind those of others."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def _dispatch(words: list[str]) -> None:

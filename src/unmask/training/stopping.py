@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -17,6 +19,7 @@ from unmask.distributed import World
 from unmask.errors import Terminated
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_PASSED_ON_SECONDS = 5.0  # in which a launcher passes on what a scheduler has sent to all processes, ranks among them
 
 
 class Stopping:
@@ -28,6 +31,7 @@ class Stopping:
     def __init__(self, world: World) -> None:
         self._world, self._process = world, os.getpid()
         self._asked: int | None = None
+        self._asked_seconds = -math.inf
         self._nothing_to_save = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -48,16 +52,25 @@ class Stopping:
         self._before = {}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._give_back()
-        if os.getpid() != self._process:  # a forked child ends as it would have
+        is_forked = os.getpid() != self._process
+        if not is_forked and self._is_passed_on():
+            return
+        if is_forked or self._asked is not None:  # a forked child ends as it would have
+            self._give_back()
             os.kill(os.getpid(), number)
             return
+        if self._world.size == 1:
+            self._give_back()
         if self._nothing_to_save:
             raise _interrupt(number)
-        self._asked = number
+        self._asked, self._asked_seconds = number, time.monotonic()
         if self._world.is_main:  # no print: it may be in the midst of one
             line = "unmask: ending after this step, once it is saved; a second signal ends at once\n"
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())
+
+    def _is_passed_on(self) -> bool:
+        """Whether a signal may be the first one again, which the launcher of the ranks has had too and passes on."""
+        return self._world.size > 1 and time.monotonic() - self._asked_seconds < _PASSED_ON_SECONDS
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
