@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from unmask.errors import UserError
+from unmask.report.durable import DiskError
 from unmask.report.record import (
     Group,
     cut_record,
@@ -39,6 +40,12 @@ def test_read_groups_gives_what_was_written(tmp_path):
     same(read_groups(path), GROUPS)
     same(from_bytes(path.read_bytes()), GROUPS)
     assert path.read_bytes() == to_bytes(GROUPS)
+
+
+def test_write_groups_does_not_make_a_run_that_is_gone(tmp_path):
+    with pytest.raises(DiskError, match=r"step_000005\.safetensors cannot be written \(No such file or directory\)"):
+        write_groups(record_path(tmp_path / "gone", "step", 5), GROUPS)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 8, b"no safetensors at all", None])

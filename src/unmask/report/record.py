@@ -29,7 +29,7 @@ from safetensors.numpy import load, save
 
 from unmask.denoisers.directories import partial
 from unmask.errors import UserError
-from unmask.report.durable import replace_durably
+from unmask.report.durable import replace_durably, writing
 
 FOLDER = "record"
 _NAME = re.compile(r"(step|evaluation)_([0-9]{6,})\.safetensors")
@@ -47,7 +47,8 @@ class Group:
 
 def write_groups(path: Path, groups: Sequence[Group]) -> None:
     """Write the groups of a step or evaluation, whole or not at all. Raises DiskError where that cannot be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(exist_ok=True)  # where the run's own directory is gone, nobody would look for a record
     content = to_bytes(groups)
     replace_durably(path, lambda temporary: temporary.write_bytes(content))
 

@@ -52,7 +52,10 @@ def build_trainer(
     sampler = recipe.rollout.sampler(recipe.task)
     world = World.start(settings.precision, telling=phase)
     if (completions := recipe.rollout.prompts * recipe.rollout.num_generations) < world.size:
-        raise UserError(f"{world.size} ranks sample {completions} completions a step: raise rollout.prompts")
+        raise UserError(
+            f"{world.size} ranks sample {completions} completions a step: start {completions} ranks at most, or a new "
+            "run with more rollout.prompts"
+        )
     place = _placing(settings, world, settings.shard_size if shard_size is None else shard_size)
     if place.mesh is not None and given.denoiser is not None:
         raise UserError(f"train.shard {settings.shard} loads a model by slices: give it by its name, or set it to 0")
