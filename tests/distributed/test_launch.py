@@ -30,6 +30,7 @@ def test_read_names_what_is_missing_of_several_ranks(missing):
         ({"RANK": "0", "WORLD_SIZE": "1"}, 8, "WORLD_SIZE is 1, and 8 GPUs are visible"),
         (WHOLE, 1, "LOCAL_RANK 1 has no GPU of its own"),
         (WHOLE | {"RANK": "2"}, 0, "RANK 2 is none of 2 ranks"),
+        ({"RANK": "0"}, 0, "the environment has RANK and no WORLD_SIZE"),
         (WHOLE | {"WORLD_SIZE": "two"}, 0, "WORLD_SIZE is 'two'"),
         (WHOLE | {"WORLD_SIZE": "0"}, 0, "WORLD_SIZE is '0'"),
         (WHOLE | {"LOCAL_WORLD_SIZE": "two"}, 0, "LOCAL_WORLD_SIZE is 'two'"),

@@ -48,9 +48,10 @@ def launch(commands: list[tuple[int, list[str]]], ports: list[str], place: Path)
     Each at a port of its own: a quick rank would else join the store that a slow one is about to leave.
     """
     torch.set_num_threads(1)
-    os.chdir(place)
     for (expected, words), port in zip(commands, ports, strict=True):
         os.environ["MASTER_PORT"] = port
+        (place / "elsewhere").mkdir(exist_ok=True)
+        os.chdir(place / "elsewhere" if "apart" in words and os.environ["RANK"] == "1" else place)
         assert main(words) == expected
     return 0
 
@@ -92,6 +93,7 @@ def place(tmp_path_factory):
     resume = ["train", "--resume"]
     commands = [
         (REFUSED, [*FLAGS, "--output", "one"]),
+        (REFUSED, [*sharded, "--output", "apart"]),  # the second rank stands in another directory, as on another disk
         (0, [*resume, "killed"]),
         (0, [*resume, "one/checkpoints/step_000002", "--output", "one then two"]),
     ]
@@ -218,3 +220,10 @@ def test_what_the_first_rank_refuses_all_refuse(place):
     lines = [line for line in (place / "log").read_text().splitlines() if "'one' is not empty" in line]
     assert len(lines) == 2
     assert all("--resume one to extend its run" in line for line in lines)
+
+
+def test_a_directory_that_one_rank_does_not_see_is_refused_before_anything_is_loaded(place):
+    (line,) = {line for line in (place / "log").read_text().splitlines() if "/apart" in line}
+    unseen = place / "elsewhere" / "apart"
+    assert re.search(rf"rank 1 on \S+ sees no {unseen}, .*: put it on a file system that all machines see", line)
+    assert not any((place / part / "apart").exists() for part in (".", "elsewhere"))

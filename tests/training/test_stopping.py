@@ -117,7 +117,9 @@ def test_a_second_signal_ends_at_once(number, tmp_path, capfd, monkeypatch):
     run = tmp_path / "run"
     signalled(monkeypatch, "step", 2, number, number)
     assert main(["train", *FLAGS, "--output", str(run)]) == CODES[number]
-    assert capfd.readouterr().err.splitlines()[-1].startswith(f"unmask: interrupted; {run} has no checkpoint yet")
+    assert capfd.readouterr().err.splitlines()[-1] == (
+        f"unmask: interrupted; `unmask train --resume {run}` starts it again, for there is no checkpoint yet"
+    )
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2  # the base evaluation and one step
     assert not (run / LOCK).exists()
 

@@ -39,6 +39,8 @@ class Launch:
         _refuse_other_launchers(environment)
         if not {"RANK", "WORLD_SIZE"} & environment.keys():
             return cls()
+        if "WORLD_SIZE" not in environment:
+            raise UserError(f"the environment has RANK and no WORLD_SIZE, the number of ranks: {_HOW}")
         size = _number(environment, "WORLD_SIZE")
         for name in _NEEDED if size > 1 else ("RANK", "WORLD_SIZE"):
             if name not in environment:

@@ -77,7 +77,7 @@ def how_to_go_on(command: str, directory: Path) -> str:
     newest = newest_checkpoint(directory / "checkpoints")
     line = f"`unmask {command} --resume {quote(str(directory))}`"
     if newest is None:
-        return f"{directory} has no checkpoint yet: {line} starts it again"
+        return f"{line} starts it again, for there is no checkpoint yet"
     return f"{line} goes on from its newest checkpoint, {newest.name}"
 
 

@@ -38,7 +38,7 @@ from unmask.training.callbacks import Callback, Callbacks
 from unmask.training.checkpoint import save_checkpoint
 from unmask.training.contents import Contents
 from unmask.training.given import NOTHING_GIVEN, Given
-from unmask.training.run_directory import describe, look, take_over
+from unmask.training.run_directory import check_seen, describe, look, take_over
 from unmask.training.saving import Saving
 from unmask.training.skipping import MOST_IN_A_ROW, SkippedSteps, check_finite, ends_for_skipped, lower_rate
 from unmask.training.stopping import Stopping
@@ -60,6 +60,8 @@ def start_run(
         watch = stack.enter_context(Watch.of(world))
         directory = Path(world.first(lambda: str(stack.enter_context(owned_new(output, name)))))
         watch.how_to_go_on = lambda: how_to_go_on("train", directory)
+        if recipe.train.shard_size if shard_size is None else shard_size:  # then every rank writes of a checkpoint
+            check_seen(world, directory)
         trainer = build_trainer(recipe, shard_size=shard_size, given=given)
         world.first(lambda: describe(directory, recipe))
         return Run(directory=directory, trainer=trainer, ownership=stack.pop_all(), callbacks=given.callbacks)
@@ -86,6 +88,7 @@ def resume_run(
         source, directory = Path(found["source"]), Path(found["directory"])
         watch.how_to_go_on = lambda: how_to_go_on("train", directory)
         checkpoint, state = found["checkpoint"] and Path(found["checkpoint"]), found["state"]
+        check_seen(world, source, directory)
         trainer = build_trainer(recipe, checkpoint, shard_size, given)
         world.first(lambda: take_over(recipe, source, directory, checkpoint, state.get("step", 0)))
         ownership = stack.pop_all()

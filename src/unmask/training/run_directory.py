@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import tomli_w
 from unmask.denoisers.digests import read_state
 from unmask.denoisers.directories import LOCK, checkpoints, newest_checkpoint, partial
 from unmask.denoisers.intact import read_json
+from unmask.distributed import World
+from unmask.errors import UserError
 from unmask.report.durable import write_durably, writing
 from unmask.report.metrics import check_length
 from unmask.report.progress import message
@@ -45,6 +48,18 @@ def describe(directory: Path, recipe: Recipe) -> None:
     write_durably(directory / "README.txt", _ABOUT)
     if digests := input_digests(recipe):
         write_durably(directory / "inputs.json", json.dumps(digests, indent=1))
+
+
+def check_seen(world: World, *directories: Path) -> None:
+    """Raise UserError, on all ranks, where one does not see a directory that all of them read or write."""
+    for directory in directories:
+        found = world.everyone([directory.is_dir(), socket.gethostname(), str(directory.absolute())])
+        for rank, (is_seen, host, path) in enumerate(found):
+            if not is_seen:
+                raise UserError(
+                    f"rank {rank} on {host} sees no {path}, which all ranks read or write: put it on a file system "
+                    "that all machines see"
+                )
 
 
 def look(recipe: Recipe, resume: str, output: str | None, ownership: ExitStack) -> dict[str, Any]:
