@@ -14,6 +14,7 @@ import torch
 from unmask.cli.main import main
 from unmask.denoisers.directories import LOCK, checkpoints
 from unmask.distributed import World
+from unmask.training.recording import Recorder
 from unmask.training.run import Run
 from unmask.training.stopping import Stopping
 from unmask.training.trainer import Trainer
@@ -51,9 +52,9 @@ def whole(tmp_path_factory):
     return outcome(directory)
 
 
-def signalled(monkeypatch, method, call, *numbers):
-    """Have this process signalled in that call of a method of the trainer, once."""
-    work, calls = getattr(Trainer, method), []
+def signalled(monkeypatch, method, call, *numbers, of=Trainer):
+    """Have this process signalled as that call of a method begins, once."""
+    work, calls = getattr(of, method), []
 
     def spy(trainer, *arguments):
         calls.append(1)
@@ -65,7 +66,7 @@ def signalled(monkeypatch, method, call, *numbers):
                     time.sleep(0.001)
         return work(trainer, *arguments)
 
-    monkeypatch.setattr(Trainer, method, spy)
+    monkeypatch.setattr(of, method, spy)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +95,26 @@ def test_a_signal_saves_at_the_next_safe_point_and_the_run_goes_on_bit_for_bit(
     assert [path.name for path in checkpoints(run / "checkpoints")] == ([] if saved is None else [f"step_00000{saved}"])
     assert not (run / LOCK).exists()
     assert main(shlex.split(lines[-1].split("`")[1])[1:]) == 0
+    assert outcome(run) == whole
+
+
+@pytest.mark.parametrize(
+    ("of", "method", "call", "saved"),
+    [
+        (Recorder, "write_evaluation", 2, 2),  # the row of the evaluation after step 2 is written
+        (Run, "_draw", 1, 4),  # the last checkpoint is, and no step comes after it
+        pytest.param(Recorder, "write_evaluation", 1, 1, marks=pytest.mark.long),
+    ],
+)
+def test_a_signal_between_two_safe_points_makes_nothing_twice(
+    of, method, call, saved, whole, tmp_path, capfd, monkeypatch
+):
+    run = tmp_path / "run"
+    signalled(monkeypatch, method, call, signal.SIGTERM, of=of)
+    assert main(["train", *FLAGS, "--output", str(run)]) == CODES[signal.SIGTERM]
+    assert [path.name for path in checkpoints(run / "checkpoints")] == [f"step_00000{saved}"]
+    assert not (run / "after.json").exists()
+    assert main(shlex.split(capfd.readouterr().err.splitlines()[-1].split("`")[1])[1:]) == 0
     assert outcome(run) == whole
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -32,6 +33,7 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="a few of each, in a few minutes")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell has its background jobs ignore
     with tempfile.TemporaryDirectory() as folder:
         rows = try_all(Path(folder), short=options.short, seed=options.seed)
     print(shown(rows))

@@ -179,27 +179,25 @@ class Run:
         metrics = self._log("metrics", state, trackers.scalars)
         completions = self._log("completions", state, trackers.completions)
         with metrics, completions:
-            told = Callbacks(given=self.callbacks if self.is_main else ())
             course = _Course(
                 metrics=metrics,
                 completions=completions,
                 monitor=monitor,
                 stopping=stopping,
                 saving=saving,
-                callbacks=told,
+                callbacks=Callbacks(given=self.callbacks if self.is_main else ()),
             )
-            with stopping.at_once():
-                if recipe.train.over_denoising_filter:
+            if recipe.train.over_denoising_filter:
+                with stopping.at_once():
                     self.trainer.order = state.get("order") or filtered_order(self.trainer)
-                if first == 0:
-                    self._evaluate("base evaluation", 0, recipe.evaluation.examples, course, "before.json")
-                elif state.get("evaluation_due"):
-                    self._evaluate_during(first, course)
+            if first == 0:
+                self._evaluate_all("base evaluation", 0, course, "before.json")
+            elif state.get("evaluation_due"):
+                self._write_evaluation(first, self._evaluated_during(first, course), course)
             with phase("step", steps, done=first):
                 last = self._train_steps(first, course)
             saving.wait()  # of what is evaluated now
-            with stopping.at_once():
-                self._evaluate("final evaluation", last, recipe.evaluation.examples, course, "after.json")
+            self._evaluate_all("final evaluation", last, course, "after.json")
             return last
 
     def _train_steps(self, first: int, course: _Course) -> int:
@@ -251,8 +249,7 @@ class Run:
             message(f"warning at step {done}: {warning}")
         if why is not None and course.skipped.in_a_row == MOST_IN_A_ROW:
             course.saving.wait()  # the newest checkpoint is named
-            mend = self.how_to_mend(row, done - course.skipped.in_a_row)
-            raise ends_for_skipped(course.skipped, done, why, mend)
+            raise ends_for_skipped(course.skipped, done, why, self.how_to_mend(row, done - course.skipped.in_a_row))
         course.callbacks.tell("on_step", done, lambda callback: callback.on_step(done, dict(line)))
 
     def _pause(self, done: int, course: _Course) -> None:
@@ -261,11 +258,11 @@ class Run:
         due = done % settings.eval_steps == 0 and done < settings.max_steps
         if due and not stopping.is_asked():
             try:
-                with stopping.at_once():
-                    self._evaluate_during(done, course)
+                values = self._evaluated_during(done, course)
             except KeyboardInterrupt:
                 self._save(done, course, evaluation_due=True)
                 raise
+            self._write_evaluation(done, values, course)
             due = False
         ends, wanted = stopping.is_asked(), self._is_ended(course.callbacks)
         if ends or wanted or done % settings.save_steps == 0 or done == settings.max_steps:
@@ -315,22 +312,29 @@ class Run:
             state["order"] = self.trainer.order
         return state
 
-    def _evaluate_during(self, done: int, course: _Course) -> None:
+    def _evaluated_during(self, done: int, course: _Course) -> dict[str, list[float]]:
+        """The figures of an evaluation between two steps, which an interrupt ends at once."""
         count = self.trainer.recipe.evaluation.examples_during
-        self._evaluate(f"evaluation after step {done}:", done, count, course)
+        size = self.trainer.evaluation_size(count, further=False)
+        with course.stopping.at_once(), phase(f"evaluation after step {done}:", size or None, unit="completion"):
+            return self.trainer.evaluation(count)
 
-    def _evaluate(self, title: str, step: int, count: int, course: _Course, name: str | None = None) -> None:
-        size = self.trainer.evaluation_size(count, further=name is not None)
-        with phase(title, size or None, unit="completion"):
-            values = self.trainer.evaluation(count)
-            if name is not None:
-                values |= self.trainer.further_evaluation()
+    def _evaluate_all(self, title: str, step: int, course: _Course, name: str) -> None:
+        """Evaluate before or after training, on all splits; `name`: the file of the figures, example by example."""
+        count = self.trainer.recipe.evaluation.examples
+        size = self.trainer.evaluation_size(count, further=True)
+        with course.stopping.at_once(), phase(title, size or None, unit="completion"):
+            values = self.trainer.evaluation(count) | self.trainer.further_evaluation()
+        if self.is_main:
+            write_durably(self.directory / name, json.dumps(values))
+        self._write_evaluation(step, values, course)
+
+    def _write_evaluation(self, step: int, values: dict[str, list[float]], course: _Course) -> None:
+        """Write down what was found; an interrupt waits, or it would be written twice."""
         row = evaluation_row(values)
         course.metrics.write({"step": step, **row})
         if self.trainer.recorder is not None:
             self.trainer.recorder.write_evaluation(step, self.trainer.evaluators["test"].examples.items[0].prompt)
-        if name is not None and self.is_main:
-            write_durably(self.directory / name, json.dumps(values))
         course.callbacks.tell("on_evaluation", step, lambda callback: callback.on_evaluation(step, dict(row)))
 
     def _draw(self) -> None:

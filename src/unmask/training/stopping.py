@@ -74,7 +74,12 @@ class Stopping:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Obey at once within, where nothing changes that would have to be saved; of several ranks, none ends alone."""
+        """Obey at once within, where nothing changes that would have to be saved; of several ranks, none ends alone.
+
+        A signal that came before is obeyed first. All ranks enter together.
+        """
+        if self.is_asked():
+            raise self.interrupt()
         self._nothing_to_save = self._world.size == 1
         try:
             yield
