@@ -24,7 +24,7 @@ def ranks(monkeypatch):
     def start(size, gibibytes, of_node):
         device = torch.device("cuda", 0)
         world = SimpleNamespace(size=size, local_size=of_node, device=device, first=lambda work: work())
-        monkeypatch.setattr(World, "start", lambda precision: world)
+        monkeypatch.setattr(World, "start", lambda precision, telling: world)
         memory = SimpleNamespace(total_memory=int(gibibytes * 2**30))
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
 

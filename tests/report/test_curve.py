@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.image import imread
 
 from unmask.report.curve import draw_curve, running_mean, spread
@@ -65,6 +66,14 @@ def test_draw_curve_shows_rewards_and_each_evaluation_in_its_color(tmp_path: Pat
 def test_draw_curve_of_sparse_metrics_gives_a_picture(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     draw_curve(rows, tmp_path / "curve.png", "Sudoku")
     assert imread(tmp_path / "curve.png").shape[:2] == pytest.approx((700, 1000), abs=2)
+
+
+def test_draw_curve_of_a_long_run_draws_no_more_points_than_can_be_seen(tmp_path: Path, monkeypatch) -> None:
+    drawn, plot = [], Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda axes, *words, **more: drawn.append(words) or plot(axes, *words, **more))
+    draw_curve([{"step": step, "reward": step % 3} for step in range(1, 50_001)], tmp_path / "curve.png", "Sudoku")
+    assert [(steps[0], steps[-1]) for steps, _ in drawn] == [(1, 50_000)] * 2
+    assert all(1900 < len(steps) < 2100 for steps, _ in drawn)
 
 
 def test_running_mean_looks_back_only() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from unmask.errors import UserError
-from unmask.report.metrics import MetricsLog, read_metrics
+from unmask.report.metrics import MetricsLog, MetricsReader, read_metrics
 
 ROWS = [{"step": step, "reward": step / 7, "note": "é\u2028\n"} for step in range(6)]
 
@@ -77,3 +77,23 @@ def test_read_metrics_of_an_empty_file_has_no_records(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.touch()
     assert read_metrics(path) == []
+
+
+def test_metrics_reader_reads_what_was_added_and_keeps_the_wanted_columns(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    reader = MetricsReader(path, {"step", "reward"}.__contains__)
+    kept = [{name: row[name] for name in ("step", "reward")} for row in ROWS]
+    _write(path, ROWS[:4])
+    assert reader.rows() == kept[:4]
+    content = path.read_bytes()
+    path.write_bytes(b"x" * len(content))  # what was read is not read again
+    _write(path, ROWS[4:])
+    assert reader.rows() == kept
+    with path.open("ab") as file:
+        file.write(b'{"step": 6')  # as of a log that is writing
+    assert reader.rows() == kept
+    with path.open("ab") as file:
+        file.write(b"}\n[]\n")
+    with pytest.raises(UserError, match="line 8 is not a JSON object"):
+        reader.rows()
+    assert reader.rows()[-1] == {"step": 6}

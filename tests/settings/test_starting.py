@@ -155,7 +155,7 @@ def test_train_names_its_run_after_what_it_does(words, name, monkeypatch):
         names.append(name)
         raise UserError("enough")
 
-    monkeypatch.setattr("unmask.training.run.start_run", start)
+    monkeypatch.setattr("unmask.training.starting.start_run", start)
     assert main(["train", *words]) == 2
     assert names == [name]
 

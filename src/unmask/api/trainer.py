@@ -32,7 +32,7 @@ from unmask.settings.resume import MAY_CHANGE, check_resumable, locate_run
 from unmask.tasks import Task
 from unmask.training.callbacks import Callback
 from unmask.training.given import Given
-from unmask.training.run import resume_run, start_run
+from unmask.training.starting import resume_run, start_run
 from unmask.validation import other_names
 
 

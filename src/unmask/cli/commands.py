@@ -45,7 +45,7 @@ def train(recipe: Recipe, options: Namespace) -> None:
     with phase(f"unmask train: {f'{options.resume} goes on' if options.resume else name}"):
         from unmask.api.sharding import shard_size
         from unmask.cli.environment import give_back_freed_memory, prepare
-        from unmask.training.run import resume_run, start_run
+        from unmask.training.starting import resume_run, start_run
 
         prepare(recipe.train.threads)
     if shard := shard_size(recipe):

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RUNNING_MEAN_STEPS = 10
+_MOST_POINTS = 2000  # of a line, twice as many as it has pixels
+_HEALTH = ("entropy", "frac_reward_zero_std")
 _TRAINING_COLOR = "#c8c8c8"
 _MEAN_COLOR = "#404040"
 _EVALUATION_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -32,11 +34,11 @@ class _Label:
     side: str
 
 
-def draw_curve(metrics: list[dict[str, Any]], path: Path, title: str) -> None:
+def draw_curve(metrics: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     """Draw the training reward, evaluations, entropy and share of zero-spread groups as a PNG of 1000x700 pixels."""
     from matplotlib.figure import Figure
 
-    health = [name for name in ("entropy", "frac_reward_zero_std") if _points(metrics, name)]
+    health = [name for name in _HEALTH if _points(metrics, name)]
     figure = Figure(figsize=(1000 / 120, 700 / 120), dpi=120, layout="constrained")
     figure.suptitle(title, fontsize=13, fontweight="bold")
     if health:
@@ -49,6 +51,11 @@ def draw_curve(metrics: list[dict[str, Any]], path: Path, title: str) -> None:
     _draw_rewards(upper, metrics)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_durably(path, lambda temporary: figure.savefig(temporary, format="png"))
+
+
+def is_drawn(name: str) -> bool:
+    """Whether `draw_curve` reads the column of that name."""
+    return name in {"step", "reward", *_HEALTH} or name.startswith("eval/")
 
 
 def running_mean(values: Sequence[float], window: int = RUNNING_MEAN_STEPS) -> list[float]:
@@ -159,7 +166,7 @@ def _draw_health(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
     """Draw the entropy against the left axis, the share of groups without spread against the right."""
     from matplotlib.ticker import PercentFormatter
 
-    entropies, shares = _points(metrics, "entropy"), _points(metrics, "frac_reward_zero_std")
+    entropies, shares = (_points(metrics, name) for name in _HEALTH)
     if entropies:
         _draw_line(axes, entropies, _ENTROPY_COLOR, width=1.2)
         axes.set_ylabel("entropy", color=_ENTROPY_COLOR)
@@ -177,7 +184,8 @@ def _draw_health(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
 def _draw_line(
     axes: Axes, points: Sequence[tuple[float, float]], color: str, width: float, label: str | None = None
 ) -> None:
-    steps, values = zip(*points, strict=True)
+    every = math.ceil(len(points) / _MOST_POINTS)
+    steps, values = zip(*[*points[:-1:every], points[-1]], strict=True)
     # A line through a single point would not be seen.
     marker = "o" if len(points) == 1 else None
     axes.plot(steps, values, color=color, linewidth=width, marker=marker, label=label)

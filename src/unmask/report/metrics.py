@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -74,6 +75,30 @@ class MetricsLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class MetricsReader:
+    """Reads a file that a `MetricsLog` writes, each time what has been added since, and keeps some columns of it.
+
+    So a long run neither reads nor holds all that it has ever written whenever it looks back.
+    """
+
+    def __init__(self, path: Path, wanted: Callable[[str], bool]) -> None:
+        self._path, self._wanted = path, wanted
+        self._rows: list[dict[str, Any]] = []
+        self._lines = self._bytes = 0
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The records of all whole lines, in order, with the wanted columns. Raises UserError for what is no record."""
+        with self._path.open("rb") as file:
+            file.seek(self._bytes)
+            for line in file:  # only \n ends one
+                if not line.endswith(b"\n"):
+                    break
+                self._lines, self._bytes = self._lines + 1, self._bytes + len(line)
+                record = _parse(line, self._lines, self._path)
+                self._rows.append({sys.intern(name): record[name] for name in record if self._wanted(name)})
+        return self._rows
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

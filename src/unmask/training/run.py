@@ -13,86 +13,30 @@ from pathlib import Path
 from typing import Any
 
 from unmask.denoisers.directories import checkpoint_name
-from unmask.distributed import World
 from unmask.distributed.sharding import is_sharded, placement
-from unmask.distributed.watch import Watch
 from unmask.errors import UserError
 from unmask.page import write_report
-from unmask.report.curve import draw_curve
+from unmask.report.curve import draw_curve, is_drawn
 from unmask.report.durable import DiskError, write_durably
 from unmask.report.environment import environment
 from unmask.report.live import watch_completion
-from unmask.report.metrics import MetricsLog, read_metrics
+from unmask.report.metrics import MetricsLog, MetricsReader
 from unmask.report.monitor import CollapseMonitor
 from unmask.report.progress import advance, message, phase, telling
 from unmask.report.record import cut_record
 from unmask.report.tracking import PAGE, Trackers
-from unmask.settings.inputs import with_absolute_paths
-from unmask.settings.ownership import owned_new
 from unmask.settings.reader import leaves
-from unmask.settings.recipe import Recipe
 from unmask.settings.resume import how_to_go_on
-from unmask.settings.trackers import check_trackers, tracker_names
-from unmask.training.build import build_trainer, filtered_order
+from unmask.settings.trackers import tracker_names
+from unmask.training.build import filtered_order
 from unmask.training.callbacks import Callback, Callbacks
 from unmask.training.checkpoint import save_checkpoint
 from unmask.training.contents import Contents
-from unmask.training.given import NOTHING_GIVEN, Given
-from unmask.training.run_directory import check_seen, describe, look, take_over
 from unmask.training.saving import Saving
 from unmask.training.skipping import MOST_IN_A_ROW, SkippedSteps, check_finite, ends_for_skipped, lower_rate
 from unmask.training.stopping import Stopping
 from unmask.training.summary import summarise
 from unmask.training.trainer import Trainer, evaluation_row
-
-
-def start_run(
-    recipe: Recipe, output: str | None, name: str, shard_size: int | None = None, given: Given = NOTHING_GIVEN
-) -> Run:
-    """A new run in a new directory, which the first rank chooses, owns and writes for all.
-
-    `shard_size`, `given`: see `build_trainer`. Raises UserError, with nothing written, for what cannot work.
-    """
-    check_trackers(tracker_names(recipe.track))
-    world = World.start(recipe.train.precision, telling=phase)
-    recipe = with_absolute_paths(recipe)
-    with ExitStack() as stack:  # what is taken is said before anything is loaded
-        watch = stack.enter_context(Watch.of(world))
-        directory = Path(world.first(lambda: str(stack.enter_context(owned_new(output, name)))))
-        watch.how_to_go_on = lambda: how_to_go_on("train", directory)
-        if recipe.train.shard_size if shard_size is None else shard_size:  # then every rank writes of a checkpoint
-            check_seen(world, directory)
-        trainer = build_trainer(recipe, shard_size=shard_size, given=given)
-        world.first(lambda: describe(directory, recipe))
-        return Run(directory=directory, trainer=trainer, ownership=stack.pop_all(), callbacks=given.callbacks)
-
-
-def resume_run(
-    recipe: Recipe,
-    resume: str,
-    output: str | None = None,
-    shard_size: int | None = None,
-    given: Given = NOTHING_GIVEN,
-) -> Run:
-    """The run that `resume` (a run's directory, or a checkpoint's) names, to go on at its newest or that checkpoint.
-
-    `recipe` is the run's own, but for settings that may change. With `output` the run goes on in a copy there, else
-    later checkpoints are set aside. The first rank looks, owns and writes for all; their number may be another than
-    before. Raises UserError where there is no run, another process is at it, or a checkpoint is damaged.
-    """
-    check_trackers(tracker_names(recipe.track))
-    world = World.start(recipe.train.precision, telling=phase)
-    with ExitStack() as stack:
-        watch = stack.enter_context(Watch.of(world))
-        found = world.first(lambda: look(recipe, resume, output, stack))
-        source, directory = Path(found["source"]), Path(found["directory"])
-        watch.how_to_go_on = lambda: how_to_go_on("train", directory)
-        checkpoint, state = found["checkpoint"] and Path(found["checkpoint"]), found["state"]
-        check_seen(world, source, directory)
-        trainer = build_trainer(recipe, checkpoint, shard_size, given)
-        world.first(lambda: take_over(recipe, source, directory, checkpoint, state.get("step", 0)))
-        ownership = stack.pop_all()
-        return Run(directory=directory, trainer=trainer, state=state, ownership=ownership, callbacks=given.callbacks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +61,9 @@ class Run:
     state: dict[str, Any] | None = None
     ownership: ExitStack = field(default_factory=ExitStack)  # of the directory, and the watch of ranks: until the end
     callbacks: Sequence[Callback] = ()
+
+    def __post_init__(self) -> None:
+        self._drawn = MetricsReader(self.directory / "metrics.jsonl", is_drawn)
 
     @property
     def is_main(self) -> bool:
@@ -340,7 +287,7 @@ class Run:
     def _draw(self) -> None:
         recipe = self.trainer.recipe
         title = f"{recipe.method.name} on {recipe.task.name}, seed {recipe.train.seed}"
-        draw_curve(read_metrics(self.directory / "metrics.jsonl"), self.directory / "curve.png", title)
+        draw_curve(self._drawn.rows(), self.directory / "curve.png", title)
 
     def _summarise(self, steps: int) -> dict[str, Any]:
         summary = summarise(self.directory, self.trainer.recipe.method.name, steps)
