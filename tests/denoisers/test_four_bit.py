@@ -45,7 +45,7 @@ def test_four_bit_without_bitsandbytes_or_gpu_is_refused(extra, gpu, mend, tmp_p
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     output = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("unmask.training.build.World.start", lambda precision: World.single())
+        patch.setattr("unmask.training.build.World.start", lambda *_, **__: World.single())
         assert main(["train", "--train.four-bit", "true", "--train.lora-rank", "4", "--output", str(output)]) == 2
     assert mend in capsys.readouterr().err
     assert not output.exists()

@@ -6,10 +6,6 @@ import pytest
 import torch
 
 from unmask.distributed import World
-from unmask.errors import UserError
-from unmask.settings.reader import build
-from unmask.settings.recipe import Recipe
-from unmask.training.build import build_trainer
 from unmask.training.dealing import Dealing, dealt_groups, groups_of
 from unmask.types import Rollout, Snapshot
 
@@ -85,11 +81,3 @@ def test_groups_of_takes_every_tensor_along_its_samples():
     assert torch.equal(taken.snapshots[0].guesses_ZNL, snapshot.guesses_ZNL[:, rows])
     assert torch.equal(taken.snapshots[0].step_N, torch.tensor(rows))
     assert len(groups_of(rollout, []).tokens_NL) == len(groups_of(rollout, []).snapshots[0].step_N) == 0
-
-
-def test_more_ranks_than_completions_are_told_how_many_may_start(monkeypatch):
-    """A run that goes on keeps its rollout.prompts."""
-    monkeypatch.setattr(World, "start", lambda *_, **__: World(device=torch.device("cpu"), size=4))
-    recipe = build(Recipe, {"rollout": {"prompts": 1, "num_generations": 2}})
-    with pytest.raises(UserError, match="4 ranks sample 2 completions a step: start 2 ranks at most, or a new run"):
-        build_trainer(recipe)

@@ -96,7 +96,7 @@ def test_step_whose_updates_have_different_metrics_has_all_of_them(trained, monk
     ("ranks", "shard_size", "given", "line"),
     [
         (3, 2, NOTHING_GIVEN, "train.shard 2 does not divide 3 ranks: give 3, or 0"),
-        (99, 0, NOTHING_GIVEN, "99 ranks sample 16 completions a step: raise rollout.prompts"),
+        (99, 0, NOTHING_GIVEN, "99 ranks sample 16 completions a step: start 16 ranks at most, or a new run"),
         (
             1,
             1,
@@ -107,7 +107,7 @@ def test_step_whose_updates_have_different_metrics_has_all_of_them(trained, monk
 )
 def test_what_cannot_be_shared_is_refused_before_anything_is_loaded(ranks, shard_size, given, line, monkeypatch):
     world = World(device=torch.device("cpu"), size=ranks)
-    monkeypatch.setattr(World, "start", lambda *_: world)
+    monkeypatch.setattr(World, "start", lambda *_, **__: world)
     monkeypatch.setattr("unmask.training.build.shard_mesh", lambda *_: object())
     for name in ("load_denoiser", "load_tokenizer"):
         monkeypatch.setattr(f"unmask.training.build.{name}", lambda *_, **__: pytest.fail("it is loaded"))
