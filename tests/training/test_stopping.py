@@ -6,6 +6,7 @@ import shlex
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from unmask.denoisers.directories import LOCK, checkpoints
 from unmask.distributed import World
 from unmask.training.recording import Recorder
 from unmask.training.run import Run
+from unmask.training.saving import Saving
 from unmask.training.stopping import Stopping
 from unmask.training.trainer import Trainer
 
@@ -118,6 +120,21 @@ def test_a_signal_between_two_safe_points_makes_nothing_twice(
     assert outcome(run) == whole
 
 
+def test_a_signal_just_before_an_evaluation_loses_no_checkpoint(tmp_path, monkeypatch):
+    """One who interrupts a second time waits for no checkpoint: this is the first."""
+    go_on = Saving.go_on
+
+    def slow(saving):
+        time.sleep(0.5)
+        go_on(saving)
+
+    monkeypatch.setattr(Saving, "go_on", slow)
+    monkeypatch.setattr(Run, "_draw", lambda run: None)
+    signalled(monkeypatch, "_evaluated_during", 1, signal.SIGTERM, of=Run)  # whether there was one has been asked
+    assert main(["train", *FLAGS, "--output", str(tmp_path / "run")]) == CODES[signal.SIGTERM]
+    assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step_000002"]
+
+
 def test_ranks_end_once_the_first_has_saved(tmp_path, monkeypatch):
     """A launcher that sees one rank end signals the others: to the first it would be a second signal."""
     order, checkpoint = [], Run._checkpoint
@@ -143,6 +160,21 @@ def test_a_second_signal_ends_at_once(number, tmp_path, capfd, monkeypatch):
     )
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2  # the base evaluation and one step
     assert not (run / LOCK).exists()
+
+
+def test_a_second_signal_within_an_evaluation_of_several_ranks_saves_nothing(tmp_path, capfd, monkeypatch):
+    """The others may be elsewhere: what they write together would wait for them."""
+    saved, save = [], Run._save
+
+    def spy(run, done, *words, **more):
+        saved.append(done)
+        save(run, done, *words, **more)
+
+    monkeypatch.setattr(Run, "_save", spy)
+    monkeypatch.setattr(Stopping, "at_once", lambda stopping: nullcontext())  # as of several ranks
+    signalled(monkeypatch, "evaluation", 2, signal.SIGTERM, signal.SIGTERM)
+    assert main(["train", *FLAGS, "--output", str(tmp_path / "run")]) == CODES[signal.SIGTERM]
+    assert saved == []
 
 
 @pytest.mark.parametrize("number", CODES)

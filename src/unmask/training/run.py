@@ -134,6 +134,7 @@ class Run:
                 saving=saving,
                 callbacks=Callbacks(given=self.callbacks if self.is_main else ()),
             )
+            stopping.obey()
             if recipe.train.over_denoising_filter:
                 with stopping.at_once():
                     self.trainer.order = state.get("order") or filtered_order(self.trainer)
@@ -207,7 +208,8 @@ class Run:
             try:
                 values = self._evaluated_during(done, course)
             except KeyboardInterrupt:
-                self._save(done, course, evaluation_due=True)
+                if not stopping.was_asked():  # else it is the second, and other ranks may be elsewhere
+                    self._save(done, course, evaluation_due=True)
                 raise
             self._write_evaluation(done, values, course)
             due = False
@@ -271,6 +273,7 @@ class Run:
         count = self.trainer.recipe.evaluation.examples
         size = self.trainer.evaluation_size(count, further=True)
         with course.stopping.at_once(), phase(title, size or None, unit="completion"):
+            course.stopping.obey()  # one that came before
             values = self.trainer.evaluation(count) | self.trainer.further_evaluation()
         if self.is_main:
             write_durably(self.directory / name, json.dumps(values))

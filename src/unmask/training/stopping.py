@@ -74,17 +74,17 @@ class Stopping:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Obey at once within, where nothing changes that would have to be saved; of several ranks, none ends alone.
-
-        A signal that came before is obeyed first. All ranks enter together.
-        """
-        if self.is_asked():
-            raise self.interrupt()
+        """Obey at once within, where nothing changes that would have to be saved; of several ranks, none ends alone."""
         self._nothing_to_save = self._world.size == 1
         try:
             yield
         finally:
             self._nothing_to_save = False
+
+    def obey(self) -> None:
+        """Raise what ends the run where any rank was asked to end; all call it, where nothing is left to be saved."""
+        if self.is_asked():
+            raise self.interrupt()
 
     def is_asked(self) -> bool:
         """Whether any rank was asked to end: at a safe point, which all ranks reach."""
