@@ -200,9 +200,13 @@ def test_copies_in_pinned_memory_take_powers_of_two_and_the_room_of_those_before
     assert sizes == [0, 1, 8, 8, 16]
     monkeypatch.setattr(saving.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     before = room_bytes()
-    stats = {"allocated_bytes.current": 900, "active_bytes.current": 200}
-    monkeypatch.setattr(torch.cuda, "host_memory_stats", lambda: stats)
-    assert room_bytes() == before + 700
+    monkeypatch.setattr(saving, "_room_of_control_group", lambda: float("inf"))
+    assert before == 500
+    for available, kept, room in [(600, 400, 500), (500, 500, 500), (100, 700, 700)]:
+        monkeypatch.setattr(saving.psutil, "virtual_memory", lambda free=available: SimpleNamespace(available=free))
+        stats = {"allocated_bytes.current": kept + 200, "active_bytes.current": 200}
+        monkeypatch.setattr(torch.cuda, "host_memory_stats", lambda stats=stats: stats)
+        assert room_bytes() == room
 
 
 def test_room_is_half_of_what_machine_container_and_limits_leave(monkeypatch, tmp_path):

@@ -157,7 +157,7 @@ def _copy_bytes(tensor: Tensor) -> int:
 def room_bytes(ranks: int = 1) -> float:
     """Bytes that copies of each of so many ranks of this machine may take.
 
-    Pinned memory of the copies before is kept by PyTorch for these, and taken already.
+    Pinned memory of the copies before is kept by PyTorch for these: it is as good as free, and may be taken whole.
     """
     rooms: list[float] = [psutil.virtual_memory().available / ranks, _room_of_control_group() / ranks]
     taken = psutil.Process().memory_info()
@@ -167,7 +167,7 @@ def room_bytes(ranks: int = 1) -> float:
             rooms.append(most_bytes - taken_bytes)
     pinned: dict[str, int] = torch.cuda.host_memory_stats()
     kept_bytes = pinned.get("allocated_bytes.current", 0) - pinned.get("active_bytes.current", 0)
-    return _SHARE * min(rooms) + kept_bytes
+    return max(kept_bytes, _SHARE * (min(rooms) + kept_bytes))
 
 
 def _room_of_control_group() -> float:
