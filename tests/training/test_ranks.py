@@ -19,6 +19,7 @@ from unmask.distributed.sharding import load_shards
 from unmask.errors import UserError
 from unmask.report.record import read_groups, recorded
 from unmask.settings.recipe import TrainSettings
+from unmask.training import run_directory
 from unmask.training.checkpoint import check_whole
 
 FLAGS = [
@@ -48,6 +49,7 @@ def launch(commands: list[tuple[int, list[str]]], ports: list[str], place: Path)
     Each at a port of its own: a quick rank would else join the store that a slow one is about to leave.
     """
     torch.set_num_threads(1)
+    run_directory._APPEARS_SECONDS = 1.0
     for (expected, words), port in zip(commands, ports, strict=True):
         os.environ["MASTER_PORT"] = port
         (place / "elsewhere").mkdir(exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from unmask.settings.recipe import Recipe
 from unmask.settings.resume import changed_schedule, check_steps, locate_run, new_directory
 from unmask.training.checkpoint import check_whole, set_aside
 
+_APPEARS_SECONDS = 60.0  # in which a network file system that knew a path as missing shows that it is there now
 _ABOUT = """This directory holds one training run of unmask.
 
 recipe.toml         every setting of the run; `unmask train --recipe recipe.toml` repeats it
@@ -53,13 +55,21 @@ def describe(directory: Path, recipe: Recipe) -> None:
 def check_seen(world: World, *directories: Path) -> None:
     """Raise UserError, on all ranks, where one does not see a directory that all of them read or write."""
     for directory in directories:
-        found = world.everyone([directory.is_dir(), socket.gethostname(), str(directory.absolute())])
+        found = world.everyone([_appears(directory), socket.gethostname(), str(directory.absolute())])
         for rank, (is_seen, host, path) in enumerate(found):
             if not is_seen:
                 raise UserError(
                     f"rank {rank} on {host} sees no {path}, which all ranks read or write: put it on a file system "
                     "that all machines see"
                 )
+
+
+def _appears(directory: Path) -> bool:
+    """Whether a directory is there, or comes within the time that a network file system takes to show it."""
+    end_seconds = time.monotonic() + _APPEARS_SECONDS
+    while not (is_seen := directory.is_dir()) and time.monotonic() < end_seconds:
+        time.sleep(0.5)
+    return is_seen
 
 
 def look(recipe: Recipe, resume: str, output: str | None, ownership: ExitStack) -> dict[str, Any]:

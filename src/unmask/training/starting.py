@@ -33,7 +33,7 @@ def start_run(
         watch = stack.enter_context(Watch.of(world))
         directory = Path(world.first(lambda: str(stack.enter_context(owned_new(output, name)))))
         watch.how_to_go_on = lambda: how_to_go_on("train", directory)
-        if recipe.train.shard_size if shard_size is None else shard_size:  # then every rank writes of a checkpoint
+        if _all_write(recipe, shard_size):
             check_seen(world, directory)
         trainer = build_trainer(recipe, shard_size=shard_size, given=given)
         world.first(lambda: describe(directory, recipe))
@@ -61,8 +61,15 @@ def resume_run(
         source, directory = Path(found["source"]), Path(found["directory"])
         watch.how_to_go_on = lambda: how_to_go_on("train", directory)
         checkpoint, state = found["checkpoint"] and Path(found["checkpoint"]), found["state"]
-        check_seen(world, source, directory)
+        check_seen(
+            world, *([checkpoint] if checkpoint else []), *([directory] if _all_write(recipe, shard_size) else [])
+        )
         trainer = build_trainer(recipe, checkpoint, shard_size, given)
         world.first(lambda: take_over(recipe, source, directory, checkpoint, state.get("step", 0)))
         ownership = stack.pop_all()
         return Run(directory=directory, trainer=trainer, state=state, ownership=ownership, callbacks=given.callbacks)
+
+
+def _all_write(recipe: Recipe, shard_size: int | None) -> bool:
+    """Whether every rank writes of a checkpoint: where they hold the weights together."""
+    return bool(recipe.train.shard_size if shard_size is None else shard_size)
