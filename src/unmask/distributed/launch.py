@@ -42,7 +42,7 @@ class Launch:
         if "WORLD_SIZE" not in environment:
             raise UserError(f"the environment has RANK and no WORLD_SIZE, the number of ranks: {_HOW}")
         size = _number(environment, "WORLD_SIZE")
-        for name in _NEEDED if size > 1 else ("RANK", "WORLD_SIZE"):
+        for name in _NEEDED if size > 1 else ("RANK",):
             if name not in environment:
                 raise UserError(f"the environment has no {name}, which ranks need beside WORLD_SIZE {size}: {_HOW}")
         if size > 1:
