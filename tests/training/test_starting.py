@@ -31,7 +31,7 @@ def test_ranks_of_a_run_that_goes_on_must_see_what_they_read_and_write(checkpoin
 
     monkeypatch.setattr(World, "start", lambda *_, **__: World.single())
     monkeypatch.setattr(starting, "look", lambda *_: found)
-    monkeypatch.setattr(starting, "check_seen", lambda world, *directories: seen.extend(directories))
+    monkeypatch.setattr(starting, "check_seen", lambda world, directory: seen.append(directory))
     monkeypatch.setattr(starting, "build_trainer", stop)
     with pytest.raises(UserError, match="enough"):
         starting.resume_run(build(Recipe, {}), "run", "copy", shard_size)

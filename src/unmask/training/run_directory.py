@@ -52,16 +52,15 @@ def describe(directory: Path, recipe: Recipe) -> None:
         write_durably(directory / "inputs.json", json.dumps(digests, indent=1))
 
 
-def check_seen(world: World, *directories: Path) -> None:
+def check_seen(world: World, directory: Path) -> None:
     """Raise UserError, on all ranks, where one does not see a directory that all of them read or write."""
-    for directory in directories:
-        found = world.everyone([_appears(directory), socket.gethostname(), str(directory.absolute())])
-        for rank, (is_seen, host, path) in enumerate(found):
-            if not is_seen:
-                raise UserError(
-                    f"rank {rank} on {host} sees no {path}, which all ranks read or write: put it on a file system "
-                    "that all machines see"
-                )
+    found = world.everyone([_appears(directory), socket.gethostname(), str(directory.absolute())])
+    for rank, (is_seen, host, path) in enumerate(found):
+        if not is_seen:
+            raise UserError(
+                f"rank {rank} on {host} sees no {path}, which all ranks read or write: put it on a file system "
+                "that all machines see"
+            )
 
 
 def _appears(directory: Path) -> bool:

@@ -61,9 +61,10 @@ def resume_run(
         source, directory = Path(found["source"]), Path(found["directory"])
         watch.how_to_go_on = lambda: how_to_go_on("train", directory)
         checkpoint, state = found["checkpoint"] and Path(found["checkpoint"]), found["state"]
-        check_seen(
-            world, *([checkpoint] if checkpoint else []), *([directory] if _all_write(recipe, shard_size) else [])
-        )
+        if checkpoint is not None:
+            check_seen(world, checkpoint)
+        if _all_write(recipe, shard_size):
+            check_seen(world, directory)
         trainer = build_trainer(recipe, checkpoint, shard_size, given)
         world.first(lambda: take_over(recipe, source, directory, checkpoint, state.get("step", 0)))
         ownership = stack.pop_all()
