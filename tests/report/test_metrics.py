@@ -93,7 +93,7 @@ def test_metrics_reader_reads_what_was_added_and_keeps_the_wanted_columns(tmp_pa
         file.write(b'{"step": 6')  # as of a log that is writing
     assert reader.rows() == kept
     with path.open("ab") as file:
-        file.write(b"}\n[]\n")
-    with pytest.raises(UserError, match="line 8 is not a JSON object"):
+        file.write(b"}\n\n[]\n")
+    with pytest.raises(UserError, match="line 9 is not a JSON object"):
         reader.rows()
     assert reader.rows()[-1] == {"step": 6}

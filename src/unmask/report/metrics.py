@@ -96,6 +96,8 @@ class MetricsReader:
                 if not line.endswith(b"\n"):
                     break
                 self._lines, self._bytes = self._lines + 1, self._bytes + len(line)
+                if line == b"\n":
+                    continue
                 record = _parse(line, self._lines, self._path)
                 self._rows.append({sys.intern(name): record[name] for name in record if self._wanted(name)})
         return self._rows
