@@ -60,8 +60,8 @@ RUNS = (
     Run(
         name="hacked",
         title="reward hacking: the reward rises, what it stands for falls",
-        flags=f"--recipe sudoku-dispo --train.max-steps 60 --reward.funcs task,{ROOT / 'examples' / 'tidy.py'}:tidy "
-        "--train.learning-rate 3e-4",
+        flags=f"--recipe sudoku-dispo --train.max-steps 120 --reward.funcs task,{ROOT / 'examples' / 'tidy.py'}:tidy "
+        "--reward.weights 0,1 --train.learning-rate 3e-4",
     ),
     Run(
         name="collapsed",
