@@ -5,7 +5,9 @@ import os
 
 import pytest
 
+from helpers.finished_run import finished_run
 from helpers.full_disk import no_file_larger_than
+from unmask.api.run import Run
 from unmask.report import durable
 from unmask.report.durable import DiskError, replace_durably, write_durably
 from unmask.report.metrics import MetricsLog, read_metrics
@@ -47,6 +49,34 @@ def test_write_durably_syncs_the_file_before_its_name_and_the_name_after(tmp_pat
     monkeypatch.setattr(durable, "sync", lambda path: seen.append((path.name, (tmp_path / "file").exists())))
     write_durably(tmp_path / "file", "text")
     assert seen == [(".file.partial", False), (tmp_path.name, True)]
+
+
+def test_a_shared_file_may_be_replaced_while_another_replaces_it(tmp_path):
+    path = tmp_path / "report.html"
+
+    def overtaken(temporary):
+        temporary.write_text("first")
+        replace_durably(path, lambda other: other.write_text("second"), shared=True)
+        assert path.read_text() == "second"
+
+    replace_durably(path, overtaken, shared=True)
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("report.html", "first")]
+
+
+@pytest.mark.parametrize("written", ["report.html", "curve.png"])
+def test_run_writes_its_page_and_curve_while_another_process_does(written, tmp_path, monkeypatch):
+    directory = finished_run(tmp_path / "run")
+    run, sync = Run(directory), durable.sync
+
+    def overtaken(path):  # as by another rank, once what is written stands under its temporary name
+        monkeypatch.setattr(durable, "sync", sync)
+        (run.report if written == "report.html" else run.curve)()
+        sync(path)
+
+    monkeypatch.setattr(durable, "sync", overtaken)
+    path = (run.report if written == "report.html" else run.curve)()
+    assert path == directory / written
+    assert list(directory.glob(".*.partial")) == []
 
 
 def test_metrics_log_keeps_whole_lines_where_the_disk_ends_within_one(tmp_path):

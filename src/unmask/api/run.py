@@ -64,7 +64,7 @@ class Run:
     def curve(self, output: str | Path | None = None) -> Path:
         """Draw reward and solve rates over the steps as a PNG: its path, curve.png in the run unless `output` says."""
         path = self.directory / "curve.png" if output is None else Path(output)
-        draw_curve(self.metrics, path, self.directory.name)
+        draw_curve(self.metrics, path, self.directory.name, shared=True)
         return path
 
     def report(self, output: str | Path | None = None) -> Path:

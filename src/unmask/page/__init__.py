@@ -19,5 +19,5 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
     """
     page = page_of(runs)
     blobs = blobs_of(runs[0]) if len(runs) == 1 else {}
-    write_durably(output, document(page, embedded(blobs)))
+    write_durably(output, document(page, embedded(blobs)), shared=True)
     return output

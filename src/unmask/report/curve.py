@@ -34,8 +34,11 @@ class _Label:
     side: str
 
 
-def draw_curve(metrics: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Draw the training reward, evaluations, entropy and share of zero-spread groups as a PNG of 1000x700 pixels."""
+def draw_curve(metrics: Sequence[Mapping[str, Any]], path: Path, title: str, *, shared: bool = False) -> None:
+    """Draw the training reward, evaluations, entropy and share of zero-spread groups as a PNG of 1000x700 pixels.
+
+    `shared`: others may draw the same file at the same time.
+    """
     from matplotlib.figure import Figure
 
     health = [name for name in _HEALTH if _points(metrics, name)]
@@ -50,7 +53,7 @@ def draw_curve(metrics: Sequence[Mapping[str, Any]], path: Path, title: str) -> 
         upper.set_xlabel("training step")
     _draw_rewards(upper, metrics)
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_durably(path, lambda temporary: figure.savefig(temporary, format="png"))
+    replace_durably(path, lambda temporary: figure.savefig(temporary, format="png"), shared=shared)
 
 
 def is_drawn(name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,17 +52,18 @@ def tensor_errors() -> Iterator[None]:
         raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
-def write_durably(path: Path, text: str) -> None:
+def write_durably(path: Path, text: str, *, shared: bool = False) -> None:
     """Write a text file atomically, synced to disk: after a crash it is whole, as it was before, or absent.
 
-    Raises DiskError where it cannot be written.
+    `shared`: others may write the same file at the same time, as ranks do that each ask for the page of their run; the
+    last one's stays. Raises DiskError where it cannot be written.
     """
-    replace_durably(path, lambda temporary: temporary.write_text(text))
+    replace_durably(path, lambda temporary: temporary.write_text(text), shared=shared)
 
 
-def replace_durably(path: Path, write: Callable[[Path], object]) -> None:
+def replace_durably(path: Path, write: Callable[[Path], object], *, shared: bool = False) -> None:
     """As `write_durably`, what `write` puts at the path that it is given."""
-    temporary = partial(path)
+    temporary = partial(path.with_name(f"{path.name}.{secrets.token_hex(4)}") if shared else path)
     with writing(path):
         try:
             write(temporary)
