@@ -304,7 +304,7 @@ def test_judge_tells_of_a_hostile_status_line_in_one_short_line_without_the_key(
 def test_judge_refuses_an_endpoint_that_never_answers(judge):
     with endpoint(lambda message: "?") as (url, _):
         pass  # closed again: nobody listens
-    with pytest.raises(UserError, match=r"all of 2 calls.*refused"):
+    with pytest.raises(UserError, match=r"all of 2 calls.*refused.*mend url"):
         scores(judge(url), ["x", "y"])
 
 

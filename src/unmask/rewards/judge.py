@@ -94,7 +94,10 @@ class Judge:
             pool.shutdown(cancel_futures=True)
         faults = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
         if len(faults) == len(outcomes):
-            raise UserError(f"judge at {self.settings.url!r} failed in all of {len(faults)} calls: {faults[-1].why}")
+            raise UserError(
+                f"judge at {self.settings.url!r} failed in all of {len(faults)} calls: {faults[-1].why}; see that it "
+                "runs there and ends its answers with a score, or mend url, template and score in its settings"
+            )
         if faults:
             _LOG.warning("judge failed in %d of %d calls, the last: %s", len(faults), len(outcomes), faults[-1].why)
         return [None if isinstance(outcome, Failed) else outcome for outcome in outcomes]
