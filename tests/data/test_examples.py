@@ -93,6 +93,16 @@ def test_examples_of_refuses_prompts_that_are_too_long():
         )
 
 
+@pytest.mark.parametrize("room", [0, -1024])
+def test_examples_of_says_that_completions_alone_are_longer_than_the_model_takes(room):
+    tokenizer = task_tokenizer(("a",))
+    mend = f"max_new_tokens alone is all that the model takes, or more: .* by {3 - room}$"
+    with pytest.raises(UserError, match=mend):
+        Examples.of(
+            [Example(prompt="aaa", solution="", columns={})], tokenizer, tokenizer.eos_token_id, max_prompt_tokens=room
+        )
+
+
 def test_examples_prompts_have_one_of_a_few_widths():
     tokenizer = task_tokenizer(("1",))
     lengths = [3, 15, 16, 17, 40, 41]

@@ -60,10 +60,11 @@ class Examples:
         prompt_ids = encode_prompts(tokenizer, [prompt.text for prompt in prompts], templated=templated)
         for item, ids in zip(items, prompt_ids, strict=True):
             if len(ids) > max_prompt_tokens:
-                raise UserError(
-                    f"prompt {item.prompt[:40]!r} has {len(ids)} tokens, the model leaves room for "
-                    f"{max_prompt_tokens}: shorten the prompt or max_new_tokens"
-                )
+                room, mend = f"the model leaves room for {max_prompt_tokens}", "shorten the prompt, or max_new_tokens"
+                if max_prompt_tokens < 1:
+                    room, mend = "max_new_tokens alone is all that the model takes, or more", "shorten max_new_tokens"
+                over = len(ids) - max_prompt_tokens
+                raise UserError(f"prompt {item.prompt[:40]!r} has {len(ids)} tokens, {room}: {mend} by {over}")
         return Examples(
             items=items,
             prompt_ids=prompt_ids,
