@@ -74,7 +74,7 @@ def refused(capsys, *arguments: str) -> str:
         (["train", "--rollout.unmasking", "threshold"], "unmasking threshold", "a scheduled rule"),
         (["train", *OVER_DENOISING, "--rollout.caching", "dual"], "caching dual", "caching none"),
         (["train", *OVER_DENOISING, "--rollout.unmasking", "threshold"], "unmasking threshold", "a scheduled rule"),
-        (["train", "--rollout.max-new-tokens", "48"], "room for", "max_new_tokens"),
+        (["train", "--rollout.max-new-tokens", "48"], "all that the model takes", "max_new_tokens"),
         (["train", "--task.data", "nowhere.csv"], "nowhere.csv", "No such file"),
         (["sample", "--item", "-1"], "-1", "from 0 to"),
         (["sample", "--prompt", "sudoku!"], "'sudoku!'", "tokenizer"),
