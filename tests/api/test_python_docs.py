@@ -11,6 +11,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("text", BLOCKS, ids=["trainer", "recipe", "loop", "functions"])
 def test_block_runs_as_pasted_and_warns_of_nothing(text, tmp_path):
     (tmp_path / "pasted.py").write_text(text)

@@ -302,6 +302,7 @@ print(run.directory, run.recipe["reward"]["funcs"])
 """
 
 
+@pytest.mark.long
 def test_a_script_in_an_empty_directory_does_what_the_docs_say(tmp_path):
     (tmp_path / "mine.py").write_text(BLOCKS)
     command = [sys.executable, "-W", "error", "mine.py"]

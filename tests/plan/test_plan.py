@@ -74,7 +74,7 @@ def test_published_shapes_are_networks():
 @pytest.mark.parametrize(
     "recipe",
     long_unless(
-        {"sudoku-llada8b-dispo"},
+        set(),
         (f"{task}-llada8b-{method}" for task in BENCHMARKS for method in METHODS),
     ),
 )

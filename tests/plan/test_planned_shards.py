@@ -35,6 +35,7 @@ CASES = {
     "a cache, whose rollout is scored again": ("diffu-grpo", {}, {"caching": "dual"}),
 }
 WITHIN = 0.05
+pytestmark = pytest.mark.long
 LET_GO_SECONDS = 0.003  # gloo's threads hold a buffer a little longer than the message takes
 
 

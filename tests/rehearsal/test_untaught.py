@@ -5,6 +5,7 @@ import math
 import pytest
 import tomli_w
 
+from helpers.long import long_unless
 from helpers.processes import command, finish
 from rehearsal import checks
 from rehearsal.benchmarks import corpus, write_problems
@@ -22,7 +23,7 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("family", RECIPES)
+@pytest.mark.parametrize("family", long_unless({"llada2"}, RECIPES))
 def test_recipe_trains_an_untaught_stand_in(family, tmp_path):
     data, stand_in, log = tmp_path / "data", tmp_path / family, tmp_path / "log"
     write_problems(data, 0)

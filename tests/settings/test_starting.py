@@ -257,6 +257,7 @@ def test_recipes_lists_every_shipped_one_and_help_none(capsys):
         assert "llada8b" not in shown
 
 
+@pytest.mark.long
 def test_evaluate_s_table_is_not_cut_in_a_pipe():
     code = (
         "from unmask.evaluation.table import print_table\nfrom unmask.settings.commands import EvaluateSettings\n"

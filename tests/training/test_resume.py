@@ -5,6 +5,8 @@ import random
 import time
 from pathlib import Path
 
+import pytest
+
 from helpers.processes import Process, command, finish
 
 RUN = [
@@ -58,6 +60,7 @@ def kill_after(process: Process, directory: Path, lines: int, pause: float) -> N
     assert not (directory / "summary.json").exists()
 
 
+@pytest.mark.long
 def test_resume_run_killed_at_three_moments_goes_on_bit_for_bit(tmp_path):
     whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log"
     finish(command(*RUN, "--output", str(whole), log=log), log)

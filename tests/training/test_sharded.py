@@ -69,7 +69,7 @@ RUNS += [Run(ranks, name, 0) for ranks in (2, 4) for name in WHOLE]
 ADAPTERS, BF16 = Run(2, "adapters", 0), Run(2, "bf16", 2)
 # Cases of the default suite; `make long` runs the others.
 SHORT = {
-    1: {"in parts"},
+    1: set(),
     2: {"diffu-grpo", "rspo", "lfpo", "in parts", "one group has signal", "no group has signal", "ranks end apart"}
     | {"different lengths", "tied", "copies"},
     4: {"in parts", "one group has signal", "no group has signal", "copies"},
