@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from helpers.long import long_unless
 from helpers.small import small_denoiser
 from helpers.small_run import settings_of
 from unmask.cli.main import main, parse
@@ -71,13 +70,8 @@ def test_published_shapes_are_networks():
 # ---- recipes ----
 
 
-@pytest.mark.parametrize(
-    "recipe",
-    long_unless(
-        set(),
-        (f"{task}-llada8b-{method}" for task in BENCHMARKS for method in METHODS),
-    ),
-)
+@pytest.mark.long
+@pytest.mark.parametrize("recipe", [f"{task}-llada8b-{method}" for task in BENCHMARKS for method in METHODS])
 def test_make_plan_of_benchmark_recipes_fits_one_gpu_and_eight(recipe):
     for gpus in ("1x80GB", "8x80GB"):
         plan = make_plan(settings(recipe, gpus=gpus))
