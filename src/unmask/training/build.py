@@ -56,7 +56,7 @@ def build_trainer(
             f"{world.size} ranks sample {completions} completions a step: start {completions} ranks at most, or a new "
             "run with more rollout.prompts"
         )
-    place = _placing(settings, world, settings.shard_size if shard_size is None else shard_size)
+    place = _placing(settings, world, ranks_together(settings, shard_size))
     if place.mesh is not None and given.denoiser is not None:
         raise UserError(f"train.shard {settings.shard} loads a model by slices: give it by its name, or set it to 0")
     if place.mesh is not None:
@@ -174,6 +174,11 @@ class _Placing:
                 return denoiser.to(self.world.device)
             shard(denoiser, layers_of(denoiser.model), self.mesh, self.precision)
         return denoiser
+
+
+def ranks_together(settings: TrainSettings, shard_size: int | None) -> int:
+    """Ranks that hold the weights together, 0 where each holds all: `shard_size`, by train.shard where it is None."""
+    return settings.shard_size if shard_size is None else shard_size
 
 
 def _placing(settings: TrainSettings, world: World, shard_size: int) -> _Placing:

@@ -13,7 +13,7 @@ from unmask.settings.ownership import owned_new
 from unmask.settings.recipe import Recipe
 from unmask.settings.resume import how_to_go_on
 from unmask.settings.trackers import check_trackers, tracker_names
-from unmask.training.build import build_trainer
+from unmask.training.build import build_trainer, ranks_together
 from unmask.training.given import NOTHING_GIVEN, Given
 from unmask.training.run import Run
 from unmask.training.run_directory import check_seen, describe, look, take_over
@@ -33,7 +33,7 @@ def start_run(
         watch = stack.enter_context(Watch.of(world))
         directory = Path(world.first(lambda: str(stack.enter_context(owned_new(output, name)))))
         watch.how_to_go_on = lambda: how_to_go_on("train", directory)
-        if _all_write(recipe, shard_size):
+        if ranks_together(recipe.train, shard_size):  # each writes of a checkpoint
             check_seen(world, directory)
         trainer = build_trainer(recipe, shard_size=shard_size, given=given)
         world.first(lambda: describe(directory, recipe))
@@ -63,14 +63,9 @@ def resume_run(
         checkpoint, state = found["checkpoint"] and Path(found["checkpoint"]), found["state"]
         if checkpoint is not None:
             check_seen(world, checkpoint)
-        if _all_write(recipe, shard_size):
+        if ranks_together(recipe.train, shard_size):  # each writes of a checkpoint
             check_seen(world, directory)
         trainer = build_trainer(recipe, checkpoint, shard_size, given)
         world.first(lambda: take_over(recipe, source, directory, checkpoint, state.get("step", 0)))
         ownership = stack.pop_all()
         return Run(directory=directory, trainer=trainer, state=state, ownership=ownership, callbacks=given.callbacks)
-
-
-def _all_write(recipe: Recipe, shard_size: int | None) -> bool:
-    """Whether every rank writes of a checkpoint: where they hold the weights together."""
-    return bool(recipe.train.shard_size if shard_size is None else shard_size)
