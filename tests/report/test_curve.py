@@ -76,6 +76,22 @@ def test_draw_curve_of_a_long_run_draws_no_more_points_than_can_be_seen(tmp_path
     assert all(1900 < len(steps) < 2100 for steps, _ in drawn)
 
 
+@pytest.mark.parametrize("factor", [-12345.678, 1e-7, 0.99])
+@pytest.mark.parametrize("evaluations", [0, 1, 10])
+def test_draw_curve_cuts_nothing_off(tmp_path: Path, factor: float, evaluations: int) -> None:
+    rows = [
+        {"step": step, "reward": factor * step / 30, "entropy": 123.4, "frac_reward_zero_std": 1} for step in (1, 30)
+    ]
+    for name in range(evaluations):
+        rows += [{"step": step, f"eval/sampled_{name}/solved": name / 10} for step in (0, 30)]
+    draw_curve(rows, tmp_path / "curve.png", "Sudoku")
+    white = (imread(tmp_path / "curve.png")[..., :3] > 0.99).all(axis=-1)
+    assert all(edge.all() for edge in (white[:4], white[-4:], white[:, :4], white[:, -4:]))
+    title = white[:45].all(axis=1)
+    assert not title[:40].all()  # is there,
+    assert title[40:].all()  # and the legend stays below
+
+
 def test_running_mean_looks_back_only() -> None:
     assert running_mean([1, 3, 5, 7], window=2) == [1, 2, 4, 6]
 
