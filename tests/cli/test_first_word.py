@@ -1,23 +1,9 @@
 """Whatever takes seconds begins with a word: it is out before torch is imported, by whichever way."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-# Ends the process where torch would be imported: what is out by then has come first.
-UNTIL_TORCH = """
-import os, sys
-from importlib.abc import MetaPathFinder
-class End(MetaPathFinder):
-    def find_spec(self, fullname, path, target=None):
-        if fullname == "torch":
-            os._exit(7)
-sys.meta_path.insert(0, End())
-from unmask.cli.main import main
-sys.exit(main(sys.argv[1:]))
-"""
+from helpers.before_torch import END, Commands
+
 METHOD = """
 import torch
 from dataclasses import dataclass
@@ -34,16 +20,17 @@ class Drawn(Random):
 """
 
 
-def until_torch(*words: str, where: Path) -> subprocess.CompletedProcess[str]:
-    """A command that ends with code 7 where torch would be imported."""
-    return subprocess.run([sys.executable, "-c", UNTIL_TORCH, *words], capture_output=True, text=True, cwd=where)
+@pytest.fixture(scope="module")
+def commands():
+    commands = Commands()
+    yield commands
+    commands.close()
 
 
-def said_before_torch(*words: str, where: Path) -> list[str]:
-    """Lines of standard output at the moment when torch would be imported; nothing else is written."""
-    done = until_torch(*words, where=where)
-    assert (done.returncode, done.stderr) == (7, "")
-    return done.stdout.splitlines()
+@pytest.fixture
+def until_torch(commands, tmp_path, tmp_path_factory):
+    """A command in the test's directory, as far as the import of torch."""
+    return lambda words: commands.run(words, tmp_path, tmp_path_factory.mktemp("outputs"))
 
 
 @pytest.mark.parametrize(
@@ -65,21 +52,23 @@ def said_before_torch(*words: str, where: Path) -> list[str]:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_main_says_a_word_before_torch_is_imported(words, first, tmp_path):
+def test_main_says_a_word_before_torch_is_imported(words, first, until_torch, tmp_path):
     (tmp_path / "mine.py").write_text(METHOD)
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "config.json").write_text("{}")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.toml").write_text('model = "embedded:sudoku"\n')
-    said = said_before_torch(*words, where=tmp_path)
-    assert len(said) == 1
-    assert said[0].startswith(first)
+    done = until_torch(words)
+    assert (done.code, done.stderr) == (END, "")
+    (said,) = done.stdout.splitlines()
+    assert said.startswith(first)
 
 
 @pytest.mark.parametrize("words", [["methods", "--markdown"], ["train", "--method", "mine.py:Mine", "--help"]])
-def test_main_says_nothing_before_what_is_itself_the_output(words, tmp_path):
+def test_main_says_nothing_before_what_is_itself_the_output(words, until_torch, tmp_path):
     (tmp_path / "mine.py").write_text(METHOD)
-    assert said_before_torch(*words, where=tmp_path) == []
+    done = until_torch(words)
+    assert (done.code, done.stdout, done.stderr) == (END, "", "")
 
 
 DATASET = ("--task", "dataset", "--model", "embedded:sudoku")
@@ -142,7 +131,7 @@ DATASET = ("--task", "dataset", "--model", "embedded:sudoku")
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_main_refuses_what_flags_and_files_decide_before_torch_is_imported(words, value, mend, tmp_path):
+def test_main_refuses_what_flags_and_files_decide_before_torch_is_imported(words, value, mend, until_torch, tmp_path):
     for name in ("used/sub", "begun", "run/checkpoints/step_000002", "run/checkpoints/step_000004", "there"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("begun", "run"):
@@ -152,8 +141,8 @@ def test_main_refuses_what_flags_and_files_decide_before_torch_is_imported(words
     (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1", "answer": "2"}\n')
     (tmp_path / "empty.jsonl").touch()
     before = sorted(tmp_path.rglob("*"))
-    done = until_torch(*words, where=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
+    done = until_torch(words)
+    assert (done.code, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert value in line
     assert mend in line

@@ -11,6 +11,7 @@ import pytest
 
 from helpers.chat_tokenizers import FAMILIES, byte_tokenizer, family_tokenizer
 from unmask.cli.main import main
+from unmask.data import template_process
 from unmask.data.template_process import TemplateProcess
 from unmask.data.turns import templated
 from unmask.denoisers.directories import ASSETS
@@ -30,6 +31,13 @@ ENDLESS = {
 TURNS = [{"role": "user", "content": "x"}]
 
 
+@pytest.fixture
+def _soon(monkeypatch):
+    """It gives up after a fifth of its second."""
+    monkeypatch.setattr(template_process, "MOST_SECONDS", 0.2)
+
+
+@pytest.mark.usefixtures("_soon")
 @pytest.mark.parametrize("name", ENDLESS)
 def test_templates_without_end_are_refused_in_one_line(name):
     tokenizer = byte_tokenizer(ENDLESS[name])
@@ -39,9 +47,18 @@ def test_templates_without_end_are_refused_in_one_line(name):
             UserError, match=r"refuses messages of user \(it takes more than 1 s or 1024 MiB\): mend it"
         ):
             templated(tokenizer, TURNS, "mend it")
-    assert time.process_time() - begin_seconds < 1  # of this process
+    assert time.process_time() - begin_seconds < 0.2  # of this process
     tokenizer.chat_template = "{{ messages[0].content }}"
     assert templated(tokenizer, TURNS, "") == "x"
+
+
+def test_a_template_has_a_second_of_computing():
+    template = "{% for i in range(400) %}{% for j in range(999) %}{% endfor %}{% endfor %}x"  # some tenths
+    begin_seconds = time.perf_counter()
+    assert templated(byte_tokenizer(template), TURNS, "") == "x"
+    with pytest.raises(UserError, match="more than 1 s"):
+        templated(byte_tokenizer(LOOPS), TURNS, "")
+    assert time.perf_counter() - begin_seconds > 1
 
 
 def test_a_template_that_writes_without_end_is_refused():
@@ -87,6 +104,7 @@ def model(tmp_path_factory):
     return str(directory)
 
 
+@pytest.mark.usefixtures("_soon")
 @pytest.mark.parametrize("command", ["train", "pretrain", "evaluate"])
 def test_every_command_refuses_a_template_without_end(command, model, tmp_path, capsys):
     words = {

@@ -3,6 +3,7 @@
 import pytest
 
 from helpers.forwards import count_forwards
+from helpers.long import long_unless
 from helpers.small_run import SmallRun, settings_of
 from rehearsal.measured import flops, peak
 
@@ -130,8 +131,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("method", "train", "shape"), CASES.values(), ids=CASES)
-def test_plan_peak_of_rollout_and_update_is_that_measured(method, train, shape, tmp_path):
+@pytest.mark.parametrize("case", long_unless({"all at once"}, CASES))
+def test_plan_peak_of_rollout_and_update_is_that_measured(case, tmp_path):
+    method, train, shape = CASES[case]
     run = SmallRun(settings_of(tmp_path, METHODS[method], train=train, shape=shape))
     memory = run.plan.memory
     # Recorded states are there while it samples, as the plan's moments say; of the smallest runs they are 3 %.
@@ -146,6 +148,7 @@ def test_plan_peak_of_rollout_and_update_is_that_measured(method, train, shape, 
     assert planned == pytest.approx(peak(backward), rel=0.05)
 
 
+@pytest.mark.long
 def test_plan_peak_of_a_rollout_leaves_out_what_is_scored_later(tmp_path):
     """Batches of long prompts, whose tokens are repeated for every mask and update, are made after it."""
     train, shape = {"num_iterations": 8}, {"num_hidden_layers": 2, "hidden_size": 32}
@@ -161,6 +164,7 @@ def test_plan_peak_of_a_rollout_whose_confidences_read_all_logits(tmp_path):
     assert run.plan.memory.rollout + run.plan.memory.records == pytest.approx(peak(run.sample), rel=0.05)
 
 
+@pytest.mark.long
 def test_plan_peak_of_a_rollout_at_another_temperature(tmp_path):
     """Scaled logits are a copy."""
     rollout, shape = {"temperature": 0.9}, {"hidden_size": 96, "num_key_value_heads": 4, "vocab_size": 1280}

@@ -14,7 +14,7 @@ from unmask.tasks import Dataset
 from unmask.tasks.math500 import Math500
 from unmask.verifiers.latex import Checker
 
-few = settings(max_examples=12, deadline=None, derandomize=True, database=None)
+few = settings(max_examples=8, deadline=None, derandomize=True, database=None)
 Pairs = list[tuple[str, str]]
 
 
