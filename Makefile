@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Where it is set, each process that a test starts would compile the sources again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: train test long browser coverage lint docs site package mutants bench check-gpu stand-ins rehearse faults fuzz soak audit clean
 
