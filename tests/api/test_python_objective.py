@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import unmask
+from helpers.long import long_unless
 from helpers.own_network import own_network
 from unmask import methods, rules
 from unmask.methods import METHODS
@@ -52,7 +53,7 @@ def gradients_of_the_trainer(recipe: Recipe, monkeypatch) -> tuple[list[list[tor
     return found, numbers, [examples.items[index] for index in examples.indices(numbers)]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", long_unless({"dispo", "mdpo", "vrpo", "d2", "lfpo"}, METHODS))
 def test_gradients_are_the_trainer_s_bit_for_bit(name, monkeypatch):
     method = METHODS[name]()
     recipe = recipe_of(method, steps=16 if method.unmasking else 4)

@@ -5,7 +5,6 @@ import math
 import pytest
 import tomli_w
 
-from helpers.long import long_unless
 from helpers.processes import command, finish
 from rehearsal import checks
 from rehearsal.benchmarks import corpus, write_problems
@@ -23,7 +22,8 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("family", long_unless({"llada2"}, RECIPES))
+@pytest.mark.long
+@pytest.mark.parametrize("family", RECIPES)
 def test_recipe_trains_an_untaught_stand_in(family, tmp_path):
     data, stand_in, log = tmp_path / "data", tmp_path / family, tmp_path / "log"
     write_problems(data, 0)

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from helpers.long import long_unless
 from unmask.cli.main import main
 from unmask.data.example import Example
 from unmask.data.examples import Examples
@@ -177,7 +178,7 @@ HANGING = [spinning, sleeping, stubborn, patient, waiting(spinning), waiting(sle
 IDS = ["spinning", "sleeping", "stubborn", "patient", "async spinning", "async sleeping", "clinging"]
 
 
-@pytest.mark.parametrize("hang", HANGING, ids=IDS)
+@pytest.mark.parametrize("hang", long_unless([spinning, stubborn, clinging, HANGING[5]], HANGING), ids=IDS)
 def test_time_limit_interrupts_a_call_and_names_it(hang, monkeypatch):
     monkeypatch.setattr("unmask.rewards.functions._LOOP_SECONDS", 0.1)
     monkeypatch.setattr(calls, "_AGAIN_SECONDS", 0.1)

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.long import long_unless
 from helpers.rules import RCR, SCHEDULED
 from helpers.small import MASK, prompts_of, small_denoiser
 from helpers.stable_rule import StableFirst
@@ -49,7 +50,10 @@ def assert_equals_reference(denoiser, prompts, *, guidance_scale=0.0, record=Non
     torch.testing.assert_close(rollout.confidence_NL[:, start:], plain.confidence_NC, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("rule", [*SCHEDULED, *RCR, StableFirst()], ids=str)
+ALL_RULES = [*SCHEDULED, *RCR, StableFirst()]
+
+
+@pytest.mark.parametrize("rule", long_unless(ALL_RULES[::2], ALL_RULES), ids=str)
 @settings(max_examples=4, deadline=None, derandomize=True, database=None)
 @given(
     temperature=st.sampled_from([0.0, 0.7, 1.0]),

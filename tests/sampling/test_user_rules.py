@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from helpers import stable_rule
+from helpers.long import long_unless
 from helpers.small import MASK, prompts_of, small_denoiser
 from unmask.errors import UserError
 from unmask.sampling.sampler import Sampler
@@ -58,7 +59,7 @@ def test_stateful_rule_commits_proposals_that_repeat(rule, temperature):
     assert repeated > 0
 
 
-@pytest.mark.parametrize("batch", [0, 3, 5])
+@pytest.mark.parametrize("batch", long_unless({3}, (0, 3, 5)))
 @pytest.mark.parametrize("blocks_of_the_model", [None, 4])
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_rule_state_follows_its_sample(rule, blocks_of_the_model, batch):

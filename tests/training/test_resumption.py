@@ -69,7 +69,7 @@ def test_resume_extends_a_finished_run_as_if_it_had_been_longer(run, tmp_path):
     assert "steps = 3" in (run / "recipe.toml").read_text()
 
 
-@pytest.mark.parametrize(("fraction", "times"), [("1.0", 0), ("0.1", 1)])
+@pytest.mark.parametrize(("fraction", "times"), [pytest.param("1.0", 0, marks=pytest.mark.long), ("0.1", 1)])
 def test_resume_to_more_steps_tells_once_that_the_rate_decays_over_them(fraction, times, run, capsys):
     recipe = run / "recipe.toml"
     recipe.write_text(recipe.read_text().replace("final_fraction = 1.0", f"final_fraction = {fraction}"))

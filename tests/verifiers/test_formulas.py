@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.long import long_unless
 from unmask.verifiers.formulas import declared_formula, joined_boxes, stated_formula, unwrapped
 
 PAIRS = r"\begin{pmatrix} 3 & 1 \\ 5 & 2 \end{pmatrix}"
@@ -204,9 +205,10 @@ def test_stated_formula_is_found_behind_any_words(number: int, form: str, words:
     assert stated_formula(f"We saw {words} that it is {form % number}.") == str(number)
 
 
-@pytest.mark.parametrize(
-    "piece", [*PIECES, "$1$", "$1$ and ", r"\boxed{1} and ", r"\(1", "1 ", "x ", "$x$ ", "1. ", "<|"]
-)
+HOSTILE = [*PIECES, "$1$", "$1$ and ", r"\boxed{1} and ", r"\(1", "1 ", "x ", "$x$ ", "1. ", "<|"]
+
+
+@pytest.mark.parametrize("piece", long_unless(HOSTILE[::-3], HOSTILE))
 def test_stated_formula_of_hostile_text_takes_no_time(piece: str) -> None:
     text = piece * (50_000 // len(piece))
     for completion in (text, r"\boxed{" + text, "$" + text, text + "$", "<answer>" + text):
