@@ -18,6 +18,7 @@ from unmask.plan.layout import (
     moments_bytes,
     working_bytes,
 )
+from unmask.plan.memory import saved_bytes
 from unmask.plan.networks import four_bit_bytes, size_of
 from unmask.plan.traffic import Transfer
 from unmask.settings.commands import PlanSettings
@@ -48,6 +49,13 @@ def test_bytes_gathered_and_frozen_of_llada_8b():
     assert gathered_bytes(weights, torch.bfloat16) / GIB == pytest.approx(14.9, abs=0.05)
     assert working_bytes(weights, torch.bfloat16) / GIB == pytest.approx(1.93 + 0.81, abs=0.01)  # root, two layers
     assert frozen_bytes(weights, EIGHT) / GIB == pytest.approx(3.73, abs=0.01)
+
+
+def test_saved_bytes_of_llada_8b_are_pinned_in_powers_of_two():
+    """A rank's 24 MiB of a matrix of the MLP take 32, its 247 of embedding and head 256; attention's 8 stay 8."""
+    size, settings_of_all = size_of(LLADA, "fp32", 0), settings("llada8b-mdpo")
+    by_hand = 8 * 2 * (32 * (4 * 8 + 3 * 32) + 2 * 256) * 2**20
+    assert saved_bytes(settings_of_all, size, EIGHT) == pytest.approx(by_hand, rel=1e-3)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from helpers.small_run import SmallRun, settings_of
 from rehearsal.measured import peak
 from unmask.denoisers.head.workspace import Workspace
 from unmask.distributed import World
+from unmask.distributed.host_memory import pinned_bytes
 from unmask.distributed.sharding import gathered, shard, shard_mesh
 from unmask.plan.estimate import make_plan
 from unmask.settings.commands import PlanSettings
@@ -116,7 +117,7 @@ def measure(directory, method, train, rollout, sizes):
     found["gradients"] = held(weight.grad for weight in denoiser.parameters())
     found["reference"] = held(reference.parameters())
     parts = Parts.of(Contents(denoiser=denoiser, tokenizer=None, optimizer=optimizer), world)
-    found["saved"] = 2 * sum(tensor.nbytes for tensor in parts.tensors.values() if tensor.ndim)
+    found["saved"] = 2 * sum(pinned_bytes(tensor.nbytes) for tensor in parts.tensors.values() if tensor.ndim)
     return found
 
 
@@ -151,7 +152,7 @@ def test_plan_of_a_sharded_step_is_what_two_ranks_hold_and_send(name, two_ranks,
     small = settings_of(tmp_path, {"name": method}, rollout={"prompts": 4, **rollout}, train=train, shape=SHAPE)
     plan = make_plan(build(PlanSettings, document_of(small) | {"gpus": "2x1GB", "train": train | {"shard": "2"}}))
     memory, found = plan.memory, two_ranks[name]
-    found["saved"] -= 2 * torch.get_rng_state().nbytes  # the first rank's, beside its moments
+    found["saved"] -= 2 * pinned_bytes(torch.get_rng_state().nbytes)  # the first rank's, beside its moments
     planned = {
         "saved": plan.saved,
         **{part: getattr(memory, part) for part in ("weights", "moments", "gradients", "reference")},

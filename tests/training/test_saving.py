@@ -2,12 +2,10 @@
 
 import errno
 import os
-import resource
 import signal
 import threading
 import weakref
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,9 +20,9 @@ from unmask.distributed import World
 from unmask.report.durable import DiskError
 from unmask.report.progress import Progress, telling
 from unmask.settings.recipe import TrainSettings
-from unmask.training import checkpoint, saving
+from unmask.training import checkpoint
 from unmask.training.checkpoint import check_whole, save_checkpoint
-from unmask.training.saving import Saving, _copy_bytes, copies, room_bytes
+from unmask.training.saving import Saving, copies
 from unmask.training.trainer import Trainer
 
 FLAGS = [
@@ -193,37 +191,6 @@ def test_copies_are_as_many_as_the_weights_and_change_with_none():
     buffer.zero_()
     assert [tensor.tolist() for tensor in found.values()] == [[1.0] * 3, [1.0] * 3, [1.0] * 2]
     assert copies([("a", weight), ("c", buffer)], room_bytes=19) is None
-
-
-def test_copies_in_pinned_memory_take_powers_of_two_and_the_room_of_those_before(monkeypatch):
-    sizes = [_copy_bytes(SimpleNamespace(nbytes=count, is_cuda=True)) for count in (0, 1, 5, 8, 9)]
-    assert sizes == [0, 1, 8, 8, 16]
-    monkeypatch.setattr(saving.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
-    before = room_bytes()
-    monkeypatch.setattr(saving, "_room_of_control_group", lambda: float("inf"))
-    assert before == 500
-    for available, kept, room in [(600, 400, 500), (500, 500, 500), (100, 700, 700)]:
-        monkeypatch.setattr(saving.psutil, "virtual_memory", lambda free=available: SimpleNamespace(available=free))
-        stats = {"allocated_bytes.current": kept + 200, "active_bytes.current": 200}
-        monkeypatch.setattr(torch.cuda, "host_memory_stats", lambda stats=stats: stats)
-        assert room_bytes() == room
-
-
-def test_room_is_half_of_what_machine_container_and_limits_leave(monkeypatch, tmp_path):
-    whole = room_bytes()
-    assert 0.4 < room_bytes(ranks=2) / whole < 0.6
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("400000\n")
-    monkeypatch.setattr(saving, "_CONTROL_GROUP", tmp_path)
-    assert room_bytes() == 300_000
-    (tmp_path / "memory.max").write_text("max\n")
-    limits = resource.getrlimit(resource.RLIMIT_DATA)
-    taken = saving.psutil.Process().memory_info().data
-    resource.setrlimit(resource.RLIMIT_DATA, (taken + (200 << 20), limits[1]))
-    try:
-        assert room_bytes() == pytest.approx(100 << 20, rel=0.2)
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, limits)
 
 
 def test_without_room_adapters_are_merged_one_after_another(tmp_path, monkeypatch):

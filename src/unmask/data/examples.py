@@ -59,12 +59,7 @@ class Examples:
         templated = uses_template(tokenizer, chat)
         prompt_ids = encode_prompts(tokenizer, [prompt.text for prompt in prompts], templated=templated)
         for item, ids in zip(items, prompt_ids, strict=True):
-            if len(ids) > max_prompt_tokens:
-                room, mend = f"the model leaves room for {max_prompt_tokens}", "shorten the prompt, or max_new_tokens"
-                if max_prompt_tokens < 1:
-                    room, mend = "max_new_tokens alone is all that the model takes, or more", "shorten max_new_tokens"
-                over = len(ids) - max_prompt_tokens
-                raise UserError(f"prompt {item.prompt[:40]!r} has {len(ids)} tokens, {room}: {mend} by {over}")
+            _check_length(item.prompt, len(ids), max_prompt_tokens)
         return Examples(
             items=items,
             prompt_ids=prompt_ids,
@@ -143,6 +138,15 @@ def encode_completions(
     """Token ids of the completions, rendered for each item by `render_completion`. Raises UserError as it does."""
     pairs = zip(items, completions, strict=True)
     return encode(tokenizer, [render_completion(tokenizer, item, completion, chat) for item, completion in pairs])
+
+
+def _check_length(prompt: str, tokens: int, most_tokens: int) -> None:
+    if tokens <= most_tokens:
+        return
+    long, over = f"prompt {prompt[:40]!r} has {tokens} tokens", tokens - most_tokens
+    if most_tokens < 1:
+        raise UserError(f"{long}, max_new_tokens alone is all that the model takes, or more: shorten it by {over}")
+    raise UserError(f"{long}, the model leaves room for {most_tokens}: shorten it, or max_new_tokens, by {over}")
 
 
 def _encode_ranked(tokenizer: PreTrainedTokenizerFast, item: Example, chat: ChatSettings) -> list[list[int]]:

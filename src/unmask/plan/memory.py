@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from unmask.denoisers.head.chunks import chunk_positions
+from unmask.distributed.host_memory import pinned_bytes
 from unmask.plan.dry_run import Pass, peak_bytes
 from unmask.plan.layout import (
     Layout,
@@ -128,14 +129,17 @@ def saved_bytes(settings: PlanSettings, size: Size, layout: Layout) -> int:
     """Bytes of a machine's own memory for the copy of a checkpoint that is written while training goes on.
 
     Weights, moments and a reference that moves, of the first rank; of sharded weights every rank's moments: the weights
-    themselves are written tensor by tensor.
+    themselves are written tensor by tensor. Pinned, so that a GPU need not wait: each tensor takes a power of two.
     """
     if layout.sharded:
-        return moments_bytes(size.groups, layout) * min(layout.ranks, layout.node)
+        pieces = (layout.piece(count) * torch.float32.itemsize for count in size.trained_tensors)
+        return 2 * sum(map(pinned_bytes, pieces)) * min(layout.ranks, layout.node)
     dtype = torch.bfloat16 if settings.train.param_dtype == "bf16" else torch.float32
     models = 2 if settings.train.ref_model_sync_steps else 1
-    adapters = size.trained_bytes if settings.train.lora_rank else 0
-    return models * size.parameters * dtype.itemsize + 2 * size.trained_bytes + adapters
+    weights = sum(pinned_bytes(count * dtype.itemsize) for count in size.tensors)
+    trained_itemsize = size.trained_bytes // size.trained
+    trained = sum(pinned_bytes(count * trained_itemsize) for count in size.trained_tensors)
+    return models * weights + (3 if settings.train.lora_rank else 2) * trained  # adapters, and two moments
 
 
 def computing_dtype(settings: PlanSettings) -> torch.dtype:

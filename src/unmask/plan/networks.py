@@ -128,6 +128,8 @@ class Size:
     last_attention: int  # of these, those of the last layer if it works at query positions alone
     max_length: int  # tokens
     groups: WeightGroups  # of all weights
+    tensors: tuple[int, ...]  # weights of each tensor, without adapters
+    trained_tensors: tuple[int, ...]  # likewise of what is trained
     experts: int  # weights in experts
     dequantized: int  # weights of the largest matrix in 4 bits, which is written out to be multiplied
     shift: bool
@@ -174,6 +176,8 @@ def size_of(
         last_attention=config.num_attention_heads * head_width if denoiser.queries_last_layer else 0,
         max_length=denoiser.max_length,
         groups=_groups(denoiser),
+        tensors=tuple(weight.numel() for name, weight in denoiser.named_parameters() if ".lora_" not in name),
+        trained_tensors=tuple(weight.numel() for weight in trained),
         experts=sum(weight.numel() for name, weight in named.items() if ".experts." in name),
         dequantized=max((weight.numel() for weight in matrices_in_four_bits), default=0),
         shift=shape.shift,

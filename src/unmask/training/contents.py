@@ -15,9 +15,10 @@ from unmask.denoisers.adapters import ADAPTERS_FILE, MergedWeights, adapters_of
 from unmask.denoisers.base import Denoiser
 from unmask.denoisers.streamed import save_network, untied
 from unmask.distributed import World
+from unmask.distributed.host_memory import room_bytes
 from unmask.distributed.sharding import is_sharded, shards_of
 from unmask.report.durable import sync
-from unmask.training.saving import Saving, copies, room_bytes
+from unmask.training.saving import Saving, copies
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 SHARDS = "optimizer"  # folder of the moments where the weights are sharded

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,19 +10,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import psutil
 import torch
 from torch import Tensor, nn
 
 from unmask.distributed import World
+from unmask.distributed.host_memory import pinned_bytes
 from unmask.distributed.world import TIMEOUT
 from unmask.report.durable import DiskError
 from unmask.report.progress import message
 
 Name = TypeVar("Name")
-
-_SHARE = 0.5  # of the free memory of the host that copies may take
-_CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 class GivenUp(Exception):
@@ -150,30 +146,5 @@ def copies(tensors: Iterable[tuple[Name, Tensor]], room_bytes: float) -> dict[Na
 
 
 def _copy_bytes(tensor: Tensor) -> int:
-    """Bytes that a copy takes; PyTorch gives pinned memory out in powers of two."""
-    return 1 << (tensor.nbytes - 1).bit_length() if tensor.is_cuda and tensor.nbytes else tensor.nbytes
-
-
-def room_bytes(ranks: int = 1) -> float:
-    """Bytes that copies of each of so many ranks of this machine may take.
-
-    Pinned memory of the copies before is kept by PyTorch for these: it is as good as free, and may be taken whole.
-    """
-    rooms: list[float] = [psutil.virtual_memory().available / ranks, _room_of_control_group() / ranks]
-    taken = psutil.Process().memory_info()
-    for limit, taken_bytes in ((resource.RLIMIT_AS, taken.vms), (resource.RLIMIT_DATA, getattr(taken, "data", 0))):
-        most_bytes = resource.getrlimit(limit)[0]
-        if most_bytes != resource.RLIM_INFINITY:
-            rooms.append(most_bytes - taken_bytes)
-    pinned: dict[str, int] = torch.cuda.host_memory_stats()
-    kept_bytes = pinned.get("allocated_bytes.current", 0) - pinned.get("active_bytes.current", 0)
-    return max(kept_bytes, _SHARE * (min(rooms) + kept_bytes))
-
-
-def _room_of_control_group() -> float:
-    """Bytes that the container's limit leaves, by version 2 of control groups; infinite where there is none."""
-    try:
-        most, taken = ((_CONTROL_GROUP / f"memory.{name}").read_text().strip() for name in ("max", "current"))
-    except OSError:
-        return float("inf")
-    return float("inf") if most == "max" else float(most) - float(taken)
+    """Bytes that a copy takes, pinned where it comes from a GPU."""
+    return pinned_bytes(tensor.nbytes) if tensor.is_cuda else tensor.nbytes
