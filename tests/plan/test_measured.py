@@ -164,6 +164,13 @@ def test_plan_peak_of_a_rollout_whose_confidences_read_all_logits(tmp_path):
     assert run.plan.memory.rollout + run.plan.memory.records == pytest.approx(peak(run.sample), rel=0.05)
 
 
+@pytest.mark.parametrize("batch", [8, 12])  # groups of 4, which share their first step; and 12, filled up to 16
+def test_plan_peak_of_a_rollout_in_batches_is_that_of_one(batch, tmp_path):
+    sizes = {"prompts": 16, "batch": batch, "stop_at_end": False}
+    run = SmallRun(settings_of(tmp_path, METHODS["diffu-grpo"], rollout=sizes))
+    assert run.plan.memory.rollout + run.plan.memory.records == pytest.approx(peak(run.sample), rel=0.05)
+
+
 @pytest.mark.long
 def test_plan_peak_of_a_rollout_at_another_temperature(tmp_path):
     """Scaled logits are a copy."""

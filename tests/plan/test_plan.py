@@ -138,6 +138,21 @@ def test_advice_on_a_small_gpu_makes_it_fit(advised, tmp_path):
     assert plan(**{advised.removeprefix("train."): change}).fits
 
 
+def test_advice_on_a_rollout_that_does_not_fit_makes_it_fit(tmp_path):
+    def plan(**rollout):
+        sizes, train = {"prompts": 8192, "num_generations": 8}, {"micro_batch": 1}
+        recipe = settings_of(tmp_path, {"name": "diffu-grpo"}, rollout=sizes | rollout, train=train)
+        return make_plan(build(PlanSettings, document_of(recipe) | {"gpus": "1x1GB"}))
+
+    tight = plan()
+    assert not tight.fits
+    (line,) = advice(tight)
+    fewer = int(line.split("rollout.batch ")[1].split()[0])
+    eased = plan(batch=fewer)
+    assert eased.fits
+    assert eased.work.at_once == fewer < tight.work.at_once == tight.work.samples
+
+
 # ---- the command ----
 
 

@@ -172,11 +172,17 @@ def advice(plan: Plan) -> list[str]:
         fewer = max(1, int(0.9 * batch * left / memory.update))
         said.append(f"fewer forwards at a time: train.micro_batch {fewer} (now {batch})")
     if moments["rollout"] > usable:
-        said.append(
-            f"a GPU samples {plan.work.samples} completions at once: more GPUs, fewer rollout.prompts or a smaller "
-            "rollout.num_generations"
-        )
+        said.append(_on_rollout(plan))
     return said or ["GPUs with more memory"]
+
+
+def _on_rollout(plan: Plan) -> str:
+    memory, at_once = plan.memory, plan.work.at_once
+    left = plan.usable - (memory.bytes_by_moment["rollout"] - memory.rollout)
+    fewer = int(0.9 * at_once * left / memory.rollout)
+    if fewer > 0:
+        return f"fewer completions at a time: rollout.batch {fewer} (now {at_once})"
+    return "records and weights leave no room for a completion: fewer rollout.prompts, or more GPUs"
 
 
 def _on_state(plan: Plan, state: int) -> str:

@@ -176,20 +176,20 @@ def _denoising_passes(settings: PlanSettings, work: Work, layout: Layout) -> lis
     """The steps that ask most: by columns run, logits made and tokens drawn; and what is scored again of a rollout."""
 
     def columns(step: DenoisingForwards) -> tuple[int, int]:
-        return step.forwards * step.columns, step.positions
+        return step.at_once * step.columns, step.positions
 
     def logits(step: DenoisingForwards) -> int:
-        return step.forwards * step.positions
+        return step.at_once * step.positions
 
     def draws(step: DenoisingForwards) -> int:
         return logits(step) * step.tokens
 
     return [
         Pass(
-            forwards=step.forwards,
+            forwards=step.at_once,
             length=work.length,
             queries=step.positions,
-            scored=step.forwards * step.positions,
+            scored=step.at_once * step.positions,
             targets=step.tokens,
             samples=True,
             temperature=settings.rollout.temperature,

@@ -81,7 +81,7 @@ def _memory_rows(plan: Plan) -> list[list[str]]:
     moments = memory.bytes_by_moment
     update = memory.update - memory.working - (0 if memory.accumulates else memory.gradients)
     passing = {
-        f"denoising, {work.samples} samples at once": memory.rollout,
+        f"denoising, {work.at_once} samples at once": memory.rollout,
         "frozen answers": memory.answers,
         f"forward and backward, {batch} at a time{recomputed}": update,
         "optimizer step": memory.optimizer,

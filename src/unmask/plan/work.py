@@ -61,6 +61,7 @@ class DenoisingForwards:
     """Forwards of a rollout with equally many query positions each."""
 
     forwards: int
+    at_once: int  # of these, in one batch
     positions: int
     columns: int  # that are run; the others' keys and values come from the cache
     end: int  # columns before it are attended to
@@ -72,6 +73,7 @@ class Work:
     """What one GPU computes in one training step."""
 
     samples: int
+    at_once: int  # of these, sampled in one batch
     length: int  # prompt and completion
     denoising: tuple[DenoisingForwards, ...]  # one a step; recorded states apart
     guided: bool
@@ -83,10 +85,7 @@ class Work:
 
     @property
     def rollout_forwards(self) -> int:
-        """Forwards of the rollout: one per sample and step (per prompt in the first), doubled with guidance.
-
-        A recorded state adds one.
-        """
+        """Of each sample and step (in the first, each prompt), twice with guidance, and of each recorded state."""
         return sum(step.forwards for step in self.denoising) * (2 if self.guided else 1)
 
     @property
@@ -187,11 +186,11 @@ def work_of(
     shape = DryShape(prompt=canvas.start, length=length, blocks=blocks, steps=steps, group=group, offset=offset)
 
     def dry(count: int) -> Rollout:
-        rollouts = dry_rollout(record, replace(shape, prompts=count))
-        return replace(rollouts, adaptive=rollout.unmasking.adaptive)
+        return replace(dry_rollout(record, replace(shape, prompts=count)), adaptive=rollout.unmasking.adaptive)
 
     return Work(
         samples=prompts * rollout.num_generations,
+        at_once=min(prompts * rollout.num_generations, rollout.batch or prompts * rollout.num_generations),
         length=canvas.length,
         denoising=tuple(_denoising(rollout, record, prompts, canvas)),
         guided=rollout.guidance_scale != 0,
@@ -221,8 +220,8 @@ def _most_blocks(canvas: CanvasLayout) -> int:
     return canvas.completion // canvas.block_length + int(canvas.block_causal)
 
 
-def _rows_of_steps(rollout: RolloutSettings, samples: int) -> tuple[int, int]:
-    """Rows of all samples' forwards, at most: in their first step, where prompts share theirs, and in each later one.
+def _rows_of_steps(rollout: RolloutSettings, samples: int) -> tuple[int, int, int]:
+    """Rows of all samples' forwards, at most: in their first step, where prompts share theirs; in a later one; at once.
 
     The sampler pads batches to a multiple; those that it refills have no first step in common.
     """
@@ -232,7 +231,7 @@ def _rows_of_steps(rollout: RolloutSettings, samples: int) -> tuple[int, int]:
     refilled = samples > size and (rollout.stop_at_end or samples % size > 0)
     later = -(-samples * (size + padding) // size) + (multiple - 1 if refilled else 0)
     shared = not refilled and not padding and size % rollout.num_generations == 0
-    return samples // rollout.num_generations if shared else later, later
+    return samples // rollout.num_generations if shared else later, later, size + padding
 
 
 def _is_exact(rollout: RolloutSettings, canvas: CanvasLayout) -> bool:
@@ -263,7 +262,7 @@ def _denoising(
     """Query positions: what is masked in the block, and all that is masked where states are recorded."""
     length, whole = canvas.completion, {"columns": canvas.length, "end": canvas.length}
     counts, blocks = _step_counts(rollout, length), _most_blocks(canvas)
-    first, samples = _rows_of_steps(rollout, prompts * rollout.num_generations)
+    first, samples, at_once = _rows_of_steps(rollout, prompts * rollout.num_generations)
     guesses = 0 if record is None or record.own else record.guesses
     wanted: Counter[int] = Counter()
     if record is not None:
@@ -285,11 +284,13 @@ def _denoising(
         tokens = 1 + (guesses if everything else 0)
         if step == 0:  # the samples of a prompt begin alike
             drawn = tokens * (rollout.num_generations if first < samples else 1)
-            yield DenoisingForwards(forwards=first, positions=positions, tokens=drawn, **run)
+            alike = at_once // rollout.num_generations if first < samples else at_once
+            yield DenoisingForwards(forwards=first, at_once=alike, positions=positions, tokens=drawn, **run)
         else:
-            yield DenoisingForwards(forwards=samples, positions=positions, tokens=tokens, **run)
+            yield DenoisingForwards(forwards=samples, at_once=at_once, positions=positions, tokens=tokens, **run)
         if step in wanted and not everything:
-            yield DenoisingForwards(forwards=wanted[step], positions=anywhere, tokens=1 + guesses, **whole)
+            most, drawn = min(wanted[step], at_once), 1 + guesses
+            yield DenoisingForwards(forwards=wanted[step], at_once=most, positions=anywhere, tokens=drawn, **whole)
 
 
 def _term_work(term: Term, dry: Callable[[int], Rollout], prompts: int, micro_batch: int, ranks: int) -> TermWork:
