@@ -1,5 +1,6 @@
 """train.shard auto: the layout of a run is that of its plan on the GPUs that are there."""
 
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ def ranks(monkeypatch):
         device = torch.device("cuda", 0)
         world = SimpleNamespace(size=size, local_size=of_node, device=device, first=lambda work: work())
         monkeypatch.setattr(World, "start", lambda precision, telling: world)
+        monkeypatch.setattr("unmask.api.sharding.Watch.of", lambda world: nullcontext())
         memory = SimpleNamespace(total_memory=int(gibibytes * 2**30))
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
 

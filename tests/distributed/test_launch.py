@@ -33,6 +33,8 @@ def test_read_names_what_is_missing_of_several_ranks(missing):
         ({"RANK": "0"}, 0, "the environment has RANK and no WORLD_SIZE"),
         (WHOLE | {"WORLD_SIZE": "two"}, 0, "WORLD_SIZE is 'two'"),
         (WHOLE | {"WORLD_SIZE": "0"}, 0, "WORLD_SIZE is '0'"),
+        (WHOLE | {"WORLD_SIZE": "9" * 21}, 0, "WORLD_SIZE is '999"),
+        (WHOLE | {"WORLD_SIZE": "٢"}, 0, "WORLD_SIZE is '٢'"),
         (WHOLE | {"LOCAL_WORLD_SIZE": "two"}, 0, "LOCAL_WORLD_SIZE is 'two'"),
         (WHOLE | {"LOCAL_WORLD_SIZE": "0"}, 0, "LOCAL_WORLD_SIZE is '0'"),
         (WHOLE | {"LOCAL_WORLD_SIZE": "1"}, 0, "LOCAL_RANK 1 of LOCAL_WORLD_SIZE 1"),

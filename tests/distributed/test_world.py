@@ -91,7 +91,7 @@ def _rank(result: Path) -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_world_start_ends_where_a_rank_does_not_come(rank, monkeypatch):
-    monkeypatch.setattr("unmask.distributed.world._MEETING", timedelta(seconds=1))
+    monkeypatch.setattr("unmask.distributed.joining._MEETING", timedelta(seconds=1))
     for name, value in torchrun_environment(2)[rank].items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=r"not all 2 ranks have met at 127\.0\.0\.1, port \d+ in 1 s"):
@@ -118,8 +118,8 @@ def test_a_rank_that_waits_for_the_others_to_start_hears_a_signal(rank, monkeypa
             ended.append("waiting")
 
     ended: list[str] = []
-    monkeypatch.setattr("unmask.distributed.world._MEETING", timedelta(seconds=10))
-    monkeypatch.setattr("unmask.distributed.world.rendezvous", meeting)
+    monkeypatch.setattr("unmask.distributed.joining._MEETING", timedelta(seconds=10))
+    monkeypatch.setattr("unmask.distributed.joining.rendezvous", meeting)
     for name, value in torchrun_environment(2)[rank].items():
         monkeypatch.setenv(name, value)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

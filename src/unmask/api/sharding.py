@@ -7,6 +7,7 @@ from dataclasses import fields
 import torch
 
 from unmask.distributed import World
+from unmask.distributed.watch import Watch
 from unmask.plan.estimate import make_plan
 from unmask.plan.gpus import GIBIBYTE
 from unmask.report.progress import phase
@@ -23,7 +24,7 @@ def shard_size(recipe: Recipe) -> int:
     if world.size == 1 or world.device.type != "cuda" or train.lora_rank:
         return 0
     memory_bytes = torch.cuda.get_device_properties(world.device).total_memory
-    with phase("planning whether all weights fit a GPU"):
+    with Watch.of(world), phase("planning whether all weights fit a GPU"):
         return world.first(lambda: _planned(recipe, world, memory_bytes))
 
 

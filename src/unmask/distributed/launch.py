@@ -68,9 +68,13 @@ class Launch:
 
 def _number(environment: Mapping[str, str], name: str) -> int:
     text = environment.get(name, "")
-    if not text.isdecimal() or (name.endswith("WORLD_SIZE") and int(text) == 0):
+    if not _is_number(text) or (name.endswith("WORLD_SIZE") and int(text) == 0):
         raise UserError(f"the environment's {name} is {text!r}, no number of ranks: {_HOW}")
     return int(text)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 8
 
 
 def _check_place(environment: Mapping[str, str]) -> None:
@@ -78,7 +82,7 @@ def _check_place(environment: Mapping[str, str]) -> None:
     host, port = environment["MASTER_ADDR"], environment["MASTER_PORT"]
     if not host.strip():
         raise UserError(f"the environment's MASTER_ADDR is {host!r}, no host at which ranks could meet: {_HOW}")
-    if not (port.isdecimal() and 0 < int(port) < _PORTS):
+    if not (_is_number(port) and 0 < int(port) < _PORTS):
         raise UserError(f"the environment's MASTER_PORT is {port!r}: give a number from 1 to {_PORTS - 1}, or {_HOW}")
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+from unmask.distributed.joining import joined
 from unmask.distributed.world import ABSENT_SECONDS, CROSSINGS, World
 from unmask.errors import UserError
 
@@ -73,9 +74,16 @@ class Watch:
 
     @classmethod
     def of(cls, world: World) -> Watch:
-        """The watch of a process of a world; all ranks make it together, and wait until all have met."""
+        """The watch of a process of a world; all ranks make it together, and wait until all have met.
+
+        Raises UserError where one does not come.
+        """
         if world.size == 1:
             return cls(names=[""])
+        return joined(lambda: cls._made(world))
+
+    @classmethod
+    def _made(cls, world: World) -> Self:
         names = world.everyone(f"rank {world.rank} (process {os.getpid()} on {socket.gethostname()})")
         links = _met(world)
         world.barrier()

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,15 +17,14 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
 
+from unmask.distributed.joining import joined, meeting
 from unmask.distributed.launch import Launch
 from unmask.errors import UserError
 
 Item = TypeVar("Item")
 
 ABSENT_SECONDS = 7200.0  # that ranks wait for one that lives, whose rewards may be slow; NCCL's own 600 are too few
-_MEETING = timedelta(minutes=30)  # in which all ranks must have started
 TIMEOUT = timedelta(seconds=ABSENT_SECONDS + 300)  # `Watch`, which says who is late, comes first
 
 
@@ -83,7 +80,8 @@ class World:
         """All processes that torchrun started (one without it), each on a device of its own; joins them once.
 
         Returns when all are there; `telling` says meanwhile that they are waited for. Raises UserError where they have
-        not come in half an hour, or the environment contradicts itself, or a process group that is there already.
+        not come in half an hour, one ends meanwhile, or the environment contradicts itself, that of another rank, or a
+        process group that is there already.
         """
         gpus = torch.cuda.device_count()
         launch = Launch.read(os.environ, gpus)
@@ -93,13 +91,21 @@ class World:
         if gpus:
             torch.cuda.set_device(device)
         if launch.size > 1 and not torch.distributed.is_initialized():
-            on_gpus = {"backend": "cpu:gloo,cuda:nccl", "device_id": device} if gpus else {"backend": "gloo"}
             with telling(f"waiting until all {launch.size} ranks have started"):
-                store, rank, size = _meeting(launch.size)
-            torch.distributed.init_process_group(store=store, rank=rank, world_size=size, timeout=TIMEOUT, **on_gpus)
-            world.barrier()  # none goes on, and writes, while another still looks at what is there
+                store = meeting(launch.rank, launch.size)
+            joined(lambda: world._join(store))
         world._check_group()
         return world
+
+    def _join(self, store: Any) -> None:
+        options: dict[str, Any] = {"backend": "gloo"}
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # of this thread
+            options = {"backend": "cpu:gloo,cuda:nccl", "device_id": self.device}
+        options |= {"rank": self.rank, "world_size": self.size, "timeout": TIMEOUT}
+        torch.distributed.init_process_group(store=store, **options)
+        self.barrier()  # none goes on, and writes, while another still looks at what is there
+        store.set_timeout(TIMEOUT)
 
     def _check_group(self) -> None:
         if not torch.distributed.is_initialized():
@@ -240,37 +246,6 @@ class World:
         flat = self.sum(flat)
         for parameter, gradient in zip(trained, torch.split(flat, [p.numel() for p in trained]), strict=True):
             parameter.grad = gradient.view_as(parameter)
-
-
-def _meeting(size: int) -> tuple[Any, int, int]:
-    """Where the ranks exchange their addresses, once all are there, with this one's rank and their number."""
-    try:
-        store, rank, size = _interruptible(lambda: next(rendezvous("env://", timeout=_MEETING)))
-    except torch.distributed.DistError as error:
-        place = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
-        said = str(error).partition("\n")[0].rstrip(". ")
-        if "timed out" not in said.lower():
-            raise UserError(f"ranks cannot meet at {place}: {said}; give another MASTER_ADDR or MASTER_PORT") from error
-        raise UserError(
-            f"not all {size} ranks have met at {place} in {_MEETING.total_seconds():.0f} s: see what the others say, "
-            "and start all again"
-        ) from error
-    store.set_timeout(TIMEOUT)
-    return store, rank, size
-
-
-def _interruptible(work: Callable[[], Item]) -> Item:
-    """What `work` gives, which waits in C, where no signal is heard: here it is, and the work is left behind."""
-    done: Future[Item] = Future()
-
-    def do() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-            done.set_exception(error)
-
-    threading.Thread(target=do, daemon=True, name="unmask-meeting").start()
-    return done.result()
 
 
 def _bytes_of(value: Any) -> Tensor:
