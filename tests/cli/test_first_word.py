@@ -55,7 +55,7 @@ def until_torch(commands, tmp_path, tmp_path_factory):
 def test_main_says_a_word_before_torch_is_imported(words, first, until_torch, tmp_path):
     (tmp_path / "mine.py").write_text(METHOD)
     (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "config.json").write_text("{}")
+    (tmp_path / "there" / "config.json").write_text('{"task": {"name": "sudoku"}}')
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.toml").write_text('model = "embedded:sudoku"\n')
     done = until_torch(words)
@@ -136,7 +136,7 @@ def test_main_refuses_what_flags_and_files_decide_before_torch_is_imported(words
         (tmp_path / name).mkdir(parents=True)
     for name in ("begun", "run"):
         (tmp_path / name / "recipe.toml").write_text('model = "embedded:sudoku"\n')
-    (tmp_path / "there" / "config.json").write_text("{}")
+    (tmp_path / "there" / "config.json").write_text('{"task": {"name": "sudoku"}}')
     (tmp_path / "mine.py").write_text(METHOD)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1", "answer": "2"}\n')
     (tmp_path / "empty.jsonl").touch()

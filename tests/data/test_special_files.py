@@ -13,7 +13,7 @@ from unmask.rewards.judge import load_judge
 from unmask.settings.inputs import with_absolute_paths
 from unmask.settings.recipe import RewardSettings
 from unmask.settings.recipe_files import read_recipe
-from unmask.settings.starting import task_of_model
+from unmask.settings.starting import tables_of_model
 from unmask.tasks import Dataset
 from unmask.validation.user_files import user_path
 
@@ -42,9 +42,9 @@ def test_readers_refuse_a_device_or_a_pipe(read, name, special):
         read(special(name))
 
 
-def test_task_of_model_reads_no_device(special, tmp_path):
+def test_tables_of_model_reads_no_device(special, tmp_path):
     special("config.json")
-    assert task_of_model(str(tmp_path)) is None
+    assert tables_of_model(str(tmp_path)) == {}
 
 
 def test_train_refuses_data_that_is_a_pipe(special, capsys):

@@ -100,7 +100,7 @@ def recipe_of(
         named["task"] = task
     elif task is not None and model is None:
         named["task"] = {"name": _shipped_name(task)}
-    start = build(Recipe, with_model_and_task(named, {}, needs_model=True))
+    start = build(Recipe, with_model_and_task(named, {}, needs_model=True, needs_task=task is None))
     recipe = replace(
         start,
         method=method or start.method,
@@ -114,7 +114,7 @@ def recipe_of(
         ),
         train=args.train_settings(),
         evaluation=EvaluationSettings(**args.table("evaluation", EvaluationSettings)),
-        chat=ChatSettings(**args.table("chat", ChatSettings)),
+        chat=replace(start.chat, **args.table("chat", ChatSettings)),
         report=ReportSettings(**args.table("report", ReportSettings)),
         track=args.track,
     )

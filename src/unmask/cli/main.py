@@ -146,7 +146,8 @@ def parse(name: str, command: Command, words: list[str], *, for_help: bool = Fal
     for layer in layers:
         check_no_objects(flat(layer), str(recipe))
     needs_model = not for_help and any(field.name == "model" and field.default for field in fields(command.settings))
-    document = with_model_and_task(reduce(merged, layers), flags, needs_model=needs_model)
+    needs_task = not for_help and command.needs_task
+    document = with_model_and_task(reduce(merged, layers), flags, needs_model=needs_model, needs_task=needs_task)
     stored: Any = build(command.settings, document)
     settings: Any = build(command.settings, merged(document_of(stored), flags))
     for layer in (*map(flat, layers), {_key(flag): text for flag, text in given.items()}):

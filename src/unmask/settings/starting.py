@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
-from typing import Any
+import tomllib
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
 
-from unmask.denoisers.directories import ASSETS, EMBEDDED, local_directory
+from unmask.denoisers.directories import ASSETS, EMBEDDED, find_model, local_directory
 from unmask.errors import UserError
 from unmask.settings.idle import without_idle
+from unmask.settings.objects import PYTHON
 from unmask.settings.reader import Document, Word, chosen, flag_of, leaves, merged
 from unmask.tasks import TASKS
 from unmask.validation import other_names
@@ -28,22 +31,33 @@ def names_the_job(flags: Mapping[str, Any]) -> bool:
     return any(_name_of(flags.get(name)) is not None for name in NAMING)
 
 
-def with_model_and_task(document: Document, flags: Document, *, needs_model: bool) -> Document:
+def with_model_and_task(
+    document: Document, flags: Document, *, needs_model: bool, needs_task: bool = False
+) -> Document:
     """The document with the task that its or the flags' model brings, or the embedded model of its or the flags' task.
 
-    Only where one of the two is named without the other. Raises UserError where the command needs a model and no
-    embedded one has the task, or a class that the user's extends.
+    A model brings task and chat settings of the recipe that made it, or else the task of its config.json: where no task
+    is named, or flags name that one. Raises UserError where the command needs a model and no embedded one has the task,
+    or a class that the user's extends; or where it needs a task and the model brings none.
     """
     whole = merged(document, flags)
     model, task = whole.get("model"), _name_of(whole.get("task"))
-    if model is not None and task is None:
-        brought = task_of_model(str(model))
-    elif model is None and task is not None and needs_model:
-        model, brought = _model_of_task(task)
-        document = {"model": model, **document}
-    else:
-        brought = None
-    return document if brought is None else merged({"task": brought}, document)
+    if model is not None and _name_of(document.get("task")) is None:
+        brought = tables_of_model(str(model))
+        if task is None and not brought and needs_task:
+            _refuse_without_task(str(model))
+        return merged(brought if task in (None, _name_of(brought.get("task"))) else {}, document)
+    if model is None and task is not None and needs_model:
+        model, table = _model_of_task(task)
+        return merged({"model": model, "task": table}, document)
+    return document
+
+
+def _refuse_without_task(model: str) -> NoReturn:
+    find_model(model)  # that there is none would be the better word
+    raise UserError(
+        f"model {model!r} brings no task: give --task (in Python, task), one of {', '.join(TASKS)}"
+    )
 
 
 def _name_of(table: Any) -> str | None:
@@ -52,16 +66,38 @@ def _name_of(table: Any) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def task_of_model(model: str) -> Document | None:
-    """The `task` table of the config.json of an embedded model or a directory; None where there is none."""
+def tables_of_model(model: str) -> Document:
+    """The tables `task` and `chat` of the recipe that made a model, else the `task` of its config.json; where there is.
+
+    The recipe lies beside the model (of `unmask pretrain` and `export`), or in the directory of the run.
+    """
+    directory = local_directory(model)
+    places = [directory, *([directory.parent.parent] if directory.parent.name == "checkpoints" else [])]
+    for place in places:
+        recipe = _read(place / "recipe.toml", tomllib.loads)
+        if (task := _named_table(recipe)) is not None and not _holds_objects(task):
+            return {"task": task, **({"chat": recipe["chat"]} if isinstance(recipe.get("chat"), dict) else {})}
+    task = _named_table(_read(directory / "config.json", json.loads))
+    return {} if task is None else {"task": task}
+
+
+def _read(path: Path, loads: Callable[[str], Any]) -> Any:
+    """What a file holds; nothing where it cannot be read: loading the model says what is wrong."""
     try:
-        path = local_directory(model) / "config.json"
         refuse_special(path)
-        config = json.loads(path.read_text(encoding="utf-8"))
+        return loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return None  # loading it says what is wrong
-    task = config.get("task") if isinstance(config, dict) else None
-    return task if isinstance(task, dict) and "name" in task else None
+        return {}
+
+
+def _named_table(document: Any) -> Document | None:
+    task = document.get("task") if isinstance(document, dict) else None
+    return task if isinstance(task, dict) and isinstance(task.get("name"), str) else None
+
+
+def _holds_objects(table: Document) -> bool:
+    """Whether a value was an object of another process: it names what no file holds."""
+    return any(isinstance(value, str) and value.startswith(PYTHON) for value in table.values())
 
 
 def _model_of_task(task: str) -> tuple[str, Document]:
@@ -72,7 +108,7 @@ def _model_of_task(task: str) -> tuple[str, Document]:
     settings = chosen(TASKS, task, flag_of("task") if isinstance(task, Word) else "task.name")
     for directory in sorted(ASSETS.iterdir()):
         model = EMBEDDED + directory.name
-        brought = task_of_model(model)
+        brought = tables_of_model(model).get("task")
         if brought is not None and issubclass(settings, TASKS[brought["name"]]):
             return model, {**brought, "name": task}
     raise UserError(
