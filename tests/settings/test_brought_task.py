@@ -9,7 +9,6 @@ from unmask.cli.main import main, parse
 from unmask.cli.subcommands import COMMANDS
 from unmask.data.chat import ChatSettings
 from unmask.denoisers.directories import ASSETS
-from unmask.errors import UserError
 from unmask.tasks import Arithmetic, Countdown, Dataset, Sudoku
 
 ROWS = "".join(json.dumps({"prompt": f"{a}+{b}=", "answer": str(a + b)}) + "\n" for a in range(1, 5) for b in (1, 2))
@@ -64,11 +63,19 @@ def test_evaluate_of_a_run_measures_its_own_rows(place, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("command", ["evaluate", "sample", "train"])
-def test_a_model_without_a_task_is_refused_until_one_is_named(command, place, monkeypatch):
+def test_of_a_model_without_a_task_it_is_said_until_one_is_named(command, place, monkeypatch):
     monkeypatch.chdir(place)
-    with pytest.raises(UserError, match="model 'blank' brings no task: give --task"):
-        settings_of(command, "--model", "blank")
-    assert isinstance(settings_of(command, "--model", "blank", "--task", "sudoku").task, Sudoku)
+    for words, missing in ([], True), (["--task", "sudoku"], False), (["--task.size", "4"], True):
+        settings, options = parse(command, COMMANDS[command], ["--model", "blank", *words])
+        assert (settings.task, options.task_is_missing) == (Sudoku(), missing)
+    assert not parse(command, COMMANDS[command], ["--model", "run"])[1].task_is_missing
+    assert not parse(command, COMMANDS[command], [])[1].task_is_missing
+
+
+def test_sample_says_which_task_it_takes(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    main(["sample", "--model", "blank"])
+    assert "blank brings no task, so this is sudoku: --task names another" in capsys.readouterr().out
 
 
 def test_a_task_that_is_named_keeps_what_the_model_brings_of_it(place, monkeypatch):
@@ -82,8 +89,21 @@ def test_a_task_that_is_named_keeps_what_the_model_brings_of_it(place, monkeypat
     assert (changed.answer_kind, changed.max_new_tokens) == ("text", 4)
 
 
+@pytest.mark.parametrize("file", ["recipe.toml", "config.json"])
+def test_a_task_in_a_file_of_a_model_is_no_code(file, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place / "blank", "model")
+    (tmp_path / "model" / "evil.py").write_text("open('hacked', 'w')\n")
+    written = (
+        '[task]\nname = "model/evil.py:Evil"\n' if file == "recipe.toml" else '{"task": {"name": "model/evil.py:E"}}'
+    )
+    (tmp_path / "model" / file).write_text(written)
+    for command in ("evaluate", "sample", "train", "plan"):
+        assert parse(command, COMMANDS[command], ["--model", "model"])[1].task_is_missing
+    assert not (tmp_path / "hacked").exists()
+
+
 def test_objects_of_another_process_are_not_brought(place, tmp_path):
     shutil.copytree(place / "blank", tmp_path / "blank")
     (tmp_path / "blank" / "recipe.toml").write_text('[task]\nname = "dataset"\ndata = "python:list"\n')
-    with pytest.raises(UserError, match="brings no task"):
-        settings_of("evaluate", "--model", str(tmp_path / "blank"))
+    assert parse("evaluate", COMMANDS["evaluate"], ["--model", str(tmp_path / "blank")])[1].task_is_missing

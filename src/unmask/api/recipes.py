@@ -100,7 +100,7 @@ def recipe_of(
         named["task"] = task
     elif task is not None and model is None:
         named["task"] = {"name": _shipped_name(task)}
-    start = build(Recipe, with_model_and_task(named, {}, needs_model=True, needs_task=task is None))
+    start = build(Recipe, with_model_and_task(named, {}, needs_model=True))
     recipe = replace(
         start,
         method=method or start.method,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from unmask.denoisers.directories import check_new, find_model
 from unmask.errors import UserError
 from unmask.evaluation.statistics import figure_label
-from unmask.report.progress import phase, watch_completions
+from unmask.report.progress import message, phase, watch_completions
 from unmask.settings.inputs import check_data
 from unmask.settings.resume import check_resumable, new_directory
 from unmask.settings.trackers import check_trackers, tracker_names
@@ -48,6 +48,7 @@ def train(recipe: Recipe, options: Namespace) -> None:
         from unmask.training.starting import resume_run, start_run
 
         prepare(recipe.train.threads)
+    _tell_of_task(recipe.model, recipe.task, options)
     if shard := shard_size(recipe):
         give_back_freed_memory()
     if options.resume:
@@ -69,6 +70,11 @@ def _check_inputs(model: str | None, task: Task) -> None:
     if model is not None:
         find_model(model)
     check_data(task)
+
+
+def _tell_of_task(model: str | None, task: Task, options: Namespace) -> None:
+    if options.task_is_missing:
+        message(f"{model} brings no task, so this is {task.name}: --task names another")
 
 
 def _print_summary(summary: dict[str, Any], directory: Path) -> None:
@@ -127,6 +133,7 @@ def sample(settings: SampleSettings, options: Namespace) -> None:
         from unmask.evaluation.show import show_sample
 
         prepare(None)
+    _tell_of_task(settings.model, settings.task, options)
     show_sample(settings)
 
 
@@ -183,6 +190,7 @@ def evaluate(settings: EvaluateSettings, options: Namespace) -> None:
         from unmask.evaluation.table import evaluation_table, print_table
 
         prepare(settings.threads)
+    _tell_of_task(settings.model, settings.task, options)
     kept = KeptRows(output)
     try:
         rows = evaluation_table(settings, kept)
@@ -205,6 +213,7 @@ def pretrain(recipe: PretrainRecipe, options: Namespace) -> None:
         from unmask.training.pretraining import resume_pretraining, start_pretraining
 
         prepare(recipe.threads)
+    _tell_of_task(recipe.model, recipe.task, options)
     run = resume_pretraining(recipe, options.resume) if options.resume else start_pretraining(recipe, options.output)
     try:
         digest = run.finish()

@@ -31,7 +31,13 @@ from unmask.settings.objects import check_no_objects
 from unmask.settings.reader import Document, build, document_of, flag_of, leaves, merged, nested
 from unmask.settings.recipe_files import recipe_layers
 from unmask.settings.resume import check_unchanged, locate_run
-from unmask.settings.starting import check_agreement, check_one_name, names_the_job, with_model_and_task
+from unmask.settings.starting import (
+    check_agreement,
+    check_one_name,
+    names_the_job,
+    task_is_missing,
+    with_model_and_task,
+)
 from unmask.validation import did_you_mean, near, other_names
 
 _EXIT_USERS_ERROR = 1  # as of a process that an exception ends
@@ -146,8 +152,8 @@ def parse(name: str, command: Command, words: list[str], *, for_help: bool = Fal
     for layer in layers:
         check_no_objects(flat(layer), str(recipe))
     needs_model = not for_help and any(field.name == "model" and field.default for field in fields(command.settings))
-    needs_task = not for_help and command.needs_task
-    document = with_model_and_task(reduce(merged, layers), flags, needs_model=needs_model, needs_task=needs_task)
+    document = with_model_and_task(reduce(merged, layers), flags, needs_model=needs_model)
+    options["task_is_missing"] = task_is_missing(merged(document, flags))
     stored: Any = build(command.settings, document)
     settings: Any = build(command.settings, merged(document_of(stored), flags))
     for layer in (*map(flat, layers), {_key(flag): text for flag, text in given.items()}):

@@ -37,7 +37,6 @@ class Command:
     switches: tuple[tuple[str, str], ...] = ()  # flag without value, and help
     default_recipe: str | None = None
     on_ranks: bool = False  # whether processes that torchrun starts share its work
-    needs_task: bool = True  # where it has a model: one that brings no task is refused without --task
     logs: bool = False  # its output is a log, in which progress belongs wherever it goes; else it is a result
     idle: Callable[[Any], Mapping[str, str]] = lambda settings: {}  # settings that others' tables make idle, and why
 
@@ -138,7 +137,6 @@ COMMANDS = {
     ),
     "plan": Command(
         settings=PlanSettings,
-        needs_task=False,
         run=commands.plan,
         summary="predict memory, forwards, FLOPs and time of a recipe on GPUs, before it is run",
         example="unmask plan gsm8k-llada8b-dispo --gpus 8x80GB --gpu h100",

@@ -6,9 +6,9 @@ import json
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from unmask.denoisers.directories import ASSETS, EMBEDDED, find_model, local_directory
+from unmask.denoisers.directories import ASSETS, EMBEDDED, local_directory
 from unmask.errors import UserError
 from unmask.settings.idle import without_idle
 from unmask.settings.objects import PYTHON
@@ -31,21 +31,17 @@ def names_the_job(flags: Mapping[str, Any]) -> bool:
     return any(_name_of(flags.get(name)) is not None for name in NAMING)
 
 
-def with_model_and_task(
-    document: Document, flags: Document, *, needs_model: bool, needs_task: bool = False
-) -> Document:
+def with_model_and_task(document: Document, flags: Document, *, needs_model: bool) -> Document:
     """The document with the task that its or the flags' model brings, or the embedded model of its or the flags' task.
 
     A model brings task and chat settings of the recipe that made it, or else the task of its config.json: where no task
     is named, or flags name that one. Raises UserError where the command needs a model and no embedded one has the task,
-    or a class that the user's extends; or where it needs a task and the model brings none.
+    or a class that the user's extends.
     """
     whole = merged(document, flags)
     model, task = whole.get("model"), _name_of(whole.get("task"))
     if model is not None and _name_of(document.get("task")) is None:
         brought = tables_of_model(str(model))
-        if task is None and not brought and needs_task:
-            _refuse_without_task(str(model))
         return merged(brought if task in (None, _name_of(brought.get("task"))) else {}, document)
     if model is None and task is not None and needs_model:
         model, table = _model_of_task(task)
@@ -53,11 +49,9 @@ def with_model_and_task(
     return document
 
 
-def _refuse_without_task(model: str) -> NoReturn:
-    find_model(model)  # that there is none would be the better word
-    raise UserError(
-        f"model {model!r} brings no task: give --task (in Python, task), one of {', '.join(TASKS)}"
-    )
+def task_is_missing(document: Document) -> bool:
+    """Whether a model is named and no task, so that the command's own is taken."""
+    return document.get("model") is not None and _name_of(document.get("task")) is None
 
 
 def _name_of(table: Any) -> str | None:
@@ -69,16 +63,24 @@ def _name_of(table: Any) -> str | None:
 def tables_of_model(model: str) -> Document:
     """The tables `task` and `chat` of the recipe that made a model, else the `task` of its config.json; where there is.
 
-    The recipe lies beside the model (of `unmask pretrain` and `export`), or in the directory of the run.
+    The recipe lies beside the model (of `unmask pretrain` and `export`), or in the directory of the run. Shipped tasks
+    alone: the files of a model are data, and a name such as FILE.py:CLASS among them would be code.
     """
-    directory = local_directory(model)
+    try:
+        directory = local_directory(model)
+    except UserError:
+        return {}  # no name of a directory, as loading it says
     places = [directory, *([directory.parent.parent] if directory.parent.name == "checkpoints" else [])]
     for place in places:
         recipe = _read(place / "recipe.toml", tomllib.loads)
-        if (task := _named_table(recipe)) is not None and not _holds_objects(task):
-            return {"task": task, **({"chat": recipe["chat"]} if isinstance(recipe.get("chat"), dict) else {})}
-    task = _named_table(_read(directory / "config.json", json.loads))
-    return {} if task is None else {"task": task}
+        if _table(recipe, "task"):
+            return (
+                {name: table for name in ("task", "chat") if (table := _table(recipe, name))}
+                if _is_shipped(recipe)
+                else {}
+            )
+    config = _read(directory / "config.json", json.loads)
+    return {"task": _table(config, "task")} if _is_shipped(config) else {}
 
 
 def _read(path: Path, loads: Callable[[str], Any]) -> Any:
@@ -90,14 +92,16 @@ def _read(path: Path, loads: Callable[[str], Any]) -> Any:
         return {}
 
 
-def _named_table(document: Any) -> Document | None:
-    task = document.get("task") if isinstance(document, dict) else None
-    return task if isinstance(task, dict) and isinstance(task.get("name"), str) else None
+def _table(document: Any, name: str) -> Document:
+    table = document.get(name) if isinstance(document, dict) else None
+    return table if isinstance(table, dict) else {}
 
 
-def _holds_objects(table: Document) -> bool:
-    """Whether a value was an object of another process: it names what no file holds."""
-    return any(isinstance(value, str) and value.startswith(PYTHON) for value in table.values())
+def _is_shipped(document: Any) -> bool:
+    """Whether the task is one of the package's own, and none of its settings an object of another process."""
+    task = _table(document, "task")
+    objects = (isinstance(value, str) and value.startswith(PYTHON) for value in task.values())
+    return _name_of(task) in TASKS and not any(objects)
 
 
 def _model_of_task(task: str) -> tuple[str, Document]:
