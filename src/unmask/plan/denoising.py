@@ -47,8 +47,8 @@ def _most_blocks(canvas: CanvasLayout) -> int:
     return canvas.completion // canvas.block_length + int(canvas.block_causal)
 
 
-def _rows_of_steps(rollout: RolloutSettings, samples: int) -> tuple[int, int, int]:
-    """Rows of all samples' forwards, at most: in their first step, where prompts share theirs; in a later one; at once.
+def _rows_of_steps(rollout: RolloutSettings, samples: int, alike: int) -> tuple[int, int, int]:
+    """Rows of all samples' forwards, at most: in their first step, which those `alike` share; in a later one; at once.
 
     The sampler pads batches to a multiple; those that it refills have no first step in common.
     """
@@ -57,8 +57,8 @@ def _rows_of_steps(rollout: RolloutSettings, samples: int) -> tuple[int, int, in
     padding = -size % multiple
     refilled = samples > size and (rollout.stop_at_end or samples % size > 0)
     later = -(-samples * (size + padding) // size) + (multiple - 1 if refilled else 0)
-    shared = not refilled and not padding and size % rollout.num_generations == 0
-    return samples // rollout.num_generations if shared else later, later, size + padding
+    shared = not refilled and not padding and size % alike == 0
+    return samples // alike if shared else later, later, size + padding
 
 
 def is_exact(rollout: RolloutSettings, canvas: CanvasLayout) -> bool:
@@ -84,18 +84,22 @@ def _window(
 
 
 def denoising_of(
-    rollout: RolloutSettings, record: Record | None, prompts: int, canvas: CanvasLayout
+    rollout: RolloutSettings, record: Record | None, samples: int, alike: int, canvas: CanvasLayout
 ) -> Iterator[DenoisingForwards]:
-    """Query positions: what is masked in the block, and all that is masked where states are recorded."""
+    """Forwards of each step of so many samples, of which `alike` neighbours begin alike.
+
+    Query positions: what is masked in the block, and all that is masked where states are recorded.
+    """
     length, whole = canvas.completion, {"columns": canvas.length, "end": canvas.length}
     counts, blocks = step_counts(rollout, length), _most_blocks(canvas)
-    first, samples, at_once = _rows_of_steps(rollout, prompts * rollout.num_generations)
+    first, rows, at_once = _rows_of_steps(rollout, samples, alike)
+    together = alike if first < rows else 1
     guesses = 0 if record is None or record.own else record.guesses
     wanted: Counter[int] = Counter()
     if record is not None:
-        prompt_N = torch.arange(prompts).repeat_interleave(rollout.num_generations)
-        sample_N = torch.arange(rollout.num_generations).repeat(prompts)
-        block_NC = ((torch.arange(length) + block_offset(canvas)) // canvas.block_length).expand(len(prompt_N), -1)
+        prompt_N = torch.arange(samples) // rollout.num_generations
+        sample_N = torch.arange(samples) % rollout.num_generations
+        block_NC = ((torch.arange(length) + block_offset(canvas)) // canvas.block_length).expand(samples, -1)
         masked_NS = steps_with_masks(block_NC, blocks, counts, remasks=rollout.unmasking.remasks)
         wanted.update(torch.cat(record.steps(Uniforms(), prompt_N, sample_N, masked_NS)).tolist())
     for step in range(len(counts) * blocks):
@@ -109,12 +113,11 @@ def denoising_of(
         anywhere = min(length, masked + later)
         positions = anywhere if everything else masked
         tokens = 1 + (guesses if everything else 0)
-        if step == 0:  # the samples of a prompt begin alike
-            drawn = tokens * (rollout.num_generations if first < samples else 1)
-            alike = at_once // rollout.num_generations if first < samples else at_once
-            yield DenoisingForwards(forwards=first, at_once=alike, positions=positions, tokens=drawn, **run)
+        if step == 0:
+            drawn, most = tokens * together, at_once // together
+            yield DenoisingForwards(forwards=first, at_once=most, positions=positions, tokens=drawn, **run)
         else:
-            yield DenoisingForwards(forwards=samples, at_once=at_once, positions=positions, tokens=tokens, **run)
+            yield DenoisingForwards(forwards=rows, at_once=at_once, positions=positions, tokens=tokens, **run)
         if step in wanted and not everything:
             most, drawn = min(wanted[step], at_once), 1 + guesses
             yield DenoisingForwards(forwards=wanted[step], at_once=most, positions=anywhere, tokens=drawn, **whole)

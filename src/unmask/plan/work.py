@@ -19,6 +19,7 @@ from unmask.objective.likelihood import query_columns
 from unmask.objective.term import Term, record_of
 from unmask.plan.denoising import DenoisingForwards, block_offset, denoising_of, is_exact, step_counts
 from unmask.plan.networks import Size
+from unmask.plan.shares import Shares
 from unmask.sampling.caching import CACHINGS
 from unmask.sampling.columns import CanvasLayout
 from unmask.settings.recipe import RolloutSettings
@@ -55,18 +56,33 @@ class TermWork:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What one GPU computes in one training step."""
+    """What one GPU computes in one training step: the one that samples most, and trains on most groups."""
 
-    samples: int
-    at_once: int  # of these, sampled in one batch
+    shares: Shares  # of the step, among all GPUs
+    at_once: int  # completions sampled in one batch
     length: int  # prompt and completion
     denoising: tuple[DenoisingForwards, ...]  # one a step; recorded states apart
+    fewer: tuple[DenoisingForwards, ...]  # the same of a GPU that samples fewest
     guided: bool
     cached: bool  # keys and values are kept
     terms: tuple[TermWork, ...]
     updates: int
-    record_bytes: int  # the rollout and its recorded states
+    record_bytes: int  # the rollout and its recorded states, of the groups: never less than of what it samples
     rescored: tuple[int, int] = (0, 0)  # forwards that tell what a cache changes, and tokens scored in each
+
+    @property
+    def samples(self) -> int:
+        """Completions that it samples."""
+        return self.shares.most
+
+    def all_rollouts(self, amount: Callable[[Work], float]) -> float:
+        """An amount of the rollout, summed over all GPUs."""
+        more = self.shares.with_more
+        return more * amount(self) + (self.shares.ranks - more) * amount(replace(self, denoising=self.fewer))
+
+    def all_groups(self, amount: float) -> float:
+        """An amount that grows with the groups of this GPU, of all groups."""
+        return amount * self.shares.prompts / self.shares.groups
 
     @property
     def rollout_forwards(self) -> int:
@@ -160,30 +176,36 @@ def work_of(
     micro_batch: int,
     ranks: int,
 ) -> Work:
-    """The Work of one rank on canvases of these sizes."""
+    """The Work of the rank with the most on canvases of these sizes."""
     terms = method.terms(EOS)
     record = record_of(terms)
     length = canvas.completion
     blocks = length // canvas.block_length
     steps = blocks * len(step_counts(rollout, length))
-    prompts = -(-rollout.prompts // ranks)  # of the rank with the most
     group, offset = rollout.num_generations, block_offset(canvas)
+    shares = Shares(prompts=rollout.prompts, group_size=group, ranks=ranks)
     shape = DryShape(prompt=canvas.start, length=length, blocks=blocks, steps=steps, group=group, offset=offset)
 
     def dry(count: int) -> Rollout:
         return replace(dry_rollout(record, replace(shape, prompts=count)), adaptive=rollout.unmasking.adaptive)
 
+    approximate = CACHINGS[rollout.caching] is not None
+
+    def denoising(samples: int) -> tuple[DenoisingForwards, ...]:
+        return tuple(denoising_of(rollout, record, samples, shares.alike, canvas))
+
     return Work(
-        samples=prompts * rollout.num_generations,
-        at_once=min(prompts * rollout.num_generations, rollout.batch or prompts * rollout.num_generations),
+        shares=shares,
+        at_once=min(shares.most, rollout.batch or shares.most),
         length=canvas.length,
-        denoising=tuple(denoising_of(rollout, record, prompts, canvas)),
+        denoising=denoising(shares.most),
+        fewer=denoising(shares.fewest),
         guided=rollout.guidance_scale != 0,
-        cached=is_exact(rollout, canvas) or CACHINGS[rollout.caching] is not None,
-        terms=tuple(_term_work(term, dry, prompts, micro_batch, ranks) for term in terms),
+        cached=is_exact(rollout, canvas) or approximate,
+        terms=tuple(_term_work(term, dry, shares.groups, micro_batch, ranks) for term in terms),
         updates=updates,
-        record_bytes=prompts * _bytes_of(dry(1)),
-        rescored=(prompts, max(step_counts(rollout, length))) if CACHINGS[rollout.caching] is not None else (0, 0),
+        record_bytes=shares.groups * _bytes_of(dry(1)),
+        rescored=(shares.groups, max(step_counts(rollout, length))) if approximate else (0, 0),
     )
 
 
