@@ -19,8 +19,8 @@ _PROMPT = 256  # tokens, where nothing is said
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seconds:
-    """Predicted seconds of one training step by part."""
+class Parts:
+    """An amount of one training step (forwards, FLOPs, predicted seconds) by part."""
 
     rollout: float
     trained: float
@@ -28,8 +28,16 @@ class Seconds:
 
     @property
     def step(self) -> float:
-        """Seconds of the whole training step."""
+        """The amount of the whole training step."""
         return self.rollout + self.trained + self.other
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """Forwards and FLOPs of a whole training step, all GPUs together."""
+
+    forwards: Parts
+    flops: Parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +50,9 @@ class Plan:
     size: Size
     work: Work
     memory: Memory
-    flops: Seconds  # FLOPs of one GPU by the same parts
-    seconds: Seconds
+    flops: Parts  # of the GPU with the most, as are the seconds
+    seconds: Parts
+    totals: Totals
     transfers: tuple[Transfer, ...]  # messages of a training step
     prompt: int
 
@@ -85,6 +94,7 @@ def make_plan(settings: PlanSettings) -> Plan:
         memory=memory_of(settings, work, size, layout),
         flops=flops,
         seconds=seconds,
+        totals=totals_of(work, size, flops),
         transfers=transfers_of(layout, size, work, computing_dtype(settings)),
         prompt=prompt,
     )
@@ -107,10 +117,11 @@ def _layout(settings: PlanSettings, work: Work, size: Size, gpus: GPUs) -> Layou
     return choose_layout(tried, peak, _usable(settings, gpus))
 
 
-def method_costs(plan: Plan, method: Method) -> tuple[Work, Seconds, Seconds]:
-    """Another method's (work, FLOPs, seconds) with the settings of a plan."""
+def method_costs(plan: Plan, method: Method) -> tuple[Totals, Parts]:
+    """Another method's (totals, seconds) with the settings of a plan."""
     _, work = work_on(plan.settings, method, plan.gpus, plan.size)
-    return work, *costs(plan.settings, work, plan.size, plan.gpus)
+    flops, seconds = costs(plan.settings, work, plan.size, plan.gpus)
+    return totals_of(work, plan.size, flops), seconds
 
 
 def work_on(settings: PlanSettings, method: Method, gpus: GPUs, size: Size) -> tuple[int, Work]:
@@ -140,15 +151,31 @@ def work_on(settings: PlanSettings, method: Method, gpus: GPUs, size: Size) -> t
     )
 
 
-def costs(settings: PlanSettings, work: Work, size: Size, gpus: GPUs) -> tuple[Seconds, Seconds]:
-    """(FLOPs of one GPU in a training step, predicted seconds), each by part."""
-    flops = Seconds(
+def costs(settings: PlanSettings, work: Work, size: Size, gpus: GPUs) -> tuple[Parts, Parts]:
+    """(FLOPs of the GPU with the most in a training step, predicted seconds), each by part."""
+    flops = Parts(
         rollout=work.rollout_flops(size),
         trained=work.trained_flops(size, recompute=settings.train.gradient_checkpointing),
         other=work.other_flops(size),
     )
     rate = gpus.peak * settings.utilisation
-    return flops, Seconds(rollout=flops.rollout / rate, trained=flops.trained / rate, other=flops.other / rate)
+    return flops, Parts(rollout=flops.rollout / rate, trained=flops.trained / rate, other=flops.other / rate)
+
+
+def totals_of(work: Work, size: Size, flops: Parts) -> Totals:
+    """The Totals of all GPUs, given Work and FLOPs of the one with the most."""
+    return Totals(
+        forwards=Parts(
+            rollout=work.all_rollouts(lambda gpu: gpu.rollout_forwards),
+            trained=work.all_groups(work.trained_forwards),
+            other=work.all_groups(work.other_forwards),
+        ),
+        flops=Parts(
+            rollout=work.all_rollouts(lambda gpu: gpu.rollout_flops(size)),
+            trained=work.all_groups(flops.trained),
+            other=work.all_groups(flops.other),
+        ),
+    )
 
 
 def advice(plan: Plan) -> list[str]:

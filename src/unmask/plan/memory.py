@@ -9,6 +9,7 @@ import torch
 
 from unmask.denoisers.head.chunks import chunk_positions
 from unmask.distributed.host_memory import pinned_bytes
+from unmask.plan.denoising import DenoisingForwards
 from unmask.plan.dry_run import Pass, peak_bytes
 from unmask.plan.layout import (
     Layout,
@@ -21,7 +22,7 @@ from unmask.plan.layout import (
     working_bytes,
 )
 from unmask.plan.networks import Size
-from unmask.plan.work import DenoisingForwards, TermWork, Work
+from unmask.plan.work import TermWork, Work
 from unmask.settings.commands import PlanSettings
 
 

@@ -8,6 +8,7 @@ from unmask.methods import METHODS
 from unmask.plan.estimate import Plan, advice, make_plan, method_costs
 from unmask.plan.gpus import GIBIBYTE
 from unmask.plan.layout import Layout
+from unmask.plan.shares import Shares
 from unmask.plan.traffic import LATENCY
 from unmask.report.progress import phase
 from unmask.settings.commands import PlanSettings
@@ -34,6 +35,8 @@ def print_plan(settings: PlanSettings, *, all_methods: bool) -> None:
     if all_methods:
         _print_table(console, [list(_METHODS_SHOWN), *rows])
     console.print(verdict(plan))
+    if plan.work.shares.idle:
+        console.print(_idle(plan.work.shares))
     console.print()
     console.print(_assumptions(plan))
 
@@ -92,17 +95,16 @@ def _memory_rows(plan: Plan) -> list[list[str]]:
 
 
 def _cost_rows(plan: Plan) -> list[list[str]]:
-    count, work = plan.gpus.count, plan.work
-    parts = {
-        "rollout": (work.rollout_forwards, plan.flops.rollout, plan.seconds.rollout),
-        "update, with gradient": (work.trained_forwards, plan.flops.trained, plan.seconds.trained),
-        "update, without": (work.other_forwards, plan.flops.other, plan.seconds.other),
-    }
-    whole = tuple(sum(part[place] for part in parts.values()) for place in range(3))
+    forwards, flops, seconds = plan.totals.forwards, plan.totals.flops, plan.seconds
+    parts = {"rollout": "rollout", "update, with gradient": "trained", "update, without": "other", "together": "step"}
     return [
-        [name, f"{round(count * forwards):,}", f"{count * flops / 1e15:.3g}", _time(seconds)]
-        for name, (forwards, flops, seconds) in (parts | {"together": whole}).items()
+        [name, *_amounts(getattr(forwards, part), getattr(flops, part)), _time(getattr(seconds, part))]
+        for name, part in parts.items()
     ]
+
+
+def _amounts(forwards: float, flops: float) -> tuple[str, str]:
+    return f"{round(forwards):,}", f"{flops / 1e15:.3g}"
 
 
 def _message_rows(plan: Plan) -> list[list[str]]:
@@ -113,10 +115,10 @@ def _message_rows(plan: Plan) -> list[list[str]]:
 
 
 def _method_cells(plan: Plan, name: str) -> list[str]:
-    work, flops, seconds = method_costs(plan, METHODS[name]())
-    count = plan.gpus.count
-    petaflops = [f"{count * value / 1e15:.3g}" for value in (flops.trained + flops.other, flops.rollout)]
-    return [f"{count * work.trained_forwards:,}", f"{count * work.other_forwards:,}", *petaflops, _time(seconds.step)]
+    totals, seconds = method_costs(plan, METHODS[name]())
+    forwards, flops = totals.forwards, totals.flops
+    petaflops = [f"{value / 1e15:.3g}" for value in (flops.trained + flops.other, flops.rollout)]
+    return [f"{round(forwards.trained):,}", f"{round(forwards.other):,}", *petaflops, _time(seconds.step)]
 
 
 def _time(seconds: float) -> str:
@@ -133,6 +135,12 @@ def verdict(plan: Plan) -> str:
         return f"It fits: {peak:.1f} GiB at the peak, {room:.1f} GiB usable on each GPU."
     lines = [f"It does NOT fit: {peak:.1f} GiB at the peak, {room:.1f} GiB usable on each GPU. Change:"]
     return "\n".join([*lines, *(f"* {line}" for line in advice(plan))])
+
+
+def _idle(shares: Shares) -> str:
+    groups = f"{shares.prompts} group{'s' if shares.prompts > 1 else ''}"
+    idle = f"{shares.idle} {'have' if shares.idle > 1 else 'has'}"
+    return f"{groups} for {shares.ranks} GPUs: {idle} nothing to train; raise rollout.prompts"
 
 
 def _assumptions(plan: Plan) -> str:

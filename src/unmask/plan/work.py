@@ -6,7 +6,6 @@ takes as many steps as it likes reveals one token in each.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 
@@ -18,12 +17,11 @@ from unmask.methods.base import Method
 from unmask.methods.describe import EOS, DryShape, dry_rewards, dry_rollout, passes_without_gradient
 from unmask.objective.likelihood import query_columns
 from unmask.objective.term import Term, record_of
+from unmask.plan.denoising import DenoisingForwards, block_offset, denoising_of, is_exact, step_counts
 from unmask.plan.networks import Size
+from unmask.plan.shares import Shares
 from unmask.sampling.caching import CACHINGS
-from unmask.sampling.columns import CanvasLayout, finished_columns, steps_with_masks, suffix_positions
-from unmask.sampling.records import Record
-from unmask.sampling.sampler import batch_multiple
-from unmask.sampling.schedules import SCHEDULES
+from unmask.sampling.columns import CanvasLayout
 from unmask.settings.recipe import RolloutSettings
 from unmask.types import Rollout, ScoringBatch
 from unmask.uniforms import Uniforms
@@ -57,31 +55,34 @@ class TermWork:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoisingForwards:
-    """Forwards of a rollout with equally many query positions each."""
-
-    forwards: int
-    at_once: int  # of these, in one batch
-    positions: int
-    columns: int  # that are run; the others' keys and values come from the cache
-    end: int  # columns before it are attended to
-    tokens: int = 1  # drawn at each position
-
-
-@dataclass(frozen=True, kw_only=True)
 class Work:
-    """What one GPU computes in one training step."""
+    """What one GPU computes in one training step: the one that samples most, and trains on most groups."""
 
-    samples: int
-    at_once: int  # of these, sampled in one batch
+    shares: Shares  # of the step, among all GPUs
+    at_once: int  # completions sampled in one batch
     length: int  # prompt and completion
     denoising: tuple[DenoisingForwards, ...]  # one a step; recorded states apart
+    fewer: tuple[DenoisingForwards, ...]  # the same of a GPU that samples fewest
     guided: bool
     cached: bool  # keys and values are kept
     terms: tuple[TermWork, ...]
     updates: int
-    record_bytes: int  # the rollout and its recorded states
+    record_bytes: int  # the rollout and its recorded states, of the groups: never less than of what it samples
     rescored: tuple[int, int] = (0, 0)  # forwards that tell what a cache changes, and tokens scored in each
+
+    @property
+    def samples(self) -> int:
+        """Completions that it samples."""
+        return self.shares.most
+
+    def all_rollouts(self, amount: Callable[[Work], float]) -> float:
+        """An amount of the rollout, summed over all GPUs."""
+        more = self.shares.with_more
+        return more * amount(self) + (self.shares.ranks - more) * amount(replace(self, denoising=self.fewer))
+
+    def all_groups(self, amount: float) -> float:
+        """An amount that grows with the groups of this GPU, of all groups."""
+        return amount * self.shares.prompts / self.shares.groups
 
     @property
     def rollout_forwards(self) -> int:
@@ -175,122 +176,37 @@ def work_of(
     micro_batch: int,
     ranks: int,
 ) -> Work:
-    """The Work of one rank on canvases of these sizes."""
+    """The Work of the rank with the most on canvases of these sizes."""
     terms = method.terms(EOS)
     record = record_of(terms)
     length = canvas.completion
     blocks = length // canvas.block_length
-    steps = blocks * len(_step_counts(rollout, length))
-    prompts = -(-rollout.prompts // ranks)  # of the rank with the most
-    group, offset = rollout.num_generations, _offset(canvas)
+    steps = blocks * len(step_counts(rollout, length))
+    group, offset = rollout.num_generations, block_offset(canvas)
+    shares = Shares(prompts=rollout.prompts, group_size=group, ranks=ranks)
     shape = DryShape(prompt=canvas.start, length=length, blocks=blocks, steps=steps, group=group, offset=offset)
 
     def dry(count: int) -> Rollout:
         return replace(dry_rollout(record, replace(shape, prompts=count)), adaptive=rollout.unmasking.adaptive)
 
+    approximate = CACHINGS[rollout.caching] is not None
+
+    def denoising(samples: int) -> tuple[DenoisingForwards, ...]:
+        return tuple(denoising_of(rollout, record, samples, shares.alike, canvas))
+
     return Work(
-        samples=prompts * rollout.num_generations,
-        at_once=min(prompts * rollout.num_generations, rollout.batch or prompts * rollout.num_generations),
+        shares=shares,
+        at_once=min(shares.most, rollout.batch or shares.most),
         length=canvas.length,
-        denoising=tuple(_denoising(rollout, record, prompts, canvas)),
+        denoising=denoising(shares.most),
+        fewer=denoising(shares.fewest),
         guided=rollout.guidance_scale != 0,
-        cached=_is_exact(rollout, canvas) or CACHINGS[rollout.caching] is not None,
-        terms=tuple(_term_work(term, dry, prompts, micro_batch, ranks) for term in terms),
+        cached=is_exact(rollout, canvas) or approximate,
+        terms=tuple(_term_work(term, dry, shares.groups, micro_batch, ranks) for term in terms),
         updates=updates,
-        record_bytes=prompts * _bytes_of(dry(1)),
-        rescored=(prompts, max(_step_counts(rollout, length))) if CACHINGS[rollout.caching] is not None else (0, 0),
+        record_bytes=shares.groups * _bytes_of(dry(1)),
+        rescored=(shares.groups, max(step_counts(rollout, length))) if approximate else (0, 0),
     )
-
-
-def _step_counts(rollout: RolloutSettings, length: int) -> tuple[int, ...]:
-    """Positions that each step of a block reveals; of an adaptive rule that reads no schedule, the fewest it may."""
-    block = rollout.block_length or length
-    if not rollout.unmasking.scheduled:
-        return (1,) * block
-    return SCHEDULES[rollout.schedule](block, rollout.steps // (length // block))
-
-
-def _offset(canvas: CanvasLayout) -> int:
-    """Positions of the completion's first block that are the prompt's: those of a model's own begin with the prompt."""
-    return canvas.start % canvas.block_length if canvas.block_causal else 0
-
-
-def _most_blocks(canvas: CanvasLayout) -> int:
-    """Blocks of a completion, at most, whatever the lengths of other prompts: as `Sampler` has them."""
-    return canvas.completion // canvas.block_length + int(canvas.block_causal)
-
-
-def _rows_of_steps(rollout: RolloutSettings, samples: int) -> tuple[int, int, int]:
-    """Rows of all samples' forwards, at most: in their first step, where prompts share theirs; in a later one; at once.
-
-    The sampler pads batches to a multiple; those that it refills have no first step in common.
-    """
-    size = min(samples, rollout.batch or samples)
-    multiple = batch_multiple(size)
-    padding = -size % multiple
-    refilled = samples > size and (rollout.stop_at_end or samples % size > 0)
-    later = -(-samples * (size + padding) // size) + (multiple - 1 if refilled else 0)
-    shared = not refilled and not padding and size % rollout.num_generations == 0
-    return samples // rollout.num_generations if shared else later, later, size + padding
-
-
-def _is_exact(rollout: RolloutSettings, canvas: CanvasLayout) -> bool:
-    """Whether keys and values of earlier blocks are kept whatever is set, as `SamplingContext.exact_prefix_cache`."""
-    return canvas.block_causal and not canvas.shift and not rollout.guidance_scale
-
-
-def _window(
-    rollout: RolloutSettings, canvas: CanvasLayout, *, block: int, index: int, masked_before: int
-) -> tuple[int, int]:
-    """Columns that a step of a block runs, and the end of those that it attends to: see `sampling.columns`."""
-    length, caching = canvas.length, CACHINGS[rollout.caching]
-    if _is_exact(rollout, canvas):
-        end = min(length, canvas.block_start(block + 1))
-        done = block if index else block - 1
-        return end - (finished_columns(canvas, done) if done >= 0 else 0), end
-    if caching is None or index == 0:
-        return length, length
-    behind = length - canvas.block_start(block + 1) if caching.suffix else 0
-    if caching.delayed:
-        return min(length, masked_before * (2 if canvas.shift else 1) + behind), length
-    return canvas.block_length + int(canvas.shift) + behind, length
-
-
-def _denoising(
-    rollout: RolloutSettings, record: Record | None, prompts: int, canvas: CanvasLayout
-) -> Iterator[DenoisingForwards]:
-    """Query positions: what is masked in the block, and all that is masked where states are recorded."""
-    length, whole = canvas.completion, {"columns": canvas.length, "end": canvas.length}
-    counts, blocks = _step_counts(rollout, length), _most_blocks(canvas)
-    first, samples, at_once = _rows_of_steps(rollout, prompts * rollout.num_generations)
-    guesses = 0 if record is None or record.own else record.guesses
-    wanted: Counter[int] = Counter()
-    if record is not None:
-        prompt_N = torch.arange(prompts).repeat_interleave(rollout.num_generations)
-        sample_N = torch.arange(rollout.num_generations).repeat(prompts)
-        block_NC = ((torch.arange(length) + _offset(canvas)) // canvas.block_length).expand(len(prompt_N), -1)
-        masked_NS = steps_with_masks(block_NC, blocks, counts, remasks=rollout.unmasking.remasks)
-        wanted.update(torch.cat(record.steps(Uniforms(), prompt_N, sample_N, masked_NS)).tolist())
-    for step in range(len(counts) * blocks):
-        block, index = divmod(step, len(counts))
-        later = suffix_positions(canvas, block)
-        masked, before = sum(counts[index:]), sum(counts[max(0, index - 1) :])
-        here = not later and rollout.caching == "none"
-        everything = step in wanted and record is not None and (record.own or here)
-        columns, end = _window(rollout, canvas, block=block, index=index, masked_before=before)
-        run = whole if everything else {"columns": columns, "end": end}
-        anywhere = min(length, masked + later)
-        positions = anywhere if everything else masked
-        tokens = 1 + (guesses if everything else 0)
-        if step == 0:  # the samples of a prompt begin alike
-            drawn = tokens * (rollout.num_generations if first < samples else 1)
-            alike = at_once // rollout.num_generations if first < samples else at_once
-            yield DenoisingForwards(forwards=first, at_once=alike, positions=positions, tokens=drawn, **run)
-        else:
-            yield DenoisingForwards(forwards=samples, at_once=at_once, positions=positions, tokens=tokens, **run)
-        if step in wanted and not everything:
-            most, drawn = min(wanted[step], at_once), 1 + guesses
-            yield DenoisingForwards(forwards=wanted[step], at_once=most, positions=anywhere, tokens=drawn, **whole)
 
 
 def _term_work(term: Term, dry: Callable[[int], Rollout], prompts: int, micro_batch: int, ranks: int) -> TermWork:
