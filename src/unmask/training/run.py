@@ -33,6 +33,7 @@ from unmask.training.callbacks import Callback, Callbacks
 from unmask.training.checkpoint import save_checkpoint
 from unmask.training.contents import Contents
 from unmask.training.saving import Saving
+from unmask.training.shown_answers import tell_shown_answers
 from unmask.training.skipping import MOST_IN_A_ROW, SkippedSteps, check_finite, ends_for_skipped, lower_rate
 from unmask.training.stopping import Stopping
 from unmask.training.summary import summarise
@@ -139,6 +140,7 @@ class Run:
                 with stopping.at_once():
                     self.trainer.order = state.get("order") or filtered_order(self.trainer)
             if first == 0:
+                self._tell_shown_answers()
                 self._evaluate_all("base evaluation", 0, course, "before.json")
             elif state.get("evaluation_due"):
                 self._write_evaluation(first, self._evaluated_during(first, course), course)
@@ -172,6 +174,12 @@ class Run:
             message(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in active.items()))
             with MetricsLog(self.directory / "ranks.jsonl") as log:
                 log.write({"first_step": first_step, **active, "environment": environment()})
+
+    def _tell_shown_answers(self) -> None:
+        if self.is_main:
+            held_out = self.trainer.evaluators
+            splits = [self.trainer.source.examples, *(each.examples for each in held_out.values())]
+            tell_shown_answers(held_out["test"], splits)
 
     def _log(self, name: str, state: dict[str, Any], then: Callable[[Mapping[str, Any]], None]) -> MetricsLog:
         if not self.is_main:
