@@ -345,7 +345,7 @@ def test_a_function_that_hangs_may_be_left_out_where_there_is_another(others, ad
     path.write_text(f"import asyncio, time\n{hang} hangs(completions, **columns):\n    {wait}\n")
     settings = build(RewardSettings, {"funcs": f"{others}{path}:hangs", "timeout_seconds": SECONDS})
     *_, hanging = load_functions(settings, Sudoku(), "cpu")
-    with pytest.raises(UserError, match="raise reward.timeout_seconds if it needs longer") as raised:
+    with pytest.raises(UserError, match=r"raise reward\.timeout_seconds if it needs longer") as raised:
         Rewards(functions=(hanging,), examples=EXAMPLES)(*TWO)
     assert ("reward.on_fault none" in str(raised.value)) == advised
 
