@@ -32,6 +32,7 @@ from unmask.training.build import filtered_order
 from unmask.training.callbacks import Callback, Callbacks
 from unmask.training.checkpoint import save_checkpoint
 from unmask.training.contents import Contents
+from unmask.training.run_directory import results_of
 from unmask.training.saving import Saving
 from unmask.training.shown_answers import tell_shown_answers
 from unmask.training.skipping import MOST_IN_A_ROW, SkippedSteps, check_finite, ends_for_skipped, lower_rate
@@ -85,21 +86,31 @@ class Run:
     def finish(self) -> dict[str, Any]:
         """Train to the last step, evaluating and saving on the way; the contents of summary.json.
 
+        Where all steps are made and measured, it says so and does no more.
         SIGINT and SIGTERM end it after the step, saved, with KeyboardInterrupt or Terminated. Raises UserError, with
         what there is to go on from, where the disk takes no more, or numbers are no longer finite.
         """
         try:
-            with (
-                self.ownership,
-                telling(),
-                Stopping(self.trainer.objective.world) as stopping,
-                self._trackers() as trackers,
-            ):
-                with Saving(stopping.was_asked) as saving:
-                    last = self._finish(stopping, saving, trackers)
-                return self.trainer.objective.world.first(lambda: self._summarise(last))
+            with self.ownership, telling():
+                found = self.trainer.objective.world.first(self._results)
+                return self._summary() if found is None else found
         except DiskError as error:
             raise UserError(f"{error}, then {self.how_to_go_on}") from error
+
+    def _results(self) -> dict[str, Any] | None:
+        """The contents of summary.json where there is nothing left to do, which is told."""
+        state, steps = self.state or {}, self.trainer.recipe.train.max_steps
+        found = results_of(self.directory, state) if state.get("step") == steps else None
+        if found is not None:
+            message(f"all {steps} steps are made; give --train.max-steps for more")
+        return found
+
+    def _summary(self) -> dict[str, Any]:
+        world = self.trainer.objective.world
+        with Stopping(world) as stopping, self._trackers() as trackers:
+            with Saving(stopping.was_asked) as saving:
+                last = self._finish(stopping, saving, trackers)
+            return world.first(lambda: self._summarise(last))
 
     def _trackers(self) -> Trackers:
         """Those that the recipe names, on the rank that writes."""
