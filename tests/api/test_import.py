@@ -39,10 +39,15 @@ def test_every_public_name_is_there_and_says_what_it_is():
 
 
 def test_every_name_that_public_modules_list_is_there_and_says_what_it_is():
-    for module in (unmask.functional, unmask.rules, unmask.tasks, unmask.rewards):
+    for module in (unmask.functional, unmask.methods, unmask.rules, unmask.tasks, unmask.rewards):
         for name in module.__all__:
             named = getattr(module, name)
             assert not callable(named) or inspect.getdoc(named), name
+
+
+def test_methods_lists_every_method_that_ships():
+    listed = {getattr(unmask.methods, name) for name in unmask.methods.__all__ if name not in ("METHODS", "Method")}
+    assert listed == set(unmask.methods.METHODS.values())
 
 
 def test_an_unknown_name_is_an_attribute_error():

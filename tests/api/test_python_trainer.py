@@ -136,6 +136,12 @@ def test_trainer_is_the_command_with_other_words(tmp_path, monkeypatch):
     assert python._repr_png_().startswith(b"\x89PNG")
 
 
+def test_a_shipped_method_may_be_given_by_its_name():
+    by_name, by_object = unmask.Trainer(method="d2"), unmask.Trainer(method=methods.StepMerge())
+    assert by_name.recipe == by_object.recipe
+    assert by_name.recipe.method == methods.StepMerge()
+
+
 def trainer_with_objects(output, **changes):
     """Rows, a function that only this process has, a rule and a method of one's own, a network of one's own."""
     network, tokenizer = own_network()
@@ -271,6 +277,7 @@ def test_the_process_is_as_it_was_after_a_run(tmp_path):
             "give one",
         ),
         (lambda: unmask.Trainer(method=methods.JustGRPO()), "left"),
+        (lambda: unmask.Trainer(method="difu-grpo"), "method is 'difu-grpo': perhaps you meant 'diffu-grpo', or an"),
         (lambda: unmask.TrainingConfig(max_steps=0), "train.max_steps is 0"),
         (lambda: unmask.Trainer.from_recipe("sudoku-dispo", {"train.max_stepz": 3}), "train.max-steps"),
         (lambda: unmask.Run("nowhere"), "no recipe.toml"),

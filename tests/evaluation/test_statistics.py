@@ -13,7 +13,12 @@ from unmask.evaluation.statistics import effective_count, paired_interval, pass_
 def test_wilson_interval_is_that_by_hand():
     assert wilson_interval(5, 10) == pytest.approx((0.23659, 0.76341), abs=1e-5)
     assert wilson_interval(0, 20) == pytest.approx((0.0, 0.16113), abs=1e-5)
-    assert wilson_interval(20, 20)[1] == 1.0
+
+
+def test_wilson_interval_of_none_and_of_all_ends_exactly_there():
+    for count in range(1, 2000):
+        assert wilson_interval(0, count)[0] == 0.0
+        assert wilson_interval(count, count)[1] == 1.0
 
 
 def test_paired_interval_of_one_change_holds_no_change():

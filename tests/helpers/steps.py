@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from unmask.denoisers.layers.compiled import compile_layers
 from unmask.denoisers.loading import load_denoiser
-from unmask.distributed.sharding import whole
+from unmask.distributed.sharding import placement, whole
 from unmask.sampling.sampler import Sampler
 from unmask.settings.reader import build
 from unmask.settings.recipe import Recipe
@@ -64,6 +64,7 @@ class Step:
     evaluation: dict[str, list[float]]
     whole_bytes: int  # of sharded weights that are still gathered after the step and the evaluation
     sharded: bool  # whether all parameters are, then
+    placement: str  # of the weights, in words
 
 
 def step_of(case: Case, shard_size: int) -> Step:
@@ -99,6 +100,7 @@ def step_of(case: Case, shard_size: int) -> Step:
             evaluation=evaluation,
             whole_bytes=_whole_bytes(denoiser),
             sharded=all(isinstance(parameter, DTensor) for parameter in denoiser.parameters()),
+            placement=placement(denoiser)["weights"],
         )
 
 
@@ -190,7 +192,7 @@ def run_cases(cases: list[tuple[str, Case, int]], place: Path) -> int:
     for name, case, shard_size in cases:
         step = step_of(case, shard_size)
         world = World.start()
-        held = [step.sharded, step.whole_bytes]
+        held = [step.sharded, step.whole_bytes, step.placement]
         ranks = world.everyone([step.tokens, step.metrics, step.crossed, step.evaluation, held])
         seen[name] = {
             "tokens": sorted(row for rank in ranks for row in rank[0]),

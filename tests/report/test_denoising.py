@@ -43,8 +43,8 @@ def test_print_denoising_marks_new_and_remasked_tokens_without_color() -> None:
     assert printed == (
         "prompt  2+[b]2⏎\n"
         "\n"
-        "step 1  60 %  [The]░░░░░░░░░░[⏎]░\n"
-        "step 2  70 %  The[ answer]░░░(░)[4]\n"
+        "step 1  60 %  [The]░░[⏎]░\n"
+        "step 2  70 %  The[ answer]░(░)[4]\n"
         "step 3  80 %  The answer[ is][⏎][4]\n"
         "\n"
         "░ masked   [x] new   (░) masked again   % mean confidence of the new tokens\n"
@@ -81,7 +81,7 @@ def test_print_denoising_grid_cells_are_as_wide_as_the_widest_token() -> None:
 def test_print_denoising_colors_tell_the_states_apart() -> None:
     printed = _printed(_frames(SENTENCE, ["+..+.", "=+..+"]), color=True)
     assert "\x1b[1;42mThe\x1b[0m" in printed
-    assert "\x1b[2m░░░░░░░\x1b[0m" in printed
+    assert "\x1b[2m░\x1b[0m" in printed
     assert "\x1b[31m░\x1b[0m" in printed
     assert "The\x1b[1;42m answer\x1b[0m" in printed
 
@@ -109,6 +109,23 @@ def test_with_one_end_cuts_the_last_run_of_ends_and_tells_their_number() -> None
     assert [frame.revealed for frame in cut] == [frame.revealed[:4] for frame in frames]
     assert [len(frame.masked) for frame in cut] == [4, 4, 4]
     assert "2<end>×3" in _printed(cut)
+
+
+def test_masks_can_be_counted_those_of_ends_that_are_cut_too() -> None:
+    frames = _frames([" longer", " than", " others", "<end>", "<end>", "<end>"], ["......", "+....+", "=++++="])
+    for shown, masks in ((frames, (6, 4)), (with_one_end(frames, [False] * 3 + [True] * 3), (6, 4))):
+        _, _, first, second, third, *_ = _printed(shown).split("\n")
+        assert (first.count("░"), second.count("░"), third.count("░")) == (*masks, 0)
+
+
+@pytest.mark.parametrize("width", [80, 10_000])
+def test_long_completions_wrap_wherever_they_are_printed(width: int) -> None:
+    words = [f" word{number}" for number in range(60)]
+    printed = _printed(_frames(words, ["." * 60, "+" * 60]), width=width)
+    lines = printed.split("\n")[2:-4]
+    assert max(map(len, lines)) <= min(width, 120)
+    assert len(lines) > 4
+    assert all(f"word{number}]" in printed for number in range(60))
 
 
 @pytest.mark.parametrize("ends", [[False, False], [False, True], [True, False]])

@@ -337,6 +337,19 @@ def test_reward_settings_refuse_rules_that_cannot_work(settings, value):
     assert value in str(caught.value)
 
 
+@pytest.mark.parametrize("hang", ["def", "async def"])
+@pytest.mark.parametrize(("others", "advised"), [("", False), ("task,", True)])
+def test_a_function_that_hangs_may_be_left_out_where_there_is_another(others, advised, hang, tmp_path):
+    wait = "await asyncio.sleep(60)" if hang == "async def" else "time.sleep(60)"
+    path = tmp_path / "my.py"
+    path.write_text(f"import asyncio, time\n{hang} hangs(completions, **columns):\n    {wait}\n")
+    settings = build(RewardSettings, {"funcs": f"{others}{path}:hangs", "timeout_seconds": SECONDS})
+    *_, hanging = load_functions(settings, Sudoku(), "cpu")
+    with pytest.raises(UserError, match=r"raise reward\.timeout_seconds if it needs longer") as raised:
+        Rewards(functions=(hanging,), examples=EXAMPLES)(*TWO)
+    assert ("reward.on_fault none" in str(raised.value)) == advised
+
+
 # ---- once before the run ----
 
 SMALL = ("--train.examples=4", "--evaluation.examples=4", "--train.max-steps=1", "--train.threads=1", "--output=run")

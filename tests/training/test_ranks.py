@@ -40,7 +40,7 @@ FLAGS = [
     *("--report.every", "1", "--report.prompts", "2"),
 ]
 REFUSED = 2
-WHOLE, SHARDED = "whole on every rank", "a copy on every 2 ranks"
+WHOLE, SHARDED = "whole on every rank", "split over 2 ranks, 1 copy"
 
 
 def launch(commands: list[tuple[int, list[str]]], ports: list[str], place: Path) -> int:
@@ -185,7 +185,7 @@ def test_run_that_lost_a_rank_goes_on_bit_for_bit_on_as_many(place):
     [
         ("one then two", [(0, 1, WHOLE), (2, 2, WHOLE)]),
         ("two then one", [(0, 2, SHARDED), (2, 1, WHOLE)]),
-        ("two then four", [(0, 2, SHARDED), (2, 4, "a copy on every 4 ranks")]),
+        ("two then four", [(0, 2, SHARDED), (2, 4, "split over 4 ranks, 1 copy")]),
     ],
 )
 def test_run_goes_on_on_another_number_of_ranks(name, starts, place):

@@ -141,6 +141,17 @@ def test_evaluations_record_one_held_out_prompt_each_way_of_sampling(tmp_path):
     assert [group.arrays["reward_N"].tolist() for group in groups] == [[rate] for rate in rates]
 
 
+def test_recorded_evaluations_are_called_by_the_steps_taken_as_their_figures_are(tmp_path):
+    """Of 32 steps a schedule of one token a step leaves 16 none."""
+    trainer = trainer_of("dispo", tmp_path, rollout={"steps": 8}, evaluation={"greedy_steps": 32})
+    figures = trainer.evaluation(1)
+    trainer.recorder.write_evaluation(0, "a prompt")
+    groups = read_groups(record_path(tmp_path, "evaluation", 0))
+    steps = [name.partition("/")[0].rpartition("_")[2] for name in figures if name.endswith("/solved")]
+    assert steps == ["8", "8", "16"]
+    assert [group.about["label"].rpartition(", ")[2] for group in groups] == [f"{each} steps" for each in steps]
+
+
 def test_to_host_copies_once_and_keeps_every_kind_and_shape(monkeypatch):
     tensors = {
         "flag_RC": torch.tensor([[True, False, True] * 4]),

@@ -69,6 +69,27 @@ def test_resume_extends_a_finished_run_as_if_it_had_been_longer(run, tmp_path):
     assert "steps = 3" in (run / "recipe.toml").read_text()
 
 
+def test_resume_of_a_run_that_is_done_shows_its_results_and_measures_nothing(run, finished, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_evaluate_all", lambda *_: pytest.fail("it is measured"))
+        assert main(["train", "--resume", str(run)]) == 0
+    printed = capsys.readouterr().out
+    assert "all 2 steps are made; give --train.max-steps for more" in printed
+    assert "held-out, greedy in 4 steps: " in printed
+    assert {name.replace(str(run), str(finished)): content for name, content in files(run).items()} == files(finished)
+
+
+@pytest.mark.parametrize("name", ["after.json", "summary.json", "metrics.jsonl"])
+def test_resume_of_a_run_whose_results_are_not_whole_measures_again(name, run, finished):
+    """Metrics that end with the last step: since it was measured the run has gone on from an earlier checkpoint."""
+    content = (run / name).read_bytes()
+    (run / name).write_bytes(content[: content.rindex(b"\n", 0, -1) + 1] if name == "metrics.jsonl" else content[:-1])
+    assert main(["train", "--resume", str(run)]) == 0
+    assert (run / "after.json").read_bytes() == (finished / "after.json").read_bytes()
+    assert (run / "summary.json").read_bytes() == (finished / "summary.json").read_bytes()
+    assert (run / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
+
+
 @pytest.mark.parametrize(("fraction", "times"), [pytest.param("1.0", 0, marks=pytest.mark.long), ("0.1", 1)])
 def test_resume_to_more_steps_tells_once_that_the_rate_decays_over_them(fraction, times, run, capsys):
     recipe = run / "recipe.toml"

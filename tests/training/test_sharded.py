@@ -66,6 +66,12 @@ class Run:
 
 RUNS = [Run(ranks, name, TOGETHER.get(name, {}).get(ranks, ranks)) for ranks in (1, 2, 4) for name in EXACT]
 RUNS += [Run(ranks, name, 0) for ranks in (2, 4) for name in WHOLE]
+PLACEMENTS = {(ranks, 0): "whole on every rank" for ranks in (2, 4)} | {
+    (1, 1): "split over 1 rank, 1 copy",
+    (2, 2): "split over 2 ranks, 1 copy",
+    (4, 4): "split over 4 ranks, 1 copy",
+    (4, 2): "split over 2 ranks, 2 copies",
+}
 ADAPTERS, BF16 = Run(2, "adapters", 0), Run(2, "bf16", 2)
 # Cases of the default suite; `make long` runs the others.
 SHORT = {
@@ -134,7 +140,7 @@ def test_nothing_crosses_in_rollouts_and_updates_agree_on_what_crosses(run, seen
 
 @on_ranks
 def test_nothing_stays_gathered(run, seen):
-    assert seen[run]["held"] == [[run.together > 0, 0]] * run.ranks
+    assert seen[run]["held"] == [[run.together > 0, 0, PLACEMENTS[run.ranks, run.together]]] * run.ranks
 
 
 def test_step_of_adapters_on_ranks_equals_one_process_to_rounding(seen):

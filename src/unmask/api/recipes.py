@@ -13,7 +13,7 @@ from unmask.api.sampler import Sampler
 from unmask.data.chat import ChatSettings
 from unmask.data.readers.tables import is_on_hub
 from unmask.errors import UserError
-from unmask.methods import Method
+from unmask.methods import METHODS, Method
 from unmask.settings.idle import check_read, declared_idle, flat, idle_in_recipe
 from unmask.settings.objects import check_no_objects, is_found_by_place, is_opaque, object_name
 from unmask.settings.reader import Document, build, merged, nested
@@ -28,7 +28,7 @@ from unmask.settings.recipe import (
 from unmask.settings.recipe_files import recipe_layers
 from unmask.settings.starting import with_model_and_task
 from unmask.tasks import TASKS, Dataset, Task
-from unmask.validation import other_names
+from unmask.validation import did_you_mean, other_names
 
 RewardFunc = str | Callable[..., Any]
 Rows = Iterable[Mapping[str, Any]]
@@ -83,6 +83,15 @@ def task_of(data: str | Task | Rows | None, held_out: Rows | str | None) -> Docu
     if held_out is not None:
         raise UserError("eval_dataset is given, and train_dataset is a task, which has held-out prompts: leave it out")
     return found
+
+
+def method_of(given: str | Method | None) -> Method | None:
+    """The method of `method`: an object, or a shipped one by its name, with the paper's settings; None for none."""
+    if not isinstance(given, str):
+        return given
+    if given not in METHODS:
+        raise UserError(f"method is {given!r}{did_you_mean(given, METHODS)}, or an object of unmask.methods")
+    return METHODS[given]()
 
 
 def recipe_of(

@@ -13,7 +13,7 @@ from torch import nn
 
 from unmask.api.config import TrainingConfig
 from unmask.api.model import Model, load_model, without_bars
-from unmask.api.recipes import RewardFunc, Rewarding, Rows, recipe_named, recipe_of, task_of
+from unmask.api.recipes import RewardFunc, Rewarding, Rows, method_of, recipe_named, recipe_of, task_of
 from unmask.api.run import Run
 from unmask.api.sampler import Sampler
 from unmask.api.sharding import shard_size
@@ -40,11 +40,11 @@ class Trainer:
     """Trains a model with a method on prompts and their rewards; `train()` gives the `Run`.
 
     `model`: a checkpoint's name, or a transformers model with its `tokenizer`, whose weights are then trained.
-    `method`: a method of `unmask.methods`, or your own. `reward_funcs`: functions in TRL's signature, or names as
-    `--reward-funcs` takes them; unset: the task's own. `train_dataset`: rows with a "prompt" (a list, a
-    `datasets.Dataset`, a file, org/name on the Hub), or a task by its name or as an object; `eval_dataset`: held-out
-    rows, unset: a tenth of them. `sampler`: how completions are sampled. `args`: everything else. `callbacks`: what is
-    called while it goes on. What is unset is as in the command.
+    `method`: a method of `unmask.methods`, its name ("d2"), or your own. `reward_funcs`: functions in TRL's
+    signature, or names as `--reward-funcs` takes them; unset: the task's own. `train_dataset`: rows with a "prompt" (a
+    list, a `datasets.Dataset`, a file, org/name on the Hub), or a task by its name or as an object; `eval_dataset`:
+    held-out rows, unset: a tenth of them. `sampler`: how completions are sampled. `args`: everything else.
+    `callbacks`: what is called while it goes on. What is unset is as in the command.
     Raises UserError where this does not go together.
 
         args = unmask.TrainingConfig(max_steps=20)
@@ -55,7 +55,7 @@ class Trainer:
         self,
         model: str | nn.Module | None = None,
         *,
-        method: Method | None = None,
+        method: str | Method | None = None,
         reward_funcs: RewardFunc | Sequence[RewardFunc] | None = None,
         train_dataset: str | Task | Rows | None = None,
         eval_dataset: str | Rows | None = None,
@@ -68,7 +68,7 @@ class Trainer:
         settings, rewarding = args or TrainingConfig(), Rewarding.of(reward_funcs)
         named = model if model is None or isinstance(model, str) else object_name(model)
         task = task_of(train_dataset, eval_dataset)
-        self.recipe = recipe_of(named, method, task, rewarding, sampler, settings, model_format)
+        self.recipe = recipe_of(named, method_of(method), task, rewarding, sampler, settings, model_format)
         self._model = self._own(model, tokenizer)
         self._functions = rewarding.functions
         self._callbacks = tuple(callbacks)

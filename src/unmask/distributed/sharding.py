@@ -71,13 +71,15 @@ def shard(root: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh, precis
     fill(root, rows)
 
 
-def placement(root: nn.Module) -> dict[str, Any]:
+def placement(root: nn.Module) -> dict[str, str]:
     """What a rank holds of the weights, as it stands in ranks.jsonl."""
     weight = next(root.parameters())
     if not isinstance(weight, DTensor):
         return {"weights": "whole on every rank"}
     sizes = dict(zip(weight.device_mesh.mesh_dim_names or (), weight.device_mesh.shape, strict=True))
-    return {"weights": f"a copy on every {sizes['shard']} ranks", "copies": sizes.get("replicate", 1)}
+    ranks, copies = sizes["shard"], sizes.get("replicate", 1)
+    split = f"split over {ranks} rank{'s' * (ranks > 1)}"
+    return {"weights": f"{split}, {copies} {'copy' if copies == 1 else 'copies'}"}
 
 
 def reduce_over_copies(root: nn.Module, now: bool) -> None:

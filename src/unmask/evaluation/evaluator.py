@@ -23,8 +23,8 @@ from unmask.types import Rollout
 from unmask.uniforms import Uniforms
 
 Value = TypeVar("Value", float, bool, dict[str, float])
-# (example of each completion, rollout, texts, whether each is solved)
-Seen = Callable[[list[int], Rollout, list[str], list[float]], None]
+# (sampler, example of each completion, rollout, texts, whether each is solved)
+Seen = Callable[[Sampler, list[int], Rollout, list[str], list[float]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Evaluator:
             texts = rollout_texts(self.tokenizer, rollout, self.examples)
             scored = self.scored(indices, texts)
             if self.see is not None:
-                self.see(indices, rollout, texts, scored["solved"])
+                self.see(sampler, indices, rollout, texts, scored["solved"])
             rows = [dict(zip(scored, values, strict=True)) for values in zip(*scored.values(), strict=True)]
             found += zip(indices, rows, strict=True)
         rows = self.in_order(found)

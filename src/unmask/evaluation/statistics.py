@@ -14,7 +14,9 @@ def wilson_interval(successes: float, count: float) -> tuple[float, float]:
     """(low, high): 95 % interval of a rate of `successes` among `count` (Wilson 1927)."""
     rate, z2 = successes / count, Z_95**2 / count
     centre, half = rate + z2 / 2, Z_95 * sqrt(rate * (1 - rate) / count + z2 / (4 * count))
-    return max(0.0, (centre - half) / (1 + z2)), min(1.0, (centre + half) / (1 + z2))
+    low = (centre - half) / (1 + z2) if successes else 0.0
+    high = (centre + half) / (1 + z2) if successes < count else 1.0
+    return max(0.0, low), min(1.0, high)
 
 
 def effective_count(rates: Sequence[float], samples: int) -> float:

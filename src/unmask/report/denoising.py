@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _MASK = "░"
+_LONGEST_LINE = 100  # columns of a frame's text; pipes and files have no end of their own
 _SHOWN = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "␍"})
 # A state's style, and the signs put around its tokens where there is no colour.
 _KNOWN = ("", "", "")
@@ -26,7 +27,8 @@ class Frame:
     """A completion after one denoising step; each list has one entry per token.
 
     revealed: tokens that this step filled in. remasked: tokens that it masked again. confidence: the probability
-    that the model gave each token. What `tokens` holds under a mask is never shown.
+    that the model gave each token. What `tokens` holds under a mask is never shown. further_masks: masked end tokens
+    that were cut off behind the last one.
     """
 
     step: int
@@ -35,17 +37,18 @@ class Frame:
     revealed: list[bool]
     confidence: list[float] | None
     remasked: list[bool] | None = None
+    further_masks: int = 0
 
 
 def denoising_text(frame: Frame, widths: Sequence[int] | None = None, color: bool = True) -> Text:
     """One frame as running text.
 
-    A mask is as wide as `widths` says for its token, by default one column. Without colour a newly revealed token reads
-    [x] and a token masked again (░).
+    A mask is as wide as `widths` says for its token; by default masks can be counted, one column each. Without colour a
+    newly revealed token reads [x] and a token masked again (░).
     """
     from rich.text import Text
 
-    widths = widths or [1] * len(frame.tokens)
+    widths = widths or [1] * (len(frame.tokens) - 1) + [1 + frame.further_masks]
     text = Text()
     for index, width in enumerate(widths):
         text.append_text(_cell(frame, index, width, color))
@@ -100,6 +103,7 @@ def _cut(frame: Frame, length: int, last: str) -> Frame:
         revealed=frame.revealed[:length],
         confidence=frame.confidence and frame.confidence[:length],
         remasked=frame.remasked and frame.remasked[:length],
+        further_masks=sum(frame.masked[length:]),
     )
 
 
@@ -156,12 +160,11 @@ def token_widths(frames: Sequence[Frame]) -> list[int]:
 def _print_lines(frames: Sequence[Frame], console: Console, color: bool) -> None:
     from rich.table import Table
 
-    widths = token_widths(frames)
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    table.add_column(overflow="fold", max_width=_LONGEST_LINE)
     for frame in frames:
-        table.add_row(_title(frame, len(str(frames[-1].step))), denoising_text(frame, widths, color))
+        table.add_row(_title(frame, len(str(frames[-1].step))), denoising_text(frame, color=color))
     console.print(table)
     console.print()
 

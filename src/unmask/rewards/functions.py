@@ -68,6 +68,7 @@ class RewardFunction:
     cached: bool = False  # scores of a text never change and may be remembered
     ahead: bool = False  # may be called in a thread, for some completions of a batch before the others
     faults: FaultRule = field(default_factory=FaultRule)
+    is_only: bool = False  # no other function gives a reward where it does not
 
     @property
     def what(self) -> str:
@@ -149,7 +150,7 @@ class RewardFunction:
                 "raise an exception that says what is wrong"
             ) from error
         except Interrupted as error:
-            raise timed_out(self.what, self.faults.timeout_seconds) from error
+            raise timed_out([self], self.faults.timeout_seconds) from error
         except BaseException as error:
             error.add_note(f"raised by the {self.what}")
             if _TEXT_FAULT.search(str(error)):
@@ -173,12 +174,13 @@ class RewardFunction:
         return [float(score) if score is not None and _usable(score) else None for score in scores]
 
 
-def timed_out(what: str, limit_seconds: float) -> UserError:
-    """What to say of a call that has reached its time limit."""
-    return UserError(
-        f"{what} has not answered for {limit_seconds:g} s: raise reward.timeout_seconds if it needs longer, or have "
-        "reward.on_fault none leave it out where it fails"
-    )
+def timed_out(functions: Sequence[RewardFunction], limit_seconds: float) -> UserError:
+    """What to say of functions whose call has reached its time limit."""
+    what = " and ".join(function.what for function in functions)
+    mend = "raise reward.timeout_seconds if it needs longer"
+    if not any(function.is_only for function in functions):
+        mend += ", or have reward.on_fault none leave it out where it fails"
+    return UserError(f"{what} has not answered for {limit_seconds:g} s: {mend}")
 
 
 def _copied(arguments: Arguments) -> Arguments:
@@ -227,4 +229,4 @@ def _awaited(functions: Sequence[RewardFunction], arguments: Sequence[Arguments]
         with interrupted_after(longest_seconds, by_force=by_force):
             return asyncio.run(together())
     except Interrupted as error:
-        raise timed_out(" and ".join(function.what for function in functions), longest_seconds) from error
+        raise timed_out(functions, longest_seconds) from error

@@ -51,6 +51,7 @@ def load_functions(
             cached=spec == TASK or is_cached(call),
             ahead=spec == TASK and shipped and not reads_raw(call),
             faults=faults,
+            is_only=len(specs) == 1,
         )
         for spec, name, call, weight in zip(specs, names, calls, settings.function_weights, strict=True)
     )

@@ -18,6 +18,7 @@ from unmask.distributed import World
 from unmask.objective.objective import UpdateBatch
 from unmask.objective.term import Term
 from unmask.report.record import Arrays, Group, from_bytes, record_path, to_bytes, write_groups
+from unmask.sampling.sampler import Sampler
 from unmask.settings.recipe import Recipe
 from unmask.training.sources import Experience
 from unmask.types import Rollout, ScoringBatch
@@ -68,14 +69,21 @@ class Recorder:
         if self.world.is_main:
             write_groups(record_path(self.run, "step", done), groups)
 
-    def see(self, indices: Sequence[int], rollout: Rollout, texts: Sequence[str], solved: Sequence[float]) -> None:
-        """Take held-out completions, by the example of each, as an evaluation scores them."""
+    def see(
+        self,
+        sampler: Sampler,
+        indices: Sequence[int],
+        rollout: Rollout,
+        texts: Sequence[str],
+        solved: Sequence[float],
+    ) -> None:
+        """Take held-out completions of a sampler, by the example of each, as an evaluation scores them."""
         if _HELD_OUT not in indices or not self.world.is_main:
             return
         place = indices.index(_HELD_OUT)
         host = to_host(_rollout_tensors(rollout, slice(place, place + 1)))
         temperature = "greedy" if rollout.temperature == 0 else f"temperature {rollout.temperature:g}"
-        about = {"label": f"{temperature}, {rollout.steps} steps", "texts": [texts[place]]}
+        about = {"label": f"{temperature}, {sampler.steps_taken} steps", "texts": [texts[place]]}
         arrays = host | {"reward_N": np.array([solved[place]], dtype=np.float32)}
         self._held_out.append(self._named(rollout, about, arrays))
 

@@ -32,7 +32,9 @@ from unmask.training.build import filtered_order
 from unmask.training.callbacks import Callback, Callbacks
 from unmask.training.checkpoint import save_checkpoint
 from unmask.training.contents import Contents
+from unmask.training.run_directory import results_of
 from unmask.training.saving import Saving
+from unmask.training.shown_answers import tell_shown_answers
 from unmask.training.skipping import MOST_IN_A_ROW, SkippedSteps, check_finite, ends_for_skipped, lower_rate
 from unmask.training.stopping import Stopping
 from unmask.training.summary import summarise
@@ -84,21 +86,31 @@ class Run:
     def finish(self) -> dict[str, Any]:
         """Train to the last step, evaluating and saving on the way; the contents of summary.json.
 
+        Where all steps are made and measured, it says so and does no more.
         SIGINT and SIGTERM end it after the step, saved, with KeyboardInterrupt or Terminated. Raises UserError, with
         what there is to go on from, where the disk takes no more, or numbers are no longer finite.
         """
         try:
-            with (
-                self.ownership,
-                telling(),
-                Stopping(self.trainer.objective.world) as stopping,
-                self._trackers() as trackers,
-            ):
-                with Saving(stopping.was_asked) as saving:
-                    last = self._finish(stopping, saving, trackers)
-                return self.trainer.objective.world.first(lambda: self._summarise(last))
+            with self.ownership, telling():
+                found = self.trainer.objective.world.first(self._results)
+                return self._summary() if found is None else found
         except DiskError as error:
             raise UserError(f"{error}, then {self.how_to_go_on}") from error
+
+    def _results(self) -> dict[str, Any] | None:
+        """The contents of summary.json where there is nothing left to do, which is told."""
+        state, steps = self.state or {}, self.trainer.recipe.train.max_steps
+        found = results_of(self.directory, state) if state.get("step") == steps else None
+        if found is not None:
+            message(f"all {steps} steps are made; give --train.max-steps for more")
+        return found
+
+    def _summary(self) -> dict[str, Any]:
+        world = self.trainer.objective.world
+        with Stopping(world) as stopping, self._trackers() as trackers:
+            with Saving(stopping.was_asked) as saving:
+                last = self._finish(stopping, saving, trackers)
+            return world.first(lambda: self._summarise(last))
 
     def _trackers(self) -> Trackers:
         """Those that the recipe names, on the rank that writes."""
@@ -139,6 +151,7 @@ class Run:
                 with stopping.at_once():
                     self.trainer.order = state.get("order") or filtered_order(self.trainer)
             if first == 0:
+                self._tell_shown_answers()
                 self._evaluate_all("base evaluation", 0, course, "before.json")
             elif state.get("evaluation_due"):
                 self._write_evaluation(first, self._evaluated_during(first, course), course)
@@ -172,6 +185,12 @@ class Run:
             message(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in active.items()))
             with MetricsLog(self.directory / "ranks.jsonl") as log:
                 log.write({"first_step": first_step, **active, "environment": environment()})
+
+    def _tell_shown_answers(self) -> None:
+        if self.is_main:
+            held_out = self.trainer.evaluators
+            splits = [self.trainer.source.examples, *(each.examples for each in held_out.values())]
+            tell_shown_answers(held_out["test"], splits)
 
     def _log(self, name: str, state: dict[str, Any], then: Callable[[Mapping[str, Any]], None]) -> MetricsLog:
         if not self.is_main:

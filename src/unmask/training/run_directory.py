@@ -104,6 +104,21 @@ def _check_written(source: Path, state: dict[str, Any]) -> None:
         check_length(source / f"{log}.jsonl", state.get(f"{log}_bytes", 0))
 
 
+def results_of(directory: Path, state: dict[str, Any]) -> dict[str, Any] | None:
+    """summary.json of a run that was measured after the step of this state; None where that is not there and whole.
+
+    An older one of as many steps may lie there, if training went on from an earlier checkpoint: then nothing stands
+    in metrics.jsonl behind the step.
+    """
+    try:
+        summary, after = (json.loads((directory / name).read_bytes()) for name in ("summary.json", "after.json"))
+        measured = (directory / "metrics.jsonl").stat().st_size > state["metrics_bytes"]
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(summary, dict) and isinstance(after, dict)
+    return summary if whole and measured and summary.get("steps") == state["step"] else None
+
+
 def take_over(recipe: Recipe, source: Path, directory: Path, checkpoint: Path | None, step: int) -> None:
     """Make `directory` that of the run at `source` as it goes on after `step`; says where its rates will be others."""
     if step and (changed := changed_schedule(source, recipe.train)) is not None:

@@ -73,6 +73,7 @@ window.unmaskPage = (() => {
     if (value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e5)) return value.toExponential(1);
     return Number(value.toPrecision(digits)).toString();
   };
+  page.counted = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
   page.signed = (value) => (value > 0 ? "+" : value < 0 ? "−" : "±") + page.figure(Math.abs(value));
   page.percent = (value, digits = 1) => (value === null || value === undefined ? "–" : `${(100 * value).toFixed(digits)} %`);
 

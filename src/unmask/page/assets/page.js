@@ -95,7 +95,7 @@
     const { group } = state;
     state.denoise = Math.max(0, Math.min(group.steps, step));
     at("denoise").value = state.denoise;
-    const words = !group.steps ? "no trajectory recorded" : state.denoise === group.steps ? `finished, ${group.steps} steps` : `before step ${state.denoise + 1} of ${group.steps}`;
+    const words = !group.steps ? "no trajectory recorded" : state.denoise === group.steps ? `finished, ${page.counted(group.steps, "step")}` : `before step ${state.denoise + 1} of ${group.steps}`;
     at("denoise-now").textContent = words;
     at("denoise").setAttribute("aria-valuetext", words);
     const guesses = at("guesses").checked && group.hasGuesses;

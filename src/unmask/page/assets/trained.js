@@ -23,7 +23,7 @@
         this[name] = Number(event.target.value);
         this.show(this.group);
       } }, ...Array.from({ length: size }, (_, value) => option(value, text(value), chosen))));
-      const completion = of("sample", group.samples, this.sample, (sample) => `${sample + 1} · reward ${page.figure(group.rewards[sample])} · ${rows(sample, this.term)} rows`);
+      const completion = of("sample", group.samples, this.sample, (sample) => `${sample + 1} · reward ${page.figure(group.rewards[sample])} · ${page.counted(rows(sample, this.term), "row")}`);
       completion.firstChild.textContent = "Completion ";
       const term = terms.length > 1 ? of("term", terms.length, this.term, (each) => terms[each].rows) : null;
       if (term) term.firstChild.textContent = "Term of the loss ";
@@ -47,7 +47,7 @@
       let most = 0;
       for (const row of group.rows) if (row.term === this.term) for (const credit of row.credit.values()) most = Math.max(most, Math.abs(credit));
       const rest = rows.length - this.limit;
-      const more = rest > 0 ? element("button", { type: "button", onclick: () => { this.limit = Infinity; this._draw(); } }, `Show ${rest} more rows`) : null;
+      const more = rest > 0 ? element("button", { type: "button", onclick: () => { this.limit = Infinity; this._draw(); } }, `Show ${page.counted(rest, "more row")}`) : null;
       this.host.classList.toggle("grid", Boolean(group.about.columns));
       this.host.replaceChildren(...rows.slice(0, this.limit).map((row, number) => this._row(row, number, most)), ...(more ? [more] : []));
     }
