@@ -143,8 +143,8 @@ def _mask_and_end(
     mask_id = _token_id(directory, published, tokenizer, "mask") if mask_token_id is None else mask_token_id
     if mask_id is None:
         raise UserError(
-            f"model {model!r} names no mask token: an autoregressive model is made into one that has it by unmask convert; "
-            "else add mask_token_id to its config.json"
+            f"model {model!r} names no mask token: if it is autoregressive, run unmask convert on it; else add "
+            "mask_token_id to its config.json"
         )
     eos_id = _token_id(directory, published, tokenizer, "eos")
     if eos_id is None:
