@@ -123,10 +123,14 @@ def _without_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 # What a column may hold ----------------------------------------------------------------------------------------------
 
 
-def cell(row: Row, setting: str, column: str) -> Any:
+def cell(row: Row, task: Any, setting: str) -> Any:
     """The value of the column that a setting of the task names. Raises UserError where the row has no such column."""
+    column = getattr(task, setting)
     if column not in row:
-        raise UserError(f"there is no column {column!r}; set task.{setting} to one of {', '.join(row)}")
+        raise UserError(
+            f"there is no column {column!r}; set task.{setting} (in Python {setting} of {type(task).__name__}) to one "
+            f"of {', '.join(row)}"
+        )
     return row[column]
 
 
