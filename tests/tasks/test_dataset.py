@@ -255,7 +255,7 @@ def test_of_few_rows_one_prompt_is_held_out(tmp_path, count):
 
 
 def test_dataset_faults_of_settings(tmp_path):
-    with pytest.raises(UserError, match=r"give task.data, a .jsonl"):
+    with pytest.raises(UserError, match=r"give --task.data \(in Python data\), a .jsonl"):
         Dataset().examples("train", 1, 0)
     with pytest.raises(UserError, match="no split 'dev'"):
         Dataset().examples("dev", 1, 0)

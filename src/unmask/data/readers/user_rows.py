@@ -38,10 +38,15 @@ class UserData:
         chosen = self._test if split == "test" else self._train
         return [with_shots(example, self._shots) for example in chosen[:count]]
 
+    def check_named(self, split: str) -> None:
+        """Raise UserError where no data is named that a split is read from; nothing is read."""
+        if self.data is None and (split == "train" or self.test_data is None):
+            raise _no_data()
+
     @cached_property
     def _rows(self) -> list[Example]:
         if self.data is None:
-            raise UserError("the task reads the user's data; give task.data, a .jsonl, .json, .csv or .parquet file")
+            raise _no_data()
         return self._read(self.data, self.hub_split)
 
     @cached_property
@@ -98,6 +103,12 @@ class UserData:
             except UserError as error:
                 raise UserError(f"{shown(source)}, {place}: {error}") from None
         return examples
+
+
+def _no_data() -> UserError:
+    return UserError(
+        "the task reads the user's data: give --task.data (in Python data), a .jsonl, .json, .csv or .parquet file"
+    )
 
 
 def with_shots(example: Example, shots: list[Example]) -> Example:
