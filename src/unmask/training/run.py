@@ -119,6 +119,7 @@ class Run:
         if "monitor" in state:
             monitor.load(state["monitor"])
         self._tell_ranks(first)
+        self._tell_unmeasured()
         if self.is_main:
             cut_record(self.directory, first)  # what was recorded later is recorded again
         self.trainer.record_to(self.directory)
@@ -172,6 +173,13 @@ class Run:
             message(", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in active.items()))
             with MetricsLog(self.directory / "ranks.jsonl") as log:
                 log.write({"first_step": first_step, **active, "environment": environment()})
+
+    def _tell_unmeasured(self) -> None:
+        """Say where no evaluation will have a figure."""
+        if self.is_main and not self.trainer.source.evaluation_passes:
+            task = self.trainer.recipe.task
+            why = "task.answer_kind is none" if hasattr(task, "answer_kind") else f"task {task.name} compares none"
+            message(f"held-out answers are not compared ({why}): no figure is measured")
 
     def _log(self, name: str, state: dict[str, Any], then: Callable[[Mapping[str, Any]], None]) -> MetricsLog:
         if not self.is_main:

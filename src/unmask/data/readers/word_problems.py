@@ -100,8 +100,8 @@ class ProblemFiles:
     def _no_file(self, setting: str) -> UserError:
         flag, keys = setting.replace("_", "-"), ", ".join(f'"{name}": ...' for name in self.names)
         return UserError(
-            f"{self.task} reads its problems from a file: give --task.{flag} (in Python {setting}), the path of a file of "
-            f"lines {{{keys}}}"
+            f"{self.task} reads its problems from a file: give --task.{flag} (in Python {setting}), the path of a "
+            f"file of lines {{{keys}}}"
         )
 
     @cached_property
