@@ -47,7 +47,9 @@ def test_train_runs_on_the_rows_of_data_md_by_its_command(file, flags, model, tm
     page = ROOT / "docs" / "data.md"
     (rows,) = (text for text in blocks(page, "jsonl") if ('"chosen"' in text) == (file == "pairs.jsonl"))
     Path(file).write_text(rows)
-    (command,) = (command for command in commands(page) if f"{file} " in f"{command} " and " train " in command)
+    (command,) = (
+        command for command in commands(page) if f"--task.data {file} " in f"{command} " and " train " in command
+    )
     assert main([*words_of(command), "--model", model, *flags, "--output", "run"]) == 0
     assert json.loads(Path("run/summary.json").read_text())["steps"] == 1
 

@@ -71,6 +71,7 @@ def test_main_says_nothing_before_what_is_itself_the_output(words, until_torch, 
     assert (done.code, done.stdout, done.stderr) == (END, "", "")
 
 
+SHOWN = ("--task.data", "rows.jsonl", "--task.few-shot", "2")
 DATASET = ("--task", "dataset", "--model", "embedded:sudoku")
 
 
@@ -109,6 +110,17 @@ DATASET = ("--task", "dataset", "--model", "embedded:sudoku")
             "path of a data file",
         ),
         (["train", "--task", "gsm8k", "--model", "there", "--task.train-data", "no.jsonl"], "no.jsonl", "path"),
+        (["train", "--task", "gsm8k", "--model", "there"], "--task.train-data", '"question": ..., "answer"'),
+        (
+            ["train", "--task", "math500", "--model", "there", "--task.train-data", "rows.jsonl"],
+            "--task.data",
+            "problem",
+        ),
+        (["evaluate", "--task", "gsm8k", "--model", "there"], "--task.data", '"question": ..., "answer"'),
+        (["evaluate", "--task", "gsm8k", "--model", "there", *SHOWN], "--task.train-data", "question"),
+        (["sample", "--task", "code", "--model", "there"], "--task.data", "a file of lines"),
+        (["pretrain", "--task", "gsm8k", "--model", "there", "--output", "new"], "--task.train-data", "question"),
+        (["train", *DATASET], "--task.data FILE", ".jsonl"),
         (["evaluate", "--task", "sudoku", "--task.data", "no.csv"], "no.csv", "path of a data file"),
         (["evaluate", "--task", "sudoku-words", "--model", "there", "--task.data", "no.csv"], "no.csv", "path"),
         (["evaluate", "--task", "countdown", "--task.data", "no.jsonl"], "no.jsonl", "path of a data file"),

@@ -79,10 +79,34 @@ def test_resolve_names_a_model_that_cannot_be_had(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(loading, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with pytest.raises(
         UserError, match=r"'org/name': there is no such directory, and the Hub .*\((cannot find it|no network)\)"
     ):
         resolve("org/name")
+
+
+def test_resolve_cuts_a_long_error_of_the_hub_between_words(monkeypatch):
+    def download(name, **options):
+        raise ConnectionError("syllables " * 100)
+
+    monkeypatch.setattr(loading, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(UserError, match=r"\((syllables ){19}\.\.\.\): check name.*hf auth login"):
+        resolve("org/name")
+
+
+def test_resolve_offline_says_that_the_hub_is_not_asked():
+    with pytest.raises(UserError, match=r"'org/name': .*HF_HUB_OFFLINE is set: unset it") as caught:
+        resolve("org/name")
+    assert "hf auth login" not in str(caught.value)
+
+
+def test_load_denoiser_names_convert_where_there_is_no_mask_token(model):
+    change(model / "config.json", mask_token_id=None)
+    (model / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"names no mask token: .*autoregressive.* unmask convert"):
+        load_denoiser(str(model))
 
 
 def test_load_denoiser_reads_special_tokens_from_other_files(model):

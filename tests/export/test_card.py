@@ -1,5 +1,6 @@
 """The model card: readable by the Hub and by people, whatever a recipe holds."""
 
+import json
 import tomllib
 
 import pytest
@@ -44,6 +45,16 @@ def test_card_of_a_finished_run_has_the_gain_with_its_interval(tmp_path):
     summarise(run)
     assert "+25.0% [-10.0%, +50.0%]" in card_of(run).text
     assert "50.0% [30.0%, 95.0%] | 75.0% [30.0%, 95.0%]" in card_of(run).text
+
+
+def test_card_counts_the_held_out_examples_where_they_are_known(run, tmp_path):
+    assert "Held-out examples, at most 2,000; in" in card_of(run).text
+    finished = finished_run(tmp_path / "run")
+    summarise(finished)
+    (finished / "after.json").write_text(
+        json.dumps({"greedy_16/solved": [1.0, 1.0, 0.0], "greedy_16/parses": [1.0] * 3})
+    )
+    assert "Held-out examples, 3; in" in card_of(finished).text
 
 
 def test_whatever_a_recipe_holds_is_shown_as_text(tmp_path):

@@ -319,6 +319,12 @@ def test_judge_refusal_ends_the_run_without_telling_the_key(judge, status, monke
     assert len(requests) < 10  # the calls that waited were given up
 
 
+def test_judge_refusal_without_a_body_is_told_by_its_status_alone(judge):
+    with endpoint(lambda message: (401, b"\n")) as (url, _), pytest.raises(UserError) as caught:
+        scores(judge(url), ["x"])
+    assert str(caught.value).endswith("answers 401 Unauthorized: check url, model and API key")
+
+
 def test_judge_key_does_not_follow_a_redirection(judge, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     with endpoint(lambda message: (302, b"")) as (url, requests), pytest.raises(UserError, match="418"):

@@ -341,7 +341,9 @@ def test_code_refuses_faulty_files(tmp_path: Path, row: dict, message: str) -> N
 
 
 def test_code_refuses_faulty_settings(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"give task.data, the path of a file of lines .*entry_point"):
+    with pytest.raises(
+        UserError, match=r"give task.data \(--task.data FILE\), the path of a file of lines .*entry_point"
+    ):
         Code().examples("test", 1, 0)
     with pytest.raises(UserError, match="time_limit_seconds is 0"):
         Code(time_limit_seconds=0)

@@ -189,7 +189,7 @@ def test_dataset_without_answers_rewards_come_from_elsewhere():
         ('{"prompt": "a"}\n{"prompt": ', "line 2: not JSON .*mend or remove it"),
         ("[" * 100_000, "line 1: not JSON"),
         ("[1]", r"line 1: \[1\] is no object; write {COLUMN: VALUE"),
-        ('{"question": "a"}', "line 1: there is no column 'prompt'; set task.prompt_column to one of question"),
+        ('{"question": "a"}', "line 1: there is no column 'prompt'; set task.prompt_column "),
         ('{"prompt": "a"}\n{"prompt": 5}', "line 2: prompt is 5; write text"),
         ('{"prompt": " "}', "prompt is ' '; write text"),
         ('{"prompt": "a", "x": 1}\n{"x": 2}', "line 2: prompt is None"),
@@ -255,7 +255,7 @@ def test_of_few_rows_one_prompt_is_held_out(tmp_path, count):
 
 
 def test_dataset_faults_of_settings(tmp_path):
-    with pytest.raises(UserError, match=r"give task.data, a .jsonl"):
+    with pytest.raises(UserError, match=r"give task.data \(--task.data FILE\), a .jsonl"):
         Dataset().examples("train", 1, 0)
     with pytest.raises(UserError, match="no split 'dev'"):
         Dataset().examples("dev", 1, 0)
@@ -272,6 +272,17 @@ def test_dataset_faults_of_settings(tmp_path):
         dataset(tmp_path, test_data=test, few_shot=60).examples("train", 1, 0)
     with pytest.raises(UserError, match=r"no completion; give task.completion_column"):
         dataset(tmp_path, [{"prompt": "a"}, {"prompt": "b"}], test_data=test, few_shot=1).examples("test", 1, 0)
+
+
+def test_errors_of_rows_given_in_python_name_what_python_has():
+    with pytest.raises(
+        UserError, match=r"^the data given, row 1: .* to one of q, a \(in Python, Dataset\(prompt_column=...\)\)$"
+    ):
+        Dataset(data=[{"q": "1", "a": "2"}]).examples("train", 1, 0)
+    with pytest.raises(UserError, match=r"\(in Python, Pairs\(rejected_column=...\)\)"):
+        Pairs(data=[{"chosen": "1"}]).examples("train", 1, 0)
+    with pytest.raises(UserError, match=r"^the data given has one prompt, "):
+        Dataset(data=[{"prompt": "1"}]).examples("train", 1, 0)
 
 
 def test_pairs_plain_and_as_whole_conversations(tmp_path):

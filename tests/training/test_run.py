@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.long import long_unless
+from unmask import tasks
 from unmask.cli.main import main
 from unmask.methods import METHODS
 from unmask.settings.reader import build
@@ -41,6 +42,23 @@ def run_flags(**sections) -> list[str]:
         for key, value in values.items()
         for word in (f"--{section}.{key.replace('_', '-')}", str(value))
     ]
+
+
+@pytest.mark.parametrize("kind", ["none", "text"])
+def test_run_says_once_that_held_out_answers_are_not_compared(kind, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    sudokus = tasks.Sudoku().examples("train", 8, 0)
+    rows = [{"prompt": each.prompt, "answer": each.solution} for each in sudokus]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "pay.py").write_text(
+        "def pay(completions, **columns):\n    return [text.count('1') for text in completions]\n"
+    )
+    task = ["--model", "embedded:sudoku", "--task", "dataset", "--task.data", "rows.jsonl", "--task.answer-kind", kind]
+    few = ["--rollout.prompts", "2", "--rollout.num-generations", "2", "--rollout.max-new-tokens", "16"]
+    more = ["--reward.funcs", "pay.py:pay", "--train.max-steps", "2", "--train.threads", "1"]
+    assert main(["train", *task, *few, *more, "--output", "run"]) == 0
+    told = "held-out answers are not compared by task dataset: no figure is measured"
+    assert capsys.readouterr().out.count(told) == (kind == "none")
 
 
 def test_start_run_directory_explains_itself_and_repeats(tmp_path, capsys):

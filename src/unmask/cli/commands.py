@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from unmask.report.progress import message, phase, watch_completions
 from unmask.settings.inputs import check_data
 from unmask.settings.resume import check_resumable, new_directory
 from unmask.settings.trackers import check_trackers, tracker_names
+from unmask.tasks.sources import check_named
 from unmask.validation.user_files import user_path
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def train(recipe: Recipe, options: Namespace) -> None:
         new_directory(options.output, name)
     recipe.check_blocks()
     check_trackers(tracker_names(recipe.track))
-    _check_inputs(recipe.model, recipe.task)
+    _check_inputs(recipe.model, recipe.task, recipe.task.splits)
     if options.watch:
         watch_completions()
     with phase(f"unmask train: {f'{options.resume} goes on' if options.resume else name}"):
@@ -65,11 +67,15 @@ def train(recipe: Recipe, options: Namespace) -> None:
         _print_summary(summary, run.directory)
 
 
-def _check_inputs(model: str | None, task: Task) -> None:
-    """Raise UserError, before torch is imported, where the model on disk or a file of data is not there."""
+def _check_inputs(model: str | None, task: Task, splits: Iterable[str]) -> None:
+    """Raise UserError, before torch is imported, where the model on disk or a file of data is not there, or not named.
+
+    `splits`: those of the task that are read.
+    """
     if model is not None:
         find_model(model)
     check_data(task)
+    check_named(task, splits)
 
 
 def _tell_of_task(model: str | None, task: Task, options: Namespace) -> None:
@@ -127,7 +133,7 @@ def watch(settings: object, options: Namespace) -> None:
 def sample(settings: SampleSettings, options: Namespace) -> None:
     """Print how a model fills one completion, step by step."""
     settings.check()
-    _check_inputs(settings.model, settings.task)
+    _check_inputs(settings.model, settings.task, () if settings.prompt is not None else ("test",))
     with phase(f"unmask sample: {settings.model}"):
         from unmask.cli.environment import prepare
         from unmask.evaluation.show import show_sample
@@ -183,7 +189,7 @@ def evaluate(settings: EvaluateSettings, options: Namespace) -> None:
             f"output {options.output!r} is a directory: give a file, such as {str(output / 'table.json')!r}"
         )
     settings.check()
-    _check_inputs(settings.model, settings.task)
+    _check_inputs(settings.model, settings.task, (settings.split,))
     with phase(f"unmask evaluate: {settings.model} on {settings.task.name}"):
         from unmask.cli.environment import prepare
         from unmask.evaluation.kept_rows import KeptRows
@@ -206,7 +212,7 @@ def pretrain(recipe: PretrainRecipe, options: Namespace) -> None:
     recipe.check_spelling()
     if options.output:
         new_directory(options.output, "")
-    _check_inputs(recipe.model, recipe.task)
+    _check_inputs(recipe.model, recipe.task, ("train",))
     what = f"{options.resume} goes on" if options.resume else f"{recipe.model or 'a new model'} on {recipe.task.name}"
     with phase(f"unmask pretrain: {what}"):
         from unmask.cli.environment import prepare

@@ -10,10 +10,12 @@ from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.constants import is_offline_mode
 from huggingface_hub.errors import HFValidationError
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import GenerationConfig, PreTrainedTokenizerFast
@@ -61,9 +63,14 @@ def _downloaded(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]))
     except (OSError, HFValidationError) as error:
+        if is_offline_mode():
+            raise UserError(
+                f"model {name!r}: there is no such directory, the Hub's cache does not hold it whole, and "
+                "HF_HUB_OFFLINE is set: unset it, or give a directory"
+            ) from None
+        why = shorten(str(error), 200, placeholder=" ...")
         raise UserError(
-            f"model {name!r}: there is no such directory, and the Hub does not give it "
-            f"({' '.join(str(error).split())[:200]}): "
+            f"model {name!r}: there is no such directory, and the Hub does not give it ({why}): "
             "check name, network and access rights (hf auth login), or give a directory"
         ) from None
 
@@ -136,7 +143,8 @@ def _mask_and_end(
     mask_id = _token_id(directory, published, tokenizer, "mask") if mask_token_id is None else mask_token_id
     if mask_id is None:
         raise UserError(
-            f"model {model!r} names no mask token: add mask_token_id to its config.json, or give mask_token_id"
+            f"model {model!r} names no mask token: add mask_token_id to its config.json; of an autoregressive model, "
+            "unmask convert makes one that has it"
         )
     eos_id = _token_id(directory, published, tokenizer, "eos")
     if eos_id is None:

@@ -54,7 +54,6 @@ Every setting of the training, as `unmask train --recipe` takes it; of files it 
 def model_card(source: ExportSource, name: str, measured: Sequence[Measured], *, has_curve: bool) -> ModelCard:
     """The card of a checkpoint that is called `name` there; whatever its settings hold is shown as text."""
     document = None if source.recipe is None else shareable_document(source.recipe)
-    examples = None if source.trained is None else source.trained.evaluation.examples
     card: ModelCard = ModelCard.from_template(
         _data(source, name, measured),
         template_str=_TEMPLATE,
@@ -62,7 +61,7 @@ def model_card(source: ExportSource, name: str, measured: Sequence[Measured], *,
         origin=_origin(source),
         curve=has_curve,
         table=_table(measured),
-        counts="" if examples is None else f", at most {examples:,}",
+        counts=_counts(source, measured),
         loading=_loading(source, name),
         recipe=None if document is None else _fenced(tomli_w.dumps(document), "toml"),
         citation=_fenced(bibtex(source), "bibtex"),
@@ -143,6 +142,14 @@ def _table(measured: Sequence[Measured]) -> str:
         label = _span(f"{figure_label(each.name)}: {each.counted}")
         rows.append(f"| {label} | {before} | {_rate(each.after, '')} | {gain} |")
     return "\n".join(rows)
+
+
+def _counts(source: ExportSource, measured: Sequence[Measured]) -> str:
+    """How many held-out examples the figures are of, where that is known; else at most how many."""
+    known = {each.examples for each in measured}
+    if len(known) == 1 and (number := known.pop()) is not None:
+        return f", {number:,}"
+    return "" if source.trained is None else f", at most {source.trained.evaluation.examples:,}"
 
 
 def _rate(rate: Rate | None, sign: str) -> str:

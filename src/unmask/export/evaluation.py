@@ -27,7 +27,7 @@ class Rate:
 class Measured:
     """One figure of held-out examples: how they were sampled, what was counted, before and after training.
 
-    `before`, `gain`: None where they are not known, as of a checkpoint in the midst of a run.
+    `before`, `gain`, `examples`, their number: None where not known, as of a checkpoint in the midst of a run.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Measured:
     after: Rate
     before: Rate | None = None
     gain: Rate | None = None
+    examples: int | None = None
 
 
 def measured_of(source: ExportSource) -> list[Measured]:
@@ -45,11 +46,17 @@ def measured_of(source: ExportSource) -> list[Measured]:
     if summary.is_file():
         figures = json.loads(summary.read_text())
         if figures["steps"] == source.step:
-            return list(_of_summary(figures))
+            return list(_of_summary(figures, _counts(source.run / "after.json")))
     return list(_of_metrics(source.run / "metrics.jsonl", source.step))
 
 
-def _of_summary(summary: Mapping[str, Any]) -> Iterator[Measured]:
+def _counts(path: Path) -> dict[str, int]:
+    """By the names of the summary, how many examples each figure is of; empty where the file is not there."""
+    values = json.loads(path.read_text()) if path.is_file() else {}
+    return {name.rpartition("/")[0]: len(each) for name, each in values.items()}
+
+
+def _of_summary(summary: Mapping[str, Any], counts: Mapping[str, int]) -> Iterator[Measured]:
     for name, figures in summary.items():
         if isinstance(figures, dict):
             yield Measured(
@@ -58,6 +65,7 @@ def _of_summary(summary: Mapping[str, Any]) -> Iterator[Measured]:
                 after=_rate(figures["after"], "solved"),
                 before=_rate(figures["before"], "solved"),
                 gain=_rate(figures, "gain"),
+                examples=counts.get(name),
             )
 
 

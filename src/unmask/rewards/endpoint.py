@@ -123,7 +123,8 @@ def _refusal(error: HTTPError) -> Failed:
         except (OSError, HTTPException, ValueError) as broken:
             said = f"{type(broken).__name__}: {broken}"
     asked = _seconds_asked(error.headers.get("Retry-After", "") if error.headers else "")
-    return Failed(_line(f"{error.code} {error.reason}: {said}"), error.code, asked)
+    parts = (f"{error.code} {error.reason}".strip(), said.strip())
+    return Failed(_line(": ".join(filter(None, parts))), error.code, asked)
 
 
 def _line(text: str) -> str:

@@ -90,10 +90,10 @@ class Dataset(RowsTask):
         return self.few_shot
 
     def _read(self, row: Row) -> Example:
-        prompt, messages = prompt_of(cell(row, "prompt_column", self.prompt_column), self.prompt_column)
+        prompt, messages = prompt_of(cell(row, self, "prompt_column"), self.prompt_column)
         completion = row.get(self.completion_column)
         if self.verifies:
-            self._check_answer(cell(row, "answer_column", self.answer_column))
+            self._check_answer(cell(row, self, "answer_column"))
         others = {
             name: value for name, value in row.items() if name not in (self.prompt_column, self.completion_column)
         }

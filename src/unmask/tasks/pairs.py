@@ -36,10 +36,10 @@ class Pairs(RowsTask):
         return {}
 
     def _read(self, row: Row) -> Example:
-        chosen = cell(row, "chosen_column", self.chosen_column)
-        rejected = cell(row, "rejected_column", self.rejected_column)
+        chosen = cell(row, self, "chosen_column")
+        rejected = cell(row, self, "rejected_column")
         shared = self._shared(chosen, rejected)
-        prompt, messages = prompt_of(shared or cell(row, "prompt_column", self.prompt_column), self.prompt_column)
+        prompt, messages = prompt_of(shared or cell(row, self, "prompt_column"), self.prompt_column)
         if shared:
             chosen, rejected = chosen[-1:], rejected[-1:]
         pair = completion_of(chosen, self.chosen_column), completion_of(rejected, self.rejected_column)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,6 +30,10 @@ class FileTask(Task):
         """The first problems of a file. See Task.examples."""
         check_split(self, split)
         return self._files.examples(split, count)
+
+    def check_named(self, split: str) -> None:
+        """Raise UserError where no file is named that a split is read from; nothing is read."""
+        self._files.check_named(split)
 
     @property
     @abstractmethod
@@ -79,6 +84,10 @@ class RowsTask(Task):
         check_split(self, split)
         return self._rows.examples(split, count)
 
+    def check_named(self, split: str) -> None:
+        """Raise UserError where no data is named that a split is read from; nothing is read."""
+        self._rows.check_named(split)
+
     @cached_property
     def _rows(self) -> UserData:
         return UserData(
@@ -98,3 +107,10 @@ class RowsTask(Task):
 
     @abstractmethod
     def _read(self, row: Row) -> Example: ...
+
+
+def check_named(task: Task, splits: Iterable[str]) -> None:
+    """Raise UserError where a task of files names none that one of the splits is read from; nothing is read."""
+    if isinstance(task, FileTask | RowsTask):
+        for split in splits:
+            task.check_named(split)

@@ -131,6 +131,7 @@ class Run:
         if "monitor" in state:
             monitor.load(state["monitor"])
         self._tell_ranks(first)
+        self._tell_unmeasured()
         if self.is_main:
             cut_record(self.directory, first)  # what was recorded later is recorded again
         self.trainer.record_to(self.directory)
@@ -191,6 +192,12 @@ class Run:
             held_out = self.trainer.evaluators
             splits = [self.trainer.source.examples, *(each.examples for each in held_out.values())]
             tell_shown_answers(held_out["test"], splits)
+
+    def _tell_unmeasured(self) -> None:
+        """Say where no evaluation will have a figure."""
+        if self.is_main and not self.trainer.source.evaluation_passes:
+            name = self.trainer.recipe.task.name
+            message(f"held-out answers are not compared by task {name}: no figure is measured")
 
     def _log(self, name: str, state: dict[str, Any], then: Callable[[Mapping[str, Any]], None]) -> MetricsLog:
         if not self.is_main:

@@ -32,8 +32,8 @@ def is_on_hub(source: Source) -> bool:
 
 
 def shown(source: Source) -> str:
-    """What errors call it: its own name, or that it was given as rows."""
-    return source if isinstance(source, str) else "the rows given"
+    """What errors call it, as one thing: its own name, or that it was given as rows."""
+    return source if isinstance(source, str) else "the data given"
 
 
 def read_table(source: Source, config: str | None, split: str) -> list[Placed]:

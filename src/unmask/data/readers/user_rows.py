@@ -38,10 +38,15 @@ class UserData:
         chosen = self._test if split == "test" else self._train
         return [with_shots(example, self._shots) for example in chosen[:count]]
 
+    def check_named(self, split: str) -> None:
+        """Raise UserError where no data is named that a split is read from; nothing is read."""
+        if self.data is None and (split == "train" or self.test_data is None):
+            raise _no_data()
+
     @cached_property
     def _rows(self) -> list[Example]:
         if self.data is None:
-            raise UserError("the task reads the user's data; give task.data, a .jsonl, .json, .csv or .parquet file")
+            raise _no_data()
         return self._read(self.data, self.hub_split)
 
     @cached_property
@@ -100,6 +105,12 @@ class UserData:
         return examples
 
 
+def _no_data() -> UserError:
+    return UserError(
+        "the task reads the user's data; give task.data (--task.data FILE), a .jsonl, .json, .csv or .parquet file"
+    )
+
+
 def with_shots(example: Example, shots: list[Example]) -> Example:
     """The example with solved ones before it: as earlier turns of a conversation, or as text above the prompt."""
     if not shots:
@@ -123,10 +134,14 @@ def _without_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 # What a column may hold ----------------------------------------------------------------------------------------------
 
 
-def cell(row: Row, setting: str, column: str) -> Any:
+def cell(row: Row, task: Any, setting: str) -> Any:
     """The value of the column that a setting of the task names. Raises UserError where the row has no such column."""
+    column = getattr(task, setting)
     if column not in row:
-        raise UserError(f"there is no column {column!r}; set task.{setting} to one of {', '.join(row)}")
+        raise UserError(
+            f"there is no column {column!r}; set task.{setting} to one of {', '.join(row)} "
+            f"(in Python, {type(task).__name__}({setting}=...))"
+        )
     return row[column]
 
 

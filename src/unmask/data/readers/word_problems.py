@@ -90,6 +90,20 @@ class ProblemFiles:
             for example in chosen[:count]
         ]
 
+    def check_named(self, split: str) -> None:
+        """Raise UserError where no file is named that a split is read from; nothing is read."""
+        wanted = {"data": split == "test", "train_data": split == "train" or self.few_shot > 0}
+        for setting, path in (("train_data", self.train_data), ("data", self.data)):
+            if wanted[setting] and path is None:
+                raise self._no_file(setting)
+
+    def _no_file(self, setting: str) -> UserError:
+        flag, keys = setting.replace("_", "-"), ", ".join(f'"{name}": ...' for name in self.names)
+        return UserError(
+            f"{self.task} reads its problems from a file; give task.{setting} (--task.{flag} FILE), the path of a file "
+            f"of lines {{{keys}}}"
+        )
+
     @cached_property
     def _test(self) -> list[Example]:
         return self._read_file("data", self.data)
@@ -115,8 +129,5 @@ class ProblemFiles:
 
     def _read_file(self, setting: str, path: str | None) -> list[Example]:
         if path is None:
-            raise UserError(
-                f"{self.task} reads its problems from a file; give task.{setting}, the path of a file of lines "
-                f"{{{', '.join(f'{chr(34)}{name}{chr(34)}: ...' for name in self.names)}}}"
-            )
+            raise self._no_file(setting)
         return each_line(path, read_lines(path), 1, lambda line: self.read(self.row(line, self.names)))
