@@ -92,7 +92,7 @@ def test_gsm8k_refuses_faulty_files(tmp_path: Path, rows: str, message: str) -> 
 def test_gsm8k_refuses_faulty_settings(files: dict[str, str]) -> None:
     with pytest.raises(UserError, match=r"give task.data \(--task.data FILE\), the path of a file of lines .*question"):
         GSM8K().examples("test", 1, 0)
-    with pytest.raises(UserError, match=r"give --task\.train-data"):
+    with pytest.raises(UserError, match=r"give task\.train_data \(--task\.train-data FILE\)"):
         GSM8K(data=files["data"], few_shot=1).examples("test", 1, 0)
     with pytest.raises(UserError, match=r"few_shot is 4 and .* has fewer problems"):
         GSM8K(**files, few_shot=4).examples("test", 1, 0)
