@@ -215,18 +215,9 @@ def test_rows_that_train_are_shown_for_each_completion(driver, page):
     )
     assert shown == expected
     assert len(shown) == 2
-
-
-def test_one_row_is_told_as_one(driver, page):
-    show(driver, page)
-    told = js(
-        driver,
-        """const { group, trained } = unmaskPage.state;
-           group.rows.splice(group.rows.findIndex((row) => row.sample === 0), 1);
-           trained.show(group);
-           return [...document.querySelectorAll("#trained-choice option")].map((each) => each.textContent)""",
-    )
-    assert [text.rpartition(" · ")[2] for text in told] == ["1 row", "2 rows", "2 rows"]
+    one_less = "const { group, trained } = unmaskPage.state; group.rows.splice(0, 1); trained.show(group)"
+    told = js(driver, f"{one_less}; return document.querySelector('#trained-choice option').textContent")
+    assert told.endswith(" · 1 row")
 
 
 @pytest.mark.parametrize("dark", [False, True])
