@@ -90,7 +90,7 @@ def plan_of(gpus, **flags):
 
 
 def test_plan_totals_of_a_step_are_the_same_on_any_number_of_gpus(monkeypatch):
-    """16 prompts of 8 completions; where a GPU has no whole group, no completions of it share their first step."""
+    """16 prompts of 8 completions; on 16 and more no GPU has two of a prompt, which would share a first step."""
     monkeypatch.setattr("unmask.plan.memory.peak_bytes", lambda *arguments: 0)
     plans = [plan_of(f"{count}x80GB") for count in (1, 16, 24, 64)]
     flops = plans[0].totals.flops
@@ -100,7 +100,7 @@ def test_plan_totals_of_a_step_are_the_same_on_any_number_of_gpus(monkeypatch):
         assert plan.totals.flops.other == pytest.approx(flops.other, rel=1e-3)
         assert plan.totals.flops.rollout == pytest.approx(flops.rollout, rel=0.01)
         assert (plan.totals.forwards.trained, plan.totals.forwards.other) == (1024, 1024)
-    assert [plan.totals.forwards.rollout for plan in plans] == [16_272, 16_272, 16_384, 16_384]
+    assert [plan.totals.forwards.rollout for plan in plans] == [16_272, 16_384, 16_384, 16_384]
     assert [plan.work.at_once for plan in plans] == [128, 8, 6, 2]
 
 
@@ -124,7 +124,7 @@ def test_plan_of_a_cache_scores_each_group_once_again(monkeypatch):
 @pytest.mark.parametrize(
     ("gpus", "forwards", "said"),
     [
-        (16, "16,272", None),
+        (16, "16,384", None),
         (17, "16,384", "16 groups for 17 GPUs: 1 has nothing to train; raise rollout.prompts"),
         (64, "16,384", "16 groups for 64 GPUs: 48 have nothing to train; raise rollout.prompts"),
     ],

@@ -143,8 +143,8 @@ def _mask_and_end(
     mask_id = _token_id(directory, published, tokenizer, "mask") if mask_token_id is None else mask_token_id
     if mask_id is None:
         raise UserError(
-            f"model {model!r} names no mask token: add mask_token_id to its config.json; of an autoregressive model, "
-            "unmask convert makes one that has it"
+            f"model {model!r} names no mask token: add mask_token_id to its config.json, or give mask_token_id (in "
+            "Python); of an autoregressive model, unmask convert makes one that has it"
         )
     eos_id = _token_id(directory, published, tokenizer, "eos")
     if eos_id is None:

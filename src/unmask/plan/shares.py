@@ -46,11 +46,5 @@ class Shares:
 
     @property
     def alike(self) -> int:
-        """Neighbouring completions of a GPU that begin alike, and so share the forward of their first step.
-
-        Where GPUs divide the prompts, a group counts as if one GPU sampled it. Dealt over several, fewer of its
-        completions share, so the first step takes more forwards than counted, at most one a completion.
-        """
-        if self.prompts % self.ranks == 0:
-            return self.group_size
+        """Neighbouring completions of a GPU that begin alike, and so share the forward of their first step."""
         return self.group_size // self.ranks if self.group_size % self.ranks == 0 else 1

@@ -179,8 +179,7 @@ def work_of(
     """The Work of the rank with the most on canvases of these sizes."""
     terms = method.terms(EOS)
     record = record_of(terms)
-    length = canvas.completion
-    blocks = length // canvas.block_length
+    length, blocks = canvas.completion, canvas.completion // canvas.block_length
     steps = blocks * len(step_counts(rollout, length))
     group, offset = rollout.num_generations, block_offset(canvas)
     shares = Shares(prompts=rollout.prompts, group_size=group, ranks=ranks)
