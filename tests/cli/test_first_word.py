@@ -2,7 +2,7 @@
 
 import pytest
 
-from helpers.before_torch import END, Commands
+from helpers.before_torch import END
 
 METHOD = """
 import torch
@@ -18,13 +18,6 @@ class Mine(WD1):
 class Drawn(Random):
     name = "drawn"
 """
-
-
-@pytest.fixture(scope="module")
-def commands():
-    commands = Commands()
-    yield commands
-    commands.close()
 
 
 @pytest.fixture

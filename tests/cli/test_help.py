@@ -6,7 +6,6 @@ from functools import partial
 
 import pytest
 
-from helpers.before_torch import Commands
 from unmask.cli.main import main, parse
 from unmask.cli.subcommands import COMMANDS
 from unmask.methods import MDPO, METHODS, SPG, DiSPO
@@ -19,13 +18,6 @@ DISPO = partial(
     DiSPO, alpha=4.0, branches=32, degree=3.0, token_mean=True
 )  # of the default recipe, unless a method is named
 HEAVY = {"torch", "transformers", "accelerate", "numpy", "matplotlib", "rich", "tokenizers"}
-
-
-@pytest.fixture(scope="module")
-def commands():
-    commands = Commands()
-    yield commands
-    commands.close()
 
 
 @pytest.mark.parametrize(

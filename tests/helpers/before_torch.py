@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 END = 7  # the exit code where torch would be imported
 _SERVER = f"""
@@ -20,17 +21,17 @@ class End(MetaPathFinder):
 sys.meta_path.insert(0, End())
 from unmask.cli.main import main
 
-def run(words, place, outputs):
+def run(words, place, stdout, stderr, modules):
     os.chdir(place)
-    for descriptor, output in enumerate(outputs, start=1):
-        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), descriptor)
+    for descriptor, output in ((1, stdout), (2, stderr)):
+        os.dup2(os.open(output, os.O_WRONLY), descriptor)
     try:
         code = main(words)
     except SystemExit as end:
         code = end.code
     sys.stdout.flush()
-    imported = " ".join(sys.modules)
-    os.write(os.open(outputs[2], os.O_WRONLY | os.O_CREAT), imported.encode())
+    with open(modules, "w") as file:
+        file.write(" ".join(sys.modules))
     os._exit(code)
 
 for line in sys.stdin:
@@ -55,7 +56,7 @@ class Done:
 
 
 class Commands:
-    """A process that forks one for each command."""
+    """A process that forks one for each command: a context manager, at whose end it is gone."""
 
     def __init__(self) -> None:
         self._server = subprocess.Popen(
@@ -69,11 +70,14 @@ class Commands:
             file.write_text("")
         assert self._server.stdin
         assert self._server.stdout
-        print(json.dumps([words, str(where), [str(file) for file in files]]), file=self._server.stdin, flush=True)
+        print(json.dumps([words, str(where), *map(str, files)]), file=self._server.stdin, flush=True)
         code = int(self._server.stdout.readline())
         stdout, stderr, modules = (file.read_text() for file in files)
         return Done(code, stdout, stderr, frozenset(modules.split()))
 
-    def close(self) -> None:
-        with self._server:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._server:  # which ends with its input
             pass

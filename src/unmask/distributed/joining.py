@@ -28,8 +28,9 @@ def meeting(rank: int, size: int) -> Any:
 
     Raises UserError where they do not come, or another says that they are of another number.
     """
-    host, place = os.environ["MASTER_ADDR"], f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     _check_known(host)
+    place = f"{host}, port {port}"
     try:
         store = _interruptible(lambda: next(rendezvous("env://", rank, size, timeout=_MEETING))[0])
     except torch.distributed.DistError as error:

@@ -31,6 +31,11 @@ class Parts:
         """The amount of the whole training step."""
         return self.rollout + self.trained + self.other
 
+    @property
+    def rows(self) -> tuple[float, float, float, float]:
+        """The parts in their order, then the whole step."""
+        return self.rollout, self.trained, self.other, self.step
+
 
 @dataclass(frozen=True, kw_only=True)
 class Totals:

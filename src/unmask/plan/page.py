@@ -95,16 +95,12 @@ def _memory_rows(plan: Plan) -> list[list[str]]:
 
 
 def _cost_rows(plan: Plan) -> list[list[str]]:
-    forwards, flops, seconds = plan.totals.forwards, plan.totals.flops, plan.seconds
-    parts = {"rollout": "rollout", "update, with gradient": "trained", "update, without": "other", "together": "step"}
+    names = ("rollout", "update, with gradient", "update, without", "together")
+    amounts = (plan.totals.forwards.rows, plan.totals.flops.rows, plan.seconds.rows)
     return [
-        [name, *_amounts(getattr(forwards, part), getattr(flops, part)), _time(getattr(seconds, part))]
-        for name, part in parts.items()
+        [name, f"{round(forwards):,}", f"{flops / 1e15:.3g}", _time(seconds)]
+        for name, forwards, flops, seconds in zip(names, *amounts, strict=True)
     ]
-
-
-def _amounts(forwards: float, flops: float) -> tuple[str, str]:
-    return f"{round(forwards):,}", f"{flops / 1e15:.3g}"
 
 
 def _message_rows(plan: Plan) -> list[list[str]]:

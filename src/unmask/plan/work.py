@@ -193,12 +193,13 @@ def work_of(
     def denoising(samples: int) -> tuple[DenoisingForwards, ...]:
         return tuple(denoising_of(rollout, record, samples, shares.alike, canvas))
 
+    most = denoising(shares.most)
     return Work(
         shares=shares,
         at_once=min(shares.most, rollout.batch or shares.most),
         length=canvas.length,
-        denoising=denoising(shares.most),
-        fewer=denoising(shares.fewest),
+        denoising=most,
+        fewer=denoising(shares.fewest) if shares.with_more else most,
         guided=rollout.guidance_scale != 0,
         cached=is_exact(rollout, canvas) or approximate,
         terms=tuple(_term_work(term, dry, shares.groups, micro_batch, ranks) for term in terms),
