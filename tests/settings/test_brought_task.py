@@ -72,6 +72,14 @@ def test_of_a_model_without_a_task_it_is_said_until_one_is_named(command, place,
     assert not parse(command, COMMANDS[command], [])[1].task_is_missing
 
 
+def test_sample_of_a_prompt_needs_no_data_of_the_task_that_a_model_brings(place, tmp_path, monkeypatch, capsys):
+    shutil.copytree(place / "exported", tmp_path / "exported")
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", "--model", "exported", "--prompt", "1+2=", "--steps", "4"]) == 0
+    assert main(["sample", "--model", "exported", "--steps", "4"]) == 2
+    assert "rows.jsonl" in capsys.readouterr().err
+
+
 def test_sample_says_which_task_it_takes(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     main(["sample", "--model", "blank"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,14 +67,15 @@ def train(recipe: Recipe, options: Namespace) -> None:
         _print_summary(summary, run.directory)
 
 
-def _check_inputs(model: str | None, task: Task, splits: Iterable[str]) -> None:
+def _check_inputs(model: str | None, task: Task, splits: Collection[str]) -> None:
     """Raise UserError, before torch is imported, where the model on disk or a file of data is not there, or not named.
 
-    `splits`: those of the task that are read.
+    `splits`: those of the task that are read; where there are none, its files need not be there.
     """
     if model is not None:
         find_model(model)
-    check_data(task)
+    if splits:
+        check_data(task)
     check_named(task, splits)
 
 
