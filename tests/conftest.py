@@ -44,6 +44,15 @@ def llada_tiny():
 
 
 @pytest.fixture(scope="session")
+def commands():
+    """Runs commands of `unmask` until torch would be imported."""
+    from helpers.before_torch import Commands
+
+    with Commands() as commands:
+        yield commands
+
+
+@pytest.fixture(scope="session")
 def exact_llada_tiny(llada_tiny):
     """The same in float64: what published float32 numbers are off by is then their own rounding."""
     return copy.deepcopy(llada_tiny).double()
